@@ -1,0 +1,40 @@
+"""What a rasteriser is. Two backends: `geometry.raster_cpu` (numba) and, on a GPU, nvdiffrast."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fragments:
+    """For every pixel centre of every image: which face is in front, and where on it."""
+
+    face: Int32[np.ndarray, "images height width"]
+    """Face index; -1 where nothing is."""
+    bary: Float32[np.ndarray, "images height width 2"]
+    """Perspective-correct weights of corners 0 and 1 (corner 2 has the rest); 0 where nothing is."""
+    depth: Float32[np.ndarray, "images height width"]
+    """z / w in clip space; +inf where nothing is."""
+
+
+class Rasterizer(Protocol):
+    """Clip-space triangles to fragments. Row 0 of an image is clip y = -1, column 0 is clip x = -1."""
+
+    def rasterize(
+        self,
+        clip: Float32[np.ndarray, "images vertices 4"],
+        faces: Int32[np.ndarray, "faces 3"],
+        height: int,
+        width: int,
+    ) -> Fragments: ...
+
+    def interpolate(
+        self,
+        fragments: Fragments,
+        faces: Int32[np.ndarray, "faces 3"],
+        attributes: Float32[np.ndarray, "vertices channels"],
+    ) -> Float32[np.ndarray, "images height width channels"]:
+        """Vertex attributes at every fragment; 0 where nothing is."""
+        ...

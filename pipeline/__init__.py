@@ -1,0 +1,1 @@
+"""The dataset builder: preflight, load, judge, unwrap, render, bake, shard."""

@@ -1,0 +1,1 @@
+"""HTML reports of a dataset and of a demo run."""

@@ -1,0 +1,1 @@
+"""Where assets come from: each source lists `MeshRef`s."""

@@ -1,0 +1,1 @@
+"""What crosses a boundary between rooms: frozen, shaped, versioned records and their encodings."""

@@ -1,0 +1,108 @@
+"""Meshes as the pipeline hands them on: where one is, as loaded, and as unwrapped.
+
+Conventions, stated once:
+
+- Positions as loaded are in the asset's own glTF frame (right-handed, Y up); `geometry.frames.normalise` takes them to
+  the dataset frame (Z up, bounding box centred, largest side 2).
+- Texture coordinates have v pointing **up**: v = 1 is row 0 of an image. (glTF files store 1 - v; the loader flips.)
+- Base colour factors and vertex colours are linear RGBA in [0, 1]; texture images are sRGB-encoded RGB plus linear alpha.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, UInt8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution:
+    """Who made an asset and under which terms; carried into every sample."""
+
+    name: str = ""
+    licence: str = ""
+    attribution: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshRef:
+    """One planned asset."""
+
+    uid: str
+    """Key of the sample; `[A-Za-z0-9_-]{1,200}` only."""
+    uri: str
+    """Path of the main file, absolute."""
+    sha256: str | None = None
+    """Of the main file, when the source knows it."""
+    source: Attribution = Attribution()
+    caption: str = ""
+
+
+class Wrap(StrEnum):
+    REPEAT = "repeat"
+    MIRROR = "mirror"
+    CLAMP = "clamp"
+
+
+class AlphaMode(StrEnum):
+    OPAQUE = "opaque"
+    MASK = "mask"
+    BLEND = "blend"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texture:
+    """One image with its sampler."""
+
+    image: UInt8[np.ndarray, "height width 4"]
+    """RGB sRGB-encoded, A linear; row 0 is v = 1."""
+    wrap_u: Wrap = Wrap.REPEAT
+    wrap_v: Wrap = Wrap.REPEAT
+    nearest: bool = False
+    """Nearest instead of bilinear magnification."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """The part of a material that decides unlit base colour."""
+
+    base_color: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    """Linear RGBA factor."""
+    texture: int | None = None
+    """Index into `TexturedMesh.textures`."""
+    alpha_mode: AlphaMode = AlphaMode.OPAQUE
+    alpha_cutoff: float = 0.5
+    double_sided: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TexturedMesh:
+    """A whole asset as one indexed triangle mesh; node transforms applied, attributes per vertex."""
+
+    vertices: Float32[np.ndarray, "v 3"]
+    normals: Float32[np.ndarray, "v 3"]
+    """Unit vertex normals (authored where the file has them)."""
+    uv: Float32[np.ndarray, "v 2"]
+    """Coordinates of the base-colour texture, texture transform applied; 0 where a part has none."""
+    colors: Float32[np.ndarray, "v 4"]
+    """Vertex colours, linear RGBA; 1 where a part has none."""
+    faces: Int32[np.ndarray, "f 3"]
+    face_material: Int32[np.ndarray, " f"]
+    """Index into `materials`."""
+    face_has_uv: Bool[np.ndarray, " f"]
+    """False where the part of this face has no texture coordinates."""
+    materials: tuple[Material, ...]
+    textures: tuple[Texture, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UvMesh:
+    """The same surface with one UV layout in [0, 1]^2. Face i is face i of the `TexturedMesh` it came from; vertices are
+    split at chart borders."""
+
+    vertices: Float32[np.ndarray, "n 3"]
+    normals: Float32[np.ndarray, "n 3"]
+    uv: Float32[np.ndarray, "n 2"]
+    faces: Int32[np.ndarray, "f 3"]
+    layout: str
+    """`authored` or `xatlas`."""

@@ -1,0 +1,62 @@
+"""One sample of the dataset: what a shard stores and training reads."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from schemas.camera import Cameras
+from schemas.mesh import UvMesh
+
+
+class Regime(StrEnum):
+    """What a sample can teach."""
+
+    TEXTURED = "textured"
+    """Views and a trustworthy UV texture."""
+    MV_ONLY = "mv_only"
+    """Views and geometry, no UV texture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """Multi-view images. Row 0 is the top of the picture; everything is 0 outside the mask."""
+
+    rgb: UInt8[np.ndarray, "views height width 3"]
+    """Unlit base colour, sRGB, over black."""
+    mask: Bool[np.ndarray, "views height width"]
+    """Pixel centre covered by a face."""
+    position: Float32[np.ndarray, "views height width 3"]
+    """Position in the dataset frame, [-1, 1]."""
+    normal: Float32[np.ndarray, "views height width 3"]
+    """Interpolated vertex normal, world space, unit length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UvMaps:
+    """Texture-space maps. Row 0 is v = 1 (image orientation). Colour is dilated beyond the mask; position and normal are
+    0 outside it."""
+
+    rgb: UInt8[np.ndarray, "height width 3"]
+    mask: Bool[np.ndarray, "height width"]
+    """Texel centre covered by a face."""
+    position: Float32[np.ndarray, "height width 3"]
+    normal: Float32[np.ndarray, "height width 3"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextureSample:
+    """A mesh seen from V cameras and, in the textured regime, its UV maps and unwrapped mesh."""
+
+    uid: str
+    regime: Regime
+    views: Views
+    cameras: Cameras
+    uv: UvMaps | None
+    mesh: UvMesh | None
+    """Dataset frame; present exactly when `uv` is."""
+    meta: dict[str, Any]
+    """The sample's JSON: `uid, schema_version, source {name, uri, licence, attribution}, caption, regime,
+    cameras {world_to_cam, projection}, frame {center [3], scale}, measurements {...}`."""

@@ -1,0 +1,43 @@
+"""Run-time shape checks on our packages, and the shared assets where they are present."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+CHECKED = [
+    "schemas",
+    "geometry.frames",
+    "geometry.cameras",
+    "geometry.raster",
+    "pipeline",
+    "training",
+]
+"""Packages whose annotations are checked at run time (numba kernels cannot be wrapped)."""
+
+install_import_hook(CHECKED, "beartype.beartype")
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def shared(name: str) -> Path:
+    return REPO.parent / "shared" / name
+
+
+@pytest.fixture(scope="session")
+def assets_dir() -> Path:
+    """Folder of real 3D assets: $SEQTEX_ASSETS, else ../shared/assets."""
+    path = Path(os.environ.get("SEQTEX_ASSETS", shared("assets")))
+    if not (path / "assets.json").is_file():
+        pytest.skip(f"shared assets are absent ({path}); set SEQTEX_ASSETS to their folder to run this test")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of reference numbers: $SEQTEX_GOLDEN, else ../shared/golden."""
+    path = Path(os.environ.get("SEQTEX_GOLDEN", shared("golden")))
+    if not (path / "cameras.json").is_file():
+        pytest.skip(f"golden numbers are absent ({path}); set SEQTEX_GOLDEN to their folder to run this test")
+    return path

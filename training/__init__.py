@@ -1,0 +1,1 @@
+"""SeqTex training and sampling on the shards that `pipeline` writes."""

@@ -1,0 +1,1 @@
+"""The SeqTex transformer and its weights."""
