@@ -133,9 +133,7 @@ class Outcome:
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:
-    return {"int | None": pa.int64(), "float | None": pa.float64(), "str | None": pa.string()}[
-        str(annotation)
-    ]
+    return {"int | None": pa.int64(), "float | None": pa.float64(), "str | None": pa.string()}[str(annotation)]
 
 
 LEDGER_SCHEMA = pa.schema(
