@@ -1,0 +1,14 @@
+"""Errors that a user can mend. Their message names the file, the reason and the remedy; the command line prints it
+without a traceback."""
+
+
+class UserError(Exception):
+    """The work could not be done with what was given: exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """The command was asked for something that does not exist: exit code 2."""
+
+    exit_code = 2
