@@ -1,5 +1,5 @@
-"""Cameras. Stated once: world is Z up; `world_to_cam` looks down -z with +y up (OpenGL); `projection` maps to clip space
-with y pointing **down**, so that image row 0 is the top of the picture. clip = projection @ world_to_cam @ (x, 1)."""
+"""Cameras. Stated once: world is Z up; `world_to_cam` looks down -z with +y up (OpenGL); `projection` maps to clip
+space with y pointing **down**, so that image row 0 is the top. clip = projection @ world_to_cam @ (x, 1)."""
 
 from dataclasses import dataclass
 

@@ -5,7 +5,7 @@ Conventions, stated once:
 - Positions as loaded are in the asset's own glTF frame (right-handed, Y up); `geometry.frames.normalise` takes them to
   the dataset frame (Z up, bounding box centred, largest side 2).
 - Texture coordinates have v pointing **up**: v = 1 is row 0 of an image. (glTF files store 1 - v; the loader flips.)
-- Base colour factors and vertex colours are linear RGBA in [0, 1]; texture images are sRGB-encoded RGB plus linear alpha.
+- Base colour factors and vertex colours are linear RGBA in [0, 1]; texture images are sRGB RGB plus linear alpha.
 """
 
 from dataclasses import dataclass
@@ -97,8 +97,8 @@ class TexturedMesh:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UvMesh:
-    """The same surface with one UV layout in [0, 1]^2. Face i is face i of the `TexturedMesh` it came from; vertices are
-    split at chart borders."""
+    """The same surface with one UV layout in [0, 1]^2. Face i is face i of the `TexturedMesh` it came from; vertices
+    are split at chart borders."""
 
     vertices: Float32[np.ndarray, "n 3"]
     normals: Float32[np.ndarray, "n 3"]

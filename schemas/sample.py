@@ -36,8 +36,8 @@ class Views:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UvMaps:
-    """Texture-space maps. Row 0 is v = 1 (image orientation). Colour is dilated beyond the mask; position and normal are
-    0 outside it."""
+    """Texture-space maps. Row 0 is v = 1 (image orientation). Colour is dilated beyond the mask; position and normal
+    are 0 outside it."""
 
     rgb: UInt8[np.ndarray, "height width 3"]
     mask: Bool[np.ndarray, "height width"]

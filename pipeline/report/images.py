@@ -1,0 +1,27 @@
+"""Arrays to pictures for a page."""
+
+import base64
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+
+def as_rgb(direction_or_position: Float32[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """A map in [-1, 1] as colours: (x + 1) / 2, so that 0 is mid-grey."""
+    return np.clip((direction_or_position + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+
+
+def side_by_side(images: UInt8[np.ndarray, "count height width 3"]) -> UInt8[np.ndarray, "height all_widths 3"]:
+    return np.concatenate(list(images), axis=1)
+
+
+def data_uri(image: UInt8[np.ndarray, "height width 3"], height: int | None = None) -> str:
+    """A PNG as a data: URI, scaled down to `height` pixels when it is taller."""
+    picture = Image.fromarray(image)
+    if height is not None and picture.height > height:
+        picture = picture.resize((round(picture.width * height / picture.height), height), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,169 @@
+"""One self-contained HTML page: what became of the assets, what the samples look like, and any further sections."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+
+from pipeline.report.images import as_rgb, data_uri, side_by_side
+from schemas.ledger import Reason, Status
+from schemas.sample import Regime, TextureSample
+
+THUMBNAIL_PX = 160
+"""Height of one row of a contact sheet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunnelStep:
+    """How many assets ended in one way."""
+
+    label: str
+    count: int
+    share: float
+    tone: str
+    """CSS class: `textured`, `mv_only`, `rejected` or `failed`."""
+    uids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A picture with its caption."""
+
+    src: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A headed part of the page: text, a table, figures, ready-made SVG; each may be missing."""
+
+    title: str
+    text: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    figures: Sequence[Figure] = ()
+    svg: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleCard:
+    """One sample of the contact sheet."""
+
+    uid: str
+    regime: str
+    caption: str
+    facts: str
+    licence: str
+    figures: Sequence[Figure] = field(default_factory=tuple)
+
+
+def funnel(rows: Sequence[dict[str, Any]]) -> list[FunnelStep]:
+    """Ledger rows grouped by what became of them, largest group first: accepted ones by regime (and why they are
+    multi-view-only), the others by reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        status, regime, reason = row["status"], row["regime"], row["reason"]
+        if status == Status.ACCEPTED:
+            label = "textured" if regime == Regime.TEXTURED else f"multi-view only: {_words(reason)}"
+            groups.setdefault((str(regime), label), []).append(row["uid"])
+        else:
+            groups.setdefault((status, f"{status}: {_words(reason)}"), []).append(row["uid"])
+    order = [str(tone) for tone in (Regime.TEXTURED, Regime.MV_ONLY, Status.REJECTED, Status.FAILED)]
+    steps = [
+        FunnelStep(label=label, count=len(uids), share=len(uids) / len(rows), tone=tone, uids=tuple(uids))
+        for (tone, label), uids in groups.items()
+    ]
+    return sorted(steps, key=lambda s: (order.index(s.tone), -s.count, s.label))
+
+
+def _words(reason: Reason | str | None) -> str:
+    return str(reason).replace("_", " ") if reason else "no reason given"
+
+
+def sample_card(sample: TextureSample) -> SampleCard:
+    """Colour, normal and position of the views, then the UV maps."""
+    views = sample.views
+    sheets = [
+        ("views: colour", side_by_side(views.rgb)),
+        ("views: normal", side_by_side(as_rgb(views.normal) * views.mask[..., None])),
+        ("views: position", side_by_side(as_rgb(views.position) * views.mask[..., None])),
+    ]
+    if sample.uv is not None:
+        uv = sample.uv
+        maps = np.stack([uv.rgb, as_rgb(uv.normal) * uv.mask[..., None], as_rgb(uv.position) * uv.mask[..., None]])
+        sheets.append(("UV: colour, normal, position", side_by_side(maps)))
+    measured = sample.meta.get("measurements", {})
+    facts = [f"{measured['faces']:,} faces"] if measured.get("faces") else []
+    facts += [f"{measured['layout']} UVs"] if measured.get("layout") else []
+    facts += [f"round trip {measured['round_trip_psnr']:.1f} dB"] if measured.get("round_trip_psnr") else []
+    source = sample.meta["source"]
+    return SampleCard(
+        uid=sample.uid,
+        regime=str(sample.regime),
+        caption=sample.meta["caption"],
+        facts=", ".join(facts),
+        licence=", ".join(filter(None, (source["licence"], source["attribution"]))),
+        figures=[Figure(src=data_uri(image, THUMBNAIL_PX), caption=name) for name, image in sheets],
+    )
+
+
+def rejections(rows: Sequence[dict[str, Any]]) -> Section:
+    """Every asset that is not in the dataset, and why."""
+    lost = [row for row in rows if row["status"] != Status.ACCEPTED]
+    return Section(
+        title="Not in the dataset",
+        text="" if lost else "Every planned asset was accepted.",
+        columns=("asset", "status", "reason", "detail") if lost else (),
+        rows=[(row["uid"], row["status"], _words(row["reason"]), row["detail"]) for row in lost],
+    )
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float], width: int = 720, height: int = 220) -> str:
+    """The training loss as SVG: every logged value, and its running mean over a twentieth of the run; log scale."""
+    values = np.asarray(losses, dtype=np.float64)
+    window = max(1, len(values) // 20)
+    padded = np.concatenate([np.full(window - 1, values[0]), values])
+    smooth = np.convolve(padded, np.ones(window) / window, mode="valid")
+    low, high = np.log10(values.min()), np.log10(values.max())
+    span = max(high - low, 1e-9)
+    x = 50 + (width - 60) * np.linspace(0, 1, len(values))
+
+    def points(series: np.ndarray) -> str:
+        y = 10 + (height - 40) * (high - np.log10(series)) / span
+        return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+
+    labels = [(10, values.max()), (height - 30, values.min())]
+    texts = "".join(f'<text x="44" y="{y + 4}" text-anchor="end">{value:.3g}</text>' for y, value in labels)
+    ends = f'<text x="50" y="{height - 8}">step {steps[0]}</text>'
+    ends += f'<text x="{width - 10}" y="{height - 8}" text-anchor="end">step {steps[-1]}</text>'
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="training loss, log scale">'
+        f'<polyline class="raw" points="{points(values)}"/><polyline class="mean" points="{points(smooth)}"/>'
+        f"{texts}{ends}</svg>"
+    )
+
+
+def render_page(
+    *,
+    title: str,
+    summary: str,
+    rows: Sequence[dict[str, Any]],
+    samples: Sequence[TextureSample],
+    sections: Sequence[Section] = (),
+) -> str:
+    """HTML of the whole page. Names, captions and details of assets are untrusted text and are escaped."""
+    here = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html").render(
+        title=title,
+        summary=summary,
+        planned=len(rows),
+        funnel=funnel(rows),
+        cards=[sample_card(sample) for sample in samples],
+        sections=sections,
+        rejections=rejections(rows),
+        style=(here / "page.css").read_text(),
+    )
