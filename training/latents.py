@@ -1,0 +1,211 @@
+"""Images to latents and prompts to features: the Wan VAE and UMT5, and embedded stand-ins that need no download."""
+
+import html
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+DOWNSCALE = 8
+CHANNELS = 16
+MAX_CACHED_PROMPTS = 4096
+
+
+class LatentCodec(Protocol):
+    """Every frame on its own: images [b, f, h, w, 3] in [0, 1] to normalised latents [b, 16, f, h / 8, w / 8] and back.
+
+    Position and normal maps in [-1, 1] enter as (x + 1) / 2. Decoded images are not clamped.
+    """
+
+    name: str
+    downscale: int
+    channels: int
+
+    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]: ...
+
+    def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]: ...
+
+
+class TextEncoder(Protocol):
+    """Prompts to features [b, length, text_dim], zero after each prompt's last token."""
+
+    name: str
+    text_dim: int
+
+    def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]: ...
+
+
+def _check_size(images: Tensor) -> None:
+    height, width = images.shape[2:4]
+    if height % DOWNSCALE or width % DOWNSCALE:
+        raise ValueError(
+            f"images are {height} x {width}; both sides must be multiples of {DOWNSCALE}: resize or pad them"
+        )
+
+
+# Rec. 601 full range (JPEG): RGB to Y, Cb, Cr, the last two centred on 0.
+RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+# (row frequency, column frequency) in JPEG's zig-zag order.
+ZIGZAG = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
+KEPT = (10, 3, 3)
+"""Coefficients kept of Y, Cb and Cr."""
+
+
+def _basis_blocks(colors: Float[np.ndarray, "3 rgb"]) -> Float[np.ndarray, "16 192"]:
+    """Blocks (row, column, rgb) of the kept waves of the orthonormal DCT-II, each in its component's colour; float64."""
+    places = np.arange(DOWNSCALE)
+    waves = np.cos(np.pi * np.outer(places, places + 0.5) / DOWNSCALE) * np.sqrt(2 / DOWNSCALE)
+    waves[0] /= math.sqrt(2)
+    blocks = [
+        np.einsum("r,c,k->rck", waves[row], waves[column], color).ravel()
+        for color, count in zip(colors, KEPT, strict=True)
+        for row, column in ZIGZAG[:count]
+    ]
+    return np.stack(blocks)
+
+
+class DctCodec:
+    """The lowest 8 x 8 DCT coefficients of an image as its latent: 16 channels at 1/8 resolution, with no weights.
+
+    Channels 0-9 are Y, 10-12 Cb, 13-15 Cr, each (coefficient - MEAN) / STD. Linear and differentiable; dropped
+    coefficients decode as zero. Real 1024 x 1024 textures come back at 27 to 38 dB.
+    """
+
+    name = "dct"
+    downscale = DOWNSCALE
+    channels = CHANNELS
+
+    MEAN = (3.0,) + (0.0,) * 15
+    STD = (2.0,) + (0.3,) * 15
+
+    def __init__(self) -> None:
+        rgb_to_ycbcr = np.array(RGB_TO_YCBCR)
+        mean, std = np.array(self.MEAN), np.array(self.STD)
+        analysis, synthesis = _basis_blocks(rgb_to_ycbcr), _basis_blocks(np.linalg.inv(rgb_to_ycbcr).T)
+        self._encode_weight = torch.from_numpy(analysis / std[:, None])
+        self._encode_bias = torch.from_numpy(-mean / std)
+        self._decode_weight = torch.from_numpy(np.ascontiguousarray((synthesis * std[:, None]).T))
+        self._decode_bias = torch.from_numpy(mean @ synthesis)
+
+    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]:
+        _check_size(images)
+        blocks = rearrange(images, "b f (h p) (w q) c -> b f h w (p q c)", p=DOWNSCALE, q=DOWNSCALE)
+        latents = F.linear(blocks, self._encode_weight.to(images), self._encode_bias.to(images))
+        return rearrange(latents, "b f h w z -> b z f h w")
+
+    def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
+        blocks = rearrange(latents, "b z f h w -> b f h w z")
+        blocks = F.linear(blocks, self._decode_weight.to(latents), self._decode_bias.to(latents))
+        return rearrange(blocks, "b f h w (p q c) -> b f (h p) (w q) c", p=DOWNSCALE, q=DOWNSCALE)
+
+
+class WanCodec:
+    """The Wan VAE of diffusers, each frame encoded as a first frame (no compression in time), mean of the posterior.
+
+    Images in [0, 1] enter as they are, not rescaled to [-1, 1]: so the released weights were trained.
+    """
+
+    name = "wan"
+    downscale = DOWNSCALE
+    channels = CHANNELS
+
+    def __init__(
+        self, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        """path: a directory or hub repository with the VAE at its root or in its folder "vae"."""
+        from diffusers import AutoencoderKLWan  # seconds to import, and the embedded codec does without
+
+        self.vae = AutoencoderKLWan.from_pretrained(path, torch_dtype=dtype, **_subfolder(path, "vae")).to(device)
+        self.vae.requires_grad_(False).eval()
+        scale = 2 ** sum(1 for _ in self.vae.config.dim_mult[1:])
+        if self.vae.config.z_dim != CHANNELS or scale != DOWNSCALE:
+            raise ValueError(
+                f"the VAE in {path} has {self.vae.config.z_dim} channels at 1/{scale}; 16 at 1/8 are needed"
+            )
+        statistics = (torch.tensor(self.vae.config.latents_mean), torch.tensor(self.vae.config.latents_std))
+        self._mean, self._std = (values.to(device).view(1, -1, 1, 1, 1) for values in statistics)
+
+    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]:
+        _check_size(images)
+        frames = rearrange(images, "b f h w c -> (b f) c 1 h w").to(self.vae.dtype)
+        # One frame at a time bounds the memory at any batch size.
+        means = [self.vae.encode(frame).latent_dist.mode() for frame in frames.split(1)]
+        latents = (torch.cat(means).float() - self._mean) / self._std
+        return rearrange(latents, "(b f) z 1 h w -> b z f h w", b=images.shape[0])
+
+    def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
+        frames = rearrange(latents, "b z f h w -> (b f) z 1 h w") * self._std + self._mean
+        images = [self.vae.decode(frame).sample for frame in frames.to(self.vae.dtype).split(1)]
+        return rearrange(torch.cat(images).float(), "(b f) c 1 h w -> b f h w c", b=latents.shape[0])
+
+
+class NullTextEncoder:
+    """Zeros for every prompt. Equal tokens attend like one, so length 1 conditions exactly as Wan's 512 would."""
+
+    name = "none"
+
+    def __init__(self, text_dim: int, length: int = 1) -> None:
+        self.text_dim = text_dim
+        self.length = length
+
+    def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]:
+        return torch.zeros(len(prompts), self.length, self.text_dim)
+
+
+class Umt5Encoder:
+    """Wan's text encoder: UMT5 features of up to `length` tokens, zeros after the prompt's end.
+
+    Features of prompts already seen are remembered (on the CPU, without the zeros).
+    """
+
+    name = "umt5"
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        length: int = 512,
+    ) -> None:
+        """path: a directory or hub repository, encoder and tokenizer at its root or in "text_encoder" and "tokenizer"."""
+        from transformers import AutoTokenizer, UMT5EncoderModel  # seconds to import, and only prompts need it
+
+        encoder = UMT5EncoderModel.from_pretrained(path, dtype=dtype, **_subfolder(path, "text_encoder"))
+        self.encoder = encoder.to(device).requires_grad_(False).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path, **_subfolder(path, "tokenizer"))
+        self.text_dim = encoder.config.d_model
+        self.length = length
+        self._features = lru_cache(MAX_CACHED_PROMPTS)(self._encode_one)
+
+    def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]:
+        features = torch.zeros(len(prompts), self.length, self.text_dim, device=self.encoder.device)
+        for row, prompt in zip(features, prompts, strict=True):
+            known = self._features(_clean(prompt))
+            row[: len(known)] = known.to(row)
+        return features
+
+    @torch.no_grad()
+    def _encode_one(self, prompt: str) -> Float[Tensor, "n d"]:
+        tokens = self.tokenizer(
+            [prompt], padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        ).to(self.encoder.device)
+        features = self.encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
+        return features[: int(tokens.attention_mask.sum())].cpu()
+
+
+def _clean(prompt: str) -> str:
+    """Character entities resolved, runs of white space made one, as Wan's pipeline does."""
+    return " ".join(html.unescape(html.unescape(prompt)).split())
+
+
+def _subfolder(path: str | Path, name: str) -> dict[str, Any]:
+    """Where in a Wan repository a part lies: its own folder, unless path is that part's own directory."""
+    own_directory = Path(path).is_dir() and not (Path(path) / name).is_dir()
+    return {} if own_directory else {"subfolder": name}

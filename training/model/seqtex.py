@@ -1,0 +1,196 @@
+"""The SeqTex transformer: views and one UV map denoised together (https://arxiv.org/abs/2507.04285)."""
+
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from training.model.layers import (
+    Block,
+    Branch,
+    Rope,
+    TimeTextEmbedding,
+    modulated_norm,
+    rope_dims,
+    rope_of_both,
+    rope_of_grid,
+)
+
+LORA_TARGETS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
+"""Layers of the view branch that carry LoRA in the released weights (regular expression on module names)."""
+
+
+class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):
+    """Two-branch diffusion transformer with the parameter names of the released checkpoint.
+
+    Each branch's input is 3 * in_channels deep: noisy RGB latent, position latent, normal latent. The output is the
+    flow (noise minus clean latent), out_channels deep. View tokens never read UV tokens.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ("patch_embedding", "condition_embedder", "norm")
+    _no_split_modules = ("Block",)
+    _keep_in_fp32_modules = (
+        "time_embedder", "scale_shift_table", "scale_shift_table_uv", "norm2", "normuv2", "norm_q", "norm_k",
+    )  # fmt: skip
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, ...] | list[int] = (1, 2, 2),
+        num_attention_heads: int = 12,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 8960,
+        num_layers: int = 30,
+        cross_attn_norm: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        rope_max_seq_len: int = 1024,
+        lora_rank: int = 0,
+        lora_alpha: float = 64,
+    ) -> None:
+        super().__init__()
+        _check_config(patch_size, attention_head_dim, freq_dim, qk_norm)
+        dim = num_attention_heads * attention_head_dim
+        patch = tuple(patch_size)
+
+        def embedding() -> nn.Conv3d:
+            return nn.Conv3d(in_channels, dim, kernel_size=patch, stride=patch)
+
+        self.patch_embedding = embedding()
+        self.pos_patch_embedding = embedding()
+        self.norm_patch_embedding = embedding()
+        self.condition_embedder = TimeTextEmbedding(dim, freq_dim, text_dim)
+        self.blocks = nn.ModuleList(
+            [Block(dim, ffn_dim, num_attention_heads, cross_attn_norm, eps) for _ in range(num_layers)]
+        )
+        self.proj_out = nn.Linear(dim, out_channels * patch[1] * patch[2])
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.scale_shift_table_uv = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.gradient_checkpointing = False
+        self._init_weights()
+        if lora_rank:
+            _add_lora(self, lora_rank, lora_alpha)
+
+    def _init_weights(self) -> None:
+        """Wan's own initialisation; each geometry caster starts at zero, as the paper's."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv3d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                nn.init.zeros_(module.bias)
+        for mlp in (self.condition_embedder.time_embedder, self.condition_embedder.text_embedder):
+            nn.init.normal_(mlp.linear_1.weight, std=0.02)
+            nn.init.normal_(mlp.linear_2.weight, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.geometry_caster.weight)
+        nn.init.zeros_(self.proj_out.weight)
+
+    def forward(
+        self,
+        mv: Float[Tensor, "b c_in views h w"],
+        uv: Float[Tensor, "b c_in 1 uv_h uv_w"] | None,
+        timestep: Float[Tensor, "b views+1"],
+        text: Float[Tensor, "b l text_dim"],
+    ) -> tuple[Float[Tensor, "b c_out views h w"], Float[Tensor, "b c_out 1 uv_h uv_w"] | None]:
+        """Flow of the views and of the UV map.
+
+        timestep is in [0, 1000], one per view and last the UV map's. With uv=None the UV branch is skipped: the same
+        view flow and the same gradients, in less than half the time, and None for the UV flow.
+        """
+        views, grid = mv.shape[2], self._token_grid(mv)
+        head_dim, device = self.config.attention_head_dim, mv.device
+        embedding, modulation = self.condition_embedder.time(timestep)
+        text = self.condition_embedder.text(text)
+        x_mv, mv_geometry = self._embed(mv)
+        mv_rope = rope_of_grid(0, views, *grid, head_dim, device)
+        mv_branch = Branch(mv_geometry, modulation[:, :views], mv_rope)
+        x_uv: Tensor | None = None
+        uv_branch: Branch | None = None
+        both_rope: Rope | None = None
+        if uv is not None:
+            uv_grid = self._token_grid(uv)
+            x_uv, uv_geometry = self._embed(uv)
+            uv_branch = Branch(uv_geometry, modulation[:, views:], rope_of_grid(views, 1, *uv_grid, head_dim, device))
+            both_rope = rope_of_both((views, *grid), uv_grid, head_dim, device)
+
+        for block in self.blocks:
+            arguments = (x_mv, x_uv, text, mv_branch, uv_branch, both_rope)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x_mv, x_uv = self._gradient_checkpointing_func(block, *arguments)
+            else:
+                x_mv, x_uv = block(*arguments)
+
+        mv_flow = self._flow(x_mv, self.scale_shift_table, embedding[:, :views], grid)
+        if x_uv is None:
+            return mv_flow, None
+        return mv_flow, self._flow(x_uv, self.scale_shift_table_uv, embedding[:, views:], uv_grid)
+
+    def _token_grid(self, latents: Tensor) -> tuple[int, int]:
+        """Rows and columns of tokens per frame."""
+        _, patch_h, patch_w = self.config.patch_size
+        channels, frames, height, width = latents.shape[1:]
+        if height % patch_h or width % patch_w or channels != 3 * self.config.in_channels:
+            raise ValueError(
+                f"latents are {channels} channels of {height} x {width}; the model takes {3 * self.config.in_channels} "
+                f"channels (rgb, position, normal) and multiples of {patch_h} x {patch_w}"
+            )
+        if max(frames + 1, height // patch_h, width // patch_w) > self.config.rope_max_seq_len:
+            raise ValueError(
+                f"latents of {frames} x {height} x {width} pass rope_max_seq_len={self.config.rope_max_seq_len}"
+            )
+        return height // patch_h, width // patch_w
+
+    def _embed(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of the RGB latent and of the geometry, each [b, frames * rows * columns, dim]."""
+        _, p, q = self.config.patch_size
+        tokens = rearrange(latents, "b c f (h p) (w q) -> b (f h w) (c p q)", p=p, q=q)
+        # A convolution whose stride is its kernel is a linear layer on patches, and faster as one.
+        rgb, position, normal = tokens.to(self.patch_embedding.weight.dtype).chunk(3, dim=-1)
+        geometry = _linear(position, self.pos_patch_embedding) + _linear(normal, self.norm_patch_embedding)
+        return _linear(rgb, self.patch_embedding), geometry
+
+    def _flow(self, x: Tensor, table: Tensor, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+        shift, scale = (table + embedding[:, :, None]).unbind(2)
+        patches = self.proj_out(modulated_norm(x, shift, scale, self.config.eps))
+        _, p, q = self.config.patch_size
+        h, w = grid
+        return rearrange(patches, "b (f h w) (p q c) -> b c f (h p) (w q)", h=h, w=w, p=p, q=q)
+
+    @classmethod
+    def from_pretrained(cls, path: str | PathLike[str], **options: Any) -> "SeqTexTransformer3DModel":
+        """The model in a local directory or hub repository: ours or the released layout (see checkpoint.load_model)."""
+        from training.model.checkpoint import load_model
+
+        return load_model(path, **options)
+
+
+def _linear(tokens: Tensor, convolution: nn.Conv3d) -> Tensor:
+    return F.linear(tokens, convolution.weight.flatten(1), convolution.bias)
+
+
+def _check_config(patch_size: tuple[int, ...] | list[int], head_dim: int, freq_dim: int, qk_norm: str) -> None:
+    if len(patch_size) != 3 or patch_size[0] != 1:
+        raise ValueError(f"patch_size is {tuple(patch_size)}; it must be (1, p, q): every frame has its own timestep")
+    if qk_norm != "rms_norm_across_heads":
+        raise ValueError(f"qk_norm is {qk_norm!r}; only 'rms_norm_across_heads' exists")
+    if freq_dim % 2 or head_dim % 2 or min(rope_dims(head_dim)) < 2:
+        raise ValueError(f"freq_dim {freq_dim} and attention_head_dim {head_dim} must be even, the latter at least 6")
+
+
+def _add_lora(model: nn.Module, rank: int, alpha: float) -> None:
+    """Wrap the layers of LORA_TARGETS in peft's LoRA, with all parameters left trainable (the caller freezes)."""
+    from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and only LoRA models need it
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS, lora_dropout=0.0, bias="none")
+    inject_adapter_in_model(config, model, adapter_name="default")
+    model.requires_grad_(True)
