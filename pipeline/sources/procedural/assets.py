@@ -1,0 +1,268 @@
+"""One asset from (seed, index): shape, pattern, kind, bytes."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from pipeline.sources.procedural.atlas import Cell, Part, layout, paint, part
+from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
+from pipeline.sources.procedural.objects import BUILDERS, Detail
+from pipeline.sources.procedural.patches import Patch, cells, faceted, rotation_z
+from pipeline.sources.procedural.patterns import Pattern, draw_pattern
+
+TEXTURE_SIZE = 256
+DENSE_FACES = 48_000
+"""Beyond what the pipeline unwraps by default (40 000)."""
+
+
+class Kind(StrEnum):
+    """What an asset is for."""
+
+    TEXTURED = "textured"
+    """One material, one texture, clean authored UVs."""
+    MATERIALS = "materials"
+    """Two materials and textures on one shared layout without overlap."""
+    OVERLAPPING = "overlapping"
+    """Two materials and textures, each with a layout of its own over the whole UV square."""
+    VERTEX_COLORS = "vertex_colors"
+    FLAT_COLORS = "flat_colors"
+    """A material of one colour for each group of faces; no UVs, no texture."""
+    DENSE = "dense"
+    """Vertex colours on more faces than are unwrapped: fit for views only."""
+    GREY = "grey"
+    """Clean UVs, no texture: to be rejected."""
+    TRUNCATED = "truncated"
+    BAD_MAGIC = "bad_magic"
+    NAN_POSITIONS = "nan_positions"
+    INDEX_RANGE = "index_range"
+    INVALID_JSON = "invalid_json"
+
+
+BROKEN = (Kind.TRUNCATED, Kind.BAD_MAGIC, Kind.NAN_POSITIONS, Kind.INDEX_RANGE, Kind.INVALID_JSON)
+_TURNS: tuple[tuple[Kind, ...], ...] = (
+    (Kind.TEXTURED,),
+    (Kind.TEXTURED,),
+    (Kind.MATERIALS, Kind.OVERLAPPING),
+    (Kind.TEXTURED,),
+    (Kind.VERTEX_COLORS, Kind.FLAT_COLORS),
+    (Kind.TEXTURED,),
+    (Kind.DENSE,),
+    (Kind.TEXTURED,),
+    (Kind.GREY, Kind.TEXTURED),
+    BROKEN,
+)
+"""Kinds for index % 10, taken in turn by index // 10."""
+
+
+def kind_of(index: int) -> Kind:
+    """The kind of an asset in the mixed source: a function of its index alone."""
+    turn = _TURNS[index % len(_TURNS)]
+    return turn[index // len(_TURNS) % len(turn)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """An asset before it becomes bytes, in the normalised frame (Z up, centred, largest side 2)."""
+
+    noun: str
+    kind: Kind
+    patches: tuple[Patch, ...]
+    pattern: Pattern
+    caption: str
+    node: dict[str, Any]
+    """Transform of the glTF node."""
+    offset: Float[np.ndarray, "3"]
+    scale: float
+    """Asset position = normalised position (turned to Y up) * scale + offset, then the node's transform."""
+
+
+def _samples(
+    patches: Sequence[Patch],
+) -> tuple[Float[np.ndarray, "f 3"], Float[np.ndarray, "f 3"], Float[np.ndarray, " f"]]:
+    """Centre, vertex-normal mean and area of every face."""
+    centers, normals, areas = [], [], []
+    for patch in patches:
+        faces = cells(patch)
+        corners = patch.positions.reshape(-1, 3)[faces]
+        mean = patch.normals.reshape(-1, 3)[faces].mean(axis=1)
+        centers.append(corners.mean(axis=1))
+        normals.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9))
+        areas.append(np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2)
+    return np.concatenate(centers), np.concatenate(normals), np.concatenate(areas)
+
+
+def normalised(patches: Sequence[Patch]) -> list[Patch]:
+    """Bounding box centred at the origin, largest side 2."""
+    points = np.concatenate([p.positions.reshape(-1, 3)[np.unique(cells(p))] for p in patches])
+    low, high = points.min(axis=0), points.max(axis=0)
+    scale = 2.0 / (high - low).max()
+    return [Patch(positions=(p.positions - (low + high) / 2) * scale, normals=p.normals) for p in patches]
+
+
+def _shape(noun: str, seed: Sequence[int], detail: float) -> list[Patch]:
+    """The patches of an object; the same proportions whatever the detail."""
+    rng = np.random.default_rng([*seed, 1])
+    patches = BUILDERS[noun](rng, Detail(detail))
+    turn = rotation_z(float(rng.uniform(-0.6, 0.6)))
+    return normalised([p.turned(turn) for p in patches])
+
+
+def caption_of(noun: str, pattern: Pattern) -> str:
+    """Such as "a striped vase in teal and orange"."""
+    names = pattern.palette.names
+    listed = " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
+    article = "an" if pattern.word[0] in "aeiou" else "a"
+    return f"{article} {pattern.word} {noun} in {listed}"
+
+
+def design(seed: int, index: int, kind: Kind) -> Design:
+    """Draws an asset; a function of the arguments alone."""
+    rng = np.random.default_rng([seed, index])
+    key = (seed, index)
+    nouns = list(BUILDERS)
+    noun = nouns[int(rng.integers(len(nouns)))]
+    patches = _shape(noun, key, 1.0)
+    while kind in (Kind.MATERIALS, Kind.OVERLAPPING) and len(patches) < 2:
+        noun = nouns[int(rng.integers(len(nouns)))]
+        patches = _shape(noun, key, 1.0)
+    if kind is Kind.DENSE:
+        count = sum(len(cells(p)) for p in patches)
+        patches = _shape(noun, key, float(np.sqrt(1.15 * DENSE_FACES / count)))
+    flat = bool(rng.random() < 0.15) and kind is not Kind.DENSE
+    if flat:
+        patches = [faceted(p) for p in patches]
+    pattern = draw_pattern(rng, *_samples(patches), smooth=not flat)
+    offset, scale = rng.uniform(-2.0, 2.0, 3), float(np.exp(rng.uniform(-2.0, 2.0)))
+    node: dict[str, Any] = {}
+    if rng.random() < 0.5:
+        node = {"translation": [round(float(v), 6) for v in offset], "scale": [round(scale, 6)] * 3}
+        offset, scale = np.zeros(3), 1.0
+    caption = f"a plain grey {noun}" if kind is Kind.GREY else caption_of(noun, pattern)
+    return Design(
+        noun=noun,
+        kind=kind,
+        patches=tuple(patches),
+        pattern=pattern,
+        caption=caption,
+        node=node,
+        offset=offset * scale,
+        scale=scale,
+    )
+
+
+def linear(srgb: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
+    """sRGB to linear (IEC 61966-2-1)."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def _y_up(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    return np.column_stack([points[:, 0], points[:, 2], -points[:, 1]])
+
+
+def _merged(design: Design, parts: Sequence[Part], *, material: int, uv: bool, colored: bool) -> Primitive:
+    """Parts as one primitive in the asset's frame."""
+    starts = np.cumsum([0] + [len(p.positions) for p in parts])
+    positions, normals = np.concatenate([p.positions for p in parts]), np.concatenate([p.normals for p in parts])
+    colors = None
+    if colored:
+        colors = np.column_stack([linear(design.pattern(positions, normals)), np.ones(len(positions))])
+    return Primitive(
+        positions=_y_up(positions) * design.scale + design.offset,
+        normals=_y_up(normals),
+        faces=np.concatenate([p.faces + start for p, start in zip(parts, starts, strict=False)]),
+        material=material,
+        uv=np.concatenate([p.uv for p in parts]) if uv else None,
+        colors=colors,
+    )
+
+
+def _parts(patches: Sequence[Patch], arrangement: Sequence[Cell]) -> list[Part]:
+    return [part(p, c) for p, c in zip(patches, arrangement, strict=True)]
+
+
+def _one_layout(design: Design) -> tuple[list[Primitive], list[Paint]]:
+    """Textured, or untextured grey, on one layout."""
+    arrangement = layout(design.patches)
+    primitive = _merged(design, _parts(design.patches, arrangement), material=0, uv=True, colored=False)
+    if design.kind is Kind.GREY:
+        return [primitive], [Paint(base_color=(0.5, 0.5, 0.5))]
+    return [primitive], [Paint(image=paint(design.patches, arrangement, design.pattern, TEXTURE_SIZE))]
+
+
+def _two_materials(design: Design) -> tuple[list[Primitive], list[Paint]]:
+    """First patch and the others: the second group has the colours in reverse."""
+    groups = (design.patches[:1], design.patches[1:])
+    if design.kind is Kind.OVERLAPPING:
+        arrangements = [layout(g) for g in groups]
+    else:
+        shared = layout(design.patches)
+        arrangements = [shared[:1], shared[1:]]
+    primitives, paints = [], []
+    for number, (group, arrangement) in enumerate(zip(groups, arrangements, strict=True)):
+        surface = design.pattern if number == 0 else design.pattern.swapped()
+        parts = _parts(group, arrangement)
+        primitives.append(_merged(design, parts, material=number, uv=True, colored=False))
+        paints.append(Paint(image=paint(group, arrangement, surface, TEXTURE_SIZE)))
+    return primitives, paints
+
+
+def _without_texture(design: Design) -> tuple[list[Primitive], list[Paint]]:
+    """Vertex colours; or faces grouped by the palette colour that is nearest at their centre."""
+    parts = _parts(design.patches, layout(design.patches))
+    whole = _merged(design, parts, material=0, uv=False, colored=design.kind is not Kind.FLAT_COLORS)
+    if design.kind is not Kind.FLAT_COLORS:
+        return [whole], [Paint()]
+    centers, normals, _ = _samples(design.patches)
+    palette = design.pattern.palette.rgb
+    nearest = np.linalg.norm(design.pattern(centers, normals)[:, None] - palette, axis=2).argmin(axis=1)
+    primitives, paints = list[Primitive](), list[Paint]()
+    for color in np.unique(nearest):
+        used, faces = np.unique(whole.faces[nearest == color], return_inverse=True)
+        primitives.append(
+            Primitive(
+                positions=whole.positions[used],
+                normals=whole.normals[used],
+                faces=faces.reshape(-1, 3),
+                material=len(paints),
+            )
+        )
+        r, g, b = linear(palette[color])
+        paints.append(Paint(base_color=(float(r), float(g), float(b))))
+    return primitives, paints
+
+
+def _broken(kind: Kind, primitives: list[Primitive], paints: list[Paint], node: dict[str, Any]) -> bytes:
+    """A valid asset with one fault."""
+    first = primitives[0]
+    if kind is Kind.NAN_POSITIONS:
+        first.positions[::7] = np.nan
+    if kind is Kind.INDEX_RANGE:
+        faces: Int[np.ndarray, "f 3"] = first.faces
+        faces[len(faces) // 2] += len(first.positions)
+    data = encode_glb(primitives, paints, node)
+    if kind is Kind.TRUNCATED:
+        return data[: len(data) * 2 // 3]
+    if kind is Kind.BAD_MAGIC:
+        return b"glTX" + data[4:]
+    if kind is Kind.INVALID_JSON:
+        (length,) = struct.unpack_from("<I", data, 12)
+        return data[:20] + data[20 : 20 + length].replace(b'"scene":0', b'"scene":,') + data[20 + length :]
+    return data
+
+
+def asset_bytes(design: Design) -> bytes:
+    """The .glb file."""
+    if design.kind in (Kind.MATERIALS, Kind.OVERLAPPING):
+        primitives, paints = _two_materials(design)
+    elif design.kind in (Kind.VERTEX_COLORS, Kind.FLAT_COLORS, Kind.DENSE):
+        primitives, paints = _without_texture(design)
+    else:
+        primitives, paints = _one_layout(design)
+    if design.kind in BROKEN:
+        return _broken(design.kind, primitives, paints, design.node)
+    return encode_glb(primitives, paints, design.node)
