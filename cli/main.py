@@ -1,0 +1,137 @@
+"""The `seqtex` command: one subcommand a job, options from the dataclasses of the stages.
+
+Exit codes: 0 done, 1 the work failed, 2 bad usage. `--config FILE` reads any options from YAML, `--print_config` writes
+them out.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any, get_type_hints
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from schemas.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A subcommand: where its function is, and an example for its help."""
+
+    module: str
+    """Module with a function of the command's name; imported only when the command runs."""
+    summary: str
+    example: str
+    positional: str | None = None
+    """The parameter that is given without a flag."""
+
+
+COMMANDS = {
+    "demo": Command(
+        module="cli.demo",
+        summary="the whole path on procedural meshes: build, verify, train, texture, report",
+        example="seqtex demo --out out/demo",
+    ),
+    "build": Command(
+        module="cli.dataset",
+        summary="build a dataset from 3D assets",
+        example="seqtex build --source folder:/data/meshes --out /data/forge --workers 8",
+    ),
+    "verify": Command(
+        module="cli.dataset",
+        summary="check every hash, count and sample of a dataset",
+        example="seqtex verify /data/forge",
+        positional="dataset",
+    ),
+    "report": Command(
+        module="cli.dataset",
+        summary="write the gallery of a dataset (report/index.html)",
+        example="seqtex report /data/forge --samples 48",
+        positional="dataset",
+    ),
+    "train": Command(
+        module="cli.train",
+        summary="train SeqTex on a dataset",
+        example="seqtex train --data /data/forge --out /data/run --preset tiny",
+    ),
+    "texture": Command(
+        module="cli.texture",
+        summary="texture a mesh from one image",
+        example="seqtex texture chair.glb --image chair.png --checkpoint /data/run/checkpoint --out textured.glb",
+        positional="mesh",
+    ),
+}
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Keeps the example line of a command as it is written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
+def command_function(name: str) -> Callable[..., int]:
+    return getattr(import_module(COMMANDS[name].module), name)
+
+
+def stage_config(function: Callable[..., int]) -> type | None:
+    """The dataclass behind a command's `cfg` parameter; its fields become options of the command itself."""
+    return get_type_hints(function).get("cfg")
+
+
+def add_options(parser: ArgumentParser, name: str) -> None:
+    function, positional = command_function(name), COMMANDS[name].positional
+    parser.add_argument("--config", action="config", help="read options from this YAML file")
+    if positional:
+        parser.add_argument(positional, type=get_type_hints(function)[positional])
+    parser.add_function_arguments(function, skip={"cfg", positional or ""}, as_group=False)
+    if config_class := stage_config(function):
+        parser.add_class_arguments(config_class, as_group=False)
+
+
+def build_parser(name: str | None) -> ArgumentParser:
+    """The parser. Only command `name` gets its options, so that `seqtex --help` imports no stage."""
+    parser = ArgumentParser(prog="seqtex", description="Build SeqTex data from 3D assets and train SeqTex on it.")
+    subcommands = parser.add_subcommands(metavar="COMMAND")
+    for command_name, command in COMMANDS.items():
+        sub = ArgumentParser(
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=HelpFormatter,
+        )
+        if command_name == name:
+            add_options(sub, name)
+        subcommands.add_subcommand(command_name, sub, help=command.summary)
+    return parser
+
+
+def run(name: str, options: dict[str, Any]) -> int:
+    """Calls the command with its options; the fields of its `cfg` are gathered into the dataclass again."""
+    function = command_function(name)
+    options.pop("config", None)
+    if config_class := stage_config(function):
+        options["cfg"] = config_class(**{f.name: options.pop(f.name) for f in fields(config_class)})
+    return function(**options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code (the parser itself exits with 2 on bad usage)."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = next((word for word in arguments if word in COMMANDS), None)
+    parser = build_parser(name)
+    parsed = parser.instantiate(parser.parse_args(arguments))
+    try:
+        return run(parsed.subcommand, parsed[parsed.subcommand].as_dict())
+    except UserError as error:
+        sys.stderr.write(f"seqtex {name}: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"seqtex {name}: {place}{error.strerror or error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
