@@ -28,7 +28,11 @@ class Rasterizer(Protocol):
         faces: Int32[np.ndarray, "faces 3"],
         height: int,
         width: int,
-    ) -> Fragments: ...
+        behind: Fragments | None = None,
+    ) -> Fragments:
+        """The front fragments, or with `behind` the next ones: those that follow these in (depth, face) order. Pixels
+        whose `behind.depth` is +inf get nothing."""
+        ...
 
     def interpolate(
         self,

@@ -1,0 +1,91 @@
+"""The rasteriser for machines without a GPU: watertight, near-plane clipped, the same bits for any number of threads."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from geometry.raster import Fragments
+from geometry.raster_kernels import interpolate_rows, rasterize_rows, snap_vertices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuRasterizer:
+    """Implements `geometry.raster.Rasterizer` with numba kernels on plain threads (workers may fork freely)."""
+
+    threads: int = 1
+
+    def rasterize(
+        self,
+        clip: Float32[np.ndarray, "images vertices 4"],
+        faces: Int32[np.ndarray, "faces 3"],
+        height: int,
+        width: int,
+        behind: Fragments | None = None,
+    ) -> Fragments:
+        """Coverage has 8 subpixel bits and the top-left rule; on equal depth the lowest face wins; faces are cut at the
+        near plane (z >= -w) and those with a non-finite vertex are dropped. Both sides of a face are drawn."""
+        images, vertices = clip.shape[:2]
+        check_indices(faces, vertices)
+        face = np.empty((images, height, width), np.int32)
+        bary = np.empty((images, height, width, 2), np.float32)
+        depth = np.empty((images, height, width), np.float32)
+        snapped = np.empty((images, vertices, 2), np.int32)
+        outcode = np.empty((images, vertices), np.uint8)
+        hidden = behind if behind is not None else Fragments(face=face, bary=bary, depth=depth)
+
+        def project(image: int, first: int, last: int) -> None:
+            snap_vertices(clip[image], height, width, snapped[image], outcode[image], first, last)
+
+        def draw(image: int, first: int, last: int) -> None:
+            rasterize_rows(
+                clip[image], faces, snapped[image], outcode[image], first, last, face[image], bary[image], depth[image],
+                behind is not None, hidden.face[image], hidden.depth[image],
+            )  # fmt: skip
+
+        self._run(project, images, vertices)
+        self._run(draw, images, height)
+        return Fragments(face=face, bary=bary, depth=depth)
+
+    def interpolate(
+        self,
+        fragments: Fragments,
+        faces: Int32[np.ndarray, "faces 3"],
+        attributes: Float32[np.ndarray, "vertices channels"],
+    ) -> Float32[np.ndarray, "images height width channels"]:
+        check_indices(faces, len(attributes))
+        images, height, _ = fragments.face.shape
+        out = np.empty((*fragments.face.shape, attributes.shape[1]), np.float32)
+
+        def fill(image: int, first: int, last: int) -> None:
+            interpolate_rows(fragments.face[image], fragments.bary[image], faces, attributes, out[image], first, last)
+
+        self._run(fill, images, height)
+        return out
+
+    def _run(self, task: Callable[[int, int, int], None], images: int, rows: int) -> None:
+        """`task(image, first, last)` over bands of every image; bands are disjoint, so their order does not matter."""
+        bands = list(split(images, rows, self.threads))
+        if self.threads == 1:
+            for band in bands:
+                task(*band)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(lambda band: task(*band), bands))
+
+
+def split(images: int, rows: int, threads: int) -> Iterator[tuple[int, int, int]]:
+    """Bands (image, first row, last row): whole images while there are enough of them to keep every thread busy, since each
+    band walks over all faces."""
+    per_image = 1 if images % threads == 0 else threads
+    for image in range(images):
+        for band in range(per_image):
+            yield image, rows * band // per_image, rows * (band + 1) // per_image
+
+
+def check_indices(faces: Int32[np.ndarray, "faces 3"], vertices: int) -> None:
+    """Compiled loops do not check bounds: a wrong index would read foreign memory."""
+    if faces.size and (faces.min() < 0 or faces.max() >= vertices):
+        raise ValueError(f"face indices span [{faces.min()}, {faces.max()}] but there are {vertices} vertices")

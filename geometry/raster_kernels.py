@@ -1,0 +1,241 @@
+"""Compiled loops of the CPU rasteriser. All write disjoint rows, hold no lock and allocate nothing per face."""
+
+import numpy as np
+from numba import njit
+
+SUBPIXEL = 256
+"""Fixed-point steps per pixel (8 bits)."""
+GUARD_PIXELS = 1 << 20
+"""Vertices further than this from the image centre are clipped: 2^28 steps, so edge functions stay below 2^60."""
+
+OUT_NEAR, OUT_LEFT, OUT_RIGHT, OUT_TOP, OUT_BOTTOM, NOT_FINITE = 1, 2, 4, 8, 16, 32
+MAX_CORNERS = 9
+"""Of a triangle clipped by five planes (one more than can occur)."""
+
+
+@njit(nogil=True, cache=True, inline="always")
+def snap(coordinate: float, w: float, size: int) -> int:
+    """Clip coordinate to fixed-point pixels: pixel i spans [256 i, 256 i + 256], its centre is 256 i + 128."""
+    return np.int64(np.rint((coordinate / w * 0.5 + 0.5) * size * SUBPIXEL))
+
+
+@njit(nogil=True, cache=True)
+def plane_distance(plane: int, x: float, y: float, z: float, w: float, guard_x: float, guard_y: float) -> float:
+    """Homogeneous distance to a clip plane, positive inside: near, left, right, top, bottom of the guard band."""
+    if plane == 0:
+        return z + w
+    if plane == 1:
+        return guard_x * w + x
+    if plane == 2:
+        return guard_x * w - x
+    if plane == 3:
+        return guard_y * w + y
+    return guard_y * w - y
+
+
+@njit(nogil=True, cache=True)
+def snap_vertices(
+    clip: np.ndarray, height: int, width: int, snapped: np.ndarray, outcode: np.ndarray, first: int, last: int
+) -> None:
+    """Fixed-point position and outcode of vertices `first:last` of one image. clip [v, 4] -> snapped [v, 2], outcode [v]."""
+    guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
+    for vertex in range(first, last):
+        x, y = np.float64(clip[vertex, 0]), np.float64(clip[vertex, 1])
+        z, w = np.float64(clip[vertex, 2]), np.float64(clip[vertex, 3])
+        if not np.isfinite(x + y + z + w):
+            outcode[vertex] = NOT_FINITE
+            continue
+        code = OUT_NEAR if z + w < 0.0 or w <= 0.0 else 0
+        code |= OUT_LEFT if guard_x * w + x < 0.0 else 0
+        code |= OUT_RIGHT if guard_x * w - x < 0.0 else 0
+        code |= OUT_TOP if guard_y * w + y < 0.0 else 0
+        code |= OUT_BOTTOM if guard_y * w - y < 0.0 else 0
+        outcode[vertex] = code
+        if code == 0:
+            snapped[vertex, 0] = snap(x, w, width)
+            snapped[vertex, 1] = snap(y, w, height)
+
+
+@njit(nogil=True, cache=True)
+def draw(
+    ax: int, ay: int, bx: int, by: int, cx: int, cy: int,
+    face: int, corner0: np.ndarray, corner1: np.ndarray, corner2: np.ndarray,
+    row_first: int, row_last: int,
+    out_face: np.ndarray, out_bary: np.ndarray, out_depth: np.ndarray,
+    peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """One fixed-point triangle into rows `row_first:row_last`.
+
+    Coverage is exact integer arithmetic with the top-left rule. Weights come from the unsnapped clip coordinates of the
+    *face* (corner0..2), so a piece of a clipped face needs nothing else: the weight of a corner is the volume spanned by
+    the pixel's ray and the two others.
+    """
+    height, width = out_face.shape
+    # Pixels whose centre 256 i + 128 lies in the bounding box; >> 8 rounds down, below 0 too.
+    x_first = max((min(ax, bx, cx) + 127) >> 8, 0)
+    x_last = min((max(ax, bx, cx) - 128) >> 8, width - 1)
+    y_first = max((min(ay, by, cy) + 127) >> 8, row_first)
+    y_last = min((max(ay, by, cy) - 128) >> 8, row_last - 1)
+    if x_first > x_last or y_first > y_last:
+        return
+    area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+    if area == 0:
+        return
+    sign = 1.0
+    if area < 0:
+        bx, by, cx, cy = cx, cy, bx, by
+        sign = -1.0
+    px, py = (x_first << 8) + 128, (y_first << 8) + 128
+    abx, aby, bcx, bcy, cax, cay = bx - ax, by - ay, cx - bx, cy - by, ax - cx, ay - cy
+    # An edge owns its points if it is a left edge (goes up) or a top edge (goes right); the others lose one unit.
+    edge_ab = abx * (py - ay) - aby * (px - ax) - (0 if aby < 0 or (aby == 0 and abx > 0) else 1)
+    edge_bc = bcx * (py - by) - bcy * (px - bx) - (0 if bcy < 0 or (bcy == 0 and bcx > 0) else 1)
+    edge_ca = cax * (py - cy) - cay * (px - cx) - (0 if cay < 0 or (cay == 0 and cax > 0) else 1)
+
+    x0, y0, z0, w0 = np.float64(corner0[0]), np.float64(corner0[1]), np.float64(corner0[2]), np.float64(corner0[3])
+    x1, y1, z1, w1 = np.float64(corner1[0]), np.float64(corner1[1]), np.float64(corner1[2]), np.float64(corner1[3])
+    x2, y2, z2, w2 = np.float64(corner2[0]), np.float64(corner2[1]), np.float64(corner2[2]), np.float64(corner2[3])
+    for row in range(y_first, y_last + 1):
+        e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
+        entered = False
+        ndc_y = (2 * row + 1) / height - 1.0
+        for column in range(x_first, x_last + 1):
+            if (e_ab | e_bc | e_ca) >= 0:
+                entered = True
+                ndc_x = (2 * column + 1) / width - 1.0
+                rx0, ry0 = x0 - ndc_x * w0, y0 - ndc_y * w0
+                rx1, ry1 = x1 - ndc_x * w1, y1 - ndc_y * w1
+                rx2, ry2 = x2 - ndc_x * w2, y2 - ndc_y * w2
+                # The centre may lie outside the unsnapped face by 1/512 pixel: the nearest point of the face then.
+                weight0 = max(sign * (rx1 * ry2 - rx2 * ry1), 0.0)
+                weight1 = max(sign * (rx2 * ry0 - rx0 * ry2), 0.0)
+                weight2 = max(sign * (rx0 * ry1 - rx1 * ry0), 0.0)
+                total = weight0 + weight1 + weight2
+                if not total > 0.0:
+                    weight0, weight1, weight2, total = 1.0, 1.0, 1.0, 3.0
+                depth = np.float32(
+                    (weight0 * z0 + weight1 * z1 + weight2 * z2) / (weight0 * w0 + weight1 * w1 + weight2 * w2)
+                )
+                nearest = out_depth[row, column]
+                in_front = depth < nearest or (depth == nearest and face < out_face[row, column])
+                if peel and in_front:
+                    behind = peel_depth[row, column]
+                    in_front = depth > behind or (depth == behind and face > peel_face[row, column])
+                if in_front:
+                    out_depth[row, column] = depth
+                    out_face[row, column] = face
+                    out_bary[row, column, 0] = weight0 / total
+                    out_bary[row, column, 1] = weight1 / total
+            elif entered:
+                break
+            e_ab -= aby << 8
+            e_bc -= bcy << 8
+            e_ca -= cay << 8
+        edge_ab += abx << 8
+        edge_bc += bcx << 8
+        edge_ca += cax << 8
+
+
+@njit(nogil=True, cache=True)
+def clip_face(
+    corner0: np.ndarray, corner1: np.ndarray, corner2: np.ndarray, guard_x: float, guard_y: float,
+    polygon: np.ndarray, spare: np.ndarray,
+) -> int:  # fmt: skip
+    """Cut a face by the near plane and the guard band (Sutherland-Hodgman on homogeneous points). -> corners in `polygon`.
+
+    A new point is always computed from the inner end of an edge to the outer one, so that faces on both sides of the
+    edge get the same bits.
+    """
+    count = 3
+    for axis in range(4):
+        polygon[0, axis], polygon[1, axis], polygon[2, axis] = corner0[axis], corner1[axis], corner2[axis]
+    for plane in range(5):
+        kept = 0
+        for corner in range(count):
+            here, there = polygon[corner], polygon[(corner + 1) % count]
+            d_here = plane_distance(plane, here[0], here[1], here[2], here[3], guard_x, guard_y)
+            d_there = plane_distance(plane, there[0], there[1], there[2], there[3], guard_x, guard_y)
+            if d_here >= 0.0:
+                spare[kept] = here
+                kept += 1
+            if (d_here >= 0.0) != (d_there >= 0.0):
+                for axis in range(4):
+                    if d_here >= 0.0:
+                        spare[kept, axis] = here[axis] + d_here / (d_here - d_there) * (there[axis] - here[axis])
+                    else:
+                        spare[kept, axis] = there[axis] + d_there / (d_there - d_here) * (here[axis] - there[axis])
+                kept += 1
+        count = kept
+        polygon[:count] = spare[:count]
+    return count
+
+
+@njit(nogil=True, cache=True)
+def rasterize_rows(
+    clip: np.ndarray, faces: np.ndarray, snapped: np.ndarray, outcode: np.ndarray, row_first: int, row_last: int,
+    out_face: np.ndarray, out_bary: np.ndarray, out_depth: np.ndarray,
+    peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """All faces of one image into rows `row_first:row_last`."""
+    height, width = out_face.shape
+    out_face[row_first:row_last] = -1
+    out_bary[row_first:row_last] = 0.0
+    out_depth[row_first:row_last] = np.inf
+    guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
+    polygon, spare = np.empty((MAX_CORNERS, 4), np.float64), np.empty((MAX_CORNERS, 4), np.float64)
+    fixed = np.empty((MAX_CORNERS, 2), np.int64)
+    for face in range(faces.shape[0]):
+        i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
+        outside = outcode[i] | outcode[j] | outcode[k]
+        if outside == 0:
+            draw(
+                np.int64(snapped[i, 0]), np.int64(snapped[i, 1]), np.int64(snapped[j, 0]), np.int64(snapped[j, 1]),
+                np.int64(snapped[k, 0]), np.int64(snapped[k, 1]), face, clip[i], clip[j], clip[k],
+                row_first, row_last, out_face, out_bary, out_depth, peel, peel_face, peel_depth,
+            )  # fmt: skip
+            continue
+        if outside & NOT_FINITE or outcode[i] & outcode[j] & outcode[k]:
+            continue
+        count = clip_face(clip[i], clip[j], clip[k], guard_x, guard_y, polygon, spare)
+        visible = count >= 3
+        for corner in range(count):
+            if polygon[corner, 3] <= 0.0:
+                visible = False
+                break
+            fixed[corner, 0] = snap(polygon[corner, 0], polygon[corner, 3], width)
+            fixed[corner, 1] = snap(polygon[corner, 1], polygon[corner, 3], height)
+        if not visible:
+            continue
+        for corner in range(1, count - 1):
+            draw(
+                fixed[0, 0], fixed[0, 1], fixed[corner, 0], fixed[corner, 1], fixed[corner + 1, 0],
+                fixed[corner + 1, 1], face, clip[i], clip[j], clip[k],
+                row_first, row_last, out_face, out_bary, out_depth, peel, peel_face, peel_depth,
+            )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def interpolate_rows(
+    face: np.ndarray,
+    bary: np.ndarray,
+    faces: np.ndarray,
+    attributes: np.ndarray,
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """Vertex attributes at fragments, rows `first:last` of face [rows, w], bary [rows, w, 2] -> out [rows, w, c]."""
+    channels = attributes.shape[1]
+    for row in range(first, last):
+        for column in range(face.shape[1]):
+            f = face[row, column]
+            if f < 0:
+                out[row, column] = 0.0
+                continue
+            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            b0, b1 = bary[row, column, 0], bary[row, column, 1]
+            b2 = np.float32(1.0) - b0 - b1
+            for channel in range(channels):
+                out[row, column, channel] = (
+                    b0 * attributes[i, channel] + b1 * attributes[j, channel] + b2 * attributes[k, channel]
+                )

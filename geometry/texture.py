@@ -1,0 +1,207 @@
+"""Unlit base colour of a surface: factor x texture x vertex colour, always computed in linear light."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
+
+from geometry.raster import Fragments, Rasterizer
+from geometry.texture_kernels import average_rows, color_rows, encode_rows, grow_once, pull, push
+from schemas.mesh import AlphaMode, TexturedMesh, Wrap
+
+MAX_LAYERS = 8
+"""Cut-out surfaces in front of one another that a ray looks through; the last one is drawn as nothing."""
+BLEND_CUTOFF = 0.5
+"""Blended surfaces count as there from this alpha on (ours: sorting transparent layers has no place in a texture)."""
+RING_TEXELS = 4
+"""Width of the rim that repeats the nearest colours around a chart; beyond it colours are only smooth."""
+WRAP_CODE = {Wrap.REPEAT: 0, Wrap.MIRROR: 1, Wrap.CLAMP: 2}
+
+
+def srgb_to_linear(srgb: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """IEC 61966-2-1, both in [0, 1]."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((np.maximum(srgb, 0.0) + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(linear: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """IEC 61966-2-1, both in [0, 1]; input is clipped."""
+    linear = np.clip(linear, 0.0, 1.0)
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1.0 / 2.4) - 0.055)
+
+
+SRGB_DECODE = srgb_to_linear(np.arange(256) / 255.0).astype(np.float32)
+"""Linear light of each 8-bit level."""
+SRGB_STEPS = srgb_to_linear((np.arange(255) + 0.5) / 255.0).astype(np.float32)
+"""Linear light at which rounding goes from level i to i + 1."""
+SRGB_GUESS = np.searchsorted(SRGB_STEPS, np.arange(4097) / 4096.0, side="right").astype(np.uint8)
+"""Level of linear light k / 4096: where the search in `SRGB_STEPS` starts."""
+
+
+def encode_srgb8(linear: Float32[np.ndarray, "*n channels"]) -> UInt8[np.ndarray, "*n channels"]:
+    """Linear light to 8-bit sRGB, correctly rounded."""
+    flat = np.ascontiguousarray(linear).reshape(-1)
+    out = np.empty(flat.shape, np.uint8)
+    encode_rows(flat, SRGB_STEPS, SRGB_GUESS, out)
+    return out.reshape(linear.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedSurface:
+    """What decides the colour of a mesh, as flat arrays for the compiled loop."""
+
+    faces: Int32[np.ndarray, "f 3"]
+    uv: Float32[np.ndarray, "v 2"]
+    colors: Float32[np.ndarray, "v 4"]
+    has_colors: bool
+    """False when all vertex colours are 1."""
+    face_material: Int32[np.ndarray, " f"]
+    face_has_uv: Bool[np.ndarray, " f"]
+    factors: Float32[np.ndarray, "m 4"]
+    cutoffs: Float32[np.ndarray, " m"]
+    """Alpha from which a fragment is there; -1 for opaque materials."""
+    material_texture: Int64[np.ndarray, " m"]
+    """-1 for none."""
+    texels: UInt8[np.ndarray, "texels 4"]
+    """All images, one after the other."""
+    samplers: Int64[np.ndarray, "t 6"]
+    """Per texture: first texel, height, width, wrap code u, wrap code v, nearest."""
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether some material can be looked through."""
+        return bool((self.cutoffs >= 0.0).any())
+
+
+def pack_surface(mesh: TexturedMesh) -> PackedSurface:
+    """The colour half of a mesh; textures are copied only where there are several."""
+    cutoff = {
+        AlphaMode.OPAQUE: lambda m: -1.0,
+        AlphaMode.MASK: lambda m: m.alpha_cutoff,
+        AlphaMode.BLEND: lambda m: BLEND_CUTOFF,
+    }
+    if len(mesh.faces) and not 0 <= mesh.face_material.min() <= mesh.face_material.max() < len(mesh.materials):
+        raise ValueError(f"face_material points outside the {len(mesh.materials)} materials")
+    if any(m.texture is not None and not 0 <= m.texture < len(mesh.textures) for m in mesh.materials):
+        raise ValueError(f"a material points outside the {len(mesh.textures)} textures")
+    images = [texture.image.reshape(-1, 4) for texture in mesh.textures] or [np.zeros((0, 4), np.uint8)]
+    first = np.cumsum([0, *(len(image) for image in images)])
+    samplers = [
+        (start, *texture.image.shape[:2], WRAP_CODE[texture.wrap_u], WRAP_CODE[texture.wrap_v], texture.nearest)
+        for start, texture in zip(first[:-1], mesh.textures, strict=False)
+    ]
+    return PackedSurface(
+        faces=mesh.faces,
+        uv=mesh.uv,
+        colors=mesh.colors,
+        has_colors=bool((mesh.colors != 1.0).any()),
+        face_material=mesh.face_material,
+        face_has_uv=mesh.face_has_uv,
+        factors=np.array([m.base_color for m in mesh.materials], np.float32).reshape(-1, 4),
+        cutoffs=np.array([cutoff[m.alpha_mode](m) for m in mesh.materials], np.float32),
+        material_texture=np.array([-1 if m.texture is None else m.texture for m in mesh.materials], np.int64),
+        texels=images[0] if len(images) == 1 else np.concatenate(images),
+        samplers=np.array(samplers, np.int64).reshape(-1, 6),
+    )
+
+
+def surface_color(
+    surface: TexturedMesh | PackedSurface, fragments: Fragments
+) -> Float32[np.ndarray, "images height width 4"]:
+    """Linear RGBA at every fragment. Alpha is 1, or 0 where nothing is or the material is cut out (MASK below its
+    cutoff, BLEND below 0.5); colour is given there, too."""
+    packed = pack_surface(surface) if isinstance(surface, TexturedMesh) else surface
+    images, height, width = fragments.face.shape
+    out = np.empty((images * height, width, 4), np.float32)
+    color_rows(
+        fragments.face.reshape(-1, width), fragments.bary.reshape(-1, width, 2), packed.faces, packed.uv, packed.colors,
+        packed.has_colors, packed.face_material, packed.face_has_uv, packed.factors, packed.cutoffs,
+        packed.material_texture, packed.texels, packed.samplers, SRGB_DECODE, out,
+    )  # fmt: skip
+    return out.reshape(images, height, width, 4)
+
+
+def visible_surface(
+    surface: PackedSurface,
+    clip: Float32[np.ndarray, "images vertices 4"],
+    height: int,
+    width: int,
+    rasterizer: Rasterizer,
+) -> tuple[Fragments, Float32[np.ndarray, "images height width 4"]]:
+    """Front fragments that are not cut out, with their colour: where a material has a hole, what lies behind it."""
+    front = rasterizer.rasterize(clip, surface.faces, height, width)
+    color = surface_color(surface, front)
+    if not surface.has_holes:
+        return front, color
+    layer, layer_color = front, color
+    for _ in range(MAX_LAYERS - 1):
+        hole = (layer.face >= 0) & (layer_color[..., 3] == 0.0)
+        if not hole.any():
+            break
+        behind = replace(layer, depth=np.where(hole, layer.depth, np.float32(np.inf)))
+        layer = rasterizer.rasterize(clip, surface.faces, height, width, behind)
+        layer_color = surface_color(surface, layer)
+        front = Fragments(
+            face=np.where(hole, layer.face, front.face),
+            bary=np.where(hole[..., None], layer.bary, front.bary),
+            depth=np.where(hole, layer.depth, front.depth),
+        )
+        color = np.where(hole[..., None], layer_color, color)
+    there = color[..., 3] > 0.0
+    return Fragments(
+        face=np.where(there, front.face, np.int32(-1)),
+        bary=np.where(there[..., None], front.bary, np.float32(0.0)),
+        depth=np.where(there, front.depth, np.float32(np.inf)),
+    ), color * there[..., None]
+
+
+def average_samples(
+    color: Float32[np.ndarray, "images height_s width_s 4"],
+    covered: Bool[np.ndarray, "images height_s width_s"],
+    s: int,
+) -> tuple[Float32[np.ndarray, "images height width 3"], Bool[np.ndarray, "images height width"]]:
+    """Mean of the covered ones among the s x s samples of each pixel, and whether there were any."""
+    images, height, width = color.shape[0], color.shape[1] // s, color.shape[2] // s
+    rgb = np.empty((images, height, width, 3), np.float32)
+    any_covered = np.empty((images, height, width), bool)
+    for image in range(images):
+        average_rows(color[image], covered[image], s, rgb[image], any_covered[image])
+    return rgb, any_covered
+
+
+def dilate(
+    rgb: Float32[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
+) -> Float32[np.ndarray, "height width 3"]:
+    """Colour everywhere: a rim of neighbouring colours around each chart, then a smooth fill (push-pull), so that neither
+    bilinear look-ups at a border nor mip levels mix in colours from nowhere. Texels in the mask stay as they are."""
+    color, known = np.where(mask[..., None], rgb, np.float32(0.0)), mask.copy()
+    if not known.any():
+        return color
+    for _ in range(RING_TEXELS):
+        color, known = grow_once(color, known)
+    return fill_smoothly(color, known)
+
+
+def fill_smoothly(
+    color: Float32[np.ndarray, "height width 3"], known: Bool[np.ndarray, "height width"]
+) -> Float32[np.ndarray, "height width 3"]:
+    """Push-pull: unknown texels from the mean of the known ones at half the size, and so on."""
+    if known.all():
+        return color
+    coarse, coarse_known = pull(color, known)
+    return push(color, known, fill_smoothly(coarse, coarse_known))
+
+
+def sample_image(
+    image: UInt8[np.ndarray, "height width channels"] | Float[np.ndarray, "height width channels"],
+    uv: Float[np.ndarray, "*n 2"],
+) -> Float32[np.ndarray, "*n channels"]:
+    """Bilinear look-up of plain values (no colour conversion), clamped at the border; row 0 is v = 1."""
+    height, width = image.shape[:2]
+    x = np.clip(uv[..., 0] * width - 0.5, 0, width - 1)
+    y = np.clip((1.0 - uv[..., 1]) * height - 0.5, 0, height - 1)
+    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    x1, y1 = np.minimum(x0 + 1, width - 1), np.minimum(y0 + 1, height - 1)
+    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
+    upper = image[y0, x0] * (1 - fx) + image[y0, x1] * fx
+    lower = image[y1, x0] * (1 - fx) + image[y1, x1] * fx
+    return (upper * (1 - fy) + lower * fy).astype(np.float32)

@@ -1,0 +1,117 @@
+"""Views of a mesh: unlit colour, position and normal as the cameras see them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from geometry.cameras import project
+from geometry.raster import Fragments, Rasterizer
+from geometry.texture import (
+    PackedSurface,
+    average_samples,
+    encode_srgb8,
+    pack_surface,
+    visible_surface,
+)
+from schemas.camera import Cameras
+from schemas.mesh import Material, Texture, TexturedMesh, UvMesh, Wrap
+from schemas.sample import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig:
+    """How views are made."""
+
+    resolution: int = 512
+    """Height and width of a view, pixels (paper)."""
+    elevation_deg: float = 10.0
+    """Elevation of the four cameras (released code)."""
+    supersample: int = 2
+    """Colour samples per pixel along each axis (ours); masks, positions and normals are taken at pixel centres."""
+
+
+def render_views(mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer) -> Views:
+    """Views of a mesh in the dataset frame. Both sides of every face are seen."""
+    surface = pack_surface(mesh)
+    clip = project(mesh.vertices, cameras.world_to_clip)
+    fragments, centre_color = visible_surface(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
+    mask = fragments.face >= 0
+    position, normal = interpolate_geometry(fragments, mesh, rasterizer)
+    rgb = centre_color[..., :3]
+    if cfg.supersample > 1:
+        rgb = np.stack([supersampled(surface, clip[v], rgb[v], cfg, rasterizer) for v in range(len(clip))])
+    return Views(rgb=encode_srgb8(rgb * mask[..., None]), mask=mask, position=position, normal=normal)
+
+
+def supersampled(
+    surface: PackedSurface,
+    clip: Float32[np.ndarray, "vertices 4"],
+    centre_rgb: Float32[np.ndarray, "height width 3"],
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+) -> Float32[np.ndarray, "height width 3"]:
+    """Linear colour of one view, mean of the covered samples of each pixel; its centre's where no sample is covered."""
+    size = cfg.resolution * cfg.supersample
+    fragments, color = visible_surface(surface, clip[None], size, size, rasterizer)
+    mean, covered = average_samples(color, fragments.face >= 0, cfg.supersample)
+    return np.where(covered[0, ..., None], mean[0], centre_rgb)
+
+
+def render_baked(
+    uv_mesh: UvMesh,
+    rgb: UInt8[np.ndarray, "height width 3"],
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+) -> Views:
+    """Views of a mesh that wears a baked map (sRGB, row 0 = v 1), looked up bilinearly."""
+    return render_views(wear(uv_mesh, rgb), cameras, cfg, rasterizer)
+
+
+def wear(uv_mesh: UvMesh, rgb: UInt8[np.ndarray, "height width 3"]) -> TexturedMesh:
+    """An unwrapped mesh with one opaque texture."""
+    opaque = np.full((*rgb.shape[:2], 1), 255, np.uint8)
+    return TexturedMesh(
+        vertices=uv_mesh.vertices,
+        normals=uv_mesh.normals,
+        uv=uv_mesh.uv,
+        colors=np.ones((len(uv_mesh.vertices), 4), np.float32),
+        faces=uv_mesh.faces,
+        face_material=np.zeros(len(uv_mesh.faces), np.int32),
+        face_has_uv=np.ones(len(uv_mesh.faces), bool),
+        materials=(Material(texture=0),),
+        textures=(Texture(image=np.concatenate([rgb, opaque], axis=-1), wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
+    )
+
+
+def interpolate_geometry(
+    fragments: Fragments, mesh: TexturedMesh | UvMesh, rasterizer: Rasterizer
+) -> tuple[Float32[np.ndarray, "images height width 3"], Float32[np.ndarray, "images height width 3"]]:
+    """Position and unit normal at every fragment, 0 elsewhere. Where vertex normals cancel out: the face's own."""
+    attributes = np.concatenate([mesh.vertices, mesh.normals], axis=1)
+    both = rasterizer.interpolate(fragments, mesh.faces, attributes)
+    position, normal = np.ascontiguousarray(both[..., :3]), both[..., 3:]
+    length = np.sqrt(np.einsum("...c,...c->...", normal, normal))[..., None]
+    lost = (fragments.face >= 0) & ~(length[..., 0] > 1e-6)
+    unit = normal / np.where(length > 1e-6, length, np.float32(1.0))
+    if lost.any():
+        unit[lost] = face_normals(mesh, fragments.face[lost])
+    return position, unit
+
+
+def face_normals(mesh: TexturedMesh | UvMesh, faces: np.ndarray) -> Float32[np.ndarray, "n 3"]:
+    """Unit geometric normals of some faces; +Z for those without area."""
+    corners = mesh.vertices[mesh.faces[faces]].astype(np.float64)
+    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    length = np.linalg.norm(cross, axis=1, keepdims=True)
+    return np.where(length > 0.0, cross / np.where(length > 0.0, length, 1.0), (0.0, 0.0, 1.0)).astype(np.float32)
+
+
+def psnr_db(first: UInt8[np.ndarray, "*n 3"], second: UInt8[np.ndarray, "*n 3"], mask: Bool[np.ndarray, "*n"]) -> float:
+    """Peak signal-to-noise ratio of 8-bit colours over a mask; equal images have 100 dB."""
+    if not mask.any():
+        raise ValueError("no pixel to compare: the views show nothing")
+    error = first[mask].astype(np.float64) - second[mask]
+    mean_square = float(np.mean(error * error))
+    return min(10.0 * float(np.log10(255.0**2 / mean_square)), 100.0) if mean_square > 0.0 else 100.0
