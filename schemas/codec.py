@@ -1,0 +1,357 @@
+"""TextureSample <-> the fields of one WebDataset sample. A closed list of extensions, no pickles, every declared size
+checked before memory is taken for it. Formats and figures: docs/decisions/0001-shard-image-formats.md.
+
+Views are stored as one strip per modality, (V*H, W). Colour and masks are lossless; positions are 16 bit and normals
+8 bit a channel, with the errors stated at `POSITION_ERROR` and `NORMAL_ERROR_DEG`."""
+
+import io
+import json
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float32, Int8, Int16, Shaped, UInt8
+from PIL import Image
+
+from schemas.camera import Cameras
+from schemas.mesh import UvMesh
+from schemas.sample import Regime, TextureSample, UvMaps, Views
+
+SCHEMA_VERSION = 1
+"""Version of the sample's fields and of its JSON; a reader refuses any other."""
+
+VIEW_FIELDS = ("rgb.webp", "mask.png", "position.dz", "normal.dz")
+UV_FIELDS = ("uv_rgb.webp", "uv_mask.png", "uv_position.dz", "uv_normal.dz", "mesh.npz")
+EXTENSIONS = frozenset(("json", *VIEW_FIELDS, *UV_FIELDS))
+"""Everything a sample may hold."""
+
+UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+"""What the key of a sample may be."""
+
+MAX_SIDE = 16_383
+"""Longest side of a stored image, pixels (WebP's own limit)."""
+MAX_PIXELS = 1 << 26
+MAX_JSON_BYTES = 1 << 20
+MAX_MESH_BYTES = 1 << 28
+
+POSITION_STEPS = 32_767
+POSITION_ERROR = 1 / 65_534
+"""Largest error of one stored coordinate, before float32 rounding; 0 is exact."""
+NORMAL_STEPS = 127
+NORMAL_ERROR_DEG = 0.4
+"""Largest angle between a stored normal and the original: asin(sqrt(3) / 254) = 0.391 degrees."""
+
+ZSTD_LEVEL = 9
+"""Twice the encoding time of level 3 for 12 % less; decoding takes the same time at every level."""
+_HEADER = struct.Struct("<4sBBHII")
+_MAGIC = b"SFDZ"
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<i1"), 2: np.dtype("<i2")}
+_MESH_DTYPES = {"vertices": "<f4", "normals": "<f4", "uv": "<f4", "faces": "<i4"}
+_MESH_COLUMNS = {"vertices": 3, "normals": 3, "uv": 2, "faces": 3}
+
+
+def encode(sample: TextureSample) -> dict[str, bytes]:
+    """Fields of a sample, keyed by extension. Equal samples give equal bytes.
+
+    Raises ValueError where the sample contradicts itself: maps of different sizes, cameras that are not those of its
+    JSON, positions outside [-1, 1], a textured sample without UV maps."""
+    _check_regime(sample.regime, sample.uv is not None, sample.mesh is not None)
+    _check_meta(sample.meta)
+    if sample.meta["uid"] != sample.uid or sample.meta["regime"] != sample.regime:
+        raise ValueError(f"sample {sample.uid}: its JSON speaks of {sample.meta['uid']!r}, {sample.meta['regime']!r}")
+    if cameras_json(sample.cameras) != sample.meta["cameras"]:
+        raise ValueError(f"sample {sample.uid}: the cameras in its JSON are not those of the views")
+    if sample.mesh is not None and sample.meta["measurements"].get("layout") != sample.mesh.layout:
+        raise ValueError(f"sample {sample.uid}: measurements.layout in its JSON is not {sample.mesh.layout!r}")
+    views = sample.views
+    fields = {"json": _encode_json(sample.meta)}
+    fields |= _encode_maps("", _strip(views.rgb), _strip(views.mask), _strip(views.position), _strip(views.normal))
+    if sample.uv is not None and sample.mesh is not None:
+        fields |= _encode_maps("uv_", sample.uv.rgb, sample.uv.mask, sample.uv.position, sample.uv.normal)
+        fields["mesh.npz"] = _encode_mesh(sample.mesh)
+    return fields
+
+
+def decode(fields: Mapping[str, Any]) -> TextureSample:
+    """The sample in `fields` (extension -> bytes). Names like `__key__`, which webdataset adds, are passed over.
+
+    Raises ValueError naming the field: unknown or missing, malformed, oversized, or at odds with the JSON."""
+    names = {name for name in fields if not (name.startswith("__") and name.endswith("__"))}
+    if unknown := sorted(names - EXTENSIONS):
+        raise ValueError(f"unknown field {unknown[0]!r}: a sample may hold only {', '.join(sorted(EXTENSIONS))}")
+    meta = _decode_json(_field(fields, "json"))
+    regime = Regime(meta["regime"])
+    expected = {"json", *VIEW_FIELDS} | (set(UV_FIELDS) if regime is Regime.TEXTURED else set())
+    if names != expected:
+        raise ValueError(f"sample {meta['uid']}: a {regime} sample has exactly {sorted(expected)}, not {sorted(names)}")
+    cameras = _decode_cameras(meta["cameras"])
+    rgb, mask, position, normal = _decode_maps(fields, "")
+    count = len(cameras.projection)
+    if len(rgb) % count:
+        raise ValueError(f"sample {meta['uid']}: a strip of {len(rgb)} rows does not divide into {count} views")
+    views = Views(
+        rgb=_unstrip(rgb, count),
+        mask=_unstrip(mask, count),
+        position=_unstrip(position, count),
+        normal=_unstrip(normal, count),
+    )
+    uv, mesh = None, None
+    if regime is Regime.TEXTURED:
+        uv_rgb, uv_mask, uv_position, uv_normal = _decode_maps(fields, "uv_")
+        uv = UvMaps(rgb=uv_rgb, mask=uv_mask, position=uv_position, normal=uv_normal)
+        mesh = _decode_mesh(_field(fields, "mesh.npz"), str(meta["measurements"].get("layout")))
+    return TextureSample(uid=meta["uid"], regime=regime, views=views, cameras=cameras, uv=uv, mesh=mesh, meta=meta)
+
+
+def cameras_json(cameras: Cameras) -> dict[str, list[list[list[float]]]]:
+    """The `cameras` entry of a sample's JSON; float32 values survive exactly."""
+    return {"world_to_cam": cameras.world_to_cam.tolist(), "projection": cameras.projection.tolist()}
+
+
+def _check_regime(regime: Regime, has_uv: bool, has_mesh: bool) -> None:
+    wanted = regime is Regime.TEXTURED
+    if has_uv != wanted or has_mesh != wanted:
+        raise ValueError(f"a {regime} sample must {'' if wanted else 'not '}have UV maps and a mesh")
+
+
+def _field(fields: Mapping[str, Any], name: str) -> bytes:
+    data = fields.get(name)
+    if not isinstance(data, bytes):
+        raise ValueError(f"field {name!r} is missing or not bytes: the shard is incomplete, rebuild it")
+    return data
+
+
+# JSON
+
+
+def _encode_json(meta: dict[str, Any]) -> bytes:
+    data = json.dumps(meta, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"field 'json' has {len(data)} bytes, more than {MAX_JSON_BYTES}")
+    return data
+
+
+def _decode_json(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"field 'json' has {len(data)} bytes, more than {MAX_JSON_BYTES}")
+    try:
+        meta = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"field 'json' is not JSON: {error}") from error
+    if not isinstance(meta, dict):
+        raise ValueError("field 'json' is not a JSON object")
+    _check_meta(meta)
+    return meta
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """The keys that other tools rely on are there and have the right types."""
+    if meta.get("schema_version") != SCHEMA_VERSION:
+        version = meta.get("schema_version")
+        raise ValueError(f"field 'json': schema version {version!r}, this program reads {SCHEMA_VERSION}; rebuild it")
+    types = dict.fromkeys(("uid", "regime", "caption"), str) | dict.fromkeys(
+        ("source", "cameras", "frame", "measurements"), dict
+    )
+    for key, kind in types.items():
+        if not isinstance(meta.get(key), kind):
+            raise ValueError(f"field 'json': {key!r} is missing or not a {kind.__name__}")
+    if not UID_PATTERN.fullmatch(meta["uid"]):
+        raise ValueError(f"field 'json': {meta['uid']!r} is no uid, which is {UID_PATTERN.pattern}")
+    if meta["regime"] not in list(Regime):
+        raise ValueError(f"field 'json': unknown regime {meta['regime']!r}, known are {', '.join(Regime)}")
+    for key in ("name", "uri", "licence", "attribution"):
+        if not isinstance(meta["source"].get(key), str):
+            raise ValueError(f"field 'json': source.{key} is missing or not text")
+    _numbers(meta["frame"], "frame.center", (3,))
+    _numbers(meta["frame"], "frame.scale", ())
+
+
+def _numbers(entry: dict[str, Any], name: str, shape: tuple[int | None, ...]) -> Float32[np.ndarray, "..."]:
+    """The numbers of `entry` under the last part of `name`, finite and of `shape` (None: any extent above 0)."""
+    try:
+        array = np.array(entry[name.rsplit(".", 1)[-1]], dtype=np.float32)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"field 'json': {name} is missing or not numbers") from error
+    extents = zip(array.shape, shape, strict=False)
+    fits = array.ndim == len(shape) and all(n > 0 if want is None else n == want for n, want in extents)
+    if not fits or not np.isfinite(array).all():
+        raise ValueError(f"field 'json': {name} has shape {array.shape}, expected finite numbers of shape {shape}")
+    return array
+
+
+def _decode_cameras(entry: dict[str, Any]) -> Cameras:
+    world_to_cam = _numbers(entry, "cameras.world_to_cam", (None, 4, 4))
+    projection = _numbers(entry, "cameras.projection", (len(world_to_cam), 4, 4))
+    return Cameras(world_to_cam=world_to_cam, projection=projection)
+
+
+# images
+
+
+def _strip(images: Shaped[np.ndarray, "views height width *c"]) -> Shaped[np.ndarray, "rows width *c"]:
+    return images.reshape(-1, *images.shape[2:])
+
+
+def _unstrip(strip: Shaped[np.ndarray, "rows width *c"], count: int) -> Shaped[np.ndarray, "views height width *c"]:
+    return strip.reshape(count, len(strip) // count, *strip.shape[1:])
+
+
+def _check_size(name: str, height: int, width: int) -> None:
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
+        raise ValueError(f"field {name!r}: {height} x {width} pixels; a side is 1 to {MAX_SIDE}, an image {MAX_PIXELS}")
+
+
+def _encode_maps(
+    prefix: str,
+    rgb: UInt8[np.ndarray, "h w 3"],
+    mask: Bool[np.ndarray, "h w"],
+    position: Float32[np.ndarray, "h w 3"],
+    normal: Float32[np.ndarray, "h w 3"],
+) -> dict[str, bytes]:
+    """The four images of one kind; they must agree in size."""
+    if not rgb.shape == (*mask.shape, 3) == position.shape == normal.shape:
+        shapes = [array.shape for array in (rgb, mask, position, normal)]
+        raise ValueError(f"the {prefix or 'view'} images differ in size: {shapes}")
+    _check_size(f"{prefix}rgb.webp", *mask.shape)
+    if not np.abs(position).max() <= 1 + 1e-5:
+        raise ValueError(f"field '{prefix}position.dz': positions reach {np.abs(position).max()}, outside [-1, 1]")
+    if not np.isfinite(normal).all():
+        raise ValueError(f"field '{prefix}normal.dz': not finite")
+    covered = mask[..., None]
+    # in float64, where the error is that of the steps alone
+    steps = np.rint(np.clip(position, -1, 1) * np.float64(POSITION_STEPS)).astype(np.int16) * covered
+    length = np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
+    directions = np.rint(normal / length * NORMAL_STEPS).astype(np.int8) * covered
+    return {
+        f"{prefix}rgb.webp": _encode_image(rgb, "WEBP", lossless=True, method=2, quality=50, exact=True),
+        f"{prefix}mask.png": _encode_image(mask, "PNG", compress_level=6),
+        f"{prefix}position.dz": _encode_deltas(steps),
+        f"{prefix}normal.dz": _encode_deltas(directions),
+    }
+
+
+def _decode_maps(fields: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """rgb, mask, position and normal of one kind, all of one size."""
+    rgb = _decode_image(fields, f"{prefix}rgb.webp", "WEBP", "RGB")
+    mask = _decode_image(fields, f"{prefix}mask.png", "PNG", "1")
+    steps = _decode_deltas(fields, f"{prefix}position.dz", 2)
+    directions = _decode_deltas(fields, f"{prefix}normal.dz", 1)
+    for name, array in (("mask.png", mask), ("position.dz", steps), ("normal.dz", directions)):
+        if array.shape[:2] != rgb.shape[:2]:
+            raise ValueError(f"field '{prefix}{name}' is {array.shape[:2]} pixels, '{prefix}rgb.webp' {rgb.shape[:2]}")
+    position = np.multiply(steps, np.float32(1 / POSITION_STEPS), dtype=np.float32)
+    return rgb, mask, position, _unit(directions)
+
+
+def _unit(directions: Int8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+    """Unit vectors along `directions`; 0 stays 0."""
+    normal = directions.astype(np.float32)
+    x, y, z = normal[..., 0], normal[..., 1], normal[..., 2]
+    length = x * x  # by component: four times faster than a norm over the last axis
+    length += y * y
+    length += z * z
+    np.sqrt(np.maximum(length, 1, out=length), out=length)
+    normal /= length[..., None]
+    return normal
+
+
+def _encode_image(image: np.ndarray, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, form, **options)
+    return out.getvalue()
+
+
+def _decode_image(fields: Mapping[str, Any], name: str, form: str, mode: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(_field(fields, name)), formats=[form]) as image:
+            _check_size(name, image.height, image.width)
+            if image.mode != mode or getattr(image, "n_frames", 1) != 1:
+                raise ValueError(f"field {name!r}: mode {image.mode}, expected one image of mode {mode}")
+            return np.array(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"field {name!r} is not a whole {form} image: {error}") from error
+
+
+def _encode_deltas(image: Int16[np.ndarray, "h w c"] | Int8[np.ndarray, "h w c"]) -> bytes:
+    """Differences between rows (modulo the type's range), bytes of equal significance together, zstd; a header with the
+    type and the size in front."""
+    deltas = image.copy()
+    deltas[1:] -= image[:-1]
+    height, width, channels = image.shape
+    planes = deltas.astype(deltas.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, image.itemsize).T
+    header = _HEADER.pack(_MAGIC, image.itemsize, channels, 0, height, width)
+    return header + pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(planes.tobytes(), asbytes=True)
+
+
+def _decode_deltas(fields: Mapping[str, Any], name: str, itemsize: int) -> np.ndarray:
+    data = _field(fields, name)
+    if len(data) < _HEADER.size:
+        raise ValueError(f"field {name!r} is shorter than its header")
+    magic, item, channels, reserved, height, width = _HEADER.unpack_from(data)
+    if magic != _MAGIC or (item, channels, reserved) != (itemsize, 3, 0):
+        raise ValueError(f"field {name!r}: not an array of three {itemsize}-byte channels")
+    _check_size(name, height, width)
+    size = height * width * channels * itemsize
+    try:
+        raw = pa.Codec("zstd").decompress(memoryview(data)[_HEADER.size :], decompressed_size=size, asbytes=True)
+    except OSError as error:
+        raise ValueError(f"field {name!r} does not hold {height} x {width} pixels: {error}") from error
+    image = np.empty((height, width * channels), _DTYPES[itemsize])
+    image.view(np.uint8).reshape(-1, itemsize)[:] = np.frombuffer(raw, np.uint8).reshape(itemsize, -1).T
+    for row in range(1, height):  # several times faster than np.add.accumulate over the first axis
+        np.add(image[row], image[row - 1], out=image[row])
+    return image.reshape(height, width, channels)
+
+
+# mesh
+
+
+def _encode_mesh(mesh: UvMesh) -> bytes:
+    """An uncompressed .npz, so that reading it costs a copy and its size is what it says."""
+    out = io.BytesIO()
+    arrays = {name: np.ascontiguousarray(getattr(mesh, name), dtype=kind) for name, kind in _MESH_DTYPES.items()}
+    np.savez(out, allow_pickle=False, **arrays)
+    if out.tell() > MAX_MESH_BYTES:
+        raise ValueError(f"field 'mesh.npz' has {out.tell()} bytes, more than {MAX_MESH_BYTES}")
+    return out.getvalue()
+
+
+def _decode_mesh(data: bytes, layout: str) -> UvMesh:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in _MESH_DTYPES):
+                raise ValueError(f"field 'mesh.npz' holds {archive.namelist()}, expected {list(_MESH_DTYPES)}")
+            arrays = {name: _decode_npy(archive, name) for name in _MESH_DTYPES}
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"field 'mesh.npz' cannot be read: {error}") from error
+    corners = len(arrays["vertices"])
+    if len(arrays["normals"]) != corners or len(arrays["uv"]) != corners:
+        raise ValueError("field 'mesh.npz': vertices, normals and uv differ in number")
+    faces = arrays["faces"]
+    if faces.size and not (faces.min() >= 0 and faces.max() < corners):
+        raise ValueError(f"field 'mesh.npz': a face refers to a vertex beyond the {corners} there are")
+    return UvMesh(**arrays, layout=layout)
+
+
+def _decode_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One member, read without numpy's loader: that one takes memory for the declared shape before it reads."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_MESH_BYTES:
+        raise ValueError(f"field 'mesh.npz': member {name} is compressed or has {info.file_size} bytes")
+    member = io.BytesIO(archive.read(info))
+    if np.lib.format.read_magic(member) != (1, 0):
+        raise ValueError(f"field 'mesh.npz': member {name} is not an array of format 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=1000)
+    raw = member.read()
+    good_shape = len(shape) == 2 and shape[1] == _MESH_COLUMNS[name] and not fortran
+    if dtype != np.dtype(_MESH_DTYPES[name]) or not good_shape or math.prod(shape) * dtype.itemsize != len(raw):
+        raise ValueError(f"field 'mesh.npz': member {name} is {dtype} {shape} in {len(raw)} bytes")
+    array = np.frombuffer(raw, dtype).reshape(shape).copy()
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"field 'mesh.npz': member {name} is not finite")
+    return array
