@@ -1,0 +1,215 @@
+"""The files around the shards: `dataset.json` (what was asked for), ledger parts (what became of every asset, and which
+shards count), `index.json` (where the shards are). A shard counts only if a ledger part names it."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.codec import SCHEMA_VERSION
+from schemas.errors import UserError
+from schemas.ledger import LEDGER_SCHEMA, Measurements, Outcome, Reason, Status
+from schemas.sample import Regime
+
+SHARD_NAME = re.compile(r"(textured|mv_only)-(\d{6,})\.tar")
+PART_NAME = re.compile(r"(\d{6,})\.parquet")
+_COMMIT_KEY = b"seqtex.commit"
+"""Key of the commit record in a ledger part's Parquet metadata: JSON {job, planned, shards}."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRecord:
+    """A shard as a ledger part vouches for it."""
+
+    name: str
+    regime: Regime
+    sha256: str
+    bytes: int
+    count: int
+    """Samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerPart:
+    """What became of the assets of one job."""
+
+    job: int
+    outcomes: tuple[Outcome, ...]
+    shards: tuple[ShardRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetInfo:
+    """`dataset.json`."""
+
+    config: dict[str, Any]
+    """The resolved build configuration."""
+    plan_sha256: str
+    """Of `plan.parquet`."""
+    planned: int
+    """Assets."""
+    jobs: int
+    schema_version: int = SCHEMA_VERSION
+    code_version: str = ""
+
+
+def code_version() -> str:
+    """Version of this program as installed."""
+    return metadata.version("seqtex-forge")
+
+
+def canonical_json(value: Any) -> bytes:
+    """One text for equal values."""
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Of everything that decides the bytes of a dataset, inputs aside."""
+    return hashlib.sha256(canonical_json(config)).hexdigest()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """All of `data` under `path`, or nothing: written beside it, flushed to the disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def shard_path(out: Path, name: str) -> Path:
+    return out / "shards" / name
+
+
+def part_path(out: Path, job: int) -> Path:
+    return out / "ledger" / f"{job:06d}.parquet"
+
+
+# dataset.json
+
+
+def dataset_json(info: DatasetInfo) -> bytes:
+    """The text of `dataset.json`, with the hash of the configuration."""
+    entries = asdict(info) | {"config_sha256": config_hash(info.config)}
+    return json.dumps(entries, sort_keys=True, allow_nan=False, indent=2).encode() + b"\n"
+
+
+def read_dataset_json(out: Path) -> DatasetInfo:
+    """Raises UserError where the file is absent, damaged, or of another schema version."""
+    path = out / "dataset.json"
+    try:
+        data = path.read_bytes()
+        entries = json.loads(data)
+        config_sha256 = entries.pop("config_sha256")
+        info = DatasetInfo(**entries)
+        damaged = config_sha256 != config_hash(info.config) or dataset_json(info) != data
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give the folder that `seqtex build` wrote") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); restore it or build into a new folder") from error
+    if info.schema_version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema version {info.schema_version}, this program reads {SCHEMA_VERSION}; "
+            "build the dataset again, or use the program version that wrote it"
+        )
+    if damaged:
+        raise UserError(f"{path}: damaged, its text is not what was written; restore it or build into a new folder")
+    return info
+
+
+# ledger
+
+
+def write_ledger_part(out: Path, part: LedgerPart) -> None:
+    """The commit record of a job: once this file is there, its shards count. Atomic."""
+    table = pa.Table.from_pylist([outcome.row() for outcome in part.outcomes], schema=LEDGER_SCHEMA)
+    record = {"job": part.job, "planned": len(part.outcomes), "shards": [asdict(shard) for shard in part.shards]}
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({_COMMIT_KEY: canonical_json(record)})
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    write_file(part_path(out, part.job), sink.getvalue().to_pybytes())
+
+
+def read_ledger_part(path: Path) -> LedgerPart:
+    """Raises UserError where the file is absent or damaged."""
+    try:
+        table = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
+        record = json.loads((table.schema.metadata or {})[_COMMIT_KEY])
+        if not table.schema.equals(LEDGER_SCHEMA, check_metadata=False):
+            raise ValueError("its columns are not those of this program's ledger")
+        outcomes = tuple(_outcome(row) for row in table.to_pylist())
+        shards = tuple(ShardRecord(**(entry | {"regime": Regime(entry["regime"])})) for entry in record["shards"])
+        if len(outcomes) != record["planned"]:
+            raise ValueError(f"{len(outcomes)} rows, {record['planned']} were written")
+        if bad := [shard.name for shard in shards if not SHARD_NAME.fullmatch(shard.name)]:
+            raise ValueError(f"{bad[0]!r} is no shard name")
+        return LedgerPart(job=int(record["job"]), outcomes=outcomes, shards=shards)
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{path}: no readable ledger part ({error}); build again to redo this job") from error
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    head = {name: row.pop(name) for name in LEDGER_SCHEMA.names if name in Outcome.__dataclass_fields__}
+    head["status"] = Status(head["status"])
+    head["regime"] = Regime(head["regime"]) if head["regime"] is not None else None
+    head["reason"] = Reason(head["reason"]) if head["reason"] is not None else None
+    return Outcome(**head, measurements=Measurements(**row))
+
+
+def part_paths(out: Path) -> list[Path]:
+    """The ledger parts of a dataset, by job."""
+    folder = out / "ledger"
+    if not folder.is_dir():
+        return []
+    return sorted(
+        (path for path in folder.iterdir() if PART_NAME.fullmatch(path.name)), key=lambda path: int(path.stem)
+    )
+
+
+def read_ledger(out: Path) -> list[LedgerPart]:
+    """Every committed job, in order. Raises UserError naming the first damaged part."""
+    return [read_ledger_part(path) for path in part_paths(out)]
+
+
+# index.json
+
+
+def index_json(out: Path, parts: Iterable[LedgerPart]) -> bytes:
+    """The shard index (wids-shard-index-v1). Beside the format's own entries it holds the regime of every shard, and
+    size and sha256 of every ledger part, so that damage to a commit record itself is found."""
+    parts = list(parts)
+    shards = [
+        {"url": f"shards/{s.name}", "nsamples": s.count, "filesize": s.bytes, "sha256": s.sha256, "regime": s.regime}
+        for part in parts
+        for s in part.shards
+    ]
+    ledger = []
+    for part in parts:
+        path = part_path(out, part.job)
+        data = path.read_bytes()
+        entry = {"url": f"ledger/{path.name}", "filesize": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        ledger.append(entry)
+    entries = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards, "ledger": ledger}
+    return json.dumps(entries, indent=1).encode() + b"\n"
