@@ -1,0 +1,39 @@
+"""The process that `pipeline.sandbox.Zygote` starts: imports the target once, forks a child for every line it reads."""
+
+import gc
+import importlib
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.sandbox import LimitsConfig, adopt_orphans, die_with_parent, kill_children, run_child
+
+
+def main() -> None:
+    """Arguments: module:function, process id of the parent, limits as JSON. One JSON line in and one out per asset."""
+    target, parent, limits_json = sys.argv[1:]
+    die_with_parent(int(parent))
+    adopt_orphans()
+    # the pipe is ours alone: whatever a library prints goes to the log
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    limits = LimitsConfig(**json.loads(limits_json))
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    gc.collect()
+    gc.freeze()  # children share these pages as long as nobody touches them
+    for line in sys.stdin:
+        message = json.loads(line)
+        request: dict[str, Any] = message["request"]
+        directory = Path(message["directory"])
+        ended = run_child(lambda request=request, directory=directory: function(request, directory), limits, directory)
+        kill_children()
+        channel.write(json.dumps(asdict(ended)) + "\n")
+        channel.flush()
+
+
+if __name__ == "__main__":
+    main()
