@@ -1,9 +1,9 @@
-"""Work in a child process under limits: wall clock, memory, file size. Nothing comes back but files; what went wrong comes
-back as a reason.
+"""Work in a child process under limits: wall clock, memory, file size. Nothing comes back but files; what went wrong
+comes back as a reason.
 
-Two ways in. `Zygote` starts one clean, single-threaded process (forking a Ray worker, which has threads, is unsafe) that
-imports the heavy modules once and then forks a child per asset. `run_limited` forks straight from the caller, for one
-step inside such a child."""
+Two ways in. `Zygote` starts one clean, single-threaded process (forking a Ray worker, which has threads, is unsafe)
+that imports the heavy modules once and then forks a child per asset. `run_limited` forks straight from the caller, for
+one step inside such a child."""
 
 import contextlib
 import ctypes
@@ -65,8 +65,8 @@ class Ended:
 def run_limited(
     fn: Callable[[], dict[str, np.ndarray]], *, timeout_s: float, memory_gb: float = 4.0
 ) -> dict[str, np.ndarray] | Rejected:
-    """The arrays that `fn` returns, computed in a forked child; Rejected (timeout, memory_limit, crashed) where it did not
-    come to an end. The caller must be single-threaded. Arrays travel through a file, without pickles."""
+    """The arrays that `fn` returns, computed in a forked child; Rejected (timeout, memory_limit, crashed) where it did
+    not come to an end. The caller must be single-threaded. Arrays travel through a file, without pickles."""
     limits = LimitsConfig(timeout_s=timeout_s, memory_gb=memory_gb)
     with tempfile.TemporaryDirectory(prefix="limited-") as name:
         path = Path(name) / "arrays.npz"
@@ -101,7 +101,7 @@ def run_child(work: Callable[[], None], limits: LimitsConfig, directory: Path, *
     _, status = os.waitpid(pid, 0)
     seconds = time.monotonic() - start
     if timed_out:
-        detail = f"stopped after {limits.timeout_s:g} s (limits.timeout_s); {_tail(stderr)}".removesuffix("; ")
+        detail = f"stopped after {limits.timeout_s:g} s; {_tail(stderr)}".removesuffix("; ")
         return Ended(reason=Reason.TIMEOUT, detail=detail, seconds=seconds)
     return _classify(status, _tail(stderr), limits, seconds)
 
@@ -122,7 +122,7 @@ def _classify(status: int, tail: str, limits: LimitsConfig, seconds: float) -> E
     if code == 0:
         return Ended(reason=None, detail="", seconds=seconds)
     if code == MEMORY_EXIT or "std::bad_alloc" in tail:
-        detail = f"needed more than {limits.memory_gb:g} GiB (limits.memory_gb); {tail}"
+        detail = f"needed more than {limits.memory_gb:g} GiB; {tail}"
         return Ended(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds)
     if code == -signal.SIGKILL:
         detail = "killed from outside, most likely by the kernel for want of memory"
@@ -149,6 +149,7 @@ def _child(work: Callable[[], None], limits: LimitsConfig, directory: Path, pare
         die_with_parent(parent)
         _redirect(directory / STDERR_NAME)
         os.chdir(directory)
+        tempfile.tempdir = str(directory)
         _set_limits(limits)
         work()
         code = 0
@@ -217,8 +218,8 @@ class Zygote:
     """A process that has everything imported and forks a child for each request. Use as a context manager, from the
     thread that lives longest: the kernel ends the zygote when the thread that started it ends.
 
-    `target` is `module:function`; the function is called in the child as `function(request, directory)` with the working
-    directory set to `directory`, and leaves its results there as files."""
+    `target` is `module:function`; the function is called in the child as `function(request, directory)` with the
+    working directory set to `directory`, and leaves its results there as files."""
 
     def __init__(self, target: str, limits: LimitsConfig, directory: Path, python_path: tuple[Path, ...] = ()) -> None:
         self.target = target
@@ -265,10 +266,8 @@ class Zygote:
     def _start(self) -> subprocess.Popen[str]:
         """The environment is a new one: nothing of ours reaches code that reads untrusted bytes."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "NUMBA_CACHE_DIR") if name in os.environ}
-        threads = dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
-        )
-        paths = {"PYTHONPATH": os.pathsep.join(map(str, self.python_path)), "TMPDIR": str(self.directory)}
+        threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+        paths = {"PYTHONPATH": os.pathsep.join(map(str, self.python_path))}
         arguments = [self.target, str(os.getpid()), json.dumps(asdict(self.limits))]
         with (self.directory / "zygote.log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -278,7 +277,7 @@ class Zygote:
                 stderr=log,
                 text=True,
                 cwd=self.directory,
-                env=kept | threads | paths | {"PYTHONDONTWRITEBYTECODE": "1"},
+                env=kept | threads | paths,
                 start_new_session=True,
             )
         return self._process

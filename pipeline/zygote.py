@@ -6,8 +6,8 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipeline.sandbox import LimitsConfig, adopt_orphans, die_with_parent, kill_children, run_child
 
@@ -27,9 +27,8 @@ def main() -> None:
     gc.freeze()  # children share these pages as long as nobody touches them
     for line in sys.stdin:
         message = json.loads(line)
-        request: dict[str, Any] = message["request"]
         directory = Path(message["directory"])
-        ended = run_child(lambda request=request, directory=directory: function(request, directory), limits, directory)
+        ended = run_child(partial(function, message["request"], directory), limits, directory)
         kill_children()
         channel.write(json.dumps(asdict(ended)) + "\n")
         channel.flush()
