@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 
 from pipeline.sources.procedural.atlas import Cell, Part, layout, paint, part
 from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
-from pipeline.sources.procedural.objects import BUILDERS, Detail
-from pipeline.sources.procedural.patches import Patch, cells, faceted, rotation_z
-from pipeline.sources.procedural.patterns import Pattern, draw_pattern
+from pipeline.sources.procedural.objects import BUILDERS, HARD_EDGED
+from pipeline.sources.procedural.patches import Detail, Patch, cells, faceted, rotation_z
+from pipeline.sources.procedural.patterns import Pattern, contrast, draw_pattern
 
 TEXTURE_SIZE = 256
 DENSE_FACES = 48_000
@@ -73,6 +73,8 @@ class Design:
     kind: Kind
     patches: tuple[Patch, ...]
     pattern: Pattern
+    second_pattern: Pattern
+    """Of all patches but the first, where there are two materials."""
     caption: str
     node: dict[str, Any]
     """Transform of the glTF node."""
@@ -120,6 +122,15 @@ def caption_of(noun: str, pattern: Pattern) -> str:
     return f"{article} {pattern.word} {noun} in {listed}"
 
 
+def _second(patches: Sequence[Patch], pattern: Pattern) -> Pattern:
+    """Colours in reverse, unless that would leave the asset with hardly more than one colour."""
+    positions, normals, areas = _samples(patches)
+    first = len(cells(patches[0]))
+    rgb = pattern.swapped()(positions, normals)
+    rgb[:first] = pattern(positions[:first], normals[:first])
+    return pattern.swapped() if contrast(rgb, areas) >= 0.25 else pattern
+
+
 def design(seed: int, index: int, kind: Kind) -> Design:
     """Draws an asset; a function of the arguments alone."""
     rng = np.random.default_rng([seed, index])
@@ -136,7 +147,7 @@ def design(seed: int, index: int, kind: Kind) -> Design:
     flat = bool(rng.random() < 0.15) and kind is not Kind.DENSE
     if flat:
         patches = [faceted(p) for p in patches]
-    pattern = draw_pattern(rng, *_samples(patches), smooth=not flat)
+    pattern = draw_pattern(rng, *_samples(patches), smooth=not flat and noun not in HARD_EDGED)
     offset, scale = rng.uniform(-2.0, 2.0, 3), float(np.exp(rng.uniform(-2.0, 2.0)))
     node: dict[str, Any] = {}
     if rng.random() < 0.5:
@@ -148,6 +159,7 @@ def design(seed: int, index: int, kind: Kind) -> Design:
         kind=kind,
         patches=tuple(patches),
         pattern=pattern,
+        second_pattern=_second(patches, pattern),
         caption=caption,
         node=node,
         offset=offset * scale,
@@ -164,7 +176,7 @@ def _y_up(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     return np.column_stack([points[:, 0], points[:, 2], -points[:, 1]])
 
 
-def _merged(design: Design, parts: Sequence[Part], *, material: int, uv: bool, colored: bool) -> Primitive:
+def _merged(design: Design, parts: Sequence[Part], *, material: int | None, uv: bool, colored: bool) -> Primitive:
     """Parts as one primitive in the asset's frame."""
     starts = np.cumsum([0] + [len(p.positions) for p in parts])
     positions, normals = np.concatenate([p.positions for p in parts]), np.concatenate([p.normals for p in parts])
@@ -195,7 +207,7 @@ def _one_layout(design: Design) -> tuple[list[Primitive], list[Paint]]:
 
 
 def _two_materials(design: Design) -> tuple[list[Primitive], list[Paint]]:
-    """First patch and the others: the second group has the colours in reverse."""
+    """First patch and the others."""
     groups = (design.patches[:1], design.patches[1:])
     if design.kind is Kind.OVERLAPPING:
         arrangements = [layout(g) for g in groups]
@@ -204,7 +216,7 @@ def _two_materials(design: Design) -> tuple[list[Primitive], list[Paint]]:
         arrangements = [shared[:1], shared[1:]]
     primitives, paints = [], []
     for number, (group, arrangement) in enumerate(zip(groups, arrangements, strict=True)):
-        surface = design.pattern if number == 0 else design.pattern.swapped()
+        surface = design.pattern if number == 0 else design.second_pattern
         parts = _parts(group, arrangement)
         primitives.append(_merged(design, parts, material=number, uv=True, colored=False))
         paints.append(Paint(image=paint(group, arrangement, surface, TEXTURE_SIZE)))
@@ -214,9 +226,9 @@ def _two_materials(design: Design) -> tuple[list[Primitive], list[Paint]]:
 def _without_texture(design: Design) -> tuple[list[Primitive], list[Paint]]:
     """Vertex colours; or faces grouped by the palette colour that is nearest at their centre."""
     parts = _parts(design.patches, layout(design.patches))
-    whole = _merged(design, parts, material=0, uv=False, colored=design.kind is not Kind.FLAT_COLORS)
+    whole = _merged(design, parts, material=None, uv=False, colored=design.kind is not Kind.FLAT_COLORS)
     if design.kind is not Kind.FLAT_COLORS:
-        return [whole], [Paint()]
+        return [whole], []
     centers, normals, _ = _samples(design.patches)
     palette = design.pattern.palette.rgb
     nearest = np.linalg.norm(design.pattern(centers, normals)[:, None] - palette, axis=2).argmin(axis=1)

@@ -22,7 +22,8 @@ class Primitive:
     positions: Float[np.ndarray, "n 3"]
     normals: Float[np.ndarray, "n 3"]
     faces: Int[np.ndarray, "f 3"]
-    material: int
+    material: int | None
+    """None: glTF's default material (white), so that vertex colours stand alone for every reader."""
     uv: Float[np.ndarray, "n 2"] | None = None
     """Origin at the top left."""
     colors: Float[np.ndarray, "n 4"] | None = None
@@ -85,7 +86,8 @@ def _primitive(buffer: _Buffer, primitive: Primitive) -> dict[str, Any]:
         attributes["COLOR_0"] = buffer.accessor(floats(primitive.colors), _VERTICES, "VEC4")
     index_type = "<u2" if len(primitive.positions) < 65535 else "<u4"
     indices = buffer.accessor(np.ascontiguousarray(primitive.faces, index_type), _INDICES, "SCALAR")
-    return {"attributes": attributes, "indices": indices, "material": primitive.material}
+    record: dict[str, Any] = {"attributes": attributes, "indices": indices}
+    return record if primitive.material is None else record | {"material": primitive.material}
 
 
 def _material(buffer: _Buffer, images: list[dict[str, Any]], paint: Paint) -> dict[str, Any]:
@@ -118,11 +120,12 @@ def encode_glb(primitives: Sequence[Primitive], paints: Sequence[Paint], node: d
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, **node}],
         "meshes": [mesh],
-        "materials": materials,
         "accessors": buffer.accessors,
         "bufferViews": buffer.views,
         "buffers": [{"byteLength": len(buffer.data) + -len(buffer.data) % 4}],
     }
+    if materials:
+        document["materials"] = materials
     if images:
         document |= {"images": images, "textures": [{"source": k, "sampler": 0} for k in range(len(images))]}
         document["samplers"] = [{"magFilter": 9729, "minFilter": 9729, "wrapS": 33071, "wrapT": 33071}]

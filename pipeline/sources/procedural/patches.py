@@ -1,7 +1,7 @@
 """Surface patches: regular grids of positions and normals, each of which becomes one rectangular UV chart.
 
-Frame: Z up, right-handed. Grid axis 0 is s, axis 1 is t, and ds x dt points out of the surface. A hard
-edge is a row (or column) of vertices that occurs twice with different normals; the cells between the two have no area and give no face.
+Frame: Z up, right-handed. Grid axis 0 is s, axis 1 is t, and ds x dt points out of the surface. A hard edge is a row
+(or column) of vertices that occurs twice with different normals; the cells between them have no area and give no face.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,21 @@ from jaxtyping import Float, Int
 from scipy.interpolate import PchipInterpolator
 
 Grid = Float[np.ndarray, "s t 3"]
+Rng = np.random.Generator
+Triple = Sequence[float | int] | np.ndarray
+"""Three numbers."""
+Points = Sequence[Triple] | np.ndarray
+"""Points in two or three dimensions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """Multiplies the number of segments in each direction; 1 gives 500 to 6000 faces."""
+
+    factor: float = 1.0
+
+    def __call__(self, segments: int) -> int:
+        return max(4, round(segments * self.factor))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +36,7 @@ class Patch:
     positions: Grid
     normals: Grid
 
-    def moved(self, offset: Sequence[float]) -> "Patch":
+    def moved(self, offset: Triple) -> "Patch":
         return Patch(positions=self.positions + np.asarray(offset, float), normals=self.normals)
 
     def turned(self, rotation: Float[np.ndarray, "3 3"]) -> "Patch":
@@ -75,7 +90,7 @@ def faceted(patch: Patch) -> Patch:
     return Patch(positions=p[rows][:, columns], normals=np.repeat(np.repeat(flat, 2, axis=0), 2, axis=1))
 
 
-def curve(control: Sequence[Sequence[float]] | np.ndarray, count: int) -> Float[np.ndarray, "count d"]:
+def curve(control: Points, count: int) -> Float[np.ndarray, "count d"]:
     """A smooth curve through control points without overshoot, `count` points evenly spaced in chord length."""
     points = np.asarray(control, float)
     knots = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
@@ -96,9 +111,7 @@ def lathe(pieces: Sequence[Float[np.ndarray, "_ 2"]], around: int, *, closed: bo
     return stitched([smooth_patch(g, wrap_s=True, wrap_t=closed) for g in grids], axis=1)
 
 
-def superellipsoid(
-    half_sizes: Sequence[float] | np.ndarray, east: float, north: float, around: int, along: int
-) -> Patch:
+def superellipsoid(half_sizes: Triple, east: float, north: float, around: int, along: int) -> Patch:
     """|x|^(2/east) + |y|^(2/east) ... = 1, sampled evenly in direction; exponent 1 is an ellipsoid, near 0 a box."""
     azimuth = np.linspace(0.0, 2.0 * np.pi, around + 1)
     azimuth[-1] = 0.0
@@ -129,9 +142,7 @@ def sweep(centers: Float[np.ndarray, "t 3"], radii: Float[np.ndarray, " t"], aro
     return smooth_patch(centers + radii[:, None] * ring, wrap_s=True)
 
 
-def tube(
-    control: Sequence[Sequence[float]] | np.ndarray, radius: float, end_radius: float, around: int, along: int
-) -> Patch:
+def tube(control: Points, radius: float, end_radius: float, around: int, along: int) -> Patch:
     """A tube through control points with rounded ends; the radius goes linearly from `radius` to `end_radius`."""
     centers = curve(control, along)
     radii = np.linspace(radius, end_radius, along)
@@ -148,7 +159,7 @@ def tube(
 
 
 def cap(outline: Float[np.ndarray, "_ 3"]) -> Patch:
-    """A flat patch inside a star-shaped outline of 4 m points, counter-clockwise seen from outside; the square grid is
+    """A flat patch inside a convex outline of 4 m points, counter-clockwise seen from outside; the square grid is
     stretched onto it, ring by ring."""
     side = len(outline) // 4
     a, b = np.meshgrid(*[np.linspace(-1.0, 1.0, side + 1)] * 2, indexing="ij")
@@ -160,8 +171,20 @@ def cap(outline: Float[np.ndarray, "_ 3"]) -> Patch:
     share = (where - low)[..., None]
     rim = outline[low % len(outline)] * (1 - share) + outline[(low + 1) % len(outline)] * share
     center = outline.mean(axis=0)
+    return _flat(center + ring[..., None] * (rim - center), outline)
+
+
+def fan(outline: Float[np.ndarray, "_ 3"], rings: int) -> Patch:
+    """As `cap`, but in rings about the centre: for outlines with dents, where a square grid would fold."""
+    center = outline.mean(axis=0)
+    rim = np.concatenate([outline, outline[:1]])
+    inward = np.linspace(0.0, 1.0, rings + 1)[:, None]
+    return _flat((1 - inward) * rim[:, None] + inward * center, outline)
+
+
+def _flat(positions: Grid, outline: Float[np.ndarray, "_ 3"]) -> Patch:
+    center = outline.mean(axis=0)
     normal = np.cross(outline - center, np.roll(outline, -1, axis=0) - center).sum(axis=0)
-    positions = center + ring[..., None] * (rim - center)
     return Patch(positions=positions, normals=np.broadcast_to(unit(normal), positions.shape).copy())
 
 
@@ -175,7 +198,7 @@ def prism(
     taper: float = 1.0,
 ) -> list[Patch]:
     """Side band with hard edges, bottom and top of a polygon (counter-clockwise, star-shaped about 0) along z;
-    `twist` in radians and `taper` (size of the top) grow linearly. Corner count times `per_edge` must divide by 4."""
+    `twist` in radians and `taper` (size of the top) grow linearly. With four corners, caps are square grids."""
     share = np.linspace(0.0, 1.0, per_edge + 1)[:, None]
     edges = [(1 - share) * a + share * b for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True)]
     height = np.linspace(0.0, 1.0, rows + 1)
@@ -192,7 +215,9 @@ def prism(
     loop = raised(np.concatenate([edge[:-1] for edge in edges]))
     # Reversed about the first point, so that polygon corners stay on grid corners.
     bottom = np.roll(loop[::-1, 0], 1, axis=0)
-    return [side, cap(bottom), cap(loop[:, -1])]
+    if len(corners) == 4:
+        return [side, cap(bottom), cap(loop[:, -1])]
+    return [side, fan(bottom, per_edge), fan(loop[:, -1], per_edge)]
 
 
 def cells(patch: Patch) -> Int[np.ndarray, "f 3"]:

@@ -54,7 +54,7 @@ FAMILIES = (
     Family(name="lids", words=("capped", "frosted"), min_colors=2, max_colors=2),
     Family(name="core", words=("haloed", "rimmed"), min_colors=2, max_colors=3),
 )
-_WEIGHTS = (0.26, 0.12, 0.14, 0.12, 0.10, 0.10, 0.08, 0.08)
+_WEIGHTS = (0.22, 0.12, 0.14, 0.12, 0.10, 0.10, 0.10, 0.10)
 """How often each family is drawn, in the order of `FAMILIES`; ours."""
 
 
@@ -113,11 +113,11 @@ def measure(
     """The scalar that a family divides the surface by, in about the unit of position."""
     x, y, z = positions.T
     if family == "quarters":
-        return (x * x - y * y) / np.sqrt(x * x + y * y + 0.04)
+        return (x * x - y * y) / np.sqrt(4.0 * (x * x + y * y) + 0.1)
     if family == "checker":
-        return 0.5 * np.tanh(x / 0.16) * np.tanh(y / 0.16) * np.tanh(z / 0.16)
+        return 0.3 * np.tanh(x / 0.3) * np.tanh(y / 0.3) * np.tanh(z / 0.3)
     if family == "lids":
-        return 0.8 * normals[:, 2]
+        return 0.5 * normals[:, 2]
     if family == "core":
         return np.sqrt(x * x + y * y + 0.01)
     return positions @ np.asarray(direction)
@@ -140,11 +140,8 @@ def draw_palette(rng: np.random.Generator, count: int) -> Palette:
 
 
 def _draw(
-    rng: np.random.Generator, positions: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"], smooth: bool
+    rng: np.random.Generator, family: Family, positions: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]
 ) -> Pattern:
-    family = FAMILIES[int(rng.choice(len(FAMILIES), p=_WEIGHTS))]
-    if family.name == "lids" and not smooth:
-        family = FAMILIES[0]
     colors = int(rng.integers(family.min_colors, family.max_colors + 1))
     palette = draw_palette(rng, colors)
     word = family.words[int(rng.integers(len(family.words)))]
@@ -192,9 +189,12 @@ def draw_pattern(
     """A pattern with strong contrast over the whole surface (sampled with `areas`) and in each of the four views: the
     first such of a few draws, else the best. `smooth`: normals vary smoothly, so that colour may follow them."""
     visible = _facing(normals) * areas + 1e-9
+    weights = np.asarray(_WEIGHTS) * [smooth or family.name != "lids" for family in FAMILIES]
     best, best_score = None, -1.0
-    for _ in range(12):
-        pattern = _draw(rng, positions, normals, smooth)
+    for attempt in range(16):
+        if attempt % 4 == 0:
+            family = FAMILIES[int(rng.choice(len(FAMILIES), p=weights / weights.sum()))]
+        pattern = _draw(rng, family, positions, normals)
         rgb = pattern(positions, normals)
         score = min(contrast(rgb, areas) / 0.28, min(contrast(rgb, view) for view in visible) / 0.22)
         if score > best_score:
