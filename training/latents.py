@@ -59,7 +59,7 @@ KEPT = (10, 3, 3)
 
 
 def _basis_blocks(colors: Float[np.ndarray, "3 rgb"]) -> Float[np.ndarray, "16 192"]:
-    """Blocks (row, column, rgb) of the kept waves of the orthonormal DCT-II, each in its component's colour; float64."""
+    """Blocks (row, column, rgb) of the orthonormal DCT-II's kept waves, each in its component's colour; float64."""
     places = np.arange(DOWNSCALE)
     waves = np.cos(np.pi * np.outer(places, places + 0.5) / DOWNSCALE) * np.sqrt(2 / DOWNSCALE)
     waves[0] /= math.sqrt(2)
@@ -82,8 +82,10 @@ class DctCodec:
     downscale = DOWNSCALE
     channels = CHANNELS
 
-    MEAN = (3.0,) + (0.0,) * 15
-    STD = (2.0,) + (0.3,) * 15
+    MEAN = (3.4, *(0.0,) * 15)
+    STD = (1.8, 0.22, 0.22, 0.11, 0.09, 0.11, 0.07, 0.055, 0.055, 0.07, 0.8, 0.14, 0.14, 0.85, 0.15, 0.14)
+    """Measured over colour, position and normal maps of 31 real and 24 procedural assets, in equal parts: four views at
+    64, 256 and 512 pixels, and UV maps at 128 and 512. One set for all three kinds of map, rounded."""
 
     def __init__(self) -> None:
         rgb_to_ycbcr = np.array(RGB_TO_YCBCR)
@@ -174,18 +176,20 @@ class Umt5Encoder:
         dtype: torch.dtype = torch.float32,
         length: int = 512,
     ) -> None:
-        """path: a directory or hub repository, encoder and tokenizer at its root or in "text_encoder" and "tokenizer"."""
+        """path: a directory or hub repository, both parts at its root or in "text_encoder" and "tokenizer"."""
         from transformers import AutoTokenizer, UMT5EncoderModel  # seconds to import, and only prompts need it
 
         encoder = UMT5EncoderModel.from_pretrained(path, dtype=dtype, **_subfolder(path, "text_encoder"))
-        self.encoder = encoder.to(device).requires_grad_(False).eval()
+        self.encoder: torch.nn.Module = encoder.requires_grad_(False).eval()
+        self.encoder.to(device)
+        self.device = torch.device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(path, **_subfolder(path, "tokenizer"))
         self.text_dim = encoder.config.d_model
         self.length = length
         self._features = lru_cache(MAX_CACHED_PROMPTS)(self._encode_one)
 
     def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]:
-        features = torch.zeros(len(prompts), self.length, self.text_dim, device=self.encoder.device)
+        features = torch.zeros(len(prompts), self.length, self.text_dim, device=self.device)
         for row, prompt in zip(features, prompts, strict=True):
             known = self._features(_clean(prompt))
             row[: len(known)] = known.to(row)
@@ -195,7 +199,7 @@ class Umt5Encoder:
     def _encode_one(self, prompt: str) -> Float[Tensor, "n d"]:
         tokens = self.tokenizer(
             [prompt], padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        ).to(self.encoder.device)
+        ).to(self.device)
         features = self.encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
         return features[: int(tokens.attention_mask.sum())].cpu()
 

@@ -1,8 +1,8 @@
 """Layers of the two-branch transformer: attention, feed-forward, rotary positions, time and text embedding.
 
-Module and parameter names are those of diffusers' WanTransformer3DModel, so that Wan and SeqTex checkpoints load as they are.
-Norms, rotary positions, time embedding and modulation are computed in float32 (or float64 for a float64 model) whatever
-the precision of the rest.
+Module and parameter names are those of diffusers' WanTransformer3DModel, so that Wan and SeqTex checkpoints load as
+they are. Norms, rotary positions, time embedding and modulation are computed in float32 (in float64 for a float64
+model) whatever the precision of the rest.
 """
 
 import math
@@ -63,7 +63,7 @@ def rope_of_grid(first_frame: int, frames: int, height: int, width: int, head_di
 
 @lru_cache(maxsize=64)
 def rope_of_both(views: tuple[int, int, int], uv: tuple[int, int], head_dim: int, device: torch.device) -> Rope:
-    """Rotations of the view tokens (frames, height, width), then of the UV tokens, whose time index follows the views'."""
+    """Rotations of the view tokens (frames, height, width), then of the UV tokens at the next time index."""
     first = rope_of_grid(0, *views, head_dim, device)
     second = rope_of_grid(views[0], 1, *uv, head_dim, device)
     with torch.inference_mode(False):

@@ -1,7 +1,7 @@
 """The SeqTex transformer: views and one UV map denoised together (https://arxiv.org/abs/2507.04285)."""
 
 from os import PathLike
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ LORA_TARGETS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.p
 """Layers of the view branch that carry LoRA in the released weights (regular expression on module names)."""
 
 
-class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):
+class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Two-branch diffusion transformer with the parameter names of the released checkpoint.
 
     Each branch's input is 3 * in_channels deep: noisy RGB latent, position latent, normal latent. The output is the
@@ -34,11 +34,11 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = ("patch_embedding", "condition_embedder", "norm")
-    _no_split_modules = ("Block",)
-    _keep_in_fp32_modules = (
+    _no_split_modules: ClassVar = ["Block"]
+    _skip_layerwise_casting_patterns: ClassVar = ["patch_embedding", "condition_embedder", "norm"]
+    _keep_in_fp32_modules: ClassVar = [
         "time_embedder", "scale_shift_table", "scale_shift_table_uv", "norm2", "normuv2", "norm_q", "norm_k",
-    )  # fmt: skip
+    ]  # fmt: skip
 
     @register_to_config
     def __init__(
@@ -57,12 +57,12 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):
         eps: float = 1e-6,
         rope_max_seq_len: int = 1024,
         lora_rank: int = 0,
-        lora_alpha: float = 64,
+        lora_alpha: int = 64,
     ) -> None:
         super().__init__()
         _check_config(patch_size, attention_head_dim, freq_dim, qk_norm)
         dim = num_attention_heads * attention_head_dim
-        patch = tuple(patch_size)
+        patch = (patch_size[0], patch_size[1], patch_size[2])
 
         def embedding() -> nn.Conv3d:
             return nn.Conv3d(in_channels, dim, kernel_size=patch, stride=patch)
@@ -84,16 +84,15 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):
 
     def _init_weights(self) -> None:
         """Wan's own initialisation; each geometry caster starts at zero, as the paper's."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv3d):
-                nn.init.xavier_uniform_(module.weight.flatten(1))
-                nn.init.zeros_(module.bias)
-        for mlp in (self.condition_embedder.time_embedder, self.condition_embedder.text_embedder):
-            nn.init.normal_(mlp.linear_1.weight, std=0.02)
-            nn.init.normal_(mlp.linear_2.weight, std=0.02)
-        for block in self.blocks:
-            nn.init.zeros_(block.geometry_caster.weight)
-        nn.init.zeros_(self.proj_out.weight)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "time_embedder" in name or "text_embedder" in name:
+                nn.init.normal_(parameter, std=0.02)
+            elif "geometry_caster" in name or "proj_out" in name:
+                nn.init.zeros_(parameter)
+            elif parameter.ndim > 1 and "scale_shift_table" not in name:
+                nn.init.xavier_uniform_(parameter.flatten(1))
 
     def forward(
         self,
@@ -108,7 +107,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):
         view flow and the same gradients, in less than half the time, and None for the UV flow.
         """
         views, grid = mv.shape[2], self._token_grid(mv)
-        head_dim, device = self.config.attention_head_dim, mv.device
+        head_dim, device = self.config["attention_head_dim"], mv.device
         embedding, modulation = self.condition_embedder.time(timestep)
         text = self.condition_embedder.text(text)
         x_mv, mv_geometry = self._embed(mv)
@@ -126,7 +125,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):
         for block in self.blocks:
             arguments = (x_mv, x_uv, text, mv_branch, uv_branch, both_rope)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_mv, x_uv = self._gradient_checkpointing_func(block, *arguments)
+                x_mv, x_uv = self._gradient_checkpointing_func(block, *arguments)  # type: ignore[misc]
             else:
                 x_mv, x_uv = block(*arguments)
 
@@ -137,22 +136,21 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):
 
     def _token_grid(self, latents: Tensor) -> tuple[int, int]:
         """Rows and columns of tokens per frame."""
-        _, patch_h, patch_w = self.config.patch_size
+        _, patch_h, patch_w = self.config["patch_size"]
         channels, frames, height, width = latents.shape[1:]
-        if height % patch_h or width % patch_w or channels != 3 * self.config.in_channels:
+        depth, longest = 3 * self.config["in_channels"], self.config["rope_max_seq_len"]
+        if height % patch_h or width % patch_w or channels != depth:
             raise ValueError(
-                f"latents are {channels} channels of {height} x {width}; the model takes {3 * self.config.in_channels} "
-                f"channels (rgb, position, normal) and multiples of {patch_h} x {patch_w}"
+                f"latents are {channels} channels of {height} x {width}; the model takes {depth} channels "
+                f"(rgb, position, normal) and multiples of {patch_h} x {patch_w}"
             )
-        if max(frames + 1, height // patch_h, width // patch_w) > self.config.rope_max_seq_len:
-            raise ValueError(
-                f"latents of {frames} x {height} x {width} pass rope_max_seq_len={self.config.rope_max_seq_len}"
-            )
+        if max(frames + 1, height // patch_h, width // patch_w) > longest:
+            raise ValueError(f"latents of {frames} x {height} x {width} pass rope_max_seq_len={longest}")
         return height // patch_h, width // patch_w
 
     def _embed(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of the RGB latent and of the geometry, each [b, frames * rows * columns, dim]."""
-        _, p, q = self.config.patch_size
+        _, p, q = self.config["patch_size"]
         tokens = rearrange(latents, "b c f (h p) (w q) -> b (f h w) (c p q)", p=p, q=q)
         # A convolution whose stride is its kernel is a linear layer on patches, and faster as one.
         rgb, position, normal = tokens.to(self.patch_embedding.weight.dtype).chunk(3, dim=-1)
@@ -161,17 +159,22 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):
 
     def _flow(self, x: Tensor, table: Tensor, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
         shift, scale = (table + embedding[:, :, None]).unbind(2)
-        patches = self.proj_out(modulated_norm(x, shift, scale, self.config.eps))
-        _, p, q = self.config.patch_size
+        patches = self.proj_out(modulated_norm(x, shift, scale, self.config["eps"]))
+        _, p, q = self.config["patch_size"]
         h, w = grid
         return rearrange(patches, "b (f h w) (p q c) -> b c f (h p) (w q)", h=h, w=w, p=p, q=q)
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], **options: Any) -> "SeqTexTransformer3DModel":
-        """The model in a local directory or hub repository: ours or the released layout (see checkpoint.load_model)."""
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        subfolder: str = "",
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> "SeqTexTransformer3DModel":
+        """The model in a local directory or hub repository, ours or the released layout: `checkpoint.load_model`."""
         from training.model.checkpoint import load_model
 
-        return load_model(path, **options)
+        return load_model(pretrained_model_name_or_path, subfolder=subfolder, dtype=torch_dtype)
 
 
 def _linear(tokens: Tensor, convolution: nn.Conv3d) -> Tensor:
@@ -187,7 +190,7 @@ def _check_config(patch_size: tuple[int, ...] | list[int], head_dim: int, freq_d
         raise ValueError(f"freq_dim {freq_dim} and attention_head_dim {head_dim} must be even, the latter at least 6")
 
 
-def _add_lora(model: nn.Module, rank: int, alpha: float) -> None:
+def _add_lora(model: nn.Module, rank: int, alpha: int) -> None:
     """Wrap the layers of LORA_TARGETS in peft's LoRA, with all parameters left trainable (the caller freezes)."""
     from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and only LoRA models need it
 
