@@ -122,7 +122,7 @@ def test_faces_point_out_and_are_few(noun: str, seed: int) -> None:
         volume += np.einsum("fk,fk->", corners.mean(axis=1) - patch.positions.reshape(-1, 3).mean(axis=0), flat)
         count += len(faces)
     assert volume > 0
-    assert 500 <= count <= 6000
+    assert 800 <= count <= 3500
 
 
 @pytest.mark.parametrize("kind", [k for k in Kind if k not in BROKEN])
@@ -170,7 +170,9 @@ def test_broken_kinds_are_broken_as_stated() -> None:
         whole = struct.unpack_from("<I", content, 8)[0] == len(content)
         assert whole == (kind is not Kind.TRUNCATED)
         assert (content[:4] == b"glTF") == (kind is not Kind.BAD_MAGIC)
-    assert np.isnan(accessor(data[Kind.NAN_POSITIONS], "POSITION")).any()
+    positions = accessor(data[Kind.NAN_POSITIONS], "POSITION")
+    assert np.isnan(positions).any()
+    assert np.isfinite(positions).any()
     broken_range = data[Kind.INDEX_RANGE]
     assert accessor(broken_range, "indices").max() >= len(accessor(broken_range, "POSITION"))
     with pytest.raises(json.JSONDecodeError):

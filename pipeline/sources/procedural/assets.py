@@ -137,13 +137,14 @@ def design(seed: int, index: int, kind: Kind) -> Design:
     key = (seed, index)
     nouns = list(BUILDERS)
     noun = nouns[int(rng.integers(len(nouns)))]
-    patches = _shape(noun, key, 1.0)
+    detail = float(rng.uniform(0.75, 1.35))
+    patches = _shape(noun, key, detail)
     while kind in (Kind.MATERIALS, Kind.OVERLAPPING) and len(patches) < 2:
         noun = nouns[int(rng.integers(len(nouns)))]
-        patches = _shape(noun, key, 1.0)
+        patches = _shape(noun, key, detail)
     if kind is Kind.DENSE:
         count = sum(len(cells(p)) for p in patches)
-        patches = _shape(noun, key, float(np.sqrt(1.15 * DENSE_FACES / count)))
+        patches = _shape(noun, key, detail * float(np.sqrt(1.1 * DENSE_FACES / count)))
     flat = bool(rng.random() < 0.15) and kind is not Kind.DENSE
     if flat:
         patches = [faceted(p) for p in patches]

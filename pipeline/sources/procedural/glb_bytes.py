@@ -67,7 +67,7 @@ class _Buffer:
         record: dict[str, Any] = {"bufferView": self.view(array.tobytes(), target), "componentType": component}
         record |= {"count": len(array) if kind != "SCALAR" else array.size, "type": kind}
         if bounds:
-            record |= {"min": array.min(axis=0).tolist(), "max": array.max(axis=0).tolist()}
+            record |= {"min": np.nanmin(array, axis=0).tolist(), "max": np.nanmax(array, axis=0).tolist()}
         self.accessors.append(record)
         return len(self.accessors) - 1
 
@@ -101,7 +101,7 @@ def _material(buffer: _Buffer, images: list[dict[str, Any]], paint: Paint) -> di
 
 def glb(document: dict[str, Any], data: bytes) -> bytes:
     """The container: JSON chunk, binary chunk."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     data += b"\0" * (-len(data) % 4)
     total = 12 + 8 + len(text) + 8 + len(data)

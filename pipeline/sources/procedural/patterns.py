@@ -32,6 +32,9 @@ MIN_SEPARATION = 0.40
 SOFT = 0.26
 """Width of a transition between two colours, in units of the normalised frame (largest side 2)."""
 
+MAX_SAMPLES = 2_000
+"""Surface points that a pattern's contrast is judged on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
@@ -188,6 +191,8 @@ def draw_pattern(
 ) -> Pattern:
     """A pattern with strong contrast over the whole surface (sampled with `areas`) and in each of the four views: the
     first such of a few draws, else the best. `smooth`: normals vary smoothly, so that colour may follow them."""
+    stride = -(-len(areas) // MAX_SAMPLES)
+    positions, normals, areas = positions[::stride], normals[::stride], areas[::stride]
     visible = _facing(normals) * areas + 1e-9
     weights = np.asarray(_WEIGHTS) * [smooth or family.name != "lids" for family in FAMILIES]
     best, best_score = None, -1.0

@@ -86,11 +86,9 @@ def mug(rng: Rng, detail: Detail) -> list[Patch]:
     rim = np.array([[lip, height], [lip - 0.08, height]])
     inside = curve([[lip - 0.08, height], [foot - 0.08, 0.15 * height], [0, 0.12 * height]], detail(12))
     reach = rng.uniform(0.45, 0.6)
+    angle = np.linspace(-np.pi / 2, np.pi / 2, detail(18))
     x = (foot + lip) / 2 - 0.04
-    handle = curve(
-        [[x, 0, 0.2 * height], [x + reach, 0, 0.3 * height], [x + reach, 0, 0.7 * height], [x, 0, 0.8 * height]],
-        detail(18),
-    )
+    handle = np.column_stack([x + reach * np.cos(angle), 0 * angle, height * (0.5 + 0.3 * np.sin(angle))])
     return [lathe([base, wall, rim, inside], detail(32)), sweep(handle, np.full(len(handle), 0.1), detail(10))]
 
 
@@ -109,9 +107,8 @@ def teapot(rng: Rng, detail: Detail) -> list[Patch]:
         detail(28),
     )
     spout = tube([[0.75, 0, -0.3 * tall], [1.25, 0, 0.0], [1.5, 0, 0.7 * tall]], 0.24, 0.1, detail(14), detail(12))
-    handle = curve(
-        [[-0.8, 0, -0.4 * tall], [-1.5, 0, -0.3 * tall], [-1.5, 0, 0.5 * tall], [-0.65, 0, 0.65 * tall]], detail(18)
-    )
+    angle = np.linspace(-np.pi / 2, np.pi / 2, detail(18))
+    handle = np.column_stack([-0.75 - 0.7 * np.cos(angle), 0 * angle, tall * (0.1 + 0.5 * np.sin(angle))])
     return [lathe([body], detail(34)), spout, sweep(handle, np.full(len(handle), 0.11), detail(10))]
 
 
