@@ -19,7 +19,7 @@ def seqtex4(
     azimuths_deg: Sequence[float] = (-90.0, 0.0, 90.0, 180.0),
     elevation_deg: float = 10.0,
 ) -> Cameras:
-    """SeqTex's views of a normalised mesh: around the origin at (50 / 36) bounding-box diagonals, first view = front."""
+    """SeqTex's views of a normalised mesh: around the origin at (50 / 36) bounding-box diagonals, the front first."""
     distance = FOCAL_MM / SENSOR_MM * float(np.linalg.norm(np.asarray(bbox_max, np.float64) - bbox_min))
     poses = [orbit(azimuth, elevation_deg, distance) for azimuth in azimuths_deg]
     return Cameras(
@@ -55,8 +55,8 @@ def perspective(near: float = NEAR, far: float = FAR) -> Float64[np.ndarray, "4 
 def project(
     points: Float32[np.ndarray, "n 3"], world_to_clip: Float32[np.ndarray, "views 4 4"]
 ) -> Float32[np.ndarray, "views n 4"]:
-    """Clip coordinates. Element by element, so that equal points project to equal bits wherever they stand in the array:
-    a matrix product does not promise that, and surfaces split at a seam would leak."""
+    """Clip coordinates. Element by element, so that equal points project to equal bits wherever they stand in the
+    array: a matrix product does not promise that, and surfaces split at a seam would leak."""
     x, y, z = (points[:, axis].astype(np.float64) for axis in range(3))
     matrices = world_to_clip.astype(np.float64)[:, :, :, None]
     clip = matrices[:, :, 0] * x + matrices[:, :, 1] * y + matrices[:, :, 2] * z + matrices[:, :, 3]

@@ -10,7 +10,7 @@ from schemas.mesh import TexturedMesh
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """Where the dataset frame lies in the asset's own: `p_dataset = (R p_asset - center) * scale`, R from Y up to Z up."""
+    """`p_dataset = (R p_asset - center) * scale`, R the rotation from Y up to Z up."""
 
     center: Float64[np.ndarray, "3"]
     """Centre of the bounding box after the rotation, asset units."""

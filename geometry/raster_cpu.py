@@ -1,4 +1,4 @@
-"""The rasteriser for machines without a GPU: watertight, near-plane clipped, the same bits for any number of threads."""
+"""The rasteriser for machines without a GPU: watertight, clipped, the same bits for any number of threads."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -77,8 +77,8 @@ class CpuRasterizer:
 
 
 def split(images: int, rows: int, threads: int) -> Iterator[tuple[int, int, int]]:
-    """Bands (image, first row, last row): whole images while there are enough of them to keep every thread busy, since each
-    band walks over all faces."""
+    """Bands (image, first row, last row): whole images where they keep every thread busy, since each band walks over
+    all faces."""
     per_image = 1 if images % threads == 0 else threads
     for image in range(images):
         for band in range(per_image):

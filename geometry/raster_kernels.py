@@ -1,5 +1,8 @@
 """Compiled loops of the CPU rasteriser. All write disjoint rows, hold no lock and allocate nothing per face."""
 
+# mypy: disable-error-code="arg-type, return-value, assignment"
+# (scalars are numba's, annotated as the Python types they stand for)
+
 import numpy as np
 from numba import njit
 
@@ -20,24 +23,24 @@ def snap(coordinate: float, w: float, size: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def plane_distance(plane: int, x: float, y: float, z: float, w: float, guard_x: float, guard_y: float) -> float:
-    """Homogeneous distance to a clip plane, positive inside: near, left, right, top, bottom of the guard band."""
+def plane_distance(plane: int, point: np.ndarray, guard_x: float, guard_y: float) -> float:
+    """Homogeneous distance to a clip plane, positive inside: near, then left, right, top, bottom of the guard band."""
     if plane == 0:
-        return z + w
+        return point[2] + point[3]
     if plane == 1:
-        return guard_x * w + x
+        return guard_x * point[3] + point[0]
     if plane == 2:
-        return guard_x * w - x
+        return guard_x * point[3] - point[0]
     if plane == 3:
-        return guard_y * w + y
-    return guard_y * w - y
+        return guard_y * point[3] + point[1]
+    return guard_y * point[3] - point[1]
 
 
 @njit(nogil=True, cache=True)
 def snap_vertices(
     clip: np.ndarray, height: int, width: int, snapped: np.ndarray, outcode: np.ndarray, first: int, last: int
 ) -> None:
-    """Fixed-point position and outcode of vertices `first:last` of one image. clip [v, 4] -> snapped [v, 2], outcode [v]."""
+    """Fixed-point position and outcode of vertices `first:last`: clip [v, 4] -> snapped [v, 2], outcode [v]."""
     guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
     for vertex in range(first, last):
         x, y = np.float64(clip[vertex, 0]), np.float64(clip[vertex, 1])
@@ -57,25 +60,33 @@ def snap_vertices(
 
 
 @njit(nogil=True, cache=True)
+def first_centre(a: int, b: int, c: int, first: int) -> int:
+    """First pixel from `first` on whose centre 256 i + 128 lies in the span of three coordinates (>> 8 rounds down)."""
+    return max((min(a, b, c) + 127) >> 8, first)
+
+
+@njit(nogil=True, cache=True)
+def last_centre(a: int, b: int, c: int, last: int) -> int:
+    """Last such pixel, `last` at most."""
+    return min((max(a, b, c) - 128) >> 8, last)
+
+
+@njit(nogil=True, cache=True)
 def draw(
     ax: int, ay: int, bx: int, by: int, cx: int, cy: int,
-    face: int, corner0: np.ndarray, corner1: np.ndarray, corner2: np.ndarray,
-    row_first: int, row_last: int,
+    clip: np.ndarray, i: int, j: int, k: int, face: int, row_first: int, row_last: int,
     out_face: np.ndarray, out_bary: np.ndarray, out_depth: np.ndarray,
     peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
     """One fixed-point triangle into rows `row_first:row_last`.
 
     Coverage is exact integer arithmetic with the top-left rule. Weights come from the unsnapped clip coordinates of the
-    *face* (corner0..2), so a piece of a clipped face needs nothing else: the weight of a corner is the volume spanned by
-    the pixel's ray and the two others.
+    *face* (vertices i, j, k), so a piece of a clipped face needs nothing else: the weight of a corner is the volume
+    spanned by the pixel's ray and the two others.
     """
     height, width = out_face.shape
-    # Pixels whose centre 256 i + 128 lies in the bounding box; >> 8 rounds down, below 0 too.
-    x_first = max((min(ax, bx, cx) + 127) >> 8, 0)
-    x_last = min((max(ax, bx, cx) - 128) >> 8, width - 1)
-    y_first = max((min(ay, by, cy) + 127) >> 8, row_first)
-    y_last = min((max(ay, by, cy) - 128) >> 8, row_last - 1)
+    x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
+    y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
     if x_first > x_last or y_first > y_last:
         return
     area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
@@ -92,9 +103,9 @@ def draw(
     edge_bc = bcx * (py - by) - bcy * (px - bx) - (0 if bcy < 0 or (bcy == 0 and bcx > 0) else 1)
     edge_ca = cax * (py - cy) - cay * (px - cx) - (0 if cay < 0 or (cay == 0 and cax > 0) else 1)
 
-    x0, y0, z0, w0 = np.float64(corner0[0]), np.float64(corner0[1]), np.float64(corner0[2]), np.float64(corner0[3])
-    x1, y1, z1, w1 = np.float64(corner1[0]), np.float64(corner1[1]), np.float64(corner1[2]), np.float64(corner1[3])
-    x2, y2, z2, w2 = np.float64(corner2[0]), np.float64(corner2[1]), np.float64(corner2[2]), np.float64(corner2[3])
+    x0, y0, z0, w0 = np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3])
+    x1, y1, z1, w1 = np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3])
+    x2, y2, z2, w2 = np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3])
     for row in range(y_first, y_last + 1):
         e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
         entered = False
@@ -138,23 +149,24 @@ def draw(
 
 @njit(nogil=True, cache=True)
 def clip_face(
-    corner0: np.ndarray, corner1: np.ndarray, corner2: np.ndarray, guard_x: float, guard_y: float,
-    polygon: np.ndarray, spare: np.ndarray,
+    clip: np.ndarray, i: int, j: int, k: int, height: int, width: int,
+    polygon: np.ndarray, spare: np.ndarray, fixed: np.ndarray,
 ) -> int:  # fmt: skip
-    """Cut a face by the near plane and the guard band (Sutherland-Hodgman on homogeneous points). -> corners in `polygon`.
+    """Cut a face by the near plane and the guard band (Sutherland-Hodgman on homogeneous points).
 
-    A new point is always computed from the inner end of an edge to the outer one, so that faces on both sides of the
-    edge get the same bits.
+    Returns the number of corners of the convex rest and writes them to `fixed`, snapped. A new point is always computed
+    from the inner end of an edge to the outer one, so that the faces on both sides of the edge get the same bits.
     """
+    guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
     count = 3
     for axis in range(4):
-        polygon[0, axis], polygon[1, axis], polygon[2, axis] = corner0[axis], corner1[axis], corner2[axis]
+        polygon[0, axis], polygon[1, axis], polygon[2, axis] = clip[i, axis], clip[j, axis], clip[k, axis]
     for plane in range(5):
         kept = 0
         for corner in range(count):
             here, there = polygon[corner], polygon[(corner + 1) % count]
-            d_here = plane_distance(plane, here[0], here[1], here[2], here[3], guard_x, guard_y)
-            d_there = plane_distance(plane, there[0], there[1], there[2], there[3], guard_x, guard_y)
+            d_here = plane_distance(plane, here, guard_x, guard_y)
+            d_there = plane_distance(plane, there, guard_x, guard_y)
             if d_here >= 0.0:
                 spare[kept] = here
                 kept += 1
@@ -167,6 +179,11 @@ def clip_face(
                 kept += 1
         count = kept
         polygon[:count] = spare[:count]
+    for corner in range(count):
+        if polygon[corner, 3] <= 0.0:  # only with a matrix that is no projection
+            return 0
+        fixed[corner, 0] = snap(polygon[corner, 0], polygon[corner, 3], width)
+        fixed[corner, 1] = snap(polygon[corner, 1], polygon[corner, 3], height)
     return count
 
 
@@ -181,37 +198,31 @@ def rasterize_rows(
     out_face[row_first:row_last] = -1
     out_bary[row_first:row_last] = 0.0
     out_depth[row_first:row_last] = np.inf
-    guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
     polygon, spare = np.empty((MAX_CORNERS, 4), np.float64), np.empty((MAX_CORNERS, 4), np.float64)
     fixed = np.empty((MAX_CORNERS, 2), np.int64)
     for face in range(faces.shape[0]):
         i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
         outside = outcode[i] | outcode[j] | outcode[k]
         if outside == 0:
+            ax, bx, cx = np.int64(snapped[i, 0]), np.int64(snapped[j, 0]), np.int64(snapped[k, 0])
+            ay, by, cy = np.int64(snapped[i, 1]), np.int64(snapped[j, 1]), np.int64(snapped[k, 1])
+            # Most faces of a fine mesh lie between pixel centres: they must cost no call.
+            if first_centre(ax, bx, cx, 0) > last_centre(ax, bx, cx, width - 1):
+                continue
+            if first_centre(ay, by, cy, row_first) > last_centre(ay, by, cy, row_last - 1):
+                continue
             draw(
-                np.int64(snapped[i, 0]), np.int64(snapped[i, 1]), np.int64(snapped[j, 0]), np.int64(snapped[j, 1]),
-                np.int64(snapped[k, 0]), np.int64(snapped[k, 1]), face, clip[i], clip[j], clip[k],
-                row_first, row_last, out_face, out_bary, out_depth, peel, peel_face, peel_depth,
+                ax, ay, bx, by, cx, cy, clip, i, j, k, face, row_first, row_last, out_face, out_bary, out_depth,
+                peel, peel_face, peel_depth,
             )  # fmt: skip
-            continue
-        if outside & NOT_FINITE or outcode[i] & outcode[j] & outcode[k]:
-            continue
-        count = clip_face(clip[i], clip[j], clip[k], guard_x, guard_y, polygon, spare)
-        visible = count >= 3
-        for corner in range(count):
-            if polygon[corner, 3] <= 0.0:
-                visible = False
-                break
-            fixed[corner, 0] = snap(polygon[corner, 0], polygon[corner, 3], width)
-            fixed[corner, 1] = snap(polygon[corner, 1], polygon[corner, 3], height)
-        if not visible:
-            continue
-        for corner in range(1, count - 1):
-            draw(
-                fixed[0, 0], fixed[0, 1], fixed[corner, 0], fixed[corner, 1], fixed[corner + 1, 0],
-                fixed[corner + 1, 1], face, clip[i], clip[j], clip[k],
-                row_first, row_last, out_face, out_bary, out_depth, peel, peel_face, peel_depth,
-            )  # fmt: skip
+        elif not (outside & NOT_FINITE or outcode[i] & outcode[j] & outcode[k]):
+            corners = clip_face(clip, i, j, k, height, width, polygon, spare, fixed)
+            for piece in range(1, corners - 1):
+                draw(
+                    fixed[0, 0], fixed[0, 1], fixed[piece, 0], fixed[piece, 1], fixed[piece + 1, 0],
+                    fixed[piece + 1, 1], clip, i, j, k, face, row_first, row_last, out_face, out_bary, out_depth,
+                    peel, peel_face, peel_depth,
+                )  # fmt: skip
 
 
 @njit(nogil=True, cache=True)

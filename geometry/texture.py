@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
 
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture_kernels import average_rows, color_rows, encode_rows, grow_once, pull, push
-from schemas.mesh import AlphaMode, TexturedMesh, Wrap
+from schemas.mesh import AlphaMode, Material, TexturedMesh, Wrap
 
 MAX_LAYERS = 8
 """Cut-out surfaces in front of one another that a ray looks through; the last one is drawn as nothing."""
@@ -74,11 +74,6 @@ class PackedSurface:
 
 def pack_surface(mesh: TexturedMesh) -> PackedSurface:
     """The colour half of a mesh; textures are copied only where there are several."""
-    cutoff = {
-        AlphaMode.OPAQUE: lambda m: -1.0,
-        AlphaMode.MASK: lambda m: m.alpha_cutoff,
-        AlphaMode.BLEND: lambda m: BLEND_CUTOFF,
-    }
     if len(mesh.faces) and not 0 <= mesh.face_material.min() <= mesh.face_material.max() < len(mesh.materials):
         raise ValueError(f"face_material points outside the {len(mesh.materials)} materials")
     if any(m.texture is not None and not 0 <= m.texture < len(mesh.textures) for m in mesh.materials):
@@ -97,11 +92,18 @@ def pack_surface(mesh: TexturedMesh) -> PackedSurface:
         face_material=mesh.face_material,
         face_has_uv=mesh.face_has_uv,
         factors=np.array([m.base_color for m in mesh.materials], np.float32).reshape(-1, 4),
-        cutoffs=np.array([cutoff[m.alpha_mode](m) for m in mesh.materials], np.float32),
+        cutoffs=np.array([alpha_cutoff(m) for m in mesh.materials], np.float32),
         material_texture=np.array([-1 if m.texture is None else m.texture for m in mesh.materials], np.int64),
         texels=images[0] if len(images) == 1 else np.concatenate(images),
         samplers=np.array(samplers, np.int64).reshape(-1, 6),
     )
+
+
+def alpha_cutoff(material: Material) -> float:
+    """Alpha from which a fragment of this material is there; -1 where it always is."""
+    if material.alpha_mode is AlphaMode.OPAQUE:
+        return -1.0
+    return material.alpha_cutoff if material.alpha_mode is AlphaMode.MASK else BLEND_CUTOFF
 
 
 def surface_color(
@@ -171,8 +173,8 @@ def average_samples(
 def dilate(
     rgb: Float32[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
 ) -> Float32[np.ndarray, "height width 3"]:
-    """Colour everywhere: a rim of neighbouring colours around each chart, then a smooth fill (push-pull), so that neither
-    bilinear look-ups at a border nor mip levels mix in colours from nowhere. Texels in the mask stay as they are."""
+    """Colour everywhere: a rim of neighbouring colours around each chart, then a smooth fill (push-pull), so that
+    neither bilinear look-ups at a border nor mip levels mix in colours from nowhere. Texels in the mask stay."""
     color, known = np.where(mask[..., None], rgb, np.float32(0.0)), mask.copy()
     if not known.any():
         return color

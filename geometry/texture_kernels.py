@@ -1,5 +1,8 @@
 """Compiled loops of texture look-up, averaging, sRGB encoding and gutter filling."""
 
+# mypy: disable-error-code="arg-type, return-value, assignment"
+# (scalars are numba's, annotated as the Python types they stand for)
+
 import numpy as np
 from numba import njit
 
@@ -18,47 +21,57 @@ def reduce_coordinate(coordinate: float, wrap: int) -> float:
 
 @njit(nogil=True, cache=True)
 def wrap_index(index: int, size: int, wrap: int) -> int:
-    """Texel index in [0, size) under repeat (0), mirror (1) or clamp (2)."""
-    if 0 <= index < size:
-        return index
+    """Texel index in [0, size) under repeat (0), mirror (1) or clamp (2), one texel around a reduced coordinate: -1 to
+    size, or to 2 size when mirrored. (A division per texel would cost more than the rest of the look-up.)"""
     if wrap == 0:
-        return index % size
-    if wrap == 1:
-        index %= 2 * size
-        return index if index < size else 2 * size - 1 - index
-    return 0 if index < 0 else size - 1
+        index = index + size if index < 0 else (index - size if index >= size else index)
+    elif wrap == 1:
+        index = 2 * size - 1 - index if index >= size else index
+    return min(max(index, 0), size - 1)
 
 
-@njit(nogil=True, cache=True)
-def look_up(u: float, v: float, texels: np.ndarray, sampler: np.ndarray, decode: np.ndarray, out: np.ndarray) -> None:
-    """Linear RGBA of a texture at (u, v), v up, into out [4]."""
-    first, height, width, wrap_u, wrap_v = sampler[0], sampler[1], sampler[2], sampler[3], sampler[4]
-    x = reduce_coordinate(u, wrap_u) * width
-    y = reduce_coordinate(1.0 - v, wrap_v) * height
-    if sampler[5]:
-        column = wrap_index(np.int64(np.floor(x)), width, wrap_u)
-        row = wrap_index(np.int64(np.floor(y)), height, wrap_v)
-        texel = first + row * width + column
-        for channel in range(3):
-            out[channel] = decode[texels[texel, channel]]
-        out[3] = texels[texel, 3] * np.float32(1.0 / 255.0)
-        return
+@njit(nogil=True, cache=True, inline="always")
+def bilinear(
+    x: float, y: float, texels: np.ndarray, first: int, height: int, width: int, wrap_u: int, wrap_v: int,
+    decode: np.ndarray,
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """Linear RGBA at texel coordinates (x right, y down, texel centres at .5), filtered in linear light."""
     left, top = np.floor(x - 0.5), np.floor(y - 0.5)
+    column0, row0 = np.int64(left), np.int64(top)
+    column1, row1 = column0 + 1, row0 + 1
+    if column0 < 0 or column1 >= width:
+        column0, column1 = wrap_index(column0, width, wrap_u), wrap_index(column1, width, wrap_u)
+    if row0 < 0 or row1 >= height:
+        row0, row1 = wrap_index(row0, height, wrap_v), wrap_index(row1, height, wrap_v)
     fx, fy = np.float32(x - 0.5 - left), np.float32(y - 0.5 - top)
-    x0, y0 = np.int64(left), np.int64(top)
-    column0, column1 = wrap_index(x0, width, wrap_u), wrap_index(x0 + 1, width, wrap_u)
-    row0, row1 = first + wrap_index(y0, height, wrap_v) * width, first + wrap_index(y0 + 1, height, wrap_v) * width
-    t00, t01, t10, t11 = row0 + column0, row0 + column1, row1 + column0, row1 + column1
     gx, gy = np.float32(1.0) - fx, np.float32(1.0) - fy
     w00, w01, w10, w11 = gx * gy, fx * gy, gx * fy, fx * fy
-    for channel in range(3):
-        out[channel] = (
-            w00 * decode[texels[t00, channel]] + w01 * decode[texels[t01, channel]]
-            + w10 * decode[texels[t10, channel]] + w11 * decode[texels[t11, channel]]
-        )  # fmt: skip
-    out[3] = (w00 * texels[t00, 3] + w01 * texels[t01, 3] + w10 * texels[t10, 3] + w11 * texels[t11, 3]) * np.float32(
-        1.0 / 255.0
-    )
+    # Plain scalar indexing: a row view costs two atomic reference counts.
+    t00, t01 = first + row0 * width + column0, first + row0 * width + column1
+    t10, t11 = first + row1 * width + column0, first + row1 * width + column1
+    red = w00 * decode[texels[t00, 0]] + w01 * decode[texels[t01, 0]]
+    red += w10 * decode[texels[t10, 0]] + w11 * decode[texels[t11, 0]]
+    green = w00 * decode[texels[t00, 1]] + w01 * decode[texels[t01, 1]]
+    green += w10 * decode[texels[t10, 1]] + w11 * decode[texels[t11, 1]]
+    blue = w00 * decode[texels[t00, 2]] + w01 * decode[texels[t01, 2]]
+    blue += w10 * decode[texels[t10, 2]] + w11 * decode[texels[t11, 2]]
+    alpha = w00 * np.float32(texels[t00, 3]) + w01 * np.float32(texels[t01, 3])
+    alpha += w10 * np.float32(texels[t10, 3]) + w11 * np.float32(texels[t11, 3])
+    return red, green, blue, alpha * np.float32(1.0 / 255.0)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def look_up(
+    u: float, v: float, texels: np.ndarray, samplers: np.ndarray, texture: int, decode: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Linear RGBA of a texture at (u, v), v up."""
+    first, height, width = samplers[texture, 0], samplers[texture, 1], samplers[texture, 2]
+    wrap_u, wrap_v = samplers[texture, 3], samplers[texture, 4]
+    x = reduce_coordinate(u, wrap_u) * width
+    y = reduce_coordinate(1.0 - v, wrap_v) * height
+    if samplers[texture, 5]:  # nearest: bilinear at the texel's centre
+        x, y = np.floor(x) + 0.5, np.floor(y) + 0.5
+    return bilinear(x, y, texels, first, height, width, wrap_u, wrap_v, decode)
 
 
 @njit(nogil=True, cache=True)
@@ -68,7 +81,6 @@ def color_rows(
     material_texture: np.ndarray, texels: np.ndarray, samplers: np.ndarray, decode: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
     """Linear RGBA of fragments: face [rows, w], bary [rows, w, 2] -> out [rows, w, 4]."""
-    texel = np.empty(4, np.float32)
     for row in range(face.shape[0]):
         for column in range(face.shape[1]):
             f = face[row, column]
@@ -79,27 +91,26 @@ def color_rows(
             b0, b1 = bary[row, column, 0], bary[row, column, 1]
             b2 = np.float32(1.0) - b0 - b1
             material = face_material[f]
-            for channel in range(4):
-                out[row, column, channel] = factors[material, channel]
+            red, green, blue = factors[material, 0], factors[material, 1], factors[material, 2]
+            alpha = factors[material, 3]
             if has_colors:
-                for channel in range(4):
-                    out[row, column, channel] *= (
-                        b0 * colors[i, channel] + b1 * colors[j, channel] + b2 * colors[k, channel]
-                    )
+                red *= b0 * colors[i, 0] + b1 * colors[j, 0] + b2 * colors[k, 0]
+                green *= b0 * colors[i, 1] + b1 * colors[j, 1] + b2 * colors[k, 1]
+                blue *= b0 * colors[i, 2] + b1 * colors[j, 2] + b2 * colors[k, 2]
+                alpha *= b0 * colors[i, 3] + b1 * colors[j, 3] + b2 * colors[k, 3]
             texture = material_texture[material]
             if texture >= 0 and face_has_uv[f]:
                 u = np.float64(b0) * uv[i, 0] + np.float64(b1) * uv[j, 0] + np.float64(b2) * uv[k, 0]
                 v = np.float64(b0) * uv[i, 1] + np.float64(b1) * uv[j, 1] + np.float64(b2) * uv[k, 1]
-                look_up(u, v, texels, samplers[texture], decode, texel)
-                for channel in range(4):
-                    out[row, column, channel] *= texel[channel]
-            cutoff = cutoffs[material]
-            out[row, column, 3] = 0.0 if cutoff >= 0.0 and out[row, column, 3] < cutoff else 1.0
+                t_red, t_green, t_blue, t_alpha = look_up(u, v, texels, samplers, texture, decode)
+                red, green, blue, alpha = red * t_red, green * t_green, blue * t_blue, alpha * t_alpha
+            out[row, column, 0], out[row, column, 1], out[row, column, 2] = red, green, blue
+            out[row, column, 3] = 0.0 if alpha < cutoffs[material] else 1.0
 
 
 @njit(nogil=True, cache=True)
 def average_rows(color: np.ndarray, covered: np.ndarray, s: int, rgb: np.ndarray, any_covered: np.ndarray) -> None:
-    """Mean over the covered samples of s x s blocks: color [h s, w s, 4], covered [h s, w s] -> rgb [h, w, 3], [h, w]."""
+    """Mean over the covered of s x s samples: color [h s, w s, 4], covered [h s, w s] -> rgb [h, w, 3], [h, w]."""
     for row in range(rgb.shape[0]):
         for column in range(rgb.shape[1]):
             red, green, blue, count = np.float32(0.0), np.float32(0.0), np.float32(0.0), 0

@@ -1,6 +1,6 @@
 """UV maps of a mesh: the source's colour, position and normal, laid out in texture space."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -29,15 +29,17 @@ def bake_uv(mesh: TexturedMesh, uv_mesh: UvMesh, cfg: BakeConfig, rasterizer: Ra
     """Maps of `uv_mesh`, coloured by the mesh it came from (same faces, same corners). Alpha does not cut holes."""
     if mesh.faces.shape != uv_mesh.faces.shape:
         raise ValueError(f"{len(uv_mesh.faces)} unwrapped faces for a mesh of {len(mesh.faces)}: they must correspond")
-    position, normal, mask = bake_geometry(uv_mesh, cfg.resolution, rasterizer)
-    fragments = rasterize_layout(uv_mesh, cfg.resolution * cfg.supersample, rasterizer)
-    color, covered = average_samples(surface_color(mesh, fragments), fragments.face >= 0, cfg.supersample)
-    # A texel whose centre is covered has colour even if none of its samples (which lie off the centre) is.
-    missed = mask & ~covered[0]
-    if missed.any():
-        centre = rasterize_layout(uv_mesh, cfg.resolution, rasterizer)
-        color[0][missed] = surface_color(mesh, centre)[0, ..., :3][missed]
-    return UvMaps(rgb=encode_srgb8(dilate(color[0], mask | covered[0])), mask=mask, position=position, normal=normal)
+    centre = rasterize_layout(uv_mesh, cfg.resolution, rasterizer)
+    mask = centre.face >= 0
+    position, normal = interpolate_geometry(centre, uv_mesh, rasterizer)
+    samples = rasterize_layout(uv_mesh, cfg.resolution * cfg.supersample, rasterizer)
+    color, covered = average_samples(surface_color(mesh, samples), samples.face >= 0, cfg.supersample)
+    # Samples lie off the centre: where none is covered but the centre is, its own colour counts.
+    missed = mask & ~covered
+    only_missed = replace(centre, face=np.where(missed, centre.face, np.int32(-1)))
+    color += surface_color(mesh, only_missed)[..., :3]
+    rgb = encode_srgb8(dilate(color[0], (mask | covered)[0]))
+    return UvMaps(rgb=rgb, mask=mask[0], position=position[0], normal=normal[0])
 
 
 def bake_geometry(
