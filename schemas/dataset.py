@@ -213,3 +213,11 @@ def index_json(out: Path, parts: Iterable[LedgerPart]) -> bytes:
         ledger.append(entry)
     entries = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards, "ledger": ledger}
     return json.dumps(entries, indent=1).encode() + b"\n"
+
+
+def indexed_parts(data: bytes) -> dict[str, str]:
+    """sha256 of every ledger part that an `index.json` lists, by file name; empty where the text is damaged."""
+    try:
+        return {str(entry["url"]).rpartition("/")[2]: str(entry["sha256"]) for entry in json.loads(data)["ledger"]}
+    except (ValueError, KeyError, TypeError):
+        return {}

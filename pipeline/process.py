@@ -1,0 +1,290 @@
+"""One asset from bytes to sample, and one job from assets to shards. No Ray: these are plain functions."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import numpy as np
+
+from geometry.cameras import seqtex4
+from geometry.frames import Frame, bounding_box, normalise
+from geometry.raster_cpu import CpuRasterizer
+from pipeline.bake import BakeConfig, bake_uv, round_trip_psnr
+from pipeline.judge import JudgeConfig, judge, measure
+from pipeline.load import load_mesh
+from pipeline.plan import ShardJob
+from pipeline.preflight import PreflightConfig, preflight
+from pipeline.render import RenderConfig, render_views
+from pipeline.sandbox import LimitsConfig, Zygote
+from pipeline.shards import commit
+from pipeline.unwrap import UnwrapConfig, unwrap
+from schemas.camera import Cameras
+from schemas.codec import SCHEMA_VERSION, cameras_json, encode
+from schemas.dataset import ShardRecord, code_version
+from schemas.ledger import Measurements, Outcome, Reason, Rejected, Status
+from schemas.mesh import Attribution, MeshRef, TexturedMesh, UvMesh
+from schemas.sample import Regime, TextureSample, UvMaps, Views
+
+ASSET_TARGET = "pipeline.process:process_in_child"
+ATTEMPTS = 2
+"""How often an asset is tried whose child somebody else killed."""
+_OUTCOME = "outcome.json"
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Everything that decides what a dataset holds, its assets aside."""
+
+    assets_per_job: int = 64
+    """Assets in one job, the unit of work and of resume (ours)."""
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    """Checks before an asset is opened."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """What makes an asset fit to learn from."""
+    unwrap: UnwrapConfig = field(default_factory=UnwrapConfig)
+    """UV layouts."""
+    views: RenderConfig = field(default_factory=RenderConfig)
+    """Multi-view images."""
+    uv: BakeConfig = field(default_factory=BakeConfig)
+    """Texture-space maps."""
+    min_visible_share: float = 0.002
+    """Smallest share of a view's pixels that the mesh must cover (ours: 500 pixels of 512^2)."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """What one asset may use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processed:
+    """What became of one asset."""
+
+    result: TextureSample | Rejected
+    measurements: Measurements
+    mv_only: Rejected | None = None
+    """Why an accepted sample has no UV maps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobReport:
+    """What became of one job: paths and counts, never images."""
+
+    job: int
+    planned: int
+    accepted: int
+    rejected: int
+    failed: int
+    shards: tuple[ShardRecord, ...]
+
+
+def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
+    """One asset to a sample, or to the reason why not. An exception is a bug."""
+    path = Path(ref.uri)
+    if changed := _changed(path, ref):
+        return Processed(result=changed, measurements=Measurements())
+    facts = preflight(path, cfg.preflight)
+    if isinstance(facts, Rejected):
+        return Processed(result=facts, measurements=Measurements(bytes=path.stat().st_size if path.is_file() else None))
+    measurements = Measurements(bytes=facts.bytes, faces=facts.faces, vertices=facts.vertices)
+    loaded = load_mesh(path, cfg.preflight)
+    if isinstance(loaded, Rejected):
+        return Processed(result=loaded, measurements=measurements)
+    if fault := _without_extent(loaded):
+        return Processed(result=fault, measurements=measurements)
+    mesh, frame = normalise(loaded)
+    measurements = measure(mesh, facts)
+    if verdict := judge(measurements, cfg.judge):
+        return Processed(result=verdict, measurements=measurements)
+    return _make_sample(ref, mesh, frame, measurements, cfg)
+
+
+def _changed(path: Path, ref: MeshRef) -> Rejected | None:
+    """The file is no longer the one that was planned."""
+    if ref.sha256 is None or not path.is_file():
+        return None  # the preflight tells of a missing file
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found == ref.sha256:
+        return None
+    return Rejected(reason=Reason.INPUT_CHANGED, detail=f"sha256 {found[:12]} where {ref.sha256[:12]} was planned")
+
+
+def _without_extent(mesh: TexturedMesh) -> Rejected | None:
+    if not len(mesh.faces):
+        return Rejected(reason=Reason.NO_GEOMETRY, detail="0 faces")
+    lower, upper = bounding_box(mesh.vertices, mesh.faces)
+    side = float((upper - lower).max())
+    if np.isfinite(side) and side > 0:
+        return None
+    return Rejected(reason=Reason.DEGENERATE, detail=f"the largest side of the bounding box is {side}")
+
+
+def _make_sample(
+    ref: MeshRef, mesh: TexturedMesh, frame: Frame, measurements: Measurements, cfg: BuildConfig
+) -> Processed:
+    """Views of a mesh that was found fit, and its UV maps where they can be had."""
+    rasterizer = CpuRasterizer()
+    cameras = seqtex4(*bounding_box(mesh.vertices, mesh.faces), elevation_deg=cfg.views.elevation_deg)
+    views = render_views(mesh, cameras, cfg.views, rasterizer)
+    visible = float(views.mask.mean(axis=(1, 2)).min())
+    measurements = replace(measurements, visible_share_min=visible)
+    if visible < cfg.min_visible_share:
+        detail = f"covers {visible:.2%} of one of the views, at least {cfg.min_visible_share:.2%}"
+        return Processed(result=Rejected(reason=Reason.BARELY_VISIBLE, detail=detail), measurements=measurements)
+    uv_mesh, maps, mv_only = None, None, None
+    unwrapped = unwrap(mesh, measurements, cfg.unwrap)
+    if isinstance(unwrapped, Rejected):
+        mv_only = unwrapped
+    else:
+        baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer)
+        psnr = round_trip_psnr(views, unwrapped, baked, cameras, cfg.views, rasterizer)
+        measurements = replace(
+            measurements, layout=unwrapped.layout, uv_fill=float(baked.mask.mean()), round_trip_psnr=psnr
+        )
+        if psnr < cfg.uv.min_round_trip_db:
+            detail = f"views from the baked map reach {psnr:.1f} dB of {cfg.uv.min_round_trip_db:g}"
+            mv_only = Rejected(reason=Reason.ROUND_TRIP, detail=detail)
+        else:
+            uv_mesh, maps = unwrapped, baked
+    sample = _sample(ref, views, cameras, frame, maps, uv_mesh, measurements)
+    return Processed(result=sample, measurements=measurements, mv_only=mv_only)
+
+
+def _sample(
+    ref: MeshRef,
+    views: Views,
+    cameras: Cameras,
+    frame: Frame,
+    maps: UvMaps | None,
+    uv_mesh: UvMesh | None,
+    measurements: Measurements,
+) -> TextureSample:
+    regime = Regime.MV_ONLY if maps is None else Regime.TEXTURED
+    meta = {
+        "uid": ref.uid,
+        "schema_version": SCHEMA_VERSION,
+        # the file's name alone: where it lay when the dataset was built must not decide the bytes
+        "source": asdict(ref.source) | {"uri": ref.uri if "://" in ref.uri else Path(ref.uri).name},
+        "caption": ref.caption,
+        "regime": str(regime),
+        "cameras": cameras_json(cameras),
+        "frame": {"center": frame.center.tolist(), "scale": frame.scale},
+        "measurements": asdict(measurements),
+        "versions": {"seqtex-forge": code_version()},
+    }
+    return TextureSample(uid=ref.uid, regime=regime, views=views, cameras=cameras, uv=maps, mesh=uv_mesh, meta=meta)
+
+
+# a job
+
+
+def process_job(
+    job: ShardJob, out: Path, cfg: BuildConfig, target: str = ASSET_TARGET, python_path: tuple[Path, ...] = ()
+) -> JobReport:
+    """Every asset of a job in its own limited child, then the commit. Every planned asset gets exactly one row.
+
+    `target` names the function that a child runs (`pipeline.sandbox.Zygote`), `process_in_child` unless told."""
+    work = Path(tempfile.mkdtemp(prefix=f"job-{job.index:06d}-", dir=out / ".work"))
+    try:
+        outcomes: list[Outcome] = []
+        samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
+        with Zygote(target, cfg.limits, work, python_path) as zygote:
+            for number, ref in enumerate(job.refs):
+                outcome, files = _run_asset(zygote, job.index, ref, cfg, work / f"{number:06d}")
+                outcomes.append(outcome)
+                if outcome.regime is not None:
+                    samples.setdefault(outcome.regime, []).append((ref.uid, files))
+        part = commit(out, job.index, outcomes, samples)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    counts = {status: sum(outcome.status is status for outcome in outcomes) for status in Status}
+    assert sum(counts.values()) == len(outcomes) == len(job.refs)
+    return JobReport(
+        job=job.index,
+        planned=len(job.refs),
+        accepted=counts[Status.ACCEPTED],
+        rejected=counts[Status.REJECTED],
+        failed=counts[Status.FAILED],
+        shards=part.shards,
+    )
+
+
+def _run_asset(zygote: Zygote, job: int, ref: MeshRef, cfg: BuildConfig, directory: Path) -> tuple[Outcome, list[Path]]:
+    """The row of an asset, and the files of its fields."""
+    seconds = 0.0
+    for _ in range(ATTEMPTS):
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        ended = zygote.run({"ref": asdict(ref), "cfg": asdict(cfg)}, directory)
+        seconds += ended.seconds
+        if not ended.killed:
+            break
+    base = Outcome(
+        uid=ref.uid,
+        uri=ref.uri,
+        sha256=ref.sha256,
+        status=Status.FAILED,
+        regime=None,
+        reason=ended.reason,
+        detail=ended.detail,
+        shard=None,
+        seconds=seconds,
+        measurements=Measurements(),
+    )
+    if ended.reason is not None:
+        return base, []
+    told = _read_outcome(directory / _OUTCOME)
+    if told is None:
+        detail = "the child ended without an outcome"
+        return replace(base, reason=Reason.CRASHED, detail=detail), []
+    regime = Regime(told["regime"]) if told["regime"] else None
+    outcome = replace(
+        base,
+        status=Status.REJECTED if regime is None else Status.ACCEPTED,
+        regime=regime,
+        reason=Reason(told["reason"]) if told["reason"] else None,
+        detail=told["detail"],
+        shard=f"{regime}-{job:06d}.tar" if regime else None,
+        measurements=Measurements(**told["measurements"]),
+    )
+    return outcome, sorted((directory / "fields").iterdir()) if regime else []
+
+
+def _read_outcome(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_bytes()) if path.is_file() else None
+
+
+def process_in_child(request: dict[str, Any], directory: Path) -> None:
+    """The sandboxed side of `process_job`: leaves `outcome.json` and one file per field."""
+    source = Attribution(**request["ref"].pop("source"))
+    ref = MeshRef(**request["ref"], source=source)
+    processed = process_asset(ref, config_from_dict(BuildConfig, request["cfg"]))
+    verdict, regime = processed.mv_only, None
+    if isinstance(processed.result, Rejected):
+        verdict = processed.result
+    else:
+        regime = processed.result.regime
+        (directory / "fields").mkdir()
+        for name, data in encode(processed.result).items():
+            (directory / "fields" / name).write_bytes(data)
+    outcome = {
+        "regime": regime,
+        "reason": verdict.reason if verdict else None,
+        "detail": verdict.detail if verdict else "",
+        "measurements": asdict(processed.measurements),
+    }
+    (directory / _OUTCOME).write_text(json.dumps(outcome))
+
+
+def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:
+    """The inverse of `dataclasses.asdict` for a configuration that went through JSON."""
+    hints, values = get_type_hints(kind), dict(entries)
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            values[name] = config_from_dict(hints[name], value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    return kind(**values)

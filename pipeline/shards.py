@@ -1,0 +1,147 @@
+"""Shards on disk: written beside, flushed, renamed; the ledger part comes last and alone makes them count."""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pipeline.plan import ShardJob
+from schemas.dataset import (
+    PART_NAME,
+    SHARD_NAME,
+    LedgerPart,
+    ShardRecord,
+    part_path,
+    read_ledger_part,
+    shard_path,
+    sync_directory,
+    write_ledger_part,
+)
+from schemas.errors import UserError
+from schemas.ledger import Outcome
+from schemas.sample import Regime
+
+MAX_MEMBER_BYTES = 1 << 28
+"""Largest field that a reader accepts."""
+
+
+def write_shard(out: Path, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
+    """A tar of samples under its final name. Each sample is its uid and the files of its fields, named by extension.
+
+    Equal samples give equal bytes: members in the order given, fields by name, no times, no owners. Whatever goes
+    wrong, no file with the final name is left unfinished."""
+    name = f"{regime}-{job:06d}.tar"
+    path = shard_path(out, name)
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        with temporary.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for uid, fields in samples:
+                    count += 1
+                    for field in sorted(fields):
+                        _add(tar, f"{uid}.{field.name}", field)
+            file.flush()
+            os.fsync(file.fileno())
+        sha256, size = file_sha256(temporary), temporary.stat().st_size
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return ShardRecord(name=name, regime=regime, sha256=sha256, bytes=size, count=count)
+
+
+def _add(tar: tarfile.TarFile, name: str, field: Path) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = field.stat().st_size
+    info.mode = 0o644
+    with field.open("rb") as file:
+        tar.addfile(info, file)
+
+
+def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(uid, fields) of every sample. Raises ValueError naming the member: not a plain file, a name that is no
+    `uid.extension`, a sample whose members are apart or repeated, a member beyond the size limit, a cut-off file."""
+    seen: set[str] = set()
+    uid, fields = "", dict[str, bytes]()
+    try:
+        with tarfile.open(path, mode="r:") as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                if not member.isreg() or "/" in member.name or not key or not extension:
+                    raise ValueError(f"{path}: member {member.name!r} is not a field of a sample")
+                if member.size > MAX_MEMBER_BYTES:
+                    raise ValueError(f"{path}: member {member.name!r} has {member.size} bytes")
+                if key != uid:
+                    if fields:
+                        yield uid, fields
+                    if key in seen:
+                        raise ValueError(f"{path}: the members of {key!r} are apart")
+                    seen.add(key)
+                    uid, fields = key, {}
+                content = tar.extractfile(member)
+                data = content.read() if content else b""
+                if extension in fields or len(data) != member.size:
+                    raise ValueError(f"{path}: member {member.name!r} is repeated or cut off")
+                fields[extension] = data
+    except tarfile.TarError as error:
+        raise ValueError(f"{path}: not a whole tar ({error})") from error
+    if fields:
+        yield uid, fields
+
+
+def commit(
+    out: Path, job: int, outcomes: list[Outcome], samples: dict[Regime, list[tuple[str, list[Path]]]]
+) -> LedgerPart:
+    """Make a job's results count: shards first, the ledger part that names them last. Regimes never share a shard.
+
+    Raises UserError where the dataset cannot be written."""
+    part = part_path(out, job)
+    try:
+        part.unlink(missing_ok=True)
+        for regime in Regime:
+            if not samples.get(regime):
+                shard_path(out, f"{regime}-{job:06d}.tar").unlink(missing_ok=True)
+        shards = [write_shard(out, job, regime, samples[regime]) for regime in Regime if samples.get(regime)]
+        ledger = LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))
+        write_ledger_part(out, ledger)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out}: cannot write job {job} ({error.strerror or error}); mend that and build again, "
+            "finished jobs are kept"
+        ) from error
+    return ledger
+
+
+def committed(out: Path, job: ShardJob) -> LedgerPart | None:
+    """The ledger part of a finished job: readable, of the assets planned, all its shards there with the right size."""
+    path = part_path(out, job.index)
+    if not path.is_file():
+        return None
+    try:
+        part = read_ledger_part(path)
+    except UserError:
+        return None  # damaged: the job is done again
+    if part.job != job.index or [o.uid for o in part.outcomes] != [ref.uid for ref in job.refs]:
+        return None
+    for shard in part.shards:
+        file = shard_path(out, shard.name)
+        if not file.is_file() or file.stat().st_size != shard.bytes:
+            return None
+    return part
+
+
+def remove_leftovers(out: Path, jobs: int) -> None:
+    """Temporary files of an interrupted build, and files of no planned job. Only for the holder of the build lock."""
+    for folder, pattern in ((out / "shards", SHARD_NAME), (out / "ledger", PART_NAME)):
+        for path in folder.iterdir():
+            match = pattern.fullmatch(path.name)
+            stray = match is not None and int(match.groups()[-1]) >= jobs
+            if stray or (path.name.startswith(".") and path.name.endswith(".tmp")):
+                path.unlink()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,129 @@
+"""Is a dataset whole? Everything on disk against what the commit records say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.plan import ShardJob, read_plan
+from pipeline.shards import file_sha256, read_shard
+from schemas.codec import decode
+from schemas.dataset import (
+    LedgerPart,
+    ShardRecord,
+    index_json,
+    indexed_parts,
+    part_path,
+    part_paths,
+    read_dataset_json,
+    read_ledger_part,
+    shard_path,
+)
+from schemas.errors import UserError
+from schemas.ledger import Outcome, Status
+
+
+def verify(out: Path) -> list[str]:
+    """Everything wrong with the dataset, one line each, naming the file; empty where it is whole.
+
+    Raises UserError where `out` is no dataset at all."""
+    if not out.is_dir():
+        raise UserError(f"{out}: no such folder; give the folder that `seqtex build` wrote")
+    try:
+        info = read_dataset_json(out)
+        jobs = read_plan(out / "plan.parquet")
+    except UserError as error:
+        if not (out / "dataset.json").exists():
+            raise
+        return [str(error)]
+    problems = []
+    if file_sha256(out / "plan.parquet") != info.plan_sha256:
+        problems.append(f"{out / 'plan.parquet'}: not the plan that dataset.json names; build again to restore it")
+    parts = []
+    for job in jobs:
+        path = part_path(out, job.index)
+        try:
+            part = read_ledger_part(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        parts.append(part)
+        problems += _check_rows(path, job, part)
+        for shard in part.shards:
+            problems += _check_shard(out, shard, part)
+    return problems + list(_check_files(out, jobs, parts)) + list(_check_index(out, parts))
+
+
+def _check_rows(path: Path, job: ShardJob, part: LedgerPart) -> Iterator[str]:
+    """Every planned asset has exactly one row, which agrees with itself."""
+    if part.job != job.index:
+        yield f"{path}: holds job {part.job}"
+    rows = [(o.uid, o.uri) for o in part.outcomes]
+    if rows != [(ref.uid, ref.uri) for ref in job.refs]:
+        yield f"{path}: its {len(rows)} rows are not the {len(job.refs)} planned assets"
+    shards = {shard.name: shard for shard in part.shards}
+    for shard in part.shards:
+        if sum(o.shard == shard.name for o in part.outcomes) != shard.count:
+            yield f"{path}: {shard.name} should hold {shard.count} samples, its rows say otherwise"
+    for outcome in part.outcomes:
+        if fault := _row_fault(outcome, shards):
+            yield f"{path}: row {outcome.uid}: {fault}"
+
+
+def _row_fault(outcome: Outcome, shards: dict[str, ShardRecord]) -> str | None:
+    if outcome.status is not Status.ACCEPTED:
+        if outcome.reason is None:
+            return f"{outcome.status} without a reason"
+        return None if outcome.shard is None and outcome.regime is None else f"{outcome.status}, yet it names a sample"
+    if outcome.shard not in shards:
+        return f"names {outcome.shard}, which the commit record does not"
+    return None if shards[outcome.shard].regime is outcome.regime else f"regime {outcome.regime} in {outcome.shard}"
+
+
+def _check_shard(out: Path, shard: ShardRecord, part: LedgerPart) -> list[str]:
+    """Size, hash, and every sample decoded and held against its row."""
+    path = shard_path(out, shard.name)
+    remedy = "delete it and build again"
+    if not path.is_file():
+        return [f"{path}: missing; build again"]
+    if path.stat().st_size != shard.bytes:
+        return [f"{path}: {path.stat().st_size} bytes, {shard.bytes} were written; build again"]
+    if file_sha256(path) != shard.sha256:
+        return [f"{path}: damaged, its sha256 is not the recorded one; {remedy}"]
+    expected = [o.uid for o in part.outcomes if o.shard == shard.name]
+    found, problems = [], []
+    try:
+        for uid, fields in read_shard(path):
+            found.append(uid)
+            sample = decode(fields)
+            if sample.uid != uid or sample.regime is not shard.regime:
+                problems.append(f"{path}: the sample under {uid} says it is {sample.uid}, {sample.regime}")
+    except ValueError as error:
+        problems.append(f"{path}: sample {found[-1] if found else '?'}: {error}; {remedy}")
+    if found != expected:
+        problems.append(f"{path}: holds {len(found)} samples that are not the {len(expected)} of its rows; {remedy}")
+    return problems
+
+
+def _check_files(out: Path, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[str]:
+    """Files that no commit record names."""
+    named = {shard.name for part in parts for shard in part.shards}
+    planned = {part_path(out, job.index).name for job in jobs}
+    for folder, known in (("shards", named), ("ledger", planned)):
+        for path in sorted((out / folder).iterdir()) if (out / folder).is_dir() else []:
+            if path.name not in known:
+                yield f"{path}: no commit record names this file, so it does not count; build again or delete it"
+
+
+def _check_index(out: Path, parts: list[LedgerPart]) -> Iterator[str]:
+    """`index.json` is what the ledger gives. It also holds the hashes of the ledger parts."""
+    path = out / "index.json"
+    if not path.is_file():
+        yield f"{path}: missing, the build did not finish; build again"
+        return
+    data = path.read_bytes()
+    if len(parts) == len(part_paths(out)) and data == index_json(out, parts):
+        return
+    yield f"{path}: does not agree with the ledger; one of the two is damaged; build again"
+    for name, sha256 in indexed_parts(data).items():
+        part = out / "ledger" / Path(name).name
+        if part.is_file() and file_sha256(part) != sha256:
+            yield f"{part}: its sha256 is not the one in index.json; build again"
