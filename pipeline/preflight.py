@@ -26,7 +26,7 @@ SUPPORTED_EXTENSIONS = frozenset(
 """Extensions that a file may require: those we read, and those that leave geometry and base colour alone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PreflightConfig:
     """Limits on what an asset may ask of us; all ours."""
 

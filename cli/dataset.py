@@ -1,0 +1,87 @@
+"""`seqtex build`, `verify`, `report`: make a dataset, check it, look at it."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from cli.progress import build_progress, log_event
+from cli.table import print_table
+from pipeline import run
+from pipeline import verify as verification
+from pipeline.process import BuildConfig
+from pipeline.report.page import render_page
+from pipeline.shards import read_shard
+from schemas.codec import decode
+from schemas.dataset import read_dataset_json, read_ledger, shard_path, write_file
+from schemas.errors import UsageError
+from schemas.sample import Regime, TextureSample
+
+
+def build(source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: str | None = None) -> int:
+    """Build the dataset of `source` in `out`, or finish one that was interrupted.
+
+    Args:
+        source: where the assets are: folder:PATH (every .glb, .gltf, .obj below) or procedural:N (N made-up assets)
+        out: folder of the dataset
+        workers: processes on this machine
+        address: join this Ray cluster (every node must see `out` and the assets) instead of working here
+    """
+    with build_progress() as notify:
+        report = run.build(source, out, cfg, workers, notify, address)
+    print_table(
+        ("planned", "textured", "multi-view only", "rejected", "failed", "jobs run"),
+        [(report.planned, report.textured, report.mv_only, report.rejected, report.failed, report.jobs_run)],
+        title=f"{out}" if report.jobs_run else f"{out}: nothing to do",
+    )
+    return 0
+
+
+def verify(dataset: Path) -> int:
+    """Read every file of a dataset and compare it with the ledger; print what is wrong.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+    """
+    problems = verification.verify(dataset)
+    for problem in problems:
+        log_event("problem", detail=problem)
+    log_event("verified", dataset=str(dataset), problems=len(problems))
+    return 1 if problems else 0
+
+
+def report(dataset: Path, samples: int = 24) -> int:
+    """Write the gallery of a dataset: what became of every asset, and what the samples look like.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        samples: how many samples the contact sheet shows
+    """
+    if samples < 1:
+        raise UsageError(f"--samples {samples}: give 1 or more")
+    info = read_dataset_json(dataset)
+    page = render_page(
+        title=dataset.name,
+        summary=f"{info.planned} assets, built by seqtex-forge {info.code_version}",
+        rows=[outcome.row() for part in read_ledger(dataset) for outcome in part.outcomes],
+        samples=some_samples(dataset, samples),
+    )
+    path = dataset / "report" / "index.html"
+    path.parent.mkdir(exist_ok=True)
+    write_file(path, page.encode())
+    log_event("report", path=str(path))
+    return 0
+
+
+def some_samples(dataset: Path, count: int) -> list[TextureSample]:
+    """The first samples, about a fifth of them multi-view-only where there are such."""
+    mv_only = list(islice(stored_samples(dataset, Regime.MV_ONLY), max(1, count // 5)))
+    return list(islice(stored_samples(dataset, Regime.TEXTURED), count - len(mv_only))) + mv_only
+
+
+def stored_samples(dataset: Path, regime: Regime) -> Iterator[TextureSample]:
+    """Every sample of a regime, in ledger order."""
+    for part in read_ledger(dataset):
+        for shard in part.shards:
+            if shard.regime is regime:
+                for _, fields in read_shard(shard_path(dataset, shard.name)):
+                    yield decode(fields)
