@@ -140,7 +140,7 @@ def _depth(data: bytes) -> int:
     """Deepest nesting; an upper bound while strings are still in."""
     codes = np.frombuffer(data, np.uint8) & 0xDF  # clears the bit in which [ ] and { } differ
     steps = (codes == 0x5B).astype(np.int8) - (codes == 0x5D)
-    return int(np.cumsum(steps, dtype=np.int64).max(initial=0))
+    return int(np.cumsum(steps[steps != 0], dtype=np.int64).max(initial=0))
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -4,8 +4,10 @@ Nothing is decoded here beyond data URIs; `read_accessor` gives the values of on
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
@@ -15,6 +17,7 @@ from pipeline.fields import Json
 from pipeline.uris import confined, decode_data_uri, is_data_uri, read_limited
 from schemas.ledger import Reason
 
+T = TypeVar("T")
 COMPONENT = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTH = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 DRACO, MESHOPT, BASISU, WEBP = (
@@ -63,20 +66,21 @@ class Image:
     source: bytes | memoryview | Path | None
 
 
-class Accessors:
-    """The file's accessors, each parsed and checked when first asked for (animations have thousands, which we skip)."""
+class Parsed(Generic[T]):
+    """Entries of a list in the file, each parsed and checked when first asked for: animations have thousands of
+    accessors and views that nobody reads."""
 
-    def __init__(self, entries: list[Json], views: list[BufferView]) -> None:
-        self._entries, self._views = entries, views
-        self._parsed: dict[int, Accessor] = {}
+    def __init__(self, entries: list[Json], parse: Callable[[Json], T]) -> None:
+        self._entries, self._parse = entries, parse
+        self._done: dict[int, T] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitem__(self, number: int) -> Accessor:
-        if number not in self._parsed:
-            self._parsed[number] = _accessor(self._entries[number], self._views)
-        return self._parsed[number]
+    def __getitem__(self, number: int) -> T:
+        if number not in self._done:
+            self._done[number] = self._parse(self._entries[number])
+        return self._done[number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,8 @@ class Container:
     """A parsed file: its JSON and the bytes that it refers to."""
 
     tree: Json
-    views: list[BufferView]
-    accessors: "Accessors"
+    views: Parsed[BufferView]
+    accessors: Parsed[Accessor]
     images: list[Image]
     textures: list[Json]
     samplers: list[Json]
@@ -135,11 +139,11 @@ def read_container(tree: Json, binary: memoryview | None, directory: Path | None
     for number, entry in enumerate(tree.objects("buffers")):
         left = max_bytes - sum(len(buffer) for buffer in buffers if buffer is not None)
         buffers.append(_buffer(entry, binary if number == 0 else None, directory, left))
-    views = [_view(entry, buffers) for entry in tree.objects("bufferViews")]
+    views = Parsed(tree.objects("bufferViews"), lambda entry: _view(entry, buffers))
     return Container(
         tree=tree,
         views=views,
-        accessors=Accessors(tree.objects("accessors"), views),
+        accessors=Parsed(tree.objects("accessors"), lambda entry: _accessor(entry, views)),
         images=[_image(entry, views, directory, max_bytes) for entry in images],
         textures=tree.objects("textures"),
         samplers=tree.objects("samplers"),
@@ -192,7 +196,7 @@ def _view(entry: Json, buffers: list[memoryview | None]) -> BufferView:
     return BufferView(entry.where, buffer[offset : offset + length], stride)
 
 
-def _accessor(entry: Json, views: list[BufferView]) -> Accessor:
+def _accessor(entry: Json, views: Parsed[BufferView]) -> Accessor:
     component, kind = entry.integer("componentType"), entry.text("type")
     if component not in COMPONENT:
         entry.wrong("componentType", f"one of {sorted(COMPONENT)}")
@@ -215,7 +219,7 @@ def _accessor(entry: Json, views: list[BufferView]) -> Accessor:
     return accessor
 
 
-def _sparse(entry: Json, views: list[BufferView], dtype: np.dtype, width: int) -> Sparse | None:
+def _sparse(entry: Json, views: Parsed[BufferView], dtype: np.dtype, width: int) -> Sparse | None:
     found = entry.object("sparse")
     if found is None:
         return None
@@ -252,7 +256,7 @@ def _inside(view: BufferView, offset: int, count: int, element: int, where: str,
         raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: stride {stride} is less than an element ({element})")
 
 
-def _image(entry: Json, views: list[BufferView], directory: Path | None, max_bytes: int) -> Image:
+def _image(entry: Json, views: Parsed[BufferView], directory: Path | None, max_bytes: int) -> Image:
     uri = entry.text("uri")
     if uri is not None:
         source = decode_data_uri(uri, entry.at("uri"), max_bytes) if is_data_uri(uri) else _reference(entry, directory)

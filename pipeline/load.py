@@ -50,11 +50,7 @@ def decode_image(data: bytes | memoryview, where: str) -> UInt8[np.ndarray, "hei
             if image.size != size:
                 raise AssetFault(Reason.BAD_IMAGE, f"{where}: header says {size}, decoder {image.size}")
             image.load()
-            if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
-                image = PillowImage.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("CMYK", "YCbCr", "LAB"):
-                image = image.convert("RGB")
-            return np.array(image.convert("RGBA"))
+            return np.array(_eight_bit(image).convert("RGBA"))
     except (
         OSError,
         SyntaxError,
@@ -65,6 +61,13 @@ def decode_image(data: bytes | memoryview, where: str) -> UInt8[np.ndarray, "hei
         PillowImage.DecompressionBombError,
     ) as e:
         raise AssetFault(Reason.BAD_IMAGE, f"{where}: image cannot be decoded ({e})") from e
+
+
+def _eight_bit(image: PillowImage.Image) -> PillowImage.Image:
+    """A mode that Pillow converts to RGBA without clipping."""
+    if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
+        return PillowImage.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB") else image
 
 
 def _from_scene(scene: Scene, cfg: PreflightConfig) -> TexturedMesh:

@@ -1,7 +1,8 @@
 """Wavefront OBJ and MTL bytes to indexed polygons and materials, every bound checked.
 
-Read: v (with optional colour), vt, vn, f, usemtl, mtllib; Kd, d, Tr, map_Kd. A map replaces Kd, as in Blender
-(exporters leave arbitrary Kd next to a map). Kd and vertex colours are sRGB-encoded, as three.js and MeshLab have them.
+Read: v (with optional colour), vt, vn, f, usemtl, mtllib; Kd, d, map_Kd. Tr is not: exporters disagree on its sense. A
+map replaces Kd, as in Blender (exporters leave arbitrary Kd next to a map). Kd and vertex colours are sRGB-encoded, as
+three.js and MeshLab have them.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ class ObjMaterial:
 
 class _Face(NamedTuple):
     line: int
-    words: list[str]
+    argument: str
     counts: tuple[int, int, int]
     """How many v, vt, vn precede it."""
     material: int
@@ -49,8 +50,6 @@ class ObjFile:
     """Per triangle corner: indices of position, uv, normal; -1 for none."""
     face_material: Int64[np.ndarray, " f"]
     materials: list[ObjMaterial]
-    files: list[Path]
-    """Files that the main file refers to."""
 
 
 def read_obj(data: bytes, directory: Path, max_bytes: int, max_faces: int) -> ObjFile:
@@ -58,74 +57,81 @@ def read_obj(data: bytes, directory: Path, max_bytes: int, max_faces: int) -> Ob
     if b"\0" in data:
         raise AssetFault(Reason.NOT_A_MESH, "OBJ holds a zero byte: it is not a text file")
     lines = data.decode("utf-8", "replace").replace("\\\r\n", " ").replace("\\\n", " ").splitlines()
-    rows: dict[str, list[list[str]]] = {"v": [], "vt": [], "vn": []}
+    rows: dict[str, list[str]] = {"v": [], "vt": [], "vn": []}
     faces: list[_Face] = []
     library: dict[str, int] = {}
-    materials, files, current = [ObjMaterial()], [], 0
+    seen: set[Path] = set()
+    materials, current = [ObjMaterial()], 0
     for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words:
-            continue
-        kind = words[0]
+        kind, *rest = line.split(None, 1) or [""]
+        argument = rest[0].rstrip() if rest else ""
         if kind in rows:
-            rows[kind].append(words[1:])
+            rows[kind].append(argument)
         elif kind == "f":
-            if len(words) < 4:
-                raise AssetFault(Reason.INVALID_STRUCTURE, f"line {number}: a face with {len(words) - 1} corners")
-            faces.append(_Face(number, words[1:], (len(rows["v"]), len(rows["vt"]), len(rows["vn"])), current))
+            faces.append(_Face(number, argument, (len(rows["v"]), len(rows["vt"]), len(rows["vn"])), current))
         elif kind == "usemtl":
-            current = library.get(line.split(None, 1)[1].strip() if len(words) > 1 else "", 0)
-        elif kind == "mtllib" and len(words) > 1:
-            path = _library_path(line.split(None, 1)[1].strip(), directory, f"line {number}")
-            files.append(path)
-            for name, material in _read_mtl(path, directory, f"line {number}", max_bytes).items():
-                library[name] = len(materials)
-                materials.append(material)
+            current = library.get(argument, 0)
+        elif kind == "mtllib" and argument:
+            path = confined(argument, directory, f"line {number} (mtllib)", encoded=False)
+            if path not in seen:
+                seen.add(path)
+                for name, material in _read_mtl(path, directory, f"line {number}", max_bytes).items():
+                    library[name] = len(materials)
+                    materials.append(material)
     if not rows["v"] or not faces:
         raise AssetFault(Reason.NO_GEOMETRY, f"OBJ has {len(rows['v'])} vertices and {len(faces)} faces")
-    corners = _triangles(faces, (len(rows["v"]), len(rows["vt"]), len(rows["vn"])), max_faces)
-    positions = _table(rows["v"], "v", 3)
-    width = min(len(row) for row in rows["v"])
+    corners, face_material = _triangles(faces, (len(rows["v"]), len(rows["vt"]), len(rows["vn"])), max_faces)
+    colored = len(rows["v"][0].split()) >= 6
+    vertices = _table(rows["v"], "v", 6 if colored else 3)
     return ObjFile(
-        positions=positions,
-        colors=np.clip(_table([row[3:] for row in rows["v"]], "v", 3), 0, 1) if width >= 6 else None,
-        uvs=_table([row[:2] + ["0"] * (2 - len(row)) for row in rows["vt"]], "vt", 2),
+        positions=vertices[:, :3],
+        colors=np.clip(vertices[:, 3:], 0.0, 1.0) if colored else None,
+        uvs=_table(rows["vt"], "vt", 2),
         normals=_table(rows["vn"], "vn", 3),
         corners=corners,
-        face_material=np.repeat([face.material for face in faces], [len(face.words) - 2 for face in faces]),
+        face_material=face_material,
         materials=materials,
-        files=files,
     )
 
 
-def _table(rows: list[list[str]], kind: str, width: int) -> Float64[np.ndarray, "rows width"]:
-    if any(len(row) < width for row in rows):
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"a '{kind}' line has fewer than {width} numbers")
+def _table(rows: list[str], kind: str, width: int) -> Float64[np.ndarray, "rows width"]:
+    """The first `width` numbers of every line."""
+    if not rows:
+        return np.zeros((0, width))
     try:
-        table = np.array([row[:width] for row in rows], dtype=np.float64).reshape(-1, width)
+        table = np.loadtxt(rows, np.float64, usecols=range(width), ndmin=2)
     except ValueError as error:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"a '{kind}' line holds something else than numbers") from error
+        raise AssetFault(Reason.INVALID_STRUCTURE, f"'{kind}' lines: {error}") from error
+    if len(table) != len(rows):
+        raise AssetFault(Reason.INVALID_STRUCTURE, f"{len(rows) - len(table)} '{kind}' line(s) without numbers")
     if not np.isfinite(table).all():
-        raise AssetFault(Reason.NON_FINITE, f"'{kind}' number {int(np.argwhere(~np.isfinite(table))[0, 0]) + 1}")
+        row = int(np.argwhere(~np.isfinite(table))[0, 0])
+        raise AssetFault(Reason.NON_FINITE, f"'{kind}' number {row + 1} is {rows[row][:60]!r}")
     return table
 
 
-def _triangles(faces: list[_Face], totals: tuple[int, int, int], max_faces: int) -> Int64[np.ndarray, "f 3 3"]:
-    """Polygons cut into fans."""
+def _triangles(
+    faces: list[_Face], totals: tuple[int, int, int], max_faces: int
+) -> tuple[Int64[np.ndarray, "f 3 3"], Int64[np.ndarray, " f"]]:
+    """Polygons cut into fans, and the material of each triangle."""
     corners: list[tuple[int, int, int]] = []
+    owners: list[int] = []
     seen: dict[str, tuple[int, int, int]] = {}
     for face in faces:
         polygon = []
-        for word in face.words:
+        for word in face.argument.split():
             corner = seen.get(word)
             if corner is None:
                 corner = _corner(word, face)
                 if "-" not in word:
                     seen[word] = corner
             polygon.append(corner)
+        if len(polygon) < 3:
+            raise AssetFault(Reason.INVALID_STRUCTURE, f"line {face.line}: a face with {len(polygon)} corners")
         for i in range(1, len(polygon) - 1):
             corners += (polygon[0], polygon[i], polygon[i + 1])
-        if len(corners) > 3 * max_faces:
+            owners.append(face.material)
+        if len(owners) > max_faces:
             raise AssetFault(Reason.TOO_LARGE, f"line {face.line}: more than {max_faces:,} triangles")
     table = np.array(corners, dtype=np.int64).reshape(-1, 3, 3)
     for slot, kind in enumerate(("v", "vt", "vn")):
@@ -133,7 +139,7 @@ def _triangles(faces: list[_Face], totals: tuple[int, int, int], max_faces: int)
         if high >= totals[slot] or low < (0 if slot == 0 else -1):
             shown = high + 1 if high >= totals[slot] else low - totals[slot]
             raise AssetFault(Reason.INDEX_OUT_OF_RANGE, f"a face refers to {kind} {shown}, file has {totals[slot]:,}")
-    return table
+    return table, np.array(owners, dtype=np.int64)
 
 
 def _corner(word: str, face: _Face) -> tuple[int, int, int]:
@@ -150,11 +156,6 @@ def _corner(word: str, face: _Face) -> tuple[int, int, int]:
         if index == 0 or not 0 <= found[slot] < 2**31:
             raise AssetFault(Reason.INDEX_OUT_OF_RANGE, f"line {face.line}: corner {word[:40]!r} refers to nothing")
     return found[0], found[1], found[2]
-
-
-def _library_path(name: str, directory: Path, where: str) -> Path:
-    """The argument of mtllib: one name, which may hold spaces."""
-    return confined(name, directory, f"{where} (mtllib)", encoded=False)
 
 
 def _read_mtl(path: Path, directory: Path, where: str, max_bytes: int) -> dict[str, ObjMaterial]:
@@ -181,8 +182,6 @@ def _with_line(material: ObjMaterial, words: list[str], line: str, directory: Pa
         return replace(material, color=(red, green, blue))
     if kind == "d":
         return replace(material, opacity=_unit(words[-1], place))
-    if kind == "tr":
-        return replace(material, opacity=1 - _unit(words[-1], place))
     if kind == "map_kd":
         name, clamp = _map_argument(line.split(None, 1)[1].strip())
         return replace(material, image=confined(name, directory, place, encoded=False), clamp=clamp)

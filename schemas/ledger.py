@@ -100,6 +100,8 @@ class Measurements:
     """Share of faces with a corner outside [0, 1]^2."""
     uv_overlap_share: float | None = None
     """Share of used texels that more than one face covers."""
+    uv_degenerate_share: float | None = None
+    """Share of surface area on faces with (nearly) no area in the authored layout."""
     uv_fill: float | None = None
     """Share of texels of the final layout covered by a face."""
     layout: str | None = None

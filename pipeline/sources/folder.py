@@ -1,0 +1,47 @@
+"""Assets in a folder of files."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.preflight import SUFFIXES
+from schemas.errors import UserError
+from schemas.mesh import MeshRef
+
+_HASH_DIGITS = 8
+_MAX_SLUG = 120
+
+
+def folder(path: Path) -> Iterator[MeshRef]:
+    """Every .glb, .gltf and .obj below `path`, sorted by relative path.
+
+    The uid is the relative path made safe, plus a hash of that path: stable when files are added or edited, and distinct
+    where two paths look the same once made safe. A .gltf or .obj is hashed without the files that it refers to.
+    """
+    root = path.resolve()
+    if not root.is_dir():
+        raise UserError(f"{path}: not a folder; give one that holds .glb, .gltf or .obj files")
+    found = sorted(
+        file.relative_to(root).as_posix()
+        for file in root.rglob("*")
+        if file.suffix.lower() in SUFFIXES and file.is_file()
+    )
+    for name in found:
+        yield MeshRef(uid=uid_of(name), uri=str(root / name), sha256=_sha256(root / name))
+
+
+def uid_of(name: str) -> str:
+    """Key of the asset at a relative path: `[A-Za-z0-9_-]` only."""
+    stem = name.rsplit(".", 1)[0]
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:_MAX_SLUG] or "asset"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{slug}-{digest[:_HASH_DIGITS]}"
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None  # an unreadable file still gets its row in the ledger: preflight says why
