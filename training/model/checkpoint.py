@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -73,9 +74,9 @@ def from_wan(
     wan is diffusers' WanTransformer3DModel, or its state with its config. The UV branch and the geometry embeddings are
     copies of their twins, the geometry casters and LoRA's B zero; seed draws LoRA's A. The weights are copied.
     """
-    if isinstance(wan, nn.Module):
-        config = wan.config
     weights = wan.state_dict() if isinstance(wan, nn.Module) else wan
+    if isinstance(wan, ConfigMixin):
+        config = wan.config
     if config is None:
         raise ValueError("from_wan needs the config that belongs to a state dict (the heads do not follow from shapes)")
     model = empty_model(dict(config) | {"lora_rank": lora_rank, "lora_alpha": lora_alpha})

@@ -1,7 +1,6 @@
 """The SeqTex transformer: views and one UV map denoised together (https://arxiv.org/abs/2507.04285)."""
 
 from os import PathLike
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +33,10 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["Block"]
-    _skip_layerwise_casting_patterns: ClassVar = ["patch_embedding", "condition_embedder", "norm"]
-    _keep_in_fp32_modules: ClassVar = [
+    # diffusers asks for these as lists on the class.
+    _no_split_modules = ["Block"]  # type: ignore[assignment]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]  # type: ignore[assignment]  # noqa: RUF012
+    _keep_in_fp32_modules = [  # type: ignore[assignment]  # noqa: RUF012
         "time_embedder", "scale_shift_table", "scale_shift_table_uv", "norm2", "normuv2", "norm_q", "norm_k",
     ]  # fmt: skip
 

@@ -1,0 +1,272 @@
+"""Model files, the start from Wan, and the trainable split."""
+
+import json
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from schemas.errors import UserError
+from training.model.checkpoint import (
+    WEIGHTS,
+    from_wan,
+    load_model,
+    load_wan,
+    merge_lora,
+    save_model,
+    trainable_parameters,
+)
+from training.model.seqtex import SeqTexTransformer3DModel
+
+TINY = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 8,
+    "freq_dim": 8,
+    "ffn_dim": 32,
+    "num_layers": 2,
+}
+
+
+def randomise(model, seed=0):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def tiny_model(**changes):
+    return randomise(SeqTexTransformer3DModel(**TINY | changes))
+
+
+@pytest.fixture(scope="module")
+def wan():
+    return randomise(WanTransformer3DModel(**TINY), seed=3)
+
+
+def inputs(views=3):
+    torch.manual_seed(5)
+    mv, uv = torch.randn(2, 12, views, 4, 6), torch.randn(2, 12, 1, 8, 8)
+    return mv, uv, torch.rand(2, views + 1) * 1000, torch.randn(2, 5, 8)
+
+
+def relative_error(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def states_equal(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_from_wan_gives_wans_own_output_for_one_timestep(wan):
+    model = from_wan(wan, lora_rank=3)
+    mv, uv, timestep, text = inputs()
+    timestep[:, :3] = timestep[:, :1]
+    with torch.no_grad():
+        found = model(mv, uv, timestep, text)[0]
+        expected = wan(mv[:, :4], timestep[:, 0], text).sample
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_from_wan_gives_wans_own_output_for_a_timestep_per_frame(wan):
+    model = from_wan(wan, lora_rank=3)
+    mv, uv, timestep, text = inputs()
+    of_tokens = timestep[:, :3].repeat_interleave(2 * 3, dim=1)
+    with torch.no_grad():
+        found = model(mv, uv, timestep, text)[0]
+        expected = wan(mv[:, :4], of_tokens, text).sample
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_from_wan_copies_twins_and_zeroes_the_new_paths(wan):
+    model = from_wan(wan, lora_rank=3, seed=1)
+    state, source = model.state_dict(), wan.state_dict()
+    pairs = {
+        "blocks.1.attnuv.to_q.weight": "blocks.1.attn1.to_q.weight",
+        "blocks.1.attnuv.norm_k.weight": "blocks.1.attn1.norm_k.weight",
+        "blocks.0.ffnuv.net.0.proj.bias": "blocks.0.ffn.net.0.proj.bias",
+        "blocks.0.normuv2.weight": "blocks.0.norm2.weight",
+        "blocks.0.scale_shift_table_uv": "blocks.0.scale_shift_table",
+        "scale_shift_table_uv": "scale_shift_table",
+        "pos_patch_embedding.weight": "patch_embedding.weight",
+        "norm_patch_embedding.bias": "patch_embedding.bias",
+        "blocks.0.ffn.net.2.base_layer.weight": "blocks.0.ffn.net.2.weight",
+    }
+    for name, twin in pairs.items():
+        assert torch.equal(state[name], source[twin]), name
+    assert all(not state[name].any() for name in state if "geometry_caster" in name or "lora_B" in name)
+    assert all(state[name].any() for name in state if "lora_A" in name)
+    storages = [tensor.data_ptr() for tensor in state.values()]
+    assert len(set(storages)) == len(storages), "the branches must not share memory"
+    assert states_equal(model, from_wan(wan, lora_rank=3, seed=1))
+    assert not states_equal(model, from_wan(wan, lora_rank=3, seed=2))
+
+
+def test_from_wan_takes_a_state_dict_and_a_directory(wan, tmp_path):
+    model = from_wan(wan, lora_rank=2)
+    assert states_equal(model, from_wan(wan.state_dict(), wan.config, lora_rank=2))
+    wan.save_pretrained(tmp_path / "wan")
+    assert states_equal(model, load_wan(tmp_path / "wan", lora_rank=2))
+    with pytest.raises(UserError, match="from_wan"):
+        load_model(tmp_path / "wan")
+
+
+def test_from_wan_refuses_other_weights_in_one_message(wan):
+    state = wan.state_dict() | {"blocks.0.attn2.add_k_proj.weight": torch.zeros(24, 8)}
+    del state["blocks.1.norm2.bias"]
+    state["proj_out.weight"] = torch.zeros(1, 2)
+    with pytest.raises(UserError) as caught:
+        from_wan(state, wan.config)
+    message = str(caught.value)
+    assert "1 missing: blocks.1.norm2.bias [24]" in message
+    assert "1 unexpected: blocks.0.attn2.add_k_proj.weight [24, 8]" in message
+    assert "1 of another shape: proj_out.weight is [1, 2], not [16, 24]" in message
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "50KB"])
+def test_save_and_load(tmp_path, lora_rank, max_shard_size):
+    model = tiny_model(lora_rank=lora_rank, lora_alpha=7)
+    save_model(model, tmp_path / "model", max_shard_size)
+    files = sorted(path.name for path in (tmp_path / "model").iterdir())
+    if max_shard_size == "5GB":
+        assert files == ["config.json", WEIGHTS]
+    else:
+        assert f"{WEIGHTS}.index.json" in files
+        assert sum("-of-" in name for name in files) >= 2
+    for loaded in (load_model(tmp_path / "model"), SeqTexTransformer3DModel.from_pretrained(tmp_path / "model")):
+        assert states_equal(model, loaded)
+        assert loaded.config["lora_rank"] == lora_rank
+        assert torch.equal(model(*inputs())[1], loaded(*inputs())[1])
+        assert all(parameter.device.type == "cpu" for parameter in loaded.parameters())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_released_layout_loads_and_reproduces_the_reference(golden_dir, tmp_path):
+    from safetensors import safe_open
+
+    path = golden_dir / "seqtex_tiny_a.safetensors"
+    with safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    tensors = load_file(path)
+    config |= {"_class_name": "WanT2TexTransformer3DModel", "_diffusers_version": "0.33.1", "image_dim": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("state.")}, tmp_path / WEIGHTS)
+    model = SeqTexTransformer3DModel.from_pretrained(tmp_path)
+    assert (model.config["lora_rank"], model.config["lora_alpha"]) == (128, 64)
+    with torch.no_grad():
+        found = model(*(tensors[f"in.{name}"] for name in ("mv", "uv", "timestep", "text")))
+    for output, name in zip(found, ("mv", "uv"), strict=True):
+        assert relative_error(output, tensors[f"out.{name}"]) < 1e-5
+
+
+def test_saving_replaces_a_model_but_nothing_else(tmp_path):
+    first, second = tiny_model(), randomise(tiny_model(), seed=9)
+    save_model(first, tmp_path / "model")
+    save_model(second, tmp_path / "model")
+    assert states_equal(load_model(tmp_path / "model"), second)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="not a model directory"):
+        save_model(first, tmp_path / "photos")
+
+
+def test_a_merged_model_is_not_saved(tmp_path):
+    model = tiny_model(lora_rank=2)
+    merge_lora(model)
+    with pytest.raises(ValueError, match="unmerge_lora"):
+        save_model(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_low_precision_keeps_sensitive_parts_in_float32(tmp_path):
+    model = tiny_model()
+    save_model(model, tmp_path / "model")
+    half = load_model(tmp_path / "model", dtype=torch.bfloat16)
+    dtypes = {name: parameter.dtype for name, parameter in half.named_parameters()}
+    wide = {name for name, dtype in dtypes.items() if dtype == torch.float32}
+    parts = ("time_embedder", "scale_shift_table", "norm2", "normuv2", "norm_q", "norm_k")
+    assert wide == {name for name in dtypes if any(part in name for part in parts)}
+    with torch.no_grad():
+        for found, expected in zip(half(*inputs()), model(*inputs()), strict=True):
+            assert (found.float() - expected).norm() / expected.norm() < 0.1
+
+
+def corrupt(directory, case):
+    weights, config = directory / WEIGHTS, directory / "config.json"
+    if case == "misfit":
+        state = load_file(weights)
+        state["extra"] = state.pop("proj_out.bias")
+        save_file(state, weights)
+    elif case == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif case == "pickle only":
+        weights.rename(directory / "diffusion_pytorch_model.bin")
+    elif case == "escaping shard":
+        (directory / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": f"../{WEIGHTS}"}}))
+    elif case == "bad index":
+        (directory / f"{WEIGHTS}.index.json").write_text("[]")
+    elif case == "bad config":
+        config.write_text("{")
+    else:
+        config.unlink()
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("misfit", r"(?s)1 missing: proj_out.bias \[16\].*1 unexpected: extra \[16\]"),
+        ("truncated", "cannot be read"),
+        ("pickle only", "safetensors only"),
+        ("escaping shard", r"\.\./.*not a file in the model directory"),
+        ("bad index", "not a shard index"),
+        ("bad config", "config.json is not valid JSON"),
+        ("no config", "has no config.json"),
+    ],
+)
+def test_damaged_models_are_refused_by_name(tmp_path, case, message):
+    directory = tmp_path / "model"
+    save_model(tiny_model(num_layers=1), directory)
+    (tmp_path / WEIGHTS).write_bytes((directory / WEIGHTS).read_bytes())
+    corrupt(directory, case)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(directory)
+    assert str(directory) in str(caught.value)
+
+
+def test_a_path_that_is_neither_directory_nor_repository_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        load_model(tmp_path / "absent")
+
+
+def test_released_training_split_has_the_released_sizes(golden_dir):
+    reference = json.loads((golden_dir / "seqtex_1p3b_keys.json").read_text())
+    with torch.device("meta"):
+        model = SeqTexTransformer3DModel(**reference["config"], lora_rank=128)
+    trained = trainable_parameters(model, "released")
+
+    def millions(*words):
+        return sum(p.numel() for name, p in trained.items() if any(word in name for word in words)) / 1e6
+
+    lora, uv, geometry = millions("lora_"), millions("uv"), millions("geometry_caster", "pos_patch", "norm_patch")
+    assert (round(lora, 1), round(uv, 1), round(geometry, 1)) == (127.8, 1109.8, 71.0)
+    assert sum(parameter.numel() for parameter in trained.values()) / 1e6 == pytest.approx(lora + uv + geometry)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == 2727.6
+
+
+def test_training_split_freezes_the_rest_and_can_be_undone():
+    model = tiny_model(lora_rank=2)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    released = trainable_parameters(model, "released")
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(released)
+    assert "blocks.0.attn1.to_q.base_layer.weight" not in released
+    assert "patch_embedding.weight" not in released
+    mv_flow, uv_flow = model(*inputs())
+    (mv_flow.square().mean() + uv_flow.square().mean()).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in released), name
+    assert set(trainable_parameters(model, "all")) == {name for name, _ in model.named_parameters()}
