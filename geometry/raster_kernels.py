@@ -23,17 +23,18 @@ def snap(coordinate: float, w: float, size: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def plane_distance(plane: int, point: np.ndarray, guard_x: float, guard_y: float) -> float:
+def plane_distance(plane: int, polygon: np.ndarray, corner: int, guard_x: float, guard_y: float) -> float:
     """Homogeneous distance to a clip plane, positive inside: near, then left, right, top, bottom of the guard band."""
+    x, y, w = polygon[corner, 0], polygon[corner, 1], polygon[corner, 3]
     if plane == 0:
-        return point[2] + point[3]
+        return polygon[corner, 2] + w
     if plane == 1:
-        return guard_x * point[3] + point[0]
+        return guard_x * w + x
     if plane == 2:
-        return guard_x * point[3] - point[0]
+        return guard_x * w - x
     if plane == 3:
-        return guard_y * point[3] + point[1]
-    return guard_y * point[3] - point[1]
+        return guard_y * w + y
+    return guard_y * w - y
 
 
 @njit(nogil=True, cache=True)
@@ -163,22 +164,25 @@ def clip_face(
         polygon[0, axis], polygon[1, axis], polygon[2, axis] = clip[i, axis], clip[j, axis], clip[k, axis]
     for plane in range(5):
         kept = 0
-        for corner in range(count):
-            here, there = polygon[corner], polygon[(corner + 1) % count]
-            d_here = plane_distance(plane, here, guard_x, guard_y)
-            d_there = plane_distance(plane, there, guard_x, guard_y)
+        for here in range(count):
+            there = here + 1 if here + 1 < count else 0
+            d_here = plane_distance(plane, polygon, here, guard_x, guard_y)
+            d_there = plane_distance(plane, polygon, there, guard_x, guard_y)
             if d_here >= 0.0:
-                spare[kept] = here
+                for axis in range(4):
+                    spare[kept, axis] = polygon[here, axis]
                 kept += 1
             if (d_here >= 0.0) != (d_there >= 0.0):
+                inner, outer = (here, there) if d_here >= 0.0 else (there, here)
+                d_inner, d_outer = max(d_here, d_there), min(d_here, d_there)
                 for axis in range(4):
-                    if d_here >= 0.0:
-                        spare[kept, axis] = here[axis] + d_here / (d_here - d_there) * (there[axis] - here[axis])
-                    else:
-                        spare[kept, axis] = there[axis] + d_there / (d_there - d_here) * (here[axis] - there[axis])
+                    step = polygon[outer, axis] - polygon[inner, axis]
+                    spare[kept, axis] = polygon[inner, axis] + d_inner / (d_inner - d_outer) * step
                 kept += 1
         count = kept
-        polygon[:count] = spare[:count]
+        for corner in range(count):
+            for axis in range(4):
+                polygon[corner, axis] = spare[corner, axis]
     for corner in range(count):
         if polygon[corner, 3] <= 0.0:  # only with a matrix that is no projection
             return 0
@@ -195,9 +199,11 @@ def rasterize_rows(
 ) -> None:  # fmt: skip
     """All faces of one image into rows `row_first:row_last`."""
     height, width = out_face.shape
-    out_face[row_first:row_last] = -1
-    out_bary[row_first:row_last] = 0.0
-    out_depth[row_first:row_last] = np.inf
+    for row in range(row_first, row_last):
+        for column in range(width):
+            out_face[row, column] = -1
+            out_bary[row, column, 0] = out_bary[row, column, 1] = 0.0
+            out_depth[row, column] = np.inf
     polygon, spare = np.empty((MAX_CORNERS, 4), np.float64), np.empty((MAX_CORNERS, 4), np.float64)
     fixed = np.empty((MAX_CORNERS, 2), np.int64)
     for face in range(faces.shape[0]):
@@ -241,7 +247,8 @@ def interpolate_rows(
         for column in range(face.shape[1]):
             f = face[row, column]
             if f < 0:
-                out[row, column] = 0.0
+                for channel in range(channels):
+                    out[row, column, channel] = 0.0
                 continue
             i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
             b0, b1 = bary[row, column, 0], bary[row, column, 1]

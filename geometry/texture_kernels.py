@@ -85,7 +85,8 @@ def color_rows(
         for column in range(face.shape[1]):
             f = face[row, column]
             if f < 0:
-                out[row, column] = 0.0
+                for channel in range(4):
+                    out[row, column, channel] = 0.0
                 continue
             i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
             b0, b1 = bary[row, column, 0], bary[row, column, 1]
