@@ -1,0 +1,169 @@
+"""Trainer states that survive a crash, and the finished checkpoint that sampling needs.
+
+A trainer state is `step-00000123.ckpt` with `step-00000123.ckpt.sha256` beside it, written last: without it, or with
+another sum in it, the state does not count. A finished checkpoint is a model directory in the released layout plus
+`seqtex.json`, written last as well."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from schemas.dataset import code_version, sync_directory, write_file
+from schemas.errors import UserError
+from training.latents import DctCodec, LatentCodec, NullTextEncoder, TextEncoder, Umt5Encoder, WanCodec
+from training.model.checkpoint import load_model, save_model
+from training.model.seqtex import SeqTexTransformer3DModel
+
+CARD = "seqtex.json"
+SUM = ".sha256"
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Saves beside, flushes, renames; refuses to load what is not what was saved. Nothing is unpickled."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sidecar = path.with_name(path.name + SUM)
+        sidecar.unlink(missing_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            digest = file_sha256(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(path.parent)
+        write_file(sidecar, f"{digest}  {path.name}\n".encode())
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = None,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        if not verified(Path(path)):
+            raise UserError(f"{path}: not the trainer state that was saved; resume from an older one, or start anew")
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        path = Path(path)
+        path.with_name(path.name + SUM).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified(path: Path) -> bool:
+    """Whether a trainer state is there, whole, and as it was saved."""
+    sidecar = path.with_name(path.name + SUM)
+    if not path.is_file() or not sidecar.is_file():
+        return False
+    return sidecar.read_text().split()[:1] == [file_sha256(path)]
+
+
+def trainer_states(directory: Path) -> list[Path]:
+    """Trainer states of a run, oldest first, verified or not."""
+    return sorted(directory.glob("step-*.ckpt"))
+
+
+def newest_state(directory: Path) -> Path | None:
+    """The newest trainer state that verifies."""
+    return next((path for path in reversed(trainer_states(directory)) if verified(path)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """`seqtex.json`: what sampling must know beside the weights."""
+
+    preset: str
+    codec: str
+    """`dct` or `wan`."""
+    codec_path: str = ""
+    """Directory or hub repository of the Wan VAE."""
+    text_encoder: str = "none"
+    """`none` or `umt5`."""
+    text_encoder_path: str = ""
+    views: int
+    view_resolution: int
+    """Pixels."""
+    uv_resolution: int | None
+    """Texels; None where training saw no UV map."""
+    shift: float
+    """Of the noise levels."""
+    latent_mean: tuple[float, ...] = ()
+    """Normalisation of the DCT codec when the weights were trained; empty for a codec with its own statistics."""
+    latent_std: tuple[float, ...] = ()
+    steps: int
+    code_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A finished checkpoint, ready to sample."""
+
+    model: SeqTexTransformer3DModel
+    codec: LatentCodec
+    text_encoder: TextEncoder
+    card: Card
+
+
+def save_checkpoint(directory: Path, model: SeqTexTransformer3DModel, card: Card) -> None:
+    """Whole or not at all; an earlier checkpoint of that name is replaced."""
+    save_model(model, directory)
+    entries = asdict(card) | {"code_version": code_version()}
+    write_file(directory / CARD, json.dumps(entries, indent=2).encode() + b"\n")
+
+
+def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint:
+    """Raises UserError naming the file that is missing, damaged, or of another codec."""
+    path = directory / CARD
+    try:
+        entries = json.loads(path.read_bytes())
+        lists = {name: tuple(entries[name]) for name in ("latent_mean", "latent_std")}
+        card = Card(**(entries | lists))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give the folder `checkpoint` of a finished `seqtex train`") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error}); train again or restore the file") from error
+    codec = make_codec(card.codec, card.codec_path, device)
+    if latent_statistics(codec) != (card.latent_mean, card.latent_std):
+        raise UserError(f"{path}: trained with other latent statistics than this version's {card.codec}; train again")
+    model = load_model(directory)
+    model.requires_grad_(False).eval()
+    model.to(torch.device(device))
+    text_encoder = make_text_encoder(card.text_encoder, card.text_encoder_path, int(model.config["text_dim"]), device)
+    return Checkpoint(model=model, codec=codec, text_encoder=text_encoder, card=card)
+
+
+def latent_statistics(codec: LatentCodec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel that are part of our code and not of the codec's weights."""
+    return (tuple(codec.MEAN), tuple(codec.STD)) if isinstance(codec, DctCodec) else ((), ())
+
+
+def make_codec(name: str, path: str, device: str) -> LatentCodec:
+    if name == "dct":
+        return DctCodec()
+    if name == "wan":
+        return WanCodec(path, device)
+    raise UserError(f"{name!r} is no latent codec; there are dct and wan")
+
+
+def make_text_encoder(name: str, path: str, text_dim: int, device: str) -> TextEncoder:
+    if name == "none":
+        return NullTextEncoder(text_dim)
+    if name == "umt5":
+        return Umt5Encoder(path, device)
+    raise UserError(f"{name!r} is no text encoder; there are none and umt5")

@@ -1,0 +1,149 @@
+"""A training run from its configuration to a checkpoint that can be sampled."""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from schemas.dataset import write_file
+from schemas.errors import UserError
+from training.batch import encode_batch
+from training.callbacks import AveragedWeights, Clock, LearningRate, LossLog, SavedStates
+from training.checkpoints import (
+    AtomicCheckpointIO,
+    Card,
+    latent_statistics,
+    make_codec,
+    make_text_encoder,
+    newest_state,
+    save_checkpoint,
+)
+from training.data import TextureDataModule, image_sizes
+from training.latents import LatentCodec
+from training.model.checkpoint import load_model, load_wan, trainable_parameters
+from training.model.seqtex import SeqTexTransformer3DModel
+from training.module import TextureModule
+from training.presets import ModelConfig, TrainConfig, as_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a run leaves."""
+
+    checkpoint: Path
+    """Directory for `seqtex texture --checkpoint`."""
+    losses: list[dict[str, Any]]
+    """One row per step: step, seconds, loss, loss_mv, loss_uv (where there was a UV map), task, regime, learning
+    rate."""
+    parameters: int
+    seconds: float
+
+
+def train(cfg: TrainConfig, report: Callable[[dict[str, Any]], None] = lambda row: None) -> TrainResult:
+    """Runs to the step or time limit, resuming what is in `run.directory`. `report` gets each step's row of the loss
+    log with the share of the run that is done as `progress`.
+
+    Raises:
+        UserError: dataset, weights or trainer state are missing, damaged or do not fit.
+    """
+    if cfg.run.threads:
+        torch.set_num_threads(cfg.run.threads)
+    # bfloat16 products inside float32 layers, on processors that have them: a fifth faster on two cores.
+    torch.set_float32_matmul_precision("medium")
+    cfg.run.directory.mkdir(parents=True, exist_ok=True)
+    write_file(cfg.run.directory / "config.json", json.dumps(as_json(cfg), indent=2).encode() + b"\n")
+    device = "cuda" if cfg.run.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, device)
+    data = TextureDataModule(
+        cfg.data, seed=cfg.run.seed, encoder=partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
+    )
+    module = make_module(cfg, codec, device)
+    clock = Clock(cfg.run.max_steps, cfg.run.max_seconds)
+    average = AveragedWeights(cfg.optimizer.ema_decay)
+    log = LossLog(cfg.run.directory / "losses.jsonl", clock, report)
+    states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data)
+    trainer = make_trainer(cfg, [clock, LearningRate(cfg.optimizer, clock), average, log, states])
+    state = newest_state(states.directory) if cfg.run.resume else None
+    trainer.fit(module, datamodule=data, ckpt_path=str(state) if state else None, weights_only=True)
+    if trainer.global_step == 0:
+        raise UserError(f"{cfg.run.directory}: no step was trained; raise run.max_steps or run.max_seconds")
+    checkpoint = cfg.run.directory / "checkpoint"
+    with average.applied(module):
+        save_checkpoint(checkpoint, module.model, make_card(cfg, codec, trainer.global_step))
+    count = sum(p.numel() for p in module.model.parameters())
+    return TrainResult(checkpoint=checkpoint, losses=log.rows, parameters=count, seconds=clock.seconds)
+
+
+def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
+    """The model at the start of training, with the parameters that train marked. From scratch, `seed` draws it."""
+    if cfg.start == "scratch":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = SeqTexTransformer3DModel(**cfg.architecture())
+    elif cfg.start == "wan":
+        model = load_wan(
+            cfg.start_path, subfolder="transformer", lora_rank=cfg.lora_rank, lora_alpha=cfg.lora_alpha, seed=seed
+        )
+    else:
+        model = load_model(cfg.start_path)
+    trainable_parameters(model, cfg.trained)
+    return model.train()
+
+
+def make_module(cfg: TrainConfig, codec: LatentCodec, device: str) -> TextureModule:
+    model = make_model(cfg.model, cfg.run.seed)
+    latents = cfg.latents
+    text_encoder = make_text_encoder(latents.text_encoder, latents.text_encoder_path, cfg.model.text_dim, device)
+    return TextureModule(
+        model,
+        codec,
+        text_encoder,
+        flow=cfg.flow,
+        tasks=cfg.tasks,
+        optimizer=cfg.optimizer,
+        seed=cfg.run.seed,
+        autocast=torch.bfloat16 if cfg.run.precision == "bfloat16" else None,
+    )
+
+
+def make_trainer(cfg: TrainConfig, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    return lightning.Trainer(
+        default_root_dir=cfg.run.directory,
+        accelerator=cfg.run.accelerator,
+        devices=cfg.run.devices,
+        num_nodes=cfg.run.nodes,
+        max_epochs=-1,
+        max_steps=cfg.run.max_steps,
+        gradient_clip_val=cfg.optimizer.gradient_clip,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def make_card(cfg: TrainConfig, codec: LatentCodec, steps: int) -> Card:
+    sizes = image_sizes(cfg.data.directory)
+    mean, std = latent_statistics(codec)
+    return Card(
+        preset=cfg.preset,
+        codec=cfg.latents.codec,
+        codec_path=cfg.latents.codec_path,
+        text_encoder=cfg.latents.text_encoder,
+        text_encoder_path=cfg.latents.text_encoder_path,
+        shift=cfg.flow.shift,
+        latent_mean=mean,
+        latent_std=std,
+        steps=steps,
+        **asdict(sizes),
+    )

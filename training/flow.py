@@ -1,0 +1,98 @@
+"""Rectified flow with a shifted schedule: z_t = (1 - sigma) z_0 + sigma eps, target velocity eps - z_0.
+
+Latents are [batch, channels, frames, h, w]; noise levels are per frame, [batch, frames]."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+SHIFT = 5.0
+"""Released code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """The randomness of a training step, one row per sample."""
+
+    level: Float[Tensor, " batch"]
+    """Noise level before the shift, uniform in [0, 1)."""
+    view_order: Float[Tensor, "batch views"]
+    """Decides which views are given, uniform."""
+    drop_text: Float[Tensor, " batch"]
+    """Uniform; compared with the dropout rate."""
+    noise: tuple[Float[Tensor, "batch _ _ _ _"], ...]
+    """Standard normal, one tensor per branch."""
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(
+            level=self.level.to(device),
+            view_order=self.view_order.to(device),
+            drop_text=self.drop_text.to(device),
+            noise=tuple(noise.to(device) for noise in self.noise),
+        )
+
+
+def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> Draws:
+    """Each sample's randomness comes from its own generator, seeded by its number in the stream: it depends neither on
+    the rank or process that asks nor on what was drawn before. `shapes`: of the latents of each branch, views first,
+    without the batch: (channels, frames, h, w)."""
+    numbers, noise = [], []
+    for sample in samples:
+        generator = seeded(seed, sample)
+        numbers.append(torch.rand(2 + shapes[0][1], generator=generator))
+        noise.append([torch.randn(shape, generator=generator) for shape in shapes])
+    table = torch.stack(numbers)
+    return Draws(
+        level=table[:, 0],
+        drop_text=table[:, 1],
+        view_order=table[:, 2:],
+        noise=tuple(torch.stack(rows) for rows in zip(*noise, strict=True)),
+    )
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator of its own for these numbers."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+
+
+def shift_sigma(s: Float[Tensor, "*shape"], shift: float = SHIFT) -> Float[Tensor, "*shape"]:
+    """Moves a uniform level s in [0, 1] towards noise: 5 s / (1 + 4 s) at shift 5."""
+    return shift * s / (1 + (shift - 1) * s)
+
+
+def interpolate(
+    clean: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"], sigma: Float[Tensor, "b f"]
+) -> Float[Tensor, "b c f h w"]:
+    level = sigma[:, None, :, None, None]
+    return (1 - level) * clean + level * noise
+
+
+def velocity(clean: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
+    """What the network learns to predict: d z_t / d sigma."""
+    return noise - clean
+
+
+def masked_mse(
+    predicted: Float[Tensor, "b c f h w"], target: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b f"]
+) -> Float[Tensor, ""]:
+    """Mean squared error over the elements of the frames in `mask`; 0 when there is none."""
+    per_frame = (predicted.float() - target.float()).square().mean(dim=(1, 3, 4))
+    return (per_frame * mask).sum() / mask.sum().clamp(min=1)
+
+
+def euler_step(
+    latent: Float[Tensor, "b c f h w"], velocity: Float[Tensor, "b c f h w"], sigma: float, sigma_next: float
+) -> Float[Tensor, "b c f h w"]:
+    return latent + (sigma_next - sigma) * velocity
+
+
+def inference_sigmas(steps: int, shift: float = SHIFT) -> Float[Tensor, " levels"]:
+    """The `steps + 1` noise levels of a sampling run, 1 first and 0 last: those of diffusers'
+    `FlowMatchEulerDiscreteScheduler(shift=shift)`, which shifts a range that ends at the shifted first of 1000."""
+    last = shift_sigma(torch.tensor(1 / 1000, dtype=torch.float64), shift)
+    s = torch.linspace(1.0, float(last), steps, dtype=torch.float64)
+    return torch.cat([shift_sigma(s, shift), torch.zeros(1, dtype=torch.float64)]).float()

@@ -1,0 +1,108 @@
+"""One training step of SeqTex, as the paper's algorithm box: encode, draw the task, interpolate, predict, loss, log."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from training.batch import Batch, LatentBatch, encode_batch
+from training.flow import SHIFT, draw, interpolate, masked_mse, shift_sigma, velocity
+from training.latents import LatentCodec, TextEncoder
+from training.model.seqtex import SeqTexTransformer3DModel
+from training.tasks import TaskConfig, draw_task, given_views, plan_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Noise levels and loss."""
+
+    shift: float = SHIFT
+    """Of the noise levels, in training and sampling (released code)."""
+    uv_weight: float = 1.0
+    """Of the UV map's mean squared error; that of the views has weight 1 (ours)."""
+    text_dropout: float = 0.1
+    """Share of captions replaced by "", for classifier-free guidance (ours)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up and decay."""
+
+    learning_rate: float = 2e-4
+    """Peak (TEXGen)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """TEXGen."""
+    weight_decay: float = 0.05
+    """TEXGen."""
+    gradient_clip: float = 1.0
+    """Largest gradient norm (TEXGen)."""
+    warmup_steps: int = 1000
+    """Linear from 0 (ours)."""
+    final_share: float = 1.0
+    """Learning rate at the end of the run as a share of the peak, reached along a cosine; 1: constant (ours)."""
+    ema_decay: float = 0.9999
+    """Of the averaged weights that are sampled and saved (TEXGen)."""
+
+
+class TextureModule(lightning.LightningModule):
+    """The model in training. Which parameters train is decided before: those that require a gradient."""
+
+    def __init__(
+        self,
+        model: SeqTexTransformer3DModel,
+        codec: LatentCodec,
+        text_encoder: TextEncoder,
+        *,
+        flow: FlowConfig,
+        tasks: TaskConfig,
+        optimizer: OptimizerConfig,
+        seed: int,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.codec = codec
+        self.text_encoder = text_encoder
+        self.flow = flow
+        self.tasks = tasks
+        self.optimizer_cfg = optimizer
+        self.seed = seed
+        self.autocast = autocast
+
+    def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
+        latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
+        task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
+        branches = [latents.mv, latents.uv] if task.needs_uv and latents.uv else [latents.mv]
+        draws = draw(self.seed, latents.samples, [branch.rgb.shape[1:] for branch in branches]).to(self.device)
+        plan = plan_frames(task, given_views(task, draws.view_order), shift_sigma(draws.level, self.flow.shift))
+        views = latents.mv.rgb.shape[2]
+        frames = [slice(0, views), slice(views, None)]
+
+        inputs: list[Tensor | None] = [
+            torch.cat([interpolate(branch.rgb, noise, plan.sigma[:, at]), branch.geometry], dim=1)
+            for branch, noise, at in zip(branches, draws.noise, frames, strict=False)
+        ]
+        text = self.embed_text(latents.captions, draws.drop_text)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            flows = self.model(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
+        losses = [
+            masked_mse(flow, velocity(branch.rgb, noise), plan.generated[:, at])
+            for flow, branch, noise, at in zip(flows, branches, draws.noise, frames, strict=False)
+        ]
+        loss = sum(weight * part for weight, part in zip((1.0, self.flow.uv_weight), losses, strict=False))
+        record = {name: part.detach() for name, part in zip(("loss_mv", "loss_uv"), losses, strict=False)}
+        return {"loss": loss} | record | {"task": task.name, "regime": str(latents.regime)}
+
+    def embed_text(self, captions: tuple[str, ...], drop: Float[Tensor, " batch"]) -> Float[Tensor, "batch l d"]:
+        kept = ["" if d < self.flow.text_dropout else c for c, d in zip(captions, drop.tolist(), strict=True)]
+        return self.text_encoder.encode(kept).to(self.device)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        cfg = self.optimizer_cfg
+        return torch.optim.AdamW(
+            parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
+        )

@@ -1,0 +1,156 @@
+"""Training configurations: every option of a run in one frozen record, and three named ones."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from schemas.errors import UsageError
+from training.data import DataConfig
+from training.module import FlowConfig, OptimizerConfig
+from training.tasks import TaskConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Size of the transformer and what it starts from. Defaults: Wan2.1-T2V-1.3B with the released LoRA."""
+
+    num_layers: int = 30
+    num_attention_heads: int = 12
+    attention_head_dim: int = 128
+    ffn_dim: int = 8960
+    text_dim: int = 4096
+    freq_dim: int = 256
+    """Width of the timestep's sinusoidal embedding."""
+    lora_rank: int = 128
+    """Of the view branch's adapters; 0: none (released code)."""
+    lora_alpha: int = 64
+    """Released code."""
+    start: Literal["scratch", "wan", "seqtex"] = "wan"
+    """Random weights, a Wan2.1 transformer, or a SeqTex checkpoint."""
+    start_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    """Directory or hub repository of the weights to start from."""
+    trained: Literal["released", "all"] = "released"
+    """`released`: LoRA, UV branch and geometry (paper); `all`: every weight."""
+
+    def architecture(self) -> dict[str, Any]:
+        """Arguments of `SeqTexTransformer3DModel`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("start", "start_path", "trained")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentConfig:
+    """How images and captions enter the model."""
+
+    codec: Literal["dct", "wan"] = "wan"
+    """`dct` is built in; `wan` is the VAE that the released weights use."""
+    codec_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    """Directory or hub repository of the Wan VAE."""
+    text_encoder: Literal["none", "umt5"] = "umt5"
+    text_encoder_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Length, place and machine of a run."""
+
+    directory: Path = Path("run")
+    """Receives `losses.jsonl`, `states/` and, at the end, `checkpoint/`."""
+    max_steps: int = 100_000
+    max_seconds: float | None = None
+    """Ends the run even before `max_steps`; the learning rate decays with whichever is nearer. None: no limit."""
+    state_every: int = 1000
+    """Steps between trainer states."""
+    resume: bool = True
+    """Go on from the newest trainer state in `directory`, if there is one that verifies."""
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's matrix products (autocast); weights and everything else stay float32."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+    threads: int = 0
+    """CPU threads of torch; 0: leave as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run. Defaults: the full preset."""
+
+    preset: str = "full"
+    """Name under which the run is recorded."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    latents: LatentConfig = field(default_factory=LatentConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    tasks: TaskConfig = field(default_factory=TaskConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+BUILT_IN = LatentConfig(codec="dct", codec_path="", text_encoder="none", text_encoder_path="")
+
+PRESETS = {
+    "tiny": TrainConfig(
+        preset="tiny",
+        data=DataConfig(batch_size=16, mv_only_ratio=0.1),
+        model=ModelConfig(
+            num_layers=4,
+            num_attention_heads=3,
+            attention_head_dim=64,
+            ffn_dim=512,
+            text_dim=32,
+            freq_dim=128,
+            lora_rank=0,
+            start="scratch",
+            start_path="",
+            trained="all",
+        ),
+        latents=BUILT_IN,
+        tasks=TaskConfig(textured={"img2tex": 0.9, "geo2mv": 0.1}),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=50, final_share=0.02, ema_decay=0.995
+        ),
+        run=RunConfig(max_steps=2000, state_every=500, accelerator="cpu"),
+    ),
+    "small": TrainConfig(
+        preset="small",
+        data=DataConfig(batch_size=32, keep_latents=False, workers=4),
+        model=ModelConfig(
+            num_layers=12,
+            num_attention_heads=6,
+            attention_head_dim=64,
+            ffn_dim=1536,
+            text_dim=32,
+            lora_rank=0,
+            start="scratch",
+            start_path="",
+            trained="all",
+        ),
+        latents=BUILT_IN,
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=500, final_share=0.02, ema_decay=0.999),
+        run=RunConfig(max_steps=50_000, precision="bfloat16"),
+    ),
+    "full": TrainConfig(
+        data=DataConfig(batch_size=16, keep_latents=False, window=1, workers=4),
+        run=RunConfig(precision="bfloat16"),
+    ),
+}
+"""tiny: 3.9 M parameters, two CPU cores, 64-pixel views, 128-texel UV maps (ours). small: 66 M, one GPU (ours). full:
+Wan2.1-1.3B with LoRA (paper; its optimiser is not public: TEXGen's)."""
+
+
+def preset(name: str) -> TrainConfig:
+    if name not in PRESETS:
+        raise UsageError(f"{name!r} is no preset; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def as_json(cfg: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain values, for a record beside the run."""
+    return {name: _plain(value) for name, value in asdict(cfg).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,111 @@
+"""The tasks one network serves: which frames are given, which are generated, which carry nothing.
+
+A sample's frames are its V views followed by the UV map (V + 1 frames, UV last). Each frame has its own noise level: a
+condition frame sits at `CONDITION_SIGMA`, a generated frame at the level drawn for its sample, and a UV frame that
+takes no part is pure noise."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from schemas.errors import UsageError
+from schemas.sample import Regime
+
+TRAIN_STEPS = 1000
+"""timestep = TRAIN_STEPS * sigma (released code)."""
+CONDITION_SIGMA = 0.0707547
+"""Noise level of a condition frame: the 15th smallest training step at shift 5 (released code), 0.075 / 1.06."""
+
+
+class Role(StrEnum):
+    CONDITION = "condition"
+    GENERATED = "generated"
+    NOISE = "noise"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One row of the task table."""
+
+    name: str
+    condition_views: int
+    """How many views are given, drawn at random; at most all of them. The other views are generated."""
+    uv: Role
+    """Part of the UV frame; `NOISE`: none, the UV branch need not run."""
+    regimes: tuple[Regime, ...]
+    """Samples that can teach it."""
+
+    @property
+    def needs_uv(self) -> bool:
+        return self.uv is not Role.NOISE
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(name="img2tex", condition_views=1, uv=Role.GENERATED, regimes=(Regime.TEXTURED,)),
+        Task(name="geo2mv", condition_views=0, uv=Role.NOISE, regimes=(Regime.TEXTURED, Regime.MV_ONLY)),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FramePlan:
+    """What happens to each frame of a batch."""
+
+    condition: Bool[Tensor, "batch frames"]
+    generated: Bool[Tensor, "batch frames"]
+    """The frames that enter the loss."""
+    sigma: Float[Tensor, "batch frames"]
+
+    @property
+    def timestep(self) -> Float[Tensor, "batch frames"]:
+        """In [0, 1000]."""
+        return self.sigma * TRAIN_STEPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """How often each task is drawn, as weights."""
+
+    textured: dict[str, float] = field(default_factory=lambda: {"img2tex": 0.8, "geo2mv": 0.2})
+    """For batches of textured samples (ours)."""
+    mv_only: dict[str, float] = field(default_factory=lambda: {"geo2mv": 1.0})
+    """For multi-view-only batches."""
+
+    def __post_init__(self) -> None:
+        for regime in Regime:
+            for name in self.weights(regime):
+                if name not in TASKS or regime not in TASKS[name].regimes:
+                    known = ", ".join(task.name for task in TASKS.values() if regime in task.regimes)
+                    raise UsageError(f"{name!r} is no task for {regime} samples; there are: {known}")
+
+    def weights(self, regime: Regime) -> dict[str, float]:
+        return self.textured if regime is Regime.TEXTURED else self.mv_only
+
+
+def draw_task(cfg: TaskConfig, regime: Regime, seed: int, batch_number: int) -> Task:
+    """The task of a global batch: every rank draws the same."""
+    weights = cfg.weights(regime)
+    shares = np.array(list(weights.values()), dtype=np.float64)
+    draw = np.random.default_rng((seed, batch_number)).choice(len(shares), p=shares / shares.sum())
+    return TASKS[list(weights)[draw]]
+
+
+def given_views(task: Task, view_order: Float[Tensor, "batch views"]) -> Bool[Tensor, "batch views"]:
+    """The condition views: those that rank first in `view_order`, one random number per view."""
+    return view_order.argsort(dim=1).argsort(dim=1) < task.condition_views
+
+
+def plan_frames(task: Task, given: Bool[Tensor, "batch views"], sigma: Float[Tensor, " batch"]) -> FramePlan:
+    """Roles and noise levels when the views `given` are the condition and what is generated is at `sigma`."""
+    uv = torch.ones_like(given[:, :1])
+    condition = torch.cat([given, uv & (task.uv is Role.CONDITION)], dim=1)
+    generated = torch.cat([~given, uv & (task.uv is Role.GENERATED)], dim=1)
+    level = torch.where(condition, CONDITION_SIGMA, sigma[:, None])
+    level = torch.where(condition | generated, level, 1.0)
+    return FramePlan(condition=condition, generated=generated, sigma=level)
