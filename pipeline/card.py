@@ -13,12 +13,8 @@ def dataset_card(info: DatasetInfo, jobs: Sequence[ShardJob], parts: Sequence[Le
     """Markdown: what is inside, how it came about, under which terms, how to read it."""
     outcomes = [outcome for part in parts for outcome in part.outcomes]
     accepted = {outcome.uid for outcome in outcomes if outcome.status is Status.ACCEPTED}
-    sources = [
-        (r.source.name or "unnamed", r.source.licence or "not stated")
-        for j in jobs
-        for r in j.refs
-        if r.uid in accepted
-    ]
+    used = [ref.source for job in jobs for ref in job.refs if ref.uid in accepted]
+    sources = Counter((source.name or "unnamed", source.licence or "not stated") for source in used)
     regimes = Counter(outcome.regime for outcome in outcomes if outcome.regime)
     reasons = Counter((str(o.status), str(o.regime or ""), str(o.reason)) for o in outcomes if o.reason)
     shards = [shard for part in parts for shard in part.shards]
@@ -36,7 +32,7 @@ def dataset_card(info: DatasetInfo, jobs: Sequence[ShardJob], parts: Sequence[Le
         "",
         "## Sources",
         "",
-        *_table(("source", "licence", "samples"), [(*key, n) for key, n in sorted(Counter(sources).items())]),
+        *_table(("source", "licence", "samples"), [(*key, n) for key, n in sorted(sources.items())]),
         "",
         "Licence and attribution of every sample are in its `json` and in `plan.parquet`.",
         "",
@@ -49,8 +45,9 @@ def dataset_card(info: DatasetInfo, jobs: Sequence[ShardJob], parts: Sequence[Le
         "## Reading it",
         "",
         "A shard counts only if a ledger part names it; `seqtex verify` checks hashes, counts and samples.",
-        "`schemas.codec.decode(fields)` turns the fields of a sample (`rgb.webp`, `mask.png`, `position.dz`, `normal.dz`,",
-        "for `textured` the same with `uv_` and `mesh.npz`) into arrays. Views are stored as one strip, first view on top;",
+        "`schemas.codec.decode(fields)` turns the fields of a sample (`rgb.webp`, `mask.png`, `position.dz`,",
+        "`normal.dz`, for `textured` the same with `uv_` and `mesh.npz`) into arrays. Views are stored as one strip,",
+        "first view on top;",
         "UV maps have v = 1 in row 0. Positions lie in [-1, 1], Z up. `index.json` is a wids-shard-index-v1.",
         "",
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.codec import UID_PATTERN
+from schemas.dataset import read_parquet
 from schemas.errors import UserError
 from schemas.mesh import Attribution, MeshRef
 
@@ -67,7 +68,7 @@ def plan_bytes(jobs: list[ShardJob]) -> bytes:
 def read_plan(path: Path) -> list[ShardJob]:
     """Raises UserError where the file is absent or damaged."""
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
+        table = read_parquet(path)
         if not table.schema.equals(PLAN_SCHEMA, check_metadata=False):
             raise ValueError("its columns are not those of this program's plan")
         refs: dict[int, list[MeshRef]] = {}

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -150,8 +151,8 @@ def _lock(out: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UserError(
-                f"{out}: another build (process {file.read().strip() or 'unknown'}) is at work here; wait for it to end, "
-                "or give another --out"
+                f"{out}: another build (process {file.read().strip() or 'unknown'}) is at work here; wait for it to "
+                "end, or give another --out"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -287,14 +288,14 @@ def _result(finished: ray.ObjectRef, job: ShardJob, attempt: int) -> JobReport |
 
 def _start_ray(workers: int, address: str | None) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    common = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": {"PYTHONPATH": str(REPO)}}}
-    if address is not None:
-        try:
-            ray.init(address=address, **common)
-        except ConnectionError as error:
-            raise UserError(
-                f"no Ray cluster at {address!r} ({error}); leave --address out to work on this machine"
-            ) from error
-        return
-    # jobs exchange paths and counts: the smallest object store does
-    ray.init(address="local", num_cpus=workers, include_dashboard=False, object_store_memory=80 * 2**20, **common)
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        # jobs exchange paths and counts: the smallest object store does
+        options = {"address": "local", "num_cpus": workers, "object_store_memory": 80 * 2**20}
+        options["include_dashboard"] = False
+    environment = {"env_vars": {"PYTHONPATH": str(REPO)}}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options)
+    except ConnectionError as error:
+        remedy = "leave the address out to work on this machine alone"
+        raise UserError(f"no Ray cluster at {address!r} ({error}); {remedy}") from error
