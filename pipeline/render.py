@@ -85,6 +85,20 @@ def wear(uv_mesh: UvMesh, rgb: UInt8[np.ndarray, "height width 3"]) -> TexturedM
     )
 
 
+def render_geometry(
+    mesh: TexturedMesh | UvMesh, cameras: Cameras, resolution: int, rasterizer: Rasterizer
+) -> tuple[
+    Float32[np.ndarray, "views height width 3"],
+    Float32[np.ndarray, "views height width 3"],
+    Bool[np.ndarray, "views height width"],
+]:
+    """Position, unit normal and mask at pixel centres of a mesh whose every face is opaque."""
+    clip = project(mesh.vertices, cameras.world_to_clip)
+    fragments = rasterizer.rasterize(clip, mesh.faces, resolution, resolution)
+    position, normal = interpolate_geometry(fragments, mesh, rasterizer)
+    return position, normal, fragments.face >= 0
+
+
 def interpolate_geometry(
     fragments: Fragments, mesh: TexturedMesh | UvMesh, rasterizer: Rasterizer
 ) -> tuple[Float32[np.ndarray, "images height width 3"], Float32[np.ndarray, "images height width 3"]]:
