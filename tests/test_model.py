@@ -133,6 +133,24 @@ def test_uv_output_reads_the_views_and_the_text(changed):
     assert relative_error(model(mv, uv, timestep, text)[1], before) > 1e-4
 
 
+def test_one_text_token_conditions_as_many_equal_ones_do():
+    model, (mv, uv, timestep, text) = tiny_model(), inputs()
+    results = []
+    for length in (1, 3):
+        flows = model(mv, uv, timestep, text[:, :1].expand(-1, length, -1))
+        gradients = torch.autograd.grad(sum(flow.square().sum() for flow in flows), list(model.blocks[0].parameters()),
+                                        allow_unused=True)  # fmt: skip
+        results.append((*flows, gradients))
+    (mv_one, uv_one, of_one), (mv_many, uv_many, of_many) = results
+    assert max(relative_error(mv_one, mv_many), relative_error(uv_one, uv_many)) < 1e-5
+    for (name, _), one, many in zip(model.blocks[0].named_parameters(), of_one, of_many, strict=True):
+        if one is None:  # a choice among equals: its gradient is zero
+            assert name.startswith(("attn2.to_q", "attn2.to_k", "attn2.norm_", "norm2", "normuv2")), name
+            assert many.abs().max() < 1e-4 * max(gradient.abs().max() for gradient in of_many)
+        else:
+            torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-4 * many.abs().max().item())
+
+
 def test_skipping_the_uv_branch_gives_the_same_view_output_and_gradients():
     model, (mv, uv, timestep, text) = tiny_model(lora_rank=2), inputs()
     results = []

@@ -148,8 +148,19 @@ class Attention(nn.Module):
         keys: Float[Tensor, "b heads m c"],
         values: Float[Tensor, "b heads m c"],
     ) -> Float[Tensor, "b n d"]:
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
-        return self.to_out[0](rearrange(mixed, "b heads n c -> b n (heads c)"))
+        # On a CPU the half-precision backward is several times slower than the float32 one. Autocast would choose it.
+        precision = queries.dtype if queries.device.type == "cpu" else values.dtype
+        with torch.autocast(queries.device.type, enabled=False):
+            mixed = F.scaled_dot_product_attention(queries.to(precision), keys.to(precision), values.to(precision))
+        return self.to_out[0](rearrange(mixed, "b heads n c -> b n (heads c)").to(values.dtype))
+
+    def read(
+        self, x: Float[Tensor, "b n d"], keys: Float[Tensor, "b heads m c"], values: Float[Tensor, "b heads m c"]
+    ) -> Float[Tensor, "b n_or_1 d"]:
+        """Cross-attention of x to a context's keys and values; one row for all x if it is a single token."""
+        if keys.shape[2] == 1:
+            return self.to_out[0](rearrange(values, "b heads 1 c -> b 1 (heads c)"))
+        return self.attend(self.queries(x), keys, values)
 
     def _place(self, x: Tensor, norm: RmsNorm, geometry: Tensor | None, rope: Rope | None) -> Tensor:
         placed = norm(x)
@@ -158,7 +169,7 @@ class Attention(nn.Module):
         placed = placed.unflatten(-1, (self.heads, -1))
         if rope is not None:
             placed = rotate(placed, rope)
-        return placed.to(x.dtype).transpose(1, 2)
+        return placed.transpose(1, 2)
 
 
 class _GeluProjection(nn.Module):
@@ -277,10 +288,10 @@ class Block(nn.Module):
             queries = self.attnuv.queries(seen, uv_geometry, uv_branch.rope)
             keys = self.attnuv.keys(context, torch.cat([mv_geometry, uv_geometry], dim=1), both_rope)
             uv = gated_add(uv, self.attnuv.attend(queries, keys, self.attnuv.values(context)), gate)
-            uv = uv + self.attn2.attend(self.attn2.queries(self.normuv2(uv)), text_keys, text_values)
+            uv = uv + self.attn2.read(self.normuv2(uv), text_keys, text_values)
             uv = self._feed(uv, self.ffnuv, *feed_uv)
 
-        mv = mv + self.attn2.attend(self.attn2.queries(self.norm2(mv)), text_keys, text_values)
+        mv = mv + self.attn2.read(self.norm2(mv), text_keys, text_values)
         return self._feed(mv, self.ffn, *feed), uv
 
     def _feed(self, x: Tensor, feed_forward: FeedForward, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
