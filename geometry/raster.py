@@ -1,7 +1,7 @@
 """What a rasteriser is. Two backends: `geometry.raster_cpu` (numba) and, on a GPU, nvdiffrast."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -19,6 +19,7 @@ class Fragments:
     """z / w in clip space; +inf where nothing is."""
 
 
+@runtime_checkable
 class Rasterizer(Protocol):
     """Clip-space triangles to fragments. Row 0 of an image is clip y = -1, column 0 is clip x = -1."""
 
