@@ -4,7 +4,7 @@ import html
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ CHANNELS = 16
 MAX_CACHED_PROMPTS = 4096
 
 
+@runtime_checkable
 class LatentCodec(Protocol):
     """Every frame on its own: images [b, f, h, w, 3] in [0, 1] to normalised latents [b, 16, f, h / 8, w / 8] and back.
 
@@ -33,6 +34,7 @@ class LatentCodec(Protocol):
     def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]: ...
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Prompts to features [b, length, text_dim], zero after each prompt's last token."""
 
