@@ -138,11 +138,11 @@ def _obj_material(material: ObjMaterial, texture: int | None) -> Material:
 
 def _obj_part(obj: ObjFile) -> Part:
     position, uv, normal = np.moveaxis(obj.corners, 2, 0)
-    areas = face_vectors(obj.positions, position)
+    face_normals = unit(face_vectors(obj.positions, position))
+    weighted = face_normals[:, None] * _angles(obj.positions[position])[..., None]
     summed = np.zeros_like(obj.positions)
-    for corner in range(3):
-        np.add.at(summed, position[:, corner], areas)
-    flat, smooth = unit(areas)[:, None], unit(summed)[position]
+    np.add.at(summed, position.reshape(-1), weighted.reshape(-1, 3))
+    flat, smooth = face_normals[:, None], unit(summed)[position]
     is_flat = (normal < 0) & ((flat * smooth).sum(axis=2) < _COS_CREASE)
     # A corner is a vertex of its own where position, uv or normal differ; a flat corner's normal belongs to its face.
     face = np.broadcast_to(np.arange(len(normal))[:, None], normal.shape)
@@ -162,6 +162,13 @@ def _obj_part(obj: ObjFile) -> Part:
         face_material=obj.face_material,
         face_has_uv=(uv >= 0).all(axis=1),
     )
+
+
+def _angles(corners: Float64[np.ndarray, "f 3 3"]) -> Float64[np.ndarray, "f 3"]:
+    """Angle of each triangle at its corners, radians: weights that do not depend on how a polygon was cut."""
+    forth = unit((np.roll(corners, -1, axis=1) - corners).reshape(-1, 3)).reshape(corners.shape)
+    back = unit((np.roll(corners, 1, axis=1) - corners).reshape(-1, 3)).reshape(corners.shape)
+    return np.arccos(np.clip((forth * back).sum(axis=2), -1.0, 1.0))
 
 
 def _rows(table: Float64[np.ndarray, "n width"], index: np.ndarray) -> Float64[np.ndarray, "m width"]:

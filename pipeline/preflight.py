@@ -36,6 +36,8 @@ class PreflightConfig:
     """Bytes of the JSON part."""
     max_json_depth: int = 64
     """Nesting of the JSON part."""
+    max_nodes: int = 50_000
+    """Nodes in the file."""
     max_node_depth: int = 512
     """Depth of the node tree."""
     max_faces: int = 2_000_000
@@ -91,7 +93,7 @@ def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | 
     unsupported = _unsupported(tree)
     try:
         container = read_container(tree, binary, path.parent if suffix == ".gltf" else None, cfg.max_file_bytes)
-        scene = read_scene(container, cfg.max_node_depth)
+        scene = read_scene(container, cfg.max_nodes, cfg.max_node_depth)
         sides = _check_images([image_bytes(scene.images[i], cfg.max_file_bytes) for i in scene.used_images()], cfg)
     except AssetFault as fault:
         if unsupported is None or fault.rejected.reason in (Reason.MISSING_FILE, Reason.UNSAFE_URI):

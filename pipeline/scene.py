@@ -101,13 +101,15 @@ class Scene:
         return sorted({texture.image for texture in textures if texture is not None})
 
 
-def read_scene(container: Container, max_depth: int) -> Scene:
+def read_scene(container: Container, max_nodes: int, max_depth: int) -> Scene:
     """Nodes of the default scene with a mesh, in file order, and all materials."""
     tree = container.tree
     materials = [_material(entry, container) for entry in tree.objects("materials")]
     meshes = [_primitives(entry, container, len(materials)) for entry in tree.objects("meshes")]
     skins = [_skin(entry, container) for entry in tree.objects("skins")]
     nodes = container.nodes
+    if len(nodes) > max_nodes:
+        raise AssetFault(Reason.TOO_LARGE, f"{len(nodes):,} nodes, limit {max_nodes:,}")
     children = [node.indices("children", len(nodes), "nodes") for node in nodes]
     worlds = _worlds(nodes, children, max_depth)
     placements = []
@@ -136,7 +138,8 @@ def _worlds(nodes: list[Json], children: list[list[int]], max_depth: int) -> Flo
             raise AssetFault(Reason.INVALID_STRUCTURE, f"node tree is deeper than the limit {max_depth}")
         following = []
         for number, parent in level:
-            worlds[number] = parent @ _local(nodes[number])
+            with np.errstate(over="ignore", invalid="ignore"):  # the loader refuses what is no longer finite
+                worlds[number] = parent @ _local(nodes[number])
             following += [(child, worlds[number]) for child in children[number]]
         reached += len(level)
         level = following

@@ -13,10 +13,9 @@ from pipeline.weld import weld
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.mesh import TexturedMesh, UvMesh
 
-
 _SIDE = 100.0
-"""Size at which xatlas sees a mesh. It hangs on very large coordinates, and its absolute tolerances (1e-4 and less) cut a
-mesh of size 1 into needless charts (spot: 58, here 37)."""
+"""Size at which xatlas sees a mesh. It hangs on very large coordinates, and its absolute tolerances (1e-4 and less) cut
+a mesh of size 1 into needless charts (Spot the cow: 58, here 37)."""
 
 
 @dataclass(frozen=True, kw_only=True)
