@@ -54,3 +54,8 @@ def hits(scene: EmbreeScene, rays: Rays) -> tuple[np.ndarray, np.ndarray]:
     answer = scene.run(rays.origins, rays.directions, output=True)
     distance = np.where(answer["primID"] >= 0, answer["tfar"], 0.0).astype(np.float64)
     return answer["primID"], rays.origins + distance[:, None] * rays.directions
+
+
+def hits_only(scene: EmbreeScene, rays: Rays) -> np.ndarray:
+    """First face along each ray and nothing else: the least that Embree can be asked for."""
+    return scene.run(rays.origins, rays.directions)
