@@ -5,7 +5,7 @@ and `uv_to_image` are the one place where that changes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class Batch:
     samples: tuple[int, ...] = ()
     """Numbers of these samples in the stream: the seeds of their noise."""
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "Batch":
         uv = self.uv.map(lambda x: x.to(device)) if self.uv else None
         return replace(self, mv=self.mv.map(lambda x: x.to(device)), uv=uv)
 
@@ -79,7 +79,7 @@ class LatentBatch:
     number: int = 0
     samples: tuple[int, ...] = ()
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "LatentBatch":
         def move(branch: BranchLatents) -> BranchLatents:
             return BranchLatents(rgb=branch.rgb.to(device), geometry=branch.geometry.to(device))
 

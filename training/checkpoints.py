@@ -143,7 +143,7 @@ def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint:
         raise UserError(f"{path}: trained with other latent statistics than this version's {card.codec}; train again")
     model = load_model(directory)
     model.requires_grad_(False).eval()
-    model.to(torch.device(device))
+    torch.nn.Module.to(model, device)
     text_encoder = make_text_encoder(card.text_encoder, card.text_encoder_path, int(model.config["text_dim"]), device)
     return Checkpoint(model=model, codec=codec, text_encoder=text_encoder, card=card)
 

@@ -10,7 +10,7 @@ from training.module import FlowConfig, OptimizerConfig
 from training.tasks import TaskConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Size of the transformer and what it starts from. Defaults: Wan2.1-T2V-1.3B with the released LoRA."""
 
@@ -37,7 +37,7 @@ class ModelConfig:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("start", "start_path", "trained")}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LatentConfig:
     """How images and captions enter the model."""
 
@@ -49,7 +49,7 @@ class LatentConfig:
     text_encoder_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Length, place and machine of a run."""
 
@@ -72,7 +72,7 @@ class RunConfig:
     """CPU threads of torch; 0: leave as it is."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a training run. Defaults: the full preset."""
 

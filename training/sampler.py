@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from training.latents import LatentCodec
 from training.tasks import CONDITION_SIGMA, TASKS, plan_frames
 
 
+@runtime_checkable
 class FlowModel(Protocol):
     """`SeqTexTransformer3DModel`, or anything that predicts the same flow."""
 

@@ -1,0 +1,200 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from schemas.errors import UserError
+from schemas.sample import Regime
+from tests.small_dataset import UV_SIZE, VIEW_SIZE, write_dataset
+from training.batch import encode_batch
+from training.checkpoints import CARD, AtomicCheckpointIO, load_checkpoint, newest_state, verified
+from training.data import BatchStream
+from training.fit import make_module, train
+from training.latents import DctCodec
+from training.presets import TrainConfig, preset
+
+WORKER = """
+import json, os, signal, sys
+from pathlib import Path
+from tests.test_training import small_config
+from training.fit import train
+dataset, run, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def report(row):
+    if row["step"] == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(small_config(dataset, run, max_steps=6, state_every=3), report)
+"""
+
+
+def small_config(dataset: Path, run: Path, **run_options: object) -> TrainConfig:
+    """The tiny preset at a quarter of its width."""
+    tiny = preset("tiny")
+    return replace(
+        tiny,
+        data=replace(tiny.data, directory=dataset, batch_size=2, mv_only_ratio=0.4),
+        model=replace(tiny.model, num_layers=2, num_attention_heads=2, attention_head_dim=16, ffn_dim=64),
+        run=replace(tiny.run, directory=run, **run_options),
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data")
+    entries = [(f"t{i}", Regime.TEXTURED) for i in range(3)] + [(f"m{i}", Regime.MV_ONLY) for i in range(2)]
+    write_dataset(out, [entries])
+    return out
+
+
+def is_uv_parameter(name: str) -> bool:
+    return any(part in name for part in ("attnuv", "ffnuv", "normuv2", "scale_shift_table_uv"))
+
+
+def test_multi_view_only_batches_leave_the_uv_branch_alone(dataset: Path, tmp_path: Path) -> None:
+    cfg = small_config(dataset, tmp_path)
+    module = make_module(cfg, DctCodec(), "cpu")
+    torch.nn.init.normal_(module.model.proj_out.weight, std=0.1)  # at zero it would pass no gradient on
+    stream = BatchStream(cfg.data, seed=0)
+    seen = set()
+    for number in range(8):
+        batch = encode_batch(stream[number], DctCodec())
+        module.zero_grad()
+        result = module.training_step(batch, 0)
+        result["loss"].backward()
+        reached = {n for n, p in module.model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        if batch.regime is Regime.MV_ONLY:
+            assert not any(is_uv_parameter(name) for name in reached)
+            assert "loss_uv" not in result
+        elif result["task"] == "img2tex":
+            assert "blocks.0.attnuv.to_q.weight" in reached
+            assert "scale_shift_table_uv" in reached
+        assert "blocks.0.attn1.to_q.weight" in reached
+        seen.add((batch.regime, result["task"]))
+    assert {(Regime.MV_ONLY, "geo2mv"), (Regime.TEXTURED, "img2tex")} <= seen
+
+
+def test_the_loss_does_not_look_at_condition_frames(dataset: Path, tmp_path: Path) -> None:
+    """A frame's own prediction enters the loss only if it is generated: the given view's never does."""
+    module = make_module(small_config(dataset, tmp_path), DctCodec(), "cpu")
+    stream = BatchStream(small_config(dataset, tmp_path).data, seed=0)
+    number = next(n for n in range(50) if stream.schedule(n)[0] is Regime.TEXTURED)
+    flows: list[torch.Tensor] = []
+    levels: list[torch.Tensor] = []
+
+    def watch(mv: torch.Tensor, uv: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> tuple:
+        flows.extend(torch.zeros(x.shape[0], 16, *x.shape[2:], requires_grad=True) for x in (mv, uv))
+        levels.append(timestep)
+        return tuple(flows)
+
+    module.model.forward = watch
+    module.tasks = replace(module.tasks, textured={"img2tex": 1.0})
+    module.training_step(encode_batch(stream[number], DctCodec()), 0)["loss"].backward()
+    reached = torch.cat([f.grad.abs().amax(dim=(1, 3, 4)) > 0 for f in flows], dim=1)
+    is_condition = torch.isclose(levels[0], torch.tensor(70.7547))
+    assert is_condition.sum(dim=1).tolist() == [1, 1]
+    assert torch.equal(reached, ~is_condition)
+
+
+def test_one_batch_can_be_learned_by_heart(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", [[("t0", Regime.TEXTURED), ("t1", Regime.TEXTURED)]])
+    tiny = preset("tiny")
+    cfg = replace(
+        tiny,
+        data=replace(tiny.data, directory=tmp_path / "data", batch_size=2),
+        tasks=replace(tiny.tasks, textured={"img2tex": 1.0}),
+        run=replace(tiny.run, directory=tmp_path / "run", max_steps=120),
+    )
+    losses = [row["loss"] for row in train(cfg).losses]
+    assert len(losses) == 120
+    assert sum(losses[-10:]) < 0.25 * sum(losses[:10])
+
+
+def test_a_killed_run_resumes_to_the_same_weights(dataset: Path, tmp_path: Path) -> None:
+    whole = train(small_config(dataset, tmp_path / "whole", max_steps=6, state_every=3))
+    command = [sys.executable, "-c", WORKER, str(dataset), str(tmp_path / "killed")]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    killed = subprocess.run([*command, "5"], env=env, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert newest_state(tmp_path / "killed" / "states") == tmp_path / "killed" / "states" / "step-00000003.ckpt"
+    resumed = train(small_config(dataset, tmp_path / "killed", max_steps=6, state_every=3))
+    keys = ("step", "loss", "task", "regime", "learning_rate")
+    assert [[row[k] for k in keys] for row in resumed.losses] == [[row[k] for k in keys] for row in whole.losses]
+    for one, other in ((whole.checkpoint, resumed.checkpoint), (tmp_path / "whole", tmp_path / "killed")):
+        if one is whole.checkpoint:
+            weights = [load_checkpoint(path).model.state_dict() for path in (one, other)]
+        else:
+            states = [AtomicCheckpointIO().load_checkpoint(newest_state(path / "states")) for path in (one, other)]
+            assert [state["global_step"] for state in states] == [6, 6]
+            weights = [state["state_dict"] for state in states]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_checkpoint_holds_the_averaged_weights_and_all_that_sampling_needs(dataset: Path, tmp_path: Path) -> None:
+    cfg = small_config(dataset, tmp_path, max_steps=4, state_every=4)
+    result = train(cfg)
+    checkpoint = load_checkpoint(result.checkpoint)
+    assert (checkpoint.card.views, checkpoint.card.view_resolution, checkpoint.card.uv_resolution) == (
+        4,
+        VIEW_SIZE,
+        UV_SIZE,
+    )
+    assert (checkpoint.card.codec, checkpoint.card.preset, checkpoint.card.steps) == ("dct", "tiny", 4)
+    state = AtomicCheckpointIO().load_checkpoint(newest_state(tmp_path / "states"))
+    average = state["callbacks"]["AveragedWeights"]
+    for name, value in checkpoint.model.state_dict().items():
+        assert torch.equal(value, average[f"model.{name}"])
+    last = state["state_dict"]["model.blocks.0.attn1.to_q.weight"]
+    assert not torch.equal(last, average["model.blocks.0.attn1.to_q.weight"])
+
+
+def test_a_time_limit_ends_the_run_and_its_decay(dataset: Path, tmp_path: Path) -> None:
+    result = train(small_config(dataset, tmp_path, max_steps=100_000, max_seconds=1.5))
+    assert 0 < result.losses[-1]["step"] < 100_000
+    peak = preset("tiny").optimizer.learning_rate
+    assert result.losses[-1]["learning_rate"] < 0.2 * peak
+    assert load_checkpoint(result.checkpoint).card.steps == result.losses[-1]["step"]
+
+
+def test_a_damaged_trainer_state_is_passed_over_and_an_older_one_taken(tmp_path: Path) -> None:
+    io = AtomicCheckpointIO()
+    for step in (1, 2):
+        io.save_checkpoint({"step": step, "tensor": torch.arange(1000)}, tmp_path / f"step-0000000{step}.ckpt")
+    newest = tmp_path / "step-00000002.ckpt"
+    assert newest_state(tmp_path) == newest
+    data = newest.read_bytes()
+    for cut in (data[:-1], data[: len(data) // 2], b""):
+        newest.write_bytes(cut)
+        assert not verified(newest)
+        with pytest.raises(UserError, match="step-00000002"):
+            io.load_checkpoint(newest)
+        assert newest_state(tmp_path) == tmp_path / "step-00000001.ckpt"
+    newest.write_bytes(data)
+    newest.with_name(newest.name + ".sha256").unlink()  # killed between the file and its sum
+    assert newest_state(tmp_path) == tmp_path / "step-00000001.ckpt"
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(dataset: Path, tmp_path: Path) -> None:
+    cfg = small_config(dataset, tmp_path, max_steps=20)
+    cfg = replace(cfg, optimizer=replace(cfg.optimizer, learning_rate=1e30, warmup_steps=1, gradient_clip=0.0))
+    with pytest.raises(UserError, match="learning_rate and resume"):
+        train(cfg)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_checkpoint_of_other_latents_is_refused(dataset: Path, tmp_path: Path) -> None:
+    checkpoint = train(small_config(dataset, tmp_path, max_steps=1)).checkpoint
+    entries = json.loads((checkpoint / CARD).read_text())
+    entries["latent_std"][0] *= 2
+    (checkpoint / CARD).write_text(json.dumps(entries))
+    with pytest.raises(UserError, match="other latent statistics"):
+        load_checkpoint(checkpoint)
+    (checkpoint / CARD).unlink()
+    with pytest.raises(UserError, match=r"seqtex\.json: no such file"):
+        load_checkpoint(checkpoint)
