@@ -5,8 +5,8 @@ them out.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -53,7 +53,7 @@ COMMANDS = {
     "train": Command(
         module="cli.train",
         summary="train SeqTex on a dataset",
-        example="seqtex train --data /data/forge --out /data/run --preset tiny",
+        example="seqtex train --preset tiny --data.directory /data/forge --run.directory /data/run",
     ),
     "texture": Command(
         module="cli.texture",
@@ -80,7 +80,8 @@ def stage_config(function: Callable[..., int]) -> type | None:
     return get_type_hints(function).get("cfg")
 
 
-def add_options(parser: ArgumentParser, name: str) -> None:
+def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> None:
+    """A module may have a `default_config`, where the defaults depend on the other arguments."""
     function, positional = command_function(name), COMMANDS[name].positional
     parser.add_argument("--config", action="config", help="read options from this YAML file")
     if positional:
@@ -88,9 +89,21 @@ def add_options(parser: ArgumentParser, name: str) -> None:
     parser.add_function_arguments(function, skip={"cfg", positional or ""}, as_group=False)
     if config_class := stage_config(function):
         parser.add_class_arguments(config_class, as_group=False)
+    if default_config := getattr(import_module(COMMANDS[name].module), "default_config", None):
+        parser.set_defaults(dict(leaves(default_config(arguments))))
 
 
-def build_parser(name: str | None) -> ArgumentParser:
+def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a dataclass of dataclasses."""
+    for f in fields(cfg):
+        value = getattr(cfg, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def build_parser(name: str | None, arguments: Sequence[str] = ()) -> ArgumentParser:
     """The parser. Only command `name` gets its options, so that `seqtex --help` imports no stage."""
     parser = ArgumentParser(prog="seqtex", description="Build SeqTex data from 3D assets and train SeqTex on it.")
     subcommands = parser.add_subcommands(metavar="COMMAND")
@@ -101,7 +114,7 @@ def build_parser(name: str | None) -> ArgumentParser:
             formatter_class=HelpFormatter,
         )
         if command_name == name:
-            add_options(sub, name)
+            add_options(sub, name, arguments)
         subcommands.add_subcommand(command_name, sub, help=command.summary)
     return parser
 
@@ -120,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in arguments if word in COMMANDS), None)
-    parser = build_parser(name)
-    parsed = parser.instantiate(parser.parse_args(arguments))
     try:
+        parser = build_parser(name, arguments)
+        parsed = parser.instantiate(parser.parse_args(arguments))
         return run(parsed.subcommand, parsed[parsed.subcommand].as_dict())
     except UserError as error:
         sys.stderr.write(f"seqtex {name}: {error}\n")
