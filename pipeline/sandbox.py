@@ -33,6 +33,8 @@ REPO = Path(__file__).resolve().parents[1]
 STDERR_NAME = ".stderr"
 TAIL_BYTES = 2000
 """How much of a child's stderr goes into the ledger."""
+STOP_S = 5.0
+"""Seconds that a zygote has to end its children."""
 MEMORY_EXIT = 77
 """Exit code of a child that ran out of memory."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
@@ -146,6 +148,7 @@ def _child(work: Callable[[], None], limits: LimitsConfig, directory: Path, pare
     try:
         if own_group:
             os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         die_with_parent(parent)
         _redirect(directory / STDERR_NAME)
         os.chdir(directory)
@@ -186,9 +189,9 @@ def _set_limits(limits: LimitsConfig) -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def die_with_parent(parent: int) -> None:
-    """Be killed when `parent`, which started this process, is gone; at once where it already is."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Get the signal `by` when `parent`, which started this process, is gone; end at once where it already is."""
+    _prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -255,8 +258,12 @@ class Zygote:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            self._process.terminate()  # it takes its descendants with it
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
             for stream in (self._process.stdin, self._process.stdout):
                 with contextlib.suppress(BrokenPipeError):
                     assert stream is not None

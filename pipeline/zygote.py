@@ -4,6 +4,7 @@ import gc
 import importlib
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -15,8 +16,9 @@ from pipeline.sandbox import LimitsConfig, adopt_orphans, die_with_parent, kill_
 def main() -> None:
     """Arguments: module:function, process id of the parent, limits as JSON. One JSON line in and one out per asset."""
     target, parent, limits_json = sys.argv[1:]
-    die_with_parent(int(parent))
     adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    die_with_parent(int(parent), signal.SIGTERM)
     # the pipe is ours alone: whatever a library prints goes to the log
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -25,13 +27,16 @@ def main() -> None:
     function = getattr(importlib.import_module(module), name)
     gc.collect()
     gc.freeze()  # children share these pages as long as nobody touches them
-    for line in sys.stdin:
-        message = json.loads(line)
-        directory = Path(message["directory"])
-        ended = run_child(partial(function, message["request"], directory), limits, directory)
+    try:
+        for line in sys.stdin:
+            message = json.loads(line)
+            directory = Path(message["directory"])
+            ended = run_child(partial(function, message["request"], directory), limits, directory)
+            kill_children()
+            channel.write(json.dumps(asdict(ended)) + "\n")
+            channel.flush()
+    finally:
         kill_children()
-        channel.write(json.dumps(asdict(ended)) + "\n")
-        channel.flush()
 
 
 if __name__ == "__main__":

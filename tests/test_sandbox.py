@@ -1,0 +1,197 @@
+"""Whatever a child does, the parent gets an answer in time and nothing is left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.sandbox import Ended, LimitsConfig, Zygote, run_limited
+from schemas.ledger import Reason, Rejected
+
+POISON = """
+import ctypes, os, signal, time
+from pathlib import Path
+
+def run(request, directory):
+    kind = request["kind"]
+    if kind == "good":
+        Path("result.txt").write_text(os.environ.get("CANARY", "nothing"))
+    if kind == "stubborn":  # ignores SIGTERM, has a descendant in a session of its own
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if os.fork() == 0:
+            os.setsid()
+        Path(f"pid-{os.getpid()}").touch()
+        time.sleep(600)
+    if kind == "busy":
+        while True:
+            pass
+    if kind == "exit":
+        os._exit(5)
+    if kind == "abort":
+        os.abort()
+    if kind == "segfault":
+        ctypes.string_at(0)
+    if kind == "memory":
+        blocks = [bytearray(64 << 20) for _ in range(1000)]
+    if kind == "raise":
+        raise RuntimeError("this very message")
+    if kind == "large file":
+        Path("large").write_bytes(bytes(32 << 20))
+    if kind == "orphan":
+        if os.fork() == 0:
+            os.setsid()
+            Path(f"pid-{os.getpid()}").touch()
+            time.sleep(600)
+        while not list(Path(".").glob("pid-*")):
+            time.sleep(0.01)
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "kills the zygote":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """Every kind of poison through one zygote, and a good request before and after."""
+    folder = tmp_path_factory.mktemp("zygote")
+    (folder / "poison.py").write_text(POISON)
+    os.environ["CANARY"] = "secret"
+    kinds = [
+        "good",
+        "stubborn",
+        "busy",
+        "exit",
+        "abort",
+        "segfault",
+        "memory",
+        "raise",
+        "large file",
+        "orphan",
+        "killed",
+    ]
+    found: dict[str, tuple[Ended, Path]] = {}
+    limits = LimitsConfig(timeout_s=1.0, memory_gb=0.5, file_gb=1 / 64)
+    try:
+        with Zygote("poison:run", limits, folder, (folder,)) as zygote:
+            for kind in [*kinds, "kills the zygote", "good again"]:
+                directory = folder / kind
+                directory.mkdir()
+                found[kind] = (zygote.run({"kind": kind.removesuffix(" again")}, directory), directory)
+    finally:
+        del os.environ["CANARY"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "detail"),
+    [
+        ("good", None, ""),
+        ("stubborn", Reason.TIMEOUT, "1 s"),
+        ("busy", Reason.TIMEOUT, "1 s"),
+        ("exit", Reason.CRASHED, "exit code 5"),
+        ("abort", Reason.CRASHED, "SIGABRT"),
+        ("segfault", Reason.CRASHED, "SIGSEGV"),
+        ("memory", Reason.MEMORY_LIMIT, "0.5 GiB"),
+        ("raise", Reason.CRASHED, "this very message"),
+        ("large file", Reason.CRASHED, "File too large"),
+        ("orphan", None, ""),
+        ("killed", Reason.MEMORY_LIMIT, "killed from outside"),
+        ("kills the zygote", Reason.CRASHED, "sandbox process ended"),
+        ("good again", None, ""),
+    ],
+)
+def test_every_end_has_its_reason(answers, kind, reason, detail):
+    ended, _ = answers[kind]
+    assert ended.reason == reason
+    assert detail in ended.detail
+    assert ended.killed == (kind in ("killed", "kills the zygote"))
+    assert ended.seconds < 3  # the limit is one second, and a signal that is ignored does not help
+
+
+def test_a_crash_tells_where_it_happened(answers):
+    assert "poison.py" in answers["segfault"][0].detail
+    assert "poison.py" in answers["raise"][0].detail
+
+
+def test_no_descendant_outlives_its_asset(answers):
+    for kind in ("stubborn", "orphan"):
+        pids = [int(path.name.removeprefix("pid-")) for path in answers[kind][1].glob("pid-*")]
+        assert pids
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_the_environment_stays_outside(answers):
+    assert (answers["good"][1] / "result.txt").read_text() == "nothing"
+
+
+def test_results_come_back_only_from_the_private_folder(answers):
+    assert {path.name for path in answers["good"][1].iterdir()} == {".stderr", "result.txt"}
+
+
+def test_run_limited_brings_arrays_back():
+    found = run_limited(lambda: {"a": np.arange(5), "b": np.eye(2)}, timeout_s=10.0)
+    assert isinstance(found, dict)
+    np.testing.assert_array_equal(found["a"], np.arange(5))
+    np.testing.assert_array_equal(found["b"], np.eye(2))
+
+
+def test_run_limited_stops_what_takes_too_long_or_too_much():
+    slow = run_limited(lambda: time.sleep(600) or {}, timeout_s=0.2)
+    assert isinstance(slow, Rejected)
+    assert slow.reason is Reason.TIMEOUT
+    large = run_limited(lambda: {"a": np.ones(10**10)}, timeout_s=10.0, memory_gb=1.0)
+    assert isinstance(large, Rejected)
+    assert large.reason is Reason.MEMORY_LIMIT
+
+
+def test_a_pickled_result_is_not_read():
+    """An array of objects is refused where it would be written."""
+    found = run_limited(lambda: {"a": np.array([object()])}, timeout_s=10.0)
+    assert isinstance(found, Rejected)
+    assert found.reason is Reason.CRASHED
+    assert "allow_pickle" in found.detail
+
+
+def test_nothing_outlives_a_killed_owner(tmp_path):
+    """SIGKILL on the process that owns the zygote: zygote and child are gone within five seconds."""
+    (tmp_path / "poison.py").write_text(POISON)
+    (tmp_path / "work").mkdir()
+    script = (
+        "from pathlib import Path\n"
+        "from pipeline.sandbox import LimitsConfig, Zygote\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        "Zygote('poison:run', LimitsConfig(), here, (here,)).run({'kind': 'stubborn'}, here / 'work')\n"
+    )
+    repo = Path(__file__).resolve().parents[1]
+    owner = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(repo)})
+    try:
+        _until(lambda: len(list((tmp_path / "work").glob("pid-*"))) == 2, 30)
+    finally:
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+    mark = f"pipeline.zygote poison:run {owner.pid} "  # the command line of the zygote and of all that it forked
+    _until(lambda: not any(mark in line for line in _command_lines()), 5)
+
+
+def _command_lines() -> list[str]:
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return lines
+
+
+def _until(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"did not come true within {seconds} s"
+        time.sleep(0.05)
