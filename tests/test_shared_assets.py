@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.judge import JudgeConfig, judge, measure
@@ -118,6 +119,9 @@ def test_outcome(assets_dir: Path, name: str) -> None:
     ]
     if mesh is not None and record.get("faces_instanced") is not None:  # counted by another program
         assert len(mesh.faces) == record["faces_instanced"]
+    if mesh is not None and record.get("bbox") and not record.get("skins") and "draco" not in name:
+        box = np.stack([mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)])
+        np.testing.assert_allclose(box, record["bbox"], atol=1e-3 * np.abs(record["bbox"]).max())
     if (
         measurements is not None
         and measurements.uv_overlap_share is not None

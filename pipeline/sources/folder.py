@@ -16,8 +16,8 @@ _MAX_SLUG = 120
 def folder(path: Path) -> Iterator[MeshRef]:
     """Every .glb, .gltf and .obj below `path`, sorted by relative path.
 
-    The uid is the relative path made safe, plus a hash of that path: stable when files are added or edited, and distinct
-    where two paths look the same once made safe. A .gltf or .obj is hashed without the files that it refers to.
+    The uid is the relative path made safe, plus a hash of that path: stable when files are added or edited, and
+    distinct where two paths look the same once made safe. A .gltf or .obj is hashed without the files it refers to.
     """
     root = path.resolve()
     if not root.is_dir():
