@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
+from geometry.raster_kernels import project_points
 from schemas.camera import Cameras
 
 FOCAL_MM = 50.0
@@ -55,9 +56,8 @@ def perspective(near: float = NEAR, far: float = FAR) -> Float64[np.ndarray, "4 
 def project(
     points: Float32[np.ndarray, "n 3"], world_to_clip: Float32[np.ndarray, "views 4 4"]
 ) -> Float32[np.ndarray, "views n 4"]:
-    """Clip coordinates. Element by element, so that equal points project to equal bits wherever they stand in the
-    array: a matrix product does not promise that, and surfaces split at a seam would leak."""
-    x, y, z = (points[:, axis].astype(np.float64) for axis in range(3))
-    matrices = world_to_clip.astype(np.float64)[:, :, :, None]
-    clip = matrices[:, :, 0] * x + matrices[:, :, 1] * y + matrices[:, :, 2] * z + matrices[:, :, 3]
-    return np.ascontiguousarray(clip.transpose(0, 2, 1), dtype=np.float32)
+    """Clip coordinates. Point by point, so that equal points project to equal bits wherever they stand in the array: a
+    BLAS product does not promise that, and surfaces split at a seam would leak."""
+    clip = np.empty((len(world_to_clip), len(points), 4), np.float32)
+    project_points(points, world_to_clip.astype(np.float64), clip)
+    return clip

@@ -12,6 +12,8 @@ GUARD_PIXELS = 1 << 20
 """Vertices further than this from the image centre are clipped: 2^28 steps, so edge functions stay below 2^60."""
 
 OUT_NEAR, OUT_LEFT, OUT_RIGHT, OUT_TOP, OUT_BOTTOM, NOT_FINITE = 1, 2, 4, 8, 16, 32
+QUEUE = 1024
+"""Triangles collected before they are drawn together: a call per triangle would cost more than drawing a small one."""
 MAX_CORNERS = 9
 """Of a triangle clipped by five planes (one more than can occur)."""
 
@@ -72,80 +74,84 @@ def last_centre(a: int, b: int, c: int, last: int) -> int:
     return min((max(a, b, c) - 128) >> 8, last)
 
 
-@njit(nogil=True, cache=True)
-def draw(
-    ax: int, ay: int, bx: int, by: int, cx: int, cy: int,
-    clip: np.ndarray, i: int, j: int, k: int, face: int, row_first: int, row_last: int,
+@njit(nogil=True, cache=True, error_model="numpy")
+def draw_queue(
+    queue: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, row_first: int, row_last: int,
     out_face: np.ndarray, out_bary: np.ndarray, out_depth: np.ndarray,
     peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
-    """One fixed-point triangle into rows `row_first:row_last`.
+    """Queued fixed-point triangles (face, ax, ay, bx, by, cx, cy) into rows `row_first:row_last`.
 
     Coverage is exact integer arithmetic with the top-left rule. Weights come from the unsnapped clip coordinates of the
-    *face* (vertices i, j, k), so a piece of a clipped face needs nothing else: the weight of a corner is the volume
-    spanned by the pixel's ray and the two others.
+    *face*, so a piece of a clipped face needs nothing else: the weight of a corner is the volume spanned by the pixel's
+    ray and the two others.
     """
     height, width = out_face.shape
-    x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
-    y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
-    if x_first > x_last or y_first > y_last:
-        return
-    area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-    if area == 0:
-        return
-    sign = 1.0
-    if area < 0:
-        bx, by, cx, cy = cx, cy, bx, by
-        sign = -1.0
-    px, py = (x_first << 8) + 128, (y_first << 8) + 128
-    abx, aby, bcx, bcy, cax, cay = bx - ax, by - ay, cx - bx, cy - by, ax - cx, ay - cy
-    # An edge owns its points if it is a left edge (goes up) or a top edge (goes right); the others lose one unit.
-    edge_ab = abx * (py - ay) - aby * (px - ax) - (0 if aby < 0 or (aby == 0 and abx > 0) else 1)
-    edge_bc = bcx * (py - by) - bcy * (px - bx) - (0 if bcy < 0 or (bcy == 0 and bcx > 0) else 1)
-    edge_ca = cax * (py - cy) - cay * (px - cx) - (0 if cay < 0 or (cay == 0 and cax > 0) else 1)
-
-    x0, y0, z0, w0 = np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3])
-    x1, y1, z1, w1 = np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3])
-    x2, y2, z2, w2 = np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3])
-    for row in range(y_first, y_last + 1):
-        e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
-        entered = False
-        ndc_y = (2 * row + 1) / height - 1.0
-        for column in range(x_first, x_last + 1):
-            if (e_ab | e_bc | e_ca) >= 0:
-                entered = True
-                ndc_x = (2 * column + 1) / width - 1.0
-                rx0, ry0 = x0 - ndc_x * w0, y0 - ndc_y * w0
-                rx1, ry1 = x1 - ndc_x * w1, y1 - ndc_y * w1
-                rx2, ry2 = x2 - ndc_x * w2, y2 - ndc_y * w2
-                # The centre may lie outside the unsnapped face by 1/512 pixel: the nearest point of the face then.
-                weight0 = max(sign * (rx1 * ry2 - rx2 * ry1), 0.0)
-                weight1 = max(sign * (rx2 * ry0 - rx0 * ry2), 0.0)
-                weight2 = max(sign * (rx0 * ry1 - rx1 * ry0), 0.0)
-                total = weight0 + weight1 + weight2
-                if not total > 0.0:
-                    weight0, weight1, weight2, total = 1.0, 1.0, 1.0, 3.0
-                depth = np.float32(
-                    (weight0 * z0 + weight1 * z1 + weight2 * z2) / (weight0 * w0 + weight1 * w1 + weight2 * w2)
-                )
-                nearest = out_depth[row, column]
-                in_front = depth < nearest or (depth == nearest and face < out_face[row, column])
-                if peel and in_front:
-                    behind = peel_depth[row, column]
-                    in_front = depth > behind or (depth == behind and face > peel_face[row, column])
-                if in_front:
-                    out_depth[row, column] = depth
-                    out_face[row, column] = face
-                    out_bary[row, column, 0] = weight0 / total
-                    out_bary[row, column, 1] = weight1 / total
-            elif entered:
-                break
-            e_ab -= aby << 8
-            e_bc -= bcy << 8
-            e_ca -= cay << 8
-        edge_ab += abx << 8
-        edge_bc += bcx << 8
-        edge_ca += cax << 8
+    step_x, step_y = 2.0 / width, 2.0 / height
+    for entry in range(count):
+        face = queue[entry, 0]
+        ax, ay = np.int64(queue[entry, 1]), np.int64(queue[entry, 2])
+        bx, by = np.int64(queue[entry, 3]), np.int64(queue[entry, 4])
+        cx, cy = np.int64(queue[entry, 5]), np.int64(queue[entry, 6])
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        if area == 0:
+            continue
+        sign = 1.0
+        if area < 0:
+            bx, by, cx, cy = cx, cy, bx, by
+            sign = -1.0
+        x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
+        y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
+        px, py = (x_first << 8) + 128, (y_first << 8) + 128
+        abx, aby, bcx, bcy, cax, cay = bx - ax, by - ay, cx - bx, cy - by, ax - cx, ay - cy
+        # An edge owns its points if it is a left edge (goes up) or a top edge (goes right); the others lose one unit.
+        edge_ab = abx * (py - ay) - aby * (px - ax) - (0 if aby < 0 or (aby == 0 and abx > 0) else 1)
+        edge_bc = bcx * (py - by) - bcy * (px - bx) - (0 if bcy < 0 or (bcy == 0 and bcx > 0) else 1)
+        edge_ca = cax * (py - cy) - cay * (px - cx) - (0 if cay < 0 or (cay == 0 and cax > 0) else 1)
+        i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
+        x0, y0, z0, w0 = np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3])
+        x1, y1, z1, w1 = np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3])
+        x2, y2, z2, w2 = np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3])
+        for row in range(y_first, y_last + 1):
+            e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
+            entered = False
+            ndc_y = (row + 0.5) * step_y - 1.0
+            for column in range(x_first, x_last + 1):
+                if (e_ab | e_bc | e_ca) >= 0:
+                    entered = True
+                    ndc_x = (column + 0.5) * step_x - 1.0
+                    rx0, ry0 = x0 - ndc_x * w0, y0 - ndc_y * w0
+                    rx1, ry1 = x1 - ndc_x * w1, y1 - ndc_y * w1
+                    rx2, ry2 = x2 - ndc_x * w2, y2 - ndc_y * w2
+                    # The centre may lie outside the unsnapped face by 1/512 pixel: the nearest point of the face then.
+                    weight0 = max(sign * (rx1 * ry2 - rx2 * ry1), 0.0)
+                    weight1 = max(sign * (rx2 * ry0 - rx0 * ry2), 0.0)
+                    weight2 = max(sign * (rx0 * ry1 - rx1 * ry0), 0.0)
+                    total = weight0 + weight1 + weight2
+                    if not total > 0.0:  # seen edge-on: any point of the face will do
+                        weight0, weight1, weight2, total = 1.0, 1.0, 1.0, 3.0
+                    depth = np.float32(
+                        (weight0 * z0 + weight1 * z1 + weight2 * z2) / (weight0 * w0 + weight1 * w1 + weight2 * w2)
+                    )
+                    nearest = out_depth[row, column]
+                    in_front = depth < nearest or (depth == nearest and face < out_face[row, column])
+                    if peel and in_front:
+                        behind = peel_depth[row, column]
+                        in_front = depth > behind or (depth == behind and face > peel_face[row, column])
+                    if in_front:
+                        scale = 1.0 / total
+                        out_depth[row, column] = depth
+                        out_face[row, column] = face
+                        out_bary[row, column, 0] = weight0 * scale
+                        out_bary[row, column, 1] = weight1 * scale
+                elif entered:
+                    break
+                e_ab -= aby << 8
+                e_bc -= bcy << 8
+                e_ca -= cay << 8
+            edge_ab += abx << 8
+            edge_bc += bcx << 8
+            edge_ca += cax << 8
 
 
 @njit(nogil=True, cache=True)
@@ -206,29 +212,41 @@ def rasterize_rows(
             out_depth[row, column] = np.inf
     polygon, spare = np.empty((MAX_CORNERS, 4), np.float64), np.empty((MAX_CORNERS, 4), np.float64)
     fixed = np.empty((MAX_CORNERS, 2), np.int64)
+    queue = np.empty((QUEUE, 7), np.int32)
+    count = 0
     for face in range(faces.shape[0]):
         i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
         outside = outcode[i] | outcode[j] | outcode[k]
         if outside == 0:
+            corners = 3
             ax, bx, cx = np.int64(snapped[i, 0]), np.int64(snapped[j, 0]), np.int64(snapped[k, 0])
             ay, by, cy = np.int64(snapped[i, 1]), np.int64(snapped[j, 1]), np.int64(snapped[k, 1])
-            # Most faces of a fine mesh lie between pixel centres: they must cost no call.
+        elif outside & NOT_FINITE or outcode[i] & outcode[j] & outcode[k]:
+            continue
+        else:
+            corners = clip_face(clip, i, j, k, height, width, polygon, spare, fixed)
+            ax, ay = fixed[0, 0], fixed[0, 1]
+        for piece in range(1, corners - 1):
+            if outside:
+                bx, by, cx, cy = fixed[piece, 0], fixed[piece, 1], fixed[piece + 1, 0], fixed[piece + 1, 1]
+            # Most faces of a fine mesh lie between pixel centres and end here.
             if first_centre(ax, bx, cx, 0) > last_centre(ax, bx, cx, width - 1):
                 continue
             if first_centre(ay, by, cy, row_first) > last_centre(ay, by, cy, row_last - 1):
                 continue
-            draw(
-                ax, ay, bx, by, cx, cy, clip, i, j, k, face, row_first, row_last, out_face, out_bary, out_depth,
-                peel, peel_face, peel_depth,
-            )  # fmt: skip
-        elif not (outside & NOT_FINITE or outcode[i] & outcode[j] & outcode[k]):
-            corners = clip_face(clip, i, j, k, height, width, polygon, spare, fixed)
-            for piece in range(1, corners - 1):
-                draw(
-                    fixed[0, 0], fixed[0, 1], fixed[piece, 0], fixed[piece, 1], fixed[piece + 1, 0],
-                    fixed[piece + 1, 1], clip, i, j, k, face, row_first, row_last, out_face, out_bary, out_depth,
+            queue[count, 0] = face
+            queue[count, 1], queue[count, 2], queue[count, 3] = ax, ay, bx
+            queue[count, 4], queue[count, 5], queue[count, 6] = by, cx, cy
+            count += 1
+            if count == QUEUE:
+                draw_queue(
+                    queue, count, clip, faces, row_first, row_last, out_face, out_bary, out_depth,
                     peel, peel_face, peel_depth,
                 )  # fmt: skip
+                count = 0
+    draw_queue(
+        queue, count, clip, faces, row_first, row_last, out_face, out_bary, out_depth, peel, peel_face, peel_depth
+    )
 
 
 @njit(nogil=True, cache=True)
@@ -257,3 +275,28 @@ def interpolate_rows(
                 out[row, column, channel] = (
                     b0 * attributes[i, channel] + b1 * attributes[j, channel] + b2 * attributes[k, channel]
                 )
+
+
+@njit(nogil=True, cache=True)
+def project_points(points: np.ndarray, matrices: np.ndarray, out: np.ndarray) -> None:
+    """points [n, 3], matrices [views, 4, 4] float64 -> out [views, n, 4]: row . (x, y, z, 1)."""
+    for view in range(matrices.shape[0]):
+        for point in range(points.shape[0]):
+            x, y, z = np.float64(points[point, 0]), np.float64(points[point, 1]), np.float64(points[point, 2])
+            for row in range(4):
+                out[view, point, row] = (
+                    matrices[view, row, 0] * x + matrices[view, row, 1] * y + matrices[view, row, 2] * z
+                    + matrices[view, row, 3]
+                )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def normalise_rows(vectors: np.ndarray, shortest: float, short: np.ndarray) -> None:
+    """Unit length in place, vectors [n, 3]; those below `shortest` (and NaN) become 0 and are marked in short [n]."""
+    for row in range(vectors.shape[0]):
+        x, y, z = vectors[row, 0], vectors[row, 1], vectors[row, 2]
+        length = np.sqrt(x * x + y * y + z * z)
+        short[row] = not length >= shortest
+        scale = np.float32(1.0) / length if length >= shortest else np.float32(0.0)
+        for axis in range(3):
+            vectors[row, axis] = vectors[row, axis] * scale if length >= shortest else 0.0

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from geometry.cameras import project
 from geometry.raster import Fragments, Rasterizer
+from geometry.raster_kernels import normalise_rows
 from geometry.texture import (
     PackedSurface,
     average_samples,
@@ -17,6 +18,9 @@ from geometry.texture import (
 from schemas.camera import Cameras
 from schemas.mesh import Material, Texture, TexturedMesh, UvMesh, Wrap
 from schemas.sample import Views
+
+SHORTEST_NORMAL = 1e-6
+"""Interpolated normals below this length have cancelled out and point nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +107,14 @@ def interpolate_geometry(
     fragments: Fragments, mesh: TexturedMesh | UvMesh, rasterizer: Rasterizer
 ) -> tuple[Float32[np.ndarray, "images height width 3"], Float32[np.ndarray, "images height width 3"]]:
     """Position and unit normal at every fragment, 0 elsewhere. Where vertex normals cancel out: the face's own."""
-    attributes = np.concatenate([mesh.vertices, mesh.normals], axis=1)
-    both = rasterizer.interpolate(fragments, mesh.faces, attributes)
-    position, normal = np.ascontiguousarray(both[..., :3]), both[..., 3:]
-    length = np.sqrt(np.einsum("...c,...c->...", normal, normal))[..., None]
-    lost = (fragments.face >= 0) & ~(length[..., 0] > 1e-6)
-    unit = normal / np.where(length > 1e-6, length, np.float32(1.0))
+    position = rasterizer.interpolate(fragments, mesh.faces, mesh.vertices)
+    normal = rasterizer.interpolate(fragments, mesh.faces, mesh.normals)
+    lost = np.empty(fragments.face.shape, bool)
+    normalise_rows(normal.reshape(-1, 3), SHORTEST_NORMAL, lost.reshape(-1))
+    lost &= fragments.face >= 0
     if lost.any():
-        unit[lost] = face_normals(mesh, fragments.face[lost])
-    return position, unit
+        normal[lost] = face_normals(mesh, fragments.face[lost])
+    return position, normal
 
 
 def face_normals(mesh: TexturedMesh | UvMesh, faces: np.ndarray) -> Float32[np.ndarray, "n 3"]:
