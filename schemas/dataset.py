@@ -111,8 +111,9 @@ def part_path(out: Path, job: int) -> Path:
 
 
 def dataset_json(info: DatasetInfo) -> bytes:
-    """The text of `dataset.json`, with the hash of the configuration."""
+    """The text of `dataset.json`, with the hash of the configuration and one of everything."""
     entries = asdict(info) | {"config_sha256": config_hash(info.config)}
+    entries["sha256"] = hashlib.sha256(canonical_json(entries)).hexdigest()
     return json.dumps(entries, sort_keys=True, allow_nan=False, indent=2).encode() + b"\n"
 
 
@@ -122,9 +123,8 @@ def read_dataset_json(out: Path) -> DatasetInfo:
     try:
         data = path.read_bytes()
         entries = json.loads(data)
-        config_sha256 = entries.pop("config_sha256")
-        info = DatasetInfo(**entries)
-        damaged = config_sha256 != config_hash(info.config) or dataset_json(info) != data
+        info = DatasetInfo(**{key: value for key, value in entries.items() if key not in ("sha256", "config_sha256")})
+        damaged = dataset_json(info) != data
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the folder that `seqtex build` wrote") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
