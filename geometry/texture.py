@@ -136,24 +136,28 @@ def visible_surface(
         return front, color
     layer, layer_color = front, color
     for _ in range(MAX_LAYERS - 1):
-        hole = (layer.face >= 0) & (layer_color[..., 3] == 0.0)
-        if not hole.any():
+        hole = np.flatnonzero((layer.face >= 0) & (layer_color[..., 3] == 0.0))
+        if not len(hole):
             break
-        behind = replace(layer, depth=np.where(hole, layer.depth, np.float32(np.inf)))
-        layer = rasterizer.rasterize(clip, surface.faces, height, width, behind)
+        depth = np.full_like(layer.depth, np.inf)
+        depth.reshape(-1)[hole] = layer.depth.reshape(-1)[hole]
+        layer = rasterizer.rasterize(clip, surface.faces, height, width, replace(layer, depth=depth))
         layer_color = surface_color(surface, layer)
-        front = Fragments(
-            face=np.where(hole, layer.face, front.face),
-            bary=np.where(hole[..., None], layer.bary, front.bary),
-            depth=np.where(hole, layer.depth, front.depth),
-        )
-        color = np.where(hole[..., None], layer_color, color)
-    there = color[..., 3] > 0.0
-    return Fragments(
-        face=np.where(there, front.face, np.int32(-1)),
-        bary=np.where(there[..., None], front.bary, np.float32(0.0)),
-        depth=np.where(there, front.depth, np.float32(np.inf)),
-    ), color * there[..., None]
+        copy_pixels(layer, front, hole)
+        color.reshape(-1, 4)[hole] = layer_color.reshape(-1, 4)[hole]
+    nothing = np.flatnonzero(color[..., 3] == 0.0)
+    front.face.reshape(-1)[nothing] = -1
+    front.bary.reshape(-1, 2)[nothing] = 0.0
+    front.depth.reshape(-1)[nothing] = np.inf
+    color.reshape(-1, 4)[nothing] = 0.0
+    return front, color
+
+
+def copy_pixels(source: Fragments, target: Fragments, pixels: Int64[np.ndarray, " n"]) -> None:
+    """Overwrite some pixels (flat indices) of the target's arrays."""
+    target.face.reshape(-1)[pixels] = source.face.reshape(-1)[pixels]
+    target.bary.reshape(-1, 2)[pixels] = source.bary.reshape(-1, 2)[pixels]
+    target.depth.reshape(-1)[pixels] = source.depth.reshape(-1)[pixels]
 
 
 def average_samples(
