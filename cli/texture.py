@@ -12,7 +12,7 @@ from geometry.cameras import seqtex4
 from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.bake import bake_geometry
-from pipeline.fault import AssetFault
+from pipeline.formats.fault import AssetFault
 from pipeline.glb import write_glb
 from pipeline.judge import measure
 from pipeline.load import decode_image, load_mesh

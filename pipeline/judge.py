@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from geometry.raster import Fragments
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import encode_srgb8, surface_color
-from pipeline.parts import face_vectors
+from pipeline.formats.parts import face_vectors
 from pipeline.preflight import AssetFacts
 from pipeline.weld import weld
 from schemas.ledger import Measurements, Reason, Rejected

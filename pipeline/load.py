@@ -11,15 +11,15 @@ from jaxtyping import Float64, UInt8
 from PIL import Image as PillowImage
 
 from geometry.texture import srgb_to_linear
-from pipeline.fault import AssetFault
-from pipeline.gltf import image_bytes
-from pipeline.gltf_parts import scene_parts
-from pipeline.image_header import image_size
-from pipeline.obj import ObjFile, ObjMaterial
-from pipeline.parts import Part, face_vectors, merge, unit
+from pipeline.formats.fault import AssetFault
+from pipeline.formats.gltf_container import image_bytes
+from pipeline.formats.gltf_parts import scene_parts
+from pipeline.formats.gltf_scene import Scene, SceneMaterial
+from pipeline.formats.image_header import image_size
+from pipeline.formats.obj import ObjFile, ObjMaterial
+from pipeline.formats.parts import Part, face_vectors, merge, unit
+from pipeline.formats.uris import read_limited
 from pipeline.preflight import PreflightConfig, open_checked
-from pipeline.scene import Scene, SceneMaterial
-from pipeline.uris import read_limited
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import AlphaMode, Material, Texture, TexturedMesh, Wrap
 

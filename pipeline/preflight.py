@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.fault import AssetFault
-from pipeline.fields import Json, parse_json
-from pipeline.gltf import DRACO, WEBP, Accessor, image_bytes, read_accessor, read_container, split_glb
-from pipeline.image_header import image_size
-from pipeline.obj import ObjFile, read_obj
-from pipeline.scene import Primitive, Scene, Skin, read_scene
-from pipeline.uris import read_limited
+from pipeline.formats.fault import AssetFault
+from pipeline.formats.gltf_container import DRACO, WEBP, Accessor, image_bytes, read_accessor, read_container, split_glb
+from pipeline.formats.gltf_scene import Primitive, Scene, Skin, read_scene
+from pipeline.formats.image_header import image_size
+from pipeline.formats.json_fields import Json, parse_json
+from pipeline.formats.obj import ObjFile, read_obj
+from pipeline.formats.uris import read_limited
 from schemas.ledger import Reason, Rejected
 
 SUFFIXES = (".glb", ".gltf", ".obj")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from pipeline.fault import AssetFault
+from pipeline.formats.fault import AssetFault
 from schemas.ledger import Reason
 from schemas.mesh import Material, Texture, TexturedMesh
 

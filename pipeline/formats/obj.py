@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from pipeline.fault import AssetFault
-from pipeline.uris import confined, read_limited
+from pipeline.formats.fault import AssetFault
+from pipeline.formats.uris import confined, read_limited
 from schemas.ledger import Reason
 
 _MAP_OPTIONS = {"-s": 3, "-o": 3, "-t": 3, "-mm": 2} | {

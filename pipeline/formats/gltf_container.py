@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Shaped
 
-from pipeline.fault import AssetFault
-from pipeline.fields import Json
-from pipeline.uris import confined, decode_data_uri, is_data_uri, read_limited
+from pipeline.formats.fault import AssetFault
+from pipeline.formats.json_fields import Json
+from pipeline.formats.uris import confined, decode_data_uri, is_data_uri, read_limited
 from schemas.ledger import Reason
 
 T = TypeVar("T")

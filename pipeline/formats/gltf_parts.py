@@ -6,10 +6,10 @@ import DracoPy
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from pipeline.fault import AssetFault
-from pipeline.gltf import as_floats, read_accessor
-from pipeline.parts import Part
-from pipeline.scene import Draco, Placement, Primitive, Scene, Skin
+from pipeline.formats.fault import AssetFault
+from pipeline.formats.gltf_container import as_floats, read_accessor
+from pipeline.formats.gltf_scene import Draco, Placement, Primitive, Scene, Skin
+from pipeline.formats.parts import Part
 from schemas.ledger import Reason
 
 _NO_TEXTURE = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])

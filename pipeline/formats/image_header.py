@@ -2,7 +2,7 @@
 
 import struct
 
-from pipeline.fault import AssetFault
+from pipeline.formats.fault import AssetFault
 from schemas.ledger import Reason
 
 _JPEG_SIZE_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pipeline.fault import AssetFault
+from pipeline.formats.fault import AssetFault
 from schemas.ledger import Reason
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
-from pipeline.fault import AssetFault
+from pipeline.formats.fault import AssetFault
 from schemas.ledger import Reason
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from pipeline.fault import AssetFault
-from pipeline.fields import Json
-from pipeline.gltf import BASISU, DRACO, WEBP, Accessor, BufferView, Container, Image
+from pipeline.formats.fault import AssetFault
+from pipeline.formats.gltf_container import BASISU, DRACO, WEBP, Accessor, BufferView, Container, Image
+from pipeline.formats.json_fields import Json
 from schemas.ledger import Reason
 from schemas.mesh import AlphaMode, Wrap
 

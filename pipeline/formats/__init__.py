@@ -1,0 +1,1 @@
+"""Readers of untrusted mesh files: every offset, count and path is checked before it is used."""
