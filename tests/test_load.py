@@ -356,9 +356,9 @@ def test_mutations_end_in_a_mesh_or_a_reason(tmp_path: Path) -> None:
             path.write_bytes(builder.glb())
         else:
             path.write_bytes(mutated(builder.glb(), rng))
-        start = time.perf_counter()
+        start = time.process_time()
         facts, found = preflight(path, PreflightConfig()), load_mesh(path)
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
         if isinstance(facts, Rejected):
             assert found == facts
         if isinstance(found, TexturedMesh):

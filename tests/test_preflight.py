@@ -119,9 +119,9 @@ SPOILED = {
 def test_one_thing_wrong(tmp_path: Path, name: str) -> None:
     change, reason = SPOILED[name]
     data = spoiled(change)
-    start = time.perf_counter()
+    start = time.process_time()
     found = check(tmp_path, data)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
     assert (found.reason if isinstance(found, Rejected) else None) == reason, found
     if isinstance(found, Rejected):
         assert found.detail
