@@ -111,7 +111,8 @@ def test_one_batch_can_be_learned_by_heart(tmp_path: Path) -> None:
     )
     losses = [row["loss"] for row in train(cfg).losses]
     assert len(losses) == 120
-    assert sum(losses[-10:]) < 0.25 * sum(losses[:10])
+    # Knowing all of the noise and nothing of the images would leave 0.86.
+    assert sum(losses[-10:]) < 0.35 * sum(losses[:10])
 
 
 def test_a_killed_run_resumes_to_the_same_weights(dataset: Path, tmp_path: Path) -> None:

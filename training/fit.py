@@ -1,6 +1,7 @@
 """A training run from its configuration to a checkpoint that can be sampled."""
 
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -113,6 +114,7 @@ def make_module(cfg: TrainConfig, codec: LatentCodec, device: str) -> TextureMod
 
 
 def make_trainer(cfg: TrainConfig, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return lightning.Trainer(
         default_root_dir=cfg.run.directory,
