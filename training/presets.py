@@ -135,7 +135,7 @@ PRESETS = {
         run=RunConfig(precision="bfloat16"),
     ),
 }
-"""tiny: 3.9 M parameters, two CPU cores, 64-pixel views, 128-texel UV maps (ours). small: 66 M, one GPU (ours). full:
+"""tiny: 3.9 M parameters, two CPU cores, 64-pixel views, 128-texel UV maps (ours). small: 53 M, one GPU (ours). full:
 Wan2.1-1.3B with LoRA (paper; its optimiser is not public: TEXGen's)."""
 
 
