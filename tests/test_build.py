@@ -1,0 +1,184 @@
+"""Builds over Ray: the same bytes however they come about, and nothing lost when they are stopped."""
+
+import dataclasses
+import fcntl
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.bake import BakeConfig
+from pipeline.plan import read_plan
+from pipeline.process import BuildConfig
+from pipeline.render import RenderConfig
+from pipeline.run import BuildEvent, BuildReport, build
+from pipeline.shards import committed, file_sha256
+from pipeline.sources.procedural import procedural
+from pipeline.sources.spec import open_source
+from pipeline.verify import verify
+from schemas.dataset import shard_path
+from schemas.errors import UsageError, UserError
+from schemas.mesh import MeshRef
+
+CFG = BuildConfig(
+    assets_per_job=3,
+    views=RenderConfig(resolution=64),
+    uv=BakeConfig(resolution=128, min_round_trip_db=15.0),
+)
+COUNT = 10
+SEED = 5
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def refs(tmp_path_factory) -> list[MeshRef]:
+    return list(procedural(COUNT, tmp_path_factory.mktemp("assets")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    out: Path
+    report: BuildReport
+    events: list[BuildEvent]
+
+
+@pytest.fixture(scope="module")
+def built(refs, tmp_path_factory) -> Built:
+    """A build by two workers, shared by the tests, which leave it as it was."""
+    out, events = tmp_path_factory.mktemp("built") / "out", list[BuildEvent]()
+    report = build(refs, out, CFG, 2, events.append)
+    return Built(out, report, events)
+
+
+def shards(out: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in sorted((out / "shards").iterdir())}
+
+
+def test_every_asset_is_accounted_for(built):
+    report = built.report
+    assert report.planned == COUNT == report.textured + report.mv_only + report.rejected + report.failed
+    assert report.textured >= 5
+    assert report.mv_only >= 1
+    assert report.rejected >= 1
+    assert report.failed == 0
+    assert verify(built.out) == []
+
+
+def test_progress_is_told_job_by_job(built):
+    assert [event.event for event in built.events] == ["planned", "job", "job", "job", "job", "done"]
+    assert [event.jobs_done for event in built.events] == [0, 1, 2, 3, 4, 4]
+    assert built.events[-1].assets_done == COUNT
+
+
+def test_the_card_and_the_index_speak_of_what_is_there(built):
+    card = (built.out / "README.md").read_text()
+    assert f"`textured`: {built.report.textured} samples" in card
+    index = json.loads((built.out / "index.json").read_text())
+    assert index["__kind__"] == "wids-shard-index-v1"
+    assert sum(entry["nsamples"] for entry in index["shardlist"]) == built.report.textured + built.report.mv_only
+    assert {Path(entry["url"]).name for entry in index["shardlist"]} == shards(built.out).keys()
+
+
+def test_one_worker_and_another_order_give_the_same_bytes(built, refs, tmp_path):
+    shuffled = random.Random(SEED).sample(refs, len(refs))
+    report = build(shuffled, tmp_path / "out", CFG, 1)
+    assert shards(tmp_path / "out") == shards(built.out)
+    assert (tmp_path / "out" / "plan.parquet").read_bytes() == (built.out / "plan.parquet").read_bytes()
+    assert report == dataclasses.replace(built.report)
+
+
+def test_a_second_build_finds_nothing_to_do(built, refs):
+    before = {path: path.stat().st_mtime_ns for path in built.out.rglob("*.*") if path.is_file()}
+    events: list[BuildEvent] = []
+    report = build(refs, built.out, CFG, 2, events.append)
+    assert report == dataclasses.replace(built.report, jobs_run=0)
+    assert events[0].detail == "nothing to do"
+    after = {path: path.stat().st_mtime_ns for path in built.out.rglob("*.*") if path.is_file()}
+    assert {path: time for path, time in after.items() if path.name != ".lock"} == {
+        path: time for path, time in before.items() if path.name != ".lock"
+    }
+
+
+def test_another_configuration_is_refused_by_name(built, refs):
+    other = dataclasses.replace(CFG, views=RenderConfig(resolution=32))
+    with pytest.raises(UserError, match=r"built with views\.resolution=64, now it is 32"):
+        build(refs, built.out, other)
+
+
+def test_another_input_is_refused_by_name(built, refs):
+    with pytest.raises(UserError, match="1 planned assets are gone"):
+        build(refs[1:], built.out, CFG)
+    changed = [dataclasses.replace(refs[0], sha256="0" * 64), *refs[1:]]
+    with pytest.raises(UserError, match=f"sha256 of asset {refs[0].uid}"):
+        build(changed, built.out, CFG)
+    assert verify(built.out) == []
+
+
+def test_a_second_builder_is_refused(built, refs):
+    with (built.out / ".lock").open("a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another build \(process \d+\) is at work"):
+            build(refs, built.out, CFG)
+
+
+def test_an_output_that_cannot_be_written_is_named(refs, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/out: cannot write the dataset \(Not a directory\)"):
+        build(refs, tmp_path / "file" / "out", CFG)
+
+
+def test_sources_are_named_by_kind(tmp_path):
+    assert len(list(open_source("procedural:2", tmp_path / "made"))) == 2
+    assert [ref.uri for ref in open_source(f"folder:{tmp_path / 'made'}", tmp_path)] == [
+        str(path) for path in sorted((tmp_path / "made").glob("*.glb"))
+    ]
+    for spec in ("folder:", f"folder:{tmp_path / 'none'}", "procedural:x", "procedural:0", "other:1", ""):
+        with pytest.raises(UsageError, match="folder:PATH"):
+            open_source(spec, tmp_path)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pipeline.run import build
+from pipeline.sources.procedural import procedural
+from tests.test_build import CFG, COUNT
+build(procedural(COUNT, Path(sys.argv[1])), Path(sys.argv[2]), CFG, 2, lambda event: print(event.event, flush=True))
+"""
+
+
+def test_a_killed_and_damaged_build_is_finished_to_the_same_bytes(built, refs, tmp_path):
+    """SIGKILL on the driver, a random moment after the plan and again after the second job; then a shard is lost."""
+    rng = random.Random(SEED)
+    out, assets = tmp_path / "out", Path(refs[0].uri).parent
+    for wanted in (["planned"], ["planned", "job", "job"]):
+        command = [sys.executable, "-c", SCRIPT, str(assets), str(out)]
+        driver = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
+        assert driver.stdout is not None
+        for event in wanted:
+            assert any(line.strip() == event for line in driver.stdout)
+        time.sleep(rng.uniform(0, 1))
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        driver.stdout.close()
+    sorted((out / "shards").glob("*.tar"))[0].unlink()
+    report = build(refs, out, CFG, 2)
+    assert 1 <= report.jobs_run < report.jobs  # what was finished is kept
+    assert shards(out) == shards(built.out)
+    assert verify(out) == []
+
+
+def test_a_shard_of_another_size_is_not_taken_for_finished(built, tmp_path):
+    out = Path(shutil.copytree(built.out, tmp_path / "out"))
+    job = read_plan(out / "plan.parquet")[0]
+    part = committed(out, job)
+    assert part is not None
+    with shard_path(out, part.shards[0].name).open("r+b") as file:
+        file.truncate(1024)
+    assert committed(out, job) is None

@@ -1,0 +1,180 @@
+"""One asset to a sample, one job to shards: every asset ends in exactly one row."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.bake import BakeConfig
+from pipeline.plan import ShardJob
+from pipeline.process import BuildConfig, config_from_dict, process_asset, process_job
+from pipeline.render import RenderConfig
+from pipeline.sandbox import LimitsConfig
+from pipeline.shards import read_shard
+from pipeline.sources.procedural import procedural
+from schemas.codec import decode, encode
+from schemas.dataset import part_path, read_ledger_part, shard_path
+from schemas.ledger import Reason, Rejected, Status
+from schemas.mesh import MeshRef
+from schemas.sample import Regime, TextureSample
+
+SMALL = BuildConfig(views=RenderConfig(resolution=64), uv=BakeConfig(resolution=128, min_round_trip_db=15.0))
+
+
+@pytest.fixture(scope="module")
+def refs(tmp_path_factory) -> list[MeshRef]:
+    return list(procedural(10, tmp_path_factory.mktemp("assets")))
+
+
+def test_a_sample_says_what_it_is_made_of(refs):
+    processed = process_asset(refs[0], SMALL)
+    sample = processed.result
+    assert isinstance(sample, TextureSample)
+    assert sample.regime is Regime.TEXTURED
+    assert sample.views.rgb.shape == (4, 64, 64, 3)
+    assert sample.uv is not None
+    assert sample.uv.rgb.shape == (128, 128, 3)
+    assert sample.meta["source"]["licence"] == "CC0-1.0"
+    assert sample.meta["source"]["uri"] == f"{refs[0].uid}.glb"
+    assert sample.meta["caption"] == refs[0].caption
+    assert sample.meta["measurements"] == dataclasses.asdict(processed.measurements)
+    assert encode(decode(encode(sample)))["json"] == encode(sample)["json"]
+
+
+def test_positions_of_the_views_project_to_their_pixels(refs):
+    """clip = projection @ world_to_cam @ (x, 1): the pixel a position is stored in is the pixel it projects to."""
+    sample = process_asset(refs[1], SMALL).result
+    assert isinstance(sample, TextureSample)
+    views, cameras = sample.views, sample.cameras
+    for v in range(4):
+        rows, columns = np.nonzero(views.mask[v])
+        points = np.concatenate([views.position[v][rows, columns], np.ones((len(rows), 1))], axis=1)
+        clip = points @ cameras.world_to_clip[v].T.astype(np.float64)
+        found = (clip[:, :2] / clip[:, 3:] + 1) / 2 * 64 - 0.5
+        error = np.abs(found - np.stack([columns, rows], axis=1)).max(axis=1)
+        assert np.quantile(error, 0.99) < 1e-3
+        assert error.max() < 0.1  # float32 weights on a face seen from its edge
+
+
+def test_the_uv_map_holds_the_texture_of_the_surface(refs):
+    """A texel's colour is seen in the views at its position, where nothing hides it."""
+    sample = process_asset(refs[0], SMALL).result
+    assert isinstance(sample, TextureSample)
+    assert sample.uv is not None
+    seen = sample.views.position[sample.views.mask]
+    colors = sample.views.rgb[sample.views.mask].astype(float)
+    texels, texel_colors = sample.uv.position[sample.uv.mask], sample.uv.rgb[sample.uv.mask].astype(float)
+    pick = np.random.default_rng(0).permutation(len(seen))[:300]
+    nearest = ((texels[None] - seen[pick][:, None]) ** 2).sum(-1).argmin(1)
+    error = np.abs(texel_colors[nearest] - colors[pick])
+    assert np.median(error) < 8
+    shuffled = np.abs(texel_colors[np.random.default_rng(1).permutation(nearest)] - colors[pick])
+    assert error.mean() < 0.5 * shuffled.mean()
+
+
+def test_an_asset_that_changed_after_planning_is_refused(refs):
+    stale = dataclasses.replace(refs[0], sha256="0" * 64)
+    result = process_asset(stale, SMALL).result
+    assert isinstance(result, Rejected)
+    assert result.reason is Reason.INPUT_CHANGED
+
+
+def test_a_poor_round_trip_or_a_small_budget_makes_a_sample_multi_view_only(refs):
+    strict = dataclasses.replace(SMALL, uv=BakeConfig(resolution=128, min_round_trip_db=99.0))
+    processed = process_asset(refs[0], strict)
+    assert isinstance(processed.result, TextureSample)
+    assert processed.result.regime is Regime.MV_ONLY
+    assert processed.result.uv is None
+    assert processed.mv_only is not None
+    assert processed.mv_only.reason is Reason.ROUND_TRIP
+    assert processed.measurements.round_trip_psnr is not None
+
+
+def test_an_asset_that_hardly_shows_is_rejected(refs):
+    processed = process_asset(refs[0], dataclasses.replace(SMALL, min_visible_share=0.9))
+    assert isinstance(processed.result, Rejected)
+    assert processed.result.reason is Reason.BARELY_VISIBLE
+
+
+def test_a_configuration_survives_json():
+    cfg = dataclasses.replace(SMALL, assets_per_job=7, limits=LimitsConfig(timeout_s=3.5))
+    assert config_from_dict(BuildConfig, json.loads(json.dumps(dataclasses.asdict(cfg)))) == cfg
+
+
+# a job
+
+
+def new_output(out: Path) -> Path:
+    for name in ("shards", "ledger", ".work"):
+        (out / name).mkdir(parents=True)
+    return out
+
+
+def test_a_job_gives_every_asset_one_row_and_every_sample_one_place(refs, tmp_path):
+    missing = MeshRef(uid="z-missing", uri=str(tmp_path / "gone.glb"))
+    job = ShardJob(index=3, refs=(*refs[6:], missing))
+    out = new_output(tmp_path / "out")
+    report = process_job(job, out, SMALL)
+    part = read_ledger_part(part_path(out, 3))
+    assert [row.uid for row in part.outcomes] == [ref.uid for ref in job.refs]
+    assert report.planned == len(job.refs) == report.accepted + report.rejected + report.failed
+    assert part.outcomes[-1].reason is Reason.MISSING_FILE
+    assert not list((out / ".work").iterdir())
+    stored = [uid for shard in part.shards for uid, _ in read_shard(shard_path(out, shard.name))]
+    assert sorted(stored) == sorted(row.uid for row in part.outcomes if row.status is Status.ACCEPTED)
+    assert stored
+    for shard in part.shards:
+        for uid, fields in read_shard(shard_path(out, shard.name)):
+            sample = decode(fields)
+            row = next(row for row in part.outcomes if row.uid == uid)
+            assert (sample.regime, row.regime, row.shard) == (shard.regime, shard.regime, shard.name)
+            assert sample.meta["measurements"] == dataclasses.asdict(row.measurements)
+
+
+POISON = """
+import os, time
+from pipeline.process import process_in_child
+
+def run(request, directory):
+    kind = request["ref"]["caption"]
+    if kind == "sleep":
+        time.sleep(600)
+    if kind == "exit":
+        os._exit(3)
+    if kind == "abort":
+        os.abort()
+    if kind == "memory":
+        bytes(1 << 40)
+    if kind == "silent":
+        return
+    if kind == "killed once" and not (directory.parent / "killed").exists():
+        (directory.parent / "killed").touch()
+        os.kill(os.getpid(), 9)
+    process_in_child(request, directory)
+"""
+
+
+def test_poison_among_the_assets_harms_nobody_else(refs, tmp_path):
+    (tmp_path / "poison.py").write_text(POISON)
+    ends = {
+        "sleep": Reason.TIMEOUT,
+        "exit": Reason.CRASHED,
+        "abort": Reason.CRASHED,
+        "memory": Reason.MEMORY_LIMIT,
+        "silent": Reason.CRASHED,
+        "killed once": None,
+    }
+    poisoned = [dataclasses.replace(refs[0], uid=f"p-{i}", caption=kind) for i, kind in enumerate(ends)]
+    good = dataclasses.replace(refs[0], uid="z")
+    out = new_output(tmp_path / "out")
+    # the first child may have to compile the rasteriser
+    process_job(ShardJob(index=1, refs=(good,)), out, SMALL)
+    cfg = dataclasses.replace(SMALL, limits=LimitsConfig(timeout_s=6.0))
+    job = ShardJob(index=0, refs=(*poisoned, good))
+    report = process_job(job, out, cfg, "poison:run", (tmp_path,))
+    rows = read_ledger_part(part_path(out, 0)).outcomes
+    assert {row.uid: row.reason for row in rows[:-1]} == {f"p-{i}": end for i, end in enumerate(ends.values())}
+    assert [row.status for row in rows[-2:]] == [Status.ACCEPTED] * 2
+    assert (report.accepted, report.rejected, report.failed) == (2, 0, 5)
