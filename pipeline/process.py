@@ -18,7 +18,7 @@ from pipeline.judge import JudgeConfig, judge, measure
 from pipeline.load import load_mesh
 from pipeline.plan import ShardJob
 from pipeline.preflight import PreflightConfig, preflight
-from pipeline.render import RenderConfig, render_views
+from pipeline.render import RenderConfig, render_views, wear
 from pipeline.sandbox import LimitsConfig, Zygote
 from pipeline.shards import commit
 from pipeline.unwrap import UnwrapConfig, unwrap
@@ -277,6 +277,23 @@ def process_in_child(request: dict[str, Any], directory: Path) -> None:
         "measurements": asdict(processed.measurements),
     }
     (directory / _OUTCOME).write_text(json.dumps(outcome))
+
+
+def warm_up() -> None:
+    """Load the compiled kernels once, so that the children of this process find them at hand."""
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    uv_mesh = UvMesh(
+        vertices=corners,
+        normals=np.tile(np.float32([0, 0, 1]), (4, 1)),
+        uv=corners[:, :2],
+        faces=np.array([[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]], np.int32),
+        layout="authored",
+    )
+    mesh, rasterizer = wear(uv_mesh, np.zeros((4, 4, 3), np.uint8)), CpuRasterizer()
+    cameras = seqtex4(corners.min(axis=0), corners.max(axis=0))
+    measure(mesh)
+    render_views(mesh, cameras, RenderConfig(resolution=8), rasterizer)
+    bake_uv(mesh, uv_mesh, BakeConfig(resolution=8), rasterizer)
 
 
 def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:

@@ -1,4 +1,5 @@
-"""The process that `pipeline.sandbox.Zygote` starts: imports the target once, forks a child for every line it reads."""
+"""The process that `pipeline.sandbox.Zygote` starts: imports the target once, lets its module warm up where it has a
+`warm_up`, and forks a child for every line it reads."""
 
 import gc
 import importlib
@@ -23,8 +24,11 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     limits = LimitsConfig(**json.loads(limits_json))
-    module, _, name = target.partition(":")
-    function = getattr(importlib.import_module(module), name)
+    module_name, _, name = target.partition(":")
+    module = importlib.import_module(module_name)
+    function = getattr(module, name)
+    if warm_up := getattr(module, "warm_up", None):
+        warm_up()
     gc.collect()
     gc.freeze()  # children share these pages as long as nobody touches them
     try:
