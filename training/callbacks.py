@@ -59,6 +59,11 @@ class LearningRate(lightning.Callback):
     def __init__(self, cfg: OptimizerConfig, clock: Clock) -> None:
         self.cfg = cfg
         self.clock = clock
+        self._peaks: list[float] = []
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Before a trainer state is restored: a resumed run goes on with the rates of its own configuration.
+        self._peaks = [group["lr"] for group in trainer.optimizers[0].param_groups]
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -66,9 +71,9 @@ class LearningRate(lightning.Callback):
         step = trainer.global_step
         warm = min(1.0, (step + 1) / max(1, self.cfg.warmup_steps))
         cosine = (1 + math.cos(math.pi * self.clock.progress(step))) / 2
-        rate = self.cfg.learning_rate * warm * (self.cfg.final_share + (1 - self.cfg.final_share) * cosine)
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+        share = warm * (self.cfg.final_share + (1 - self.cfg.final_share) * cosine)
+        for group, peak in zip(trainer.optimizers[0].param_groups, self._peaks, strict=True):
+            group["lr"] = share * peak
 
 
 class AveragedWeights(lightning.Callback):
@@ -142,7 +147,7 @@ class LossLog(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         numbers = {name: float(value) if isinstance(value, Tensor) else value for name, value in outputs.items()}
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        rate = trainer.optimizers[0].param_groups[-1]["lr"]
         row = {"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)} | numbers | {"learning_rate": rate}
         self.rows.append(row)
         with self.path.open("a") as file:

@@ -12,6 +12,7 @@ from training.batch import Batch, LatentBatch, encode_batch
 from training.flow import SHIFT, draw, interpolate, masked_mse, shift_sigma, velocity
 from training.latents import LatentCodec, TextEncoder
 from training.model.seqtex import SeqTexTransformer3DModel
+from training.optimizers import muon_adamw
 from training.tasks import TaskConfig, draw_task, given_views, plan_frames
 
 
@@ -29,10 +30,12 @@ class FlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with warm-up and decay."""
+    """AdamW, or Muon and AdamW, with warm-up and decay."""
 
     learning_rate: float = 2e-4
     """Peak (TEXGen)."""
+    muon_learning_rate: float | None = None
+    """Peak for the matrices of the blocks, which Muon then optimises; None: AdamW everywhere (TEXGen)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """TEXGen."""
     weight_decay: float = 0.05
@@ -101,8 +104,17 @@ class TextureModule(lightning.LightningModule):
         return self.text_encoder.encode(kept).to(self.device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         cfg = self.optimizer_cfg
+        if cfg.muon_learning_rate is not None:
+            return muon_adamw(
+                named,
+                learning_rate=cfg.learning_rate,
+                muon_learning_rate=cfg.muon_learning_rate,
+                betas=cfg.betas,
+                weight_decay=cfg.weight_decay,
+            )
+        parameters = [p for _, p in named]
         return torch.optim.AdamW(
             parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
         )

@@ -108,7 +108,13 @@ PRESETS = {
         latents=BUILT_IN,
         tasks=TaskConfig(textured={"img2tex": 0.9, "geo2mv": 0.1}),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=50, final_share=0.02, ema_decay=0.995
+            learning_rate=3e-3,
+            muon_learning_rate=0.02,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            warmup_steps=50,
+            final_share=0.02,
+            ema_decay=0.998,
         ),
         run=RunConfig(max_steps=2000, state_every=500, accelerator="cpu"),
     ),
