@@ -284,7 +284,7 @@ def warm_up() -> None:
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
     uv_mesh = UvMesh(
         vertices=corners,
-        normals=np.tile(np.float32([0, 0, 1]), (4, 1)),
+        normals=np.tile(np.array([0, 0, 1], np.float32), (4, 1)),
         uv=corners[:, :2],
         faces=np.array([[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]], np.int32),
         layout="authored",
