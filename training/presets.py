@@ -92,7 +92,7 @@ BUILT_IN = LatentConfig(codec="dct", codec_path="", text_encoder="none", text_en
 PRESETS = {
     "tiny": TrainConfig(
         preset="tiny",
-        data=DataConfig(batch_size=16, mv_only_ratio=0.1),
+        data=DataConfig(batch_size=8, mv_only_ratio=0.1),
         model=ModelConfig(
             num_layers=4,
             num_attention_heads=3,
@@ -106,6 +106,7 @@ PRESETS = {
             trained="all",
         ),
         latents=BUILT_IN,
+        flow=FlowConfig(uv_weight=3.0),
         tasks=TaskConfig(textured={"img2tex": 0.9, "geo2mv": 0.1}),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,
@@ -116,7 +117,7 @@ PRESETS = {
             final_share=0.02,
             ema_decay=0.998,
         ),
-        run=RunConfig(max_steps=2000, state_every=500, accelerator="cpu"),
+        run=RunConfig(max_steps=2400, state_every=600, accelerator="cpu"),
     ),
     "small": TrainConfig(
         preset="small",
@@ -133,7 +134,9 @@ PRESETS = {
             trained="all",
         ),
         latents=BUILT_IN,
-        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=500, final_share=0.02, ema_decay=0.999),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-4, muon_learning_rate=0.01, warmup_steps=500, final_share=0.02, ema_decay=0.999
+        ),
         run=RunConfig(max_steps=50_000, precision="bfloat16"),
     ),
     "full": TrainConfig(
