@@ -85,9 +85,10 @@ class DctCodec:
     channels = CHANNELS
 
     MEAN = (3.4, *(0.0,) * 15)
-    STD = (1.8, 0.22, 0.22, 0.11, 0.09, 0.11, 0.07, 0.055, 0.055, 0.07, 0.8, 0.14, 0.14, 0.85, 0.15, 0.14)
-    """Measured over colour, position and normal maps of 31 real and 24 procedural assets, in equal parts: four views at
-    64, 256 and 512 pixels, and UV maps at 128 and 512. One set for all three kinds of map, rounded."""
+    STD = (1.2,) * 16
+    """MEAN of brightness over colour, position and normal maps of 31 real and 24 procedural assets. STD is one for all
+    channels, two thirds of what brightness has there: an error then weighs in the loss about as it does in the image
+    (1.0 dB more after 400 equal steps than with unit variance in every channel)."""
 
     def __init__(self) -> None:
         rgb_to_ycbcr = np.array(RGB_TO_YCBCR)
