@@ -1,0 +1,80 @@
+"""The command line as a user meets it: help, exit codes, messages that name file, reason and remedy."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.main import COMMANDS, main
+from pipeline.sources.procedural import procedural
+from tests.test_whole_path import cube_glb
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "example:" in text and f"seqtex {name}" in text
+
+
+def test_print_config_can_be_read_back(tmp_path, capsys):
+    options = ["--source", "procedural:3", "--out", str(tmp_path / "d"), "--views.resolution", "96"]
+    with pytest.raises(SystemExit):
+        main(["build", *options, "--print_config"])
+    first = capsys.readouterr().out
+    assert "resolution: 96" in first
+    (tmp_path / "build.yaml").write_text(first)
+    with pytest.raises(SystemExit):
+        main(["build", "--config", str(tmp_path / "build.yaml"), "--print_config"])
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["bogus"], ["build", "--sauce", "x"], ["build", "--source", "folder:."], ["train", "--run.max_steps", "many"]],
+)
+def test_bad_options_end_with_2(arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+def test_presets_and_sources_that_do_not_exist_end_with_2(tmp_path, capsys):
+    assert main(["train", "--preset", "huge"]) == 2
+    assert "tiny, small, full" in capsys.readouterr().err
+    assert main(["build", "--source", "cloud:x", "--out", str(tmp_path / "d")]) == 2
+    assert "folder:PATH" in capsys.readouterr().err
+    assert main(["build", "--source", f"folder:{tmp_path / 'absent'}", "--out", str(tmp_path / "d")]) == 2
+    assert str(tmp_path / "absent") in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    list(procedural(1, tmp_path / "assets", clean=True))
+    code = main(["build", "--source", f"folder:{tmp_path / 'assets'}", "--out", str(tmp_path / "file" / "d")])
+    assert code == 1
+    message = capsys.readouterr().err
+    assert str(tmp_path / "file") in message and "--out" in message
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_a_folder_that_is_no_dataset(command, tmp_path, capsys):
+    assert main([command, str(tmp_path)]) == 1
+    assert "seqtex build" in capsys.readouterr().err
+
+
+def test_texture_names_what_is_wrong_with_its_inputs(tmp_path, capsys):
+    mesh, image, out = tmp_path / "cube.glb", tmp_path / "image.png", tmp_path / "out.glb"
+    mesh.write_bytes(cube_glb())
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image)
+    rest = ["--image", str(image), "--checkpoint", str(tmp_path / "none"), "--out", str(out)]
+
+    (tmp_path / "cut.glb").write_bytes(cube_glb()[:500])
+    assert main(["texture", str(tmp_path / "cut.glb"), *rest]) == 1
+    assert "cut.glb" in (message := capsys.readouterr().err) and "truncated" in message
+    assert main(["texture", str(mesh), *rest]) == 1
+    assert "seqtex.json" in (message := capsys.readouterr().err) and "seqtex train" in message
+    assert main(["texture", str(mesh), *rest[:-1], str(tmp_path / "out.obj")]) == 2
+    assert "out.obj" in capsys.readouterr().err
+    assert not out.exists()
