@@ -232,6 +232,7 @@ def write_report(
         columns=SCORE_COLUMNS,
         rows=[(name, *(f"{value:.1f}" for value in values)) for name, *values in rows],
     )
+    rendered = [(trial, render_trial(trial)) for trial in shown]
     losses = [row["loss"] for row in trained.losses]
     curve = Section(
         title="Training loss",
@@ -244,32 +245,55 @@ def write_report(
         summary="A dataset from made-up meshes, a model trained on it, and two meshes textured by that model.",
         rows=[outcome.row() for part in read_ledger(dataset) for outcome in part.outcomes],
         samples=some_samples(dataset, 15),
-        sections=[table, *(trial_section(trial) for trial in shown), curve],
+        sections=[table, *(trial_section(trial, pictures) for trial, pictures in rendered), curve],
     )
+    rows_of_pictures = [overview(trial, pictures) for trial, pictures in rendered]
+    Image.fromarray(np.concatenate(rows_of_pictures)).save(out / "picture.png", optimize=True)
     write_file(out / "report.html", page.encode())
 
 
-def trial_section(trial: Trial) -> Section:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictures:
+    """A trial from its four cameras, sRGB."""
+
+    before: UInt8[np.ndarray, "views height width 3"]
+    after: UInt8[np.ndarray, "views height width 3"]
+    truth: UInt8[np.ndarray, "views height width 3"]
+
+
+def render_trial(trial: Trial) -> Pictures:
+    rasterizer, cameras = CpuRasterizer(threads=2), trial.subject.cameras
+    assert trial.sample.uv is not None
+    after = render_baked(trial.subject.uv_mesh, trial.result.uv_rgb, cameras, PICTURE, rasterizer)
+    truth = render_baked(trial.subject.uv_mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer)
+    return Pictures(before=clay(after.normal), after=after.rgb, truth=truth.rgb)
+
+
+def trial_section(trial: Trial, pictures: Pictures) -> Section:
     """Before, after and truth from the same four cameras; the UV maps side by side."""
-    sample, rasterizer = trial.sample, CpuRasterizer(threads=2)
-    assert sample.uv is not None
-    after = render_baked(trial.subject.uv_mesh, trial.result.uv_rgb, trial.subject.cameras, PICTURE, rasterizer)
-    truth = render_baked(trial.subject.uv_mesh, sample.uv.rgb, trial.subject.cameras, PICTURE, rasterizer)
-    pictures = {
-        "the image given": sample.views.rgb[0],
-        "before: the bare mesh": side_by_side(clay(after.normal)),
-        "after: the generated texture on the mesh": side_by_side(after.rgb),
-        "truth": side_by_side(truth.rgb),
+    assert trial.sample.uv is not None
+    shown = {
+        "the image given": trial.sample.views.rgb[0],
+        "before: the bare mesh": side_by_side(pictures.before),
+        "after: the generated texture on the mesh": side_by_side(pictures.after),
+        "truth": side_by_side(pictures.truth),
         "UV map, generated": trial.result.uv_rgb,
-        "UV map, true": sample.uv.rgb,
+        "UV map, true": trial.sample.uv.rgb,
     }
-    figures = [Figure(src=data_uri(picture), caption=caption) for caption, picture in pictures.items()]
-    return Section(title=trial.name[0].upper() + trial.name[1:], text=sample.meta["caption"], figures=figures)
+    figures = [Figure(src=data_uri(picture), caption=caption) for caption, picture in shown.items()]
+    return Section(title=trial.name[0].upper() + trial.name[1:], text=trial.sample.meta["caption"], figures=figures)
+
+
+def overview(trial: Trial, pictures: Pictures) -> UInt8[np.ndarray, "height width 3"]:
+    """In one row: the bare mesh, the image given, the textured mesh from four sides."""
+    size = (PICTURE.resolution, PICTURE.resolution)
+    given = Image.fromarray(trial.sample.views.rgb[0]).resize(size, Image.Resampling.BICUBIC)
+    return side_by_side(np.stack([pictures.before[0], np.asarray(given), *pictures.after]))
 
 
 def clay(normals: Float32[np.ndarray, "views height width 3"]) -> UInt8[np.ndarray, "views height width 3"]:
-    """Grey under a lamp up front to the left; black where there is no surface."""
+    """Grey under a wide lamp up front to the left; black where there is no surface."""
     lamp = np.array([-0.4, -0.7, 0.6], np.float32) / np.float32(np.sqrt(1.01))
     covered = (normals != 0).any(axis=-1)
-    shade = covered * (70 + 150 * np.clip(normals @ lamp, 0, 1))
+    shade = covered * (60 + 170 * (normals @ lamp / 2 + 0.5))
     return np.repeat(shade[..., None], 3, axis=-1).astype(np.uint8)
