@@ -22,7 +22,7 @@ demo: $(STAMP)  ## the whole path on procedural meshes: build, train, texture, r
 	$(BIN)/seqtex demo --out out/demo
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## style and import contracts
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ def test_launcher_accepts_the_cluster_file():
 
 def test_every_ray_start_uses_token_authentication():
     config = yaml.safe_load(CLUSTER.read_text())
-    starts = [c for key in ("head_start_ray_commands", "worker_start_ray_commands") for c in config[key] if "ray start" in c]
+    starts = [
+        c for key in ("head_start_ray_commands", "worker_start_ray_commands") for c in config[key] if "ray start" in c
+    ]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
