@@ -77,7 +77,7 @@ def answers(tmp_path_factory):
         "killed",
     ]
     found: dict[str, tuple[Ended, Path]] = {}
-    limits = LimitsConfig(timeout_s=1.0, memory_gb=0.5, file_gb=1 / 64)
+    limits = LimitsConfig(timeout_s=3.0, memory_gb=0.25, file_gb=1 / 64)
     try:
         with Zygote("poison:run", limits, folder, (folder,)) as zygote:
             for kind in [*kinds, "kills the zygote", "good again"]:
@@ -93,12 +93,12 @@ def answers(tmp_path_factory):
     ("kind", "reason", "detail"),
     [
         ("good", None, ""),
-        ("stubborn", Reason.TIMEOUT, "1 s"),
-        ("busy", Reason.TIMEOUT, "1 s"),
+        ("stubborn", Reason.TIMEOUT, "3 s"),
+        ("busy", Reason.TIMEOUT, "3 s"),
         ("exit", Reason.CRASHED, "exit code 5"),
         ("abort", Reason.CRASHED, "SIGABRT"),
         ("segfault", Reason.CRASHED, "SIGSEGV"),
-        ("memory", Reason.MEMORY_LIMIT, "0.5 GiB"),
+        ("memory", Reason.MEMORY_LIMIT, "0.25 GiB"),
         ("raise", Reason.CRASHED, "this very message"),
         ("large file", Reason.CRASHED, "File too large"),
         ("orphan", None, ""),
