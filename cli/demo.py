@@ -70,7 +70,6 @@ class DemoConfig:
             assets_per_job=16,
             views=RenderConfig(resolution=self.view_resolution),
             uv=BakeConfig(resolution=self.uv_resolution),
-            unwrap=UnwrapConfig(resolution=self.uv_resolution),
         )
 
 
@@ -188,7 +187,7 @@ def run_trial(name: str, path: Path, sample: TextureSample, network: Checkpoint,
     """Textures the mesh in `path` from the sample's front view, as `seqtex texture` does."""
     assert sample.uv is not None
     size = len(sample.uv.mask)
-    subject = open_subject(path, UnwrapConfig(resolution=size))
+    subject = open_subject(path, UnwrapConfig(), size)
     front, mask = sample.views.rgb[0], sample.views.mask[0]
     result = texture_subject(subject, front, network, steps=cfg.sample_steps)
     fill = mean_color_fill(front, mask, size, size)

@@ -27,7 +27,8 @@ from training.batch import to_uint8, uv_to_image, uv_to_model
 from training.checkpoints import Checkpoint, load_checkpoint
 from training.sampler import Geometry, prepare_image, sample
 
-DEFAULT_LAYOUT = UnwrapConfig()
+UNWRAP_TIMEOUT_S = 600.0
+"""A person waits longer for one mesh than a build does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ def texture(
     guidance: float = 1.0,
     seed: int = 0,
     device: str = "auto",
-    layout: UnwrapConfig = DEFAULT_LAYOUT,
+    max_unwrap_faces: int = 200_000,
 ) -> int:
     """Texture a mesh (.glb, .gltf, .obj) so that it looks like the image.
 
@@ -74,14 +75,19 @@ def texture(
         guidance: classifier-free guidance; 1 is off
         seed: of the noise
         device: cpu, cuda, or auto
-        layout: the UV layout, where the mesh has no good one
+        max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one; 50,000 take 11 s, 200,000
+            over a minute
     """
     if out.suffix.lower() != ".glb":
         raise UsageError(f"--out {out}: the result is a .glb file; name it so")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    subject = open_subject(mesh, layout)
     network = load_checkpoint(checkpoint, device)
+    if network.card.uv_resolution is None:
+        raise UserError(f"{checkpoint}: never saw a UV map; train on a dataset with textured samples")
+    subject = open_subject(
+        mesh, UnwrapConfig(max_faces=max_unwrap_faces, timeout_s=UNWRAP_TIMEOUT_S), network.card.uv_resolution
+    )
     if not 0 <= view < network.card.views:
         raise UsageError(f"--view {view}: the checkpoint has views 0 to {network.card.views - 1}")
     result = texture_subject(
@@ -92,7 +98,7 @@ def texture(
     return 0
 
 
-def open_subject(path: Path, cfg: UnwrapConfig) -> Subject:
+def open_subject(path: Path, cfg: UnwrapConfig, uv_resolution: int) -> Subject:
     """Checks, loads, normalises and unwraps a mesh. Raises UserError where it cannot be textured."""
     limits = PreflightConfig()
     facts = preflight(path, limits)
@@ -100,9 +106,9 @@ def open_subject(path: Path, cfg: UnwrapConfig) -> Subject:
     if isinstance(loaded, Rejected):
         raise UserError(f"{path}: {loaded.reason} ({loaded.detail}); mend the file or export it again")
     mesh, frame = normalise(loaded)
-    uv_mesh = unwrap(mesh, measure(mesh, None), cfg)
+    uv_mesh = unwrap(mesh, measure(mesh, None), cfg, uv_resolution)
     if isinstance(uv_mesh, Rejected):
-        raise UserError(f"{path}: {uv_mesh.reason} ({uv_mesh.detail}); give it a UV layout or raise --layout.max_faces")
+        raise UserError(f"{path}: {uv_mesh.reason} ({uv_mesh.detail}); give it a UV layout or raise --max_unwrap_faces")
     return Subject(uv_mesh=uv_mesh, frame=frame, cameras=seqtex4(*bounding_box(mesh.vertices, mesh.faces)))
 
 
@@ -127,8 +133,7 @@ def texture_subject(
 ) -> TexturedSubject:
     """Views and UV texture of one mesh by the network, from one image (RGB or RGBA, over black)."""
     card, rasterizer = network.card, CpuRasterizer(threads=2)
-    if card.uv_resolution is None:
-        raise UserError("the checkpoint never saw a UV map; train on a dataset with textured samples")
+    assert card.uv_resolution is not None
     position, normal, _ = render_geometry(subject.uv_mesh, subject.cameras, card.view_resolution, rasterizer)
     uv_position, uv_normal, _ = bake_geometry(subject.uv_mesh, card.uv_resolution, rasterizer)
     device = network.model.device

@@ -135,7 +135,7 @@ def _make_sample(
         detail = f"covers {visible:.2%} of one of the views, at least {cfg.min_visible_share:.2%}"
         return Processed(result=Rejected(reason=Reason.BARELY_VISIBLE, detail=detail), measurements=measurements)
     uv_mesh, maps, mv_only = None, None, None
-    unwrapped = unwrap(mesh, measurements, cfg.unwrap)
+    unwrapped = unwrap(mesh, measurements, cfg.unwrap, cfg.uv.resolution)
     if isinstance(unwrapped, Rejected):
         mv_only = unwrapped
     else:

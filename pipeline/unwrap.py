@@ -30,15 +30,16 @@ class UnwrapConfig:
     """Triangles that are given to xatlas (the budget of Hunyuan3D); 10k take 0.6 s, 50k 11 s."""
     timeout_s: float = 60.0
     """Wall clock for xatlas, seconds (ours)."""
-    resolution: int = 1024
-    """Texels a side of the map for which charts are packed (paper)."""
     padding: int = 2
     """Texels between charts (paper)."""
 
 
-def unwrap(mesh: TexturedMesh, measurements: Measurements, cfg: UnwrapConfig) -> UvMesh | Rejected:
+def unwrap(
+    mesh: TexturedMesh, measurements: Measurements, cfg: UnwrapConfig, resolution: int = 1024
+) -> UvMesh | Rejected:
     """The mesh with a layout in which every point of the surface has a texel of its own; or why it has none, in which
-    case the asset still serves as multi-view data. Face i stays face i."""
+    case the asset still serves as multi-view data. Face i stays face i. New charts are packed for a map of `resolution`
+    texels a side."""
     fault = authored_fault(measurements, cfg)
     if fault is None:
         return UvMesh(
@@ -53,7 +54,7 @@ def unwrap(mesh: TexturedMesh, measurements: Measurements, cfg: UnwrapConfig) ->
             f"authored layout unusable ({fault}) and {len(mesh.faces):,} faces to unwrap, at most {cfg.max_faces:,}"
         )
         return Rejected(reason=Reason.UNWRAP_BUDGET, detail=detail)
-    return _xatlas_layout(mesh, cfg)
+    return _xatlas_layout(mesh, cfg, resolution)
 
 
 def authored_fault(measurements: Measurements, cfg: UnwrapConfig) -> str | None:
@@ -72,14 +73,14 @@ def authored_fault(measurements: Measurements, cfg: UnwrapConfig) -> str | None:
     return None
 
 
-def _xatlas_layout(mesh: TexturedMesh, cfg: UnwrapConfig) -> UvMesh | Rejected:
+def _xatlas_layout(mesh: TexturedMesh, cfg: UnwrapConfig, resolution: int) -> UvMesh | Rejected:
     points, welded = weld(mesh.vertices, mesh.faces)
     points = _rescaled(points)
     areas = np.linalg.norm(face_vectors(points.astype(np.float64), welded), axis=1) / 2
     solid = areas > DEGENERATE_AREA * _SIDE**2
     if not solid.any():
         return Rejected(reason=Reason.UNWRAP_FAILED, detail=f"none of {len(welded):,} faces has any area")
-    found = run_limited(lambda: pack_charts(points, welded[solid], cfg), timeout_s=cfg.timeout_s)
+    found = run_limited(lambda: pack_charts(points, welded[solid], resolution, cfg.padding), timeout_s=cfg.timeout_s)
     if isinstance(found, Rejected):
         if found.reason is Reason.TIMEOUT:
             return Rejected(reason=Reason.UNWRAP_BUDGET, detail=f"unwrapping took more than {cfg.timeout_s:g} s")
@@ -90,12 +91,12 @@ def _xatlas_layout(mesh: TexturedMesh, cfg: UnwrapConfig) -> UvMesh | Rejected:
 
 
 def pack_charts(
-    points: Float32[np.ndarray, "w 3"], faces: Int64[np.ndarray, "f 3"], cfg: UnwrapConfig
+    points: Float32[np.ndarray, "w 3"], faces: Int64[np.ndarray, "f 3"], resolution: int, padding: int
 ) -> dict[str, np.ndarray]:
     """xatlas' layout: `uv` [n, 2] in the unit square with the atlas' aspect kept, `faces` [f, 3] over it, `origin` [n]
     the point of each, `charts` [] their number. Holds the GIL and may hang: call it in a child process."""
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
-    pack.resolution, pack.padding, pack.bilinear = cfg.resolution, cfg.padding, True
+    pack.resolution, pack.padding, pack.bilinear = resolution, padding, True
     atlas = xatlas.Atlas()
     atlas.add_mesh(points, faces.astype(np.uint32))
     atlas.generate(chart_options=chart, pack_options=pack)

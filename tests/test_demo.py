@@ -1,0 +1,116 @@
+"""The commands together, small: `seqtex demo`, then `train` and `texture` on what it leaves."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.main import main
+from geometry.frames import bounding_box
+from pipeline.load import load_mesh
+from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
+from schemas.mesh import TexturedMesh
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["--mixed_assets", "20", "--clean_assets", "6", "--train_seconds", "4", "--measured_meshes", "2"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--out", str(out), *SMALL]) == 0
+    return out
+
+
+def textured(path) -> TexturedMesh:
+    mesh = load_mesh(path)
+    assert isinstance(mesh, TexturedMesh), mesh
+    return mesh
+
+
+@pytest.mark.timeout(600)
+def test_demo_leaves_textured_meshes_and_a_report(demo):
+    for name in ("training", "held-out"):
+        mesh = textured(demo / f"{name}.glb")
+        assert len(mesh.textures) == 1
+        assert mesh.face_has_uv.all()
+        assert np.ptp(mesh.textures[0].image[..., :3]) > 0
+    page = (demo / "report.html").read_text()
+    for part in (
+        "What became of 26 assets",
+        "Training loss",
+        "before: the bare mesh",
+        "Held-out mesh",
+        "Not in the dataset",
+    ):
+        assert part in page
+    assert Image.open(demo / "picture.png").size == (6 * 256, 2 * 256)
+
+
+def test_textured_meshes_keep_the_shape_and_place_of_the_asset(demo):
+    row = next(path for path in (demo / "held_out").glob("*.glb"))
+    source, result = textured(row), textured(demo / "held-out.glb")
+    for mine, other in zip(
+        bounding_box(result.vertices, result.faces), bounding_box(source.vertices, source.faces), strict=True
+    ):
+        np.testing.assert_allclose(mine, other, atol=1e-4 * np.ptp(source.vertices))
+
+
+def test_training_goes_on_where_it_stopped(demo, capsys):
+    before = sum(1 for _ in (demo / "run" / "losses.jsonl").open())
+    options = ["--preset", "tiny", "--data.directory", str(demo / "dataset"), "--run.directory", str(demo / "more")]
+    assert main(["train", *options, "--run.max_steps", "2", "--run.state_every", "2"]) == 0
+    assert main(["train", *options, "--run.max_steps", "4", "--run.state_every", "2"]) == 0
+    steps = [json.loads(line)["step"] for line in (demo / "more" / "losses.jsonl").open()]
+    assert steps == [1, 2, 3, 4]
+    assert before > 0
+
+
+def pyramid_without_uv() -> bytes:
+    """Five faces' worth of geometry, no texture coordinates, standing on y = 3 in the asset's own frame."""
+    points = np.array([[-1, 3, -1], [1, 3, -1], [1, 3, 1], [-1, 3, 1], [0, 5, 0]], float)
+    faces = np.array([[0, 2, 1], [0, 3, 2], [0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]])
+    corners = points[faces].reshape(-1, 3)
+    normal = np.cross(corners[1::3] - corners[::3], corners[2::3] - corners[::3])
+    normals = np.repeat(normal / np.linalg.norm(normal, axis=1, keepdims=True), 3, axis=0)
+    primitive = Primitive(positions=corners, normals=normals, faces=np.arange(18).reshape(-1, 3), material=0)
+    return encode_glb([primitive], [Paint()], {})
+
+
+@pytest.mark.parametrize("view", [0, 2])
+def test_texture_for_a_mesh_without_uvs(demo, tmp_path, view):
+    (tmp_path / "pyramid.glb").write_bytes(pyramid_without_uv())
+    Image.new("RGBA", (90, 50), (200, 40, 30, 255)).save(tmp_path / "image.png")
+    arguments = [str(tmp_path / "pyramid.glb"), "--image", str(tmp_path / "image.png"), "--steps", "2"]
+    arguments += ["--checkpoint", str(demo / "run" / "checkpoint"), "--view", str(view), "--device", "cpu"]
+    for name in ("one.glb", "two.glb"):
+        assert main(["texture", *arguments, "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "one.glb").read_bytes() == (tmp_path / "two.glb").read_bytes(), "equal seeds, equal results"
+    mesh = textured(tmp_path / "one.glb")
+    assert mesh.textures[0].image.shape == (128, 128, 4)
+    assert mesh.face_has_uv.all() and mesh.uv.min() >= 0 and mesh.uv.max() <= 1
+    np.testing.assert_allclose(bounding_box(mesh.vertices, mesh.faces), ([-1, 3, -1], [1, 5, 1]), atol=1e-5)
+    tip = mesh.vertices[mesh.vertices[:, 1] > 4.9]
+    assert len(tip) and np.allclose(tip, (0, 5, 0), atol=1e-5), "it stands upright where it stood"
+
+
+def test_texture_names_what_is_wrong(demo, tmp_path, capsys):
+    whole, cut, image, out = (tmp_path / name for name in ("pyramid.glb", "cut.glb", "image.png", "out.glb"))
+    whole.write_bytes(pyramid_without_uv())
+    cut.write_bytes(pyramid_without_uv()[:500])
+    Image.new("RGB", (8, 8)).save(image)
+    rest = ["--checkpoint", str(demo / "run" / "checkpoint"), "--out", str(out)]
+
+    assert main(["texture", str(whole), "--image", str(image), "--view", "4", *rest]) == 2
+    assert "0 to 3" in capsys.readouterr().err
+    assert main(["texture", str(cut), "--image", str(image), *rest]) == 1
+    assert "cut.glb" in (message := capsys.readouterr().err)
+    assert "truncated" in message
+    assert main(["texture", str(whole), "--image", str(cut), *rest]) == 1
+    assert "cut.glb" in (message := capsys.readouterr().err)
+    assert "PNG" in message
+    assert main(["texture", str(whole), "--image", str(image), "--max_unwrap_faces", "3", *rest]) == 1
+    assert "--max_unwrap_faces" in capsys.readouterr().err
+    assert not out.exists()
