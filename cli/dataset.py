@@ -13,7 +13,7 @@ from pipeline.report.page import render_page
 from pipeline.shards import read_shard
 from schemas.codec import decode
 from schemas.dataset import read_dataset_json, read_ledger, shard_path, write_file
-from schemas.errors import UsageError
+from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
 
 
@@ -33,6 +33,8 @@ def build(source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: s
         [(report.planned, report.textured, report.mv_only, report.rejected, report.failed, report.jobs_run)],
         title=f"{out}" if report.jobs_run else f"{out}: nothing to do",
     )
+    if report.textured + report.mv_only == 0:
+        raise UserError(f"{out}: no asset was accepted; the reasons stand in {out / 'ledger'} and {out / 'README.md'}")
     return 0
 
 

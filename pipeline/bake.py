@@ -9,6 +9,7 @@ from geometry.raster import Fragments, Rasterizer
 from geometry.texture import average_samples, dilate, encode_srgb8, surface_color
 from pipeline.render import RenderConfig, interpolate_geometry, psnr_db, render_baked
 from schemas.camera import Cameras
+from schemas.errors import require_between
 from schemas.mesh import TexturedMesh, UvMesh
 from schemas.sample import UvMaps, Views
 
@@ -23,6 +24,10 @@ class BakeConfig:
     """Colour samples per texel along each axis (ours)."""
     min_round_trip_db: float = 30.0
     """Views from the baked map below this PSNR against views of the source make the sample multi-view-only (ours)."""
+
+    def __post_init__(self) -> None:
+        require_between("uv.resolution", self.resolution, 1, 8192)
+        require_between("uv.supersample", self.supersample, 1, 8)
 
 
 def bake_uv(mesh: TexturedMesh, uv_mesh: UvMesh, cfg: BakeConfig, rasterizer: Rasterizer) -> UvMaps:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from schemas.codec import UID_PATTERN
 from schemas.dataset import read_parquet
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.mesh import Attribution, MeshRef
 
 PLAN_SCHEMA = pa.schema(
@@ -42,7 +42,7 @@ def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
 
     Raises UserError where there is no asset, or two have one uid, or a uid is not fit to be a key."""
     if assets_per_job < 1:
-        raise UserError(f"assets_per_job is {assets_per_job}; give 1 or more")
+        raise UsageError(f"assets_per_job is {assets_per_job}; give 1 or more")
     ordered = sorted(refs, key=lambda ref: ref.uid)
     if not ordered:
         raise UserError("the source has no assets; give one with .glb, .gltf or .obj files")

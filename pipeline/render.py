@@ -16,6 +16,7 @@ from geometry.texture import (
     visible_surface,
 )
 from schemas.camera import Cameras
+from schemas.errors import require_between
 from schemas.mesh import Material, Texture, TexturedMesh, UvMesh, Wrap
 from schemas.sample import Views
 
@@ -33,6 +34,11 @@ class RenderConfig:
     """Elevation of the four cameras (released code)."""
     supersample: int = 2
     """Colour samples per pixel along each axis (ours); masks, positions and normals are taken at pixel centres."""
+
+    def __post_init__(self) -> None:
+        require_between("views.resolution", self.resolution, 1, 4095)  # four of them in one WebP strip
+        require_between("views.elevation_deg", self.elevation_deg, -89, 89)
+        require_between("views.supersample", self.supersample, 1, 8)
 
 
 def render_views(mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer) -> Views:

@@ -32,7 +32,7 @@ from schemas.dataset import (
     read_ledger,
     write_file,
 )
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.ledger import Status
 from schemas.mesh import MeshRef
 from schemas.sample import Regime
@@ -88,7 +88,7 @@ def build(
     a configuration or input that differs from that of the dataset in `out`."""
     out = out.expanduser().absolute()
     if workers < 1:
-        raise UserError(f"workers is {workers}; give 1 or more")
+        raise UsageError(f"workers is {workers}; give 1 or more")
     notify = on_event or (lambda event: None)
     with _writable(out), _lock(out):
         refs = open_source(source, out / "assets") if isinstance(source, str) else source

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from schemas.errors import require_between
 from schemas.ledger import Reason, Rejected
 
 REPO = Path(__file__).resolve().parents[1]
@@ -50,6 +51,10 @@ class LimitsConfig:
     """Address space on top of what the loaded modules map, GiB (ours)."""
     file_gb: float = 1.0
     """Largest file a child may write, GiB (ours)."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "memory_gb", "file_gb"):
+            require_between(f"limits.{name}", getattr(self, name), 1e-3, 1e6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,3 +12,9 @@ class UsageError(UserError):
     """The command was asked for something that does not exist: exit code 2."""
 
     exit_code = 2
+
+
+def require_between(name: str, value: float, lowest: float, highest: float) -> None:
+    """Raises UsageError where an option lies outside its range."""
+    if not lowest <= value <= highest:
+        raise UsageError(f"{name} is {value}; give {lowest:g} to {highest:g}")

@@ -49,6 +49,30 @@ def test_presets_and_sources_that_do_not_exist_end_with_2(tmp_path, capsys):
     assert str(tmp_path / "absent") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--views.resolution", "0"),
+        ("--views.supersample", "0"),
+        ("--uv.resolution", "-5"),
+        ("--limits.timeout_s", "0"),
+        ("--workers", "0"),
+        ("--assets_per_job", "0"),
+    ],
+)
+def test_values_out_of_range_end_with_2(option, value, tmp_path, capsys):
+    assert main(["build", "--source", "procedural:2", "--out", str(tmp_path / "d"), option, value]) == 2
+    assert option.removeprefix("--") in capsys.readouterr().err
+
+
+def test_a_build_that_accepts_nothing_ends_with_1(tmp_path, capsys):
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "cut.glb").write_bytes(cube_glb()[:500])
+    assert main(["build", "--source", f"folder:{tmp_path / 'assets'}", "--out", str(tmp_path / "d")]) == 1
+    assert "no asset was accepted" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "d")]) == 0, "a whole ledger of rejections is a whole dataset"
+
+
 def test_output_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     list(procedural(1, tmp_path / "assets", clean=True))
