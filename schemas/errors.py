@@ -14,7 +14,7 @@ class UsageError(UserError):
     exit_code = 2
 
 
-def require_between(name: str, value: float, lowest: float, highest: float) -> None:
+def require_between(name: str, value: int | float, lowest: int | float, highest: int | float) -> None:
     """Raises UsageError where an option lies outside its range."""
     if not lowest <= value <= highest:
         raise UsageError(f"{name} is {value}; give {lowest:g} to {highest:g}")
