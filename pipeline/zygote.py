@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from pipeline.sandbox import LimitsConfig, adopt_orphans, die_with_parent, kill_children, run_child
 
@@ -18,7 +19,7 @@ def main() -> None:
     """Arguments: module:function, process id of the parent, limits as JSON. One JSON line in and one out per asset."""
     target, parent, limits_json = sys.argv[1:]
     adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    signal.signal(signal.SIGTERM, _end)
     die_with_parent(int(parent), signal.SIGTERM)
     # the pipe is ours alone: whatever a library prints goes to the log
     channel = os.fdopen(os.dup(1), "w")
@@ -41,6 +42,13 @@ def main() -> None:
             channel.flush()
     finally:
         kill_children()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Once only: the kernel sends the signal for every thread of a dying parent, and the second one must not break off
+    the killing of children that the first one started."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
 
 
 if __name__ == "__main__":
