@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from geometry.frames import Frame, z_up_to_y_up
+from schemas.dataset import write_file
 from schemas.mesh import UvMesh
 
 _FLOAT, _UINT = 5126, 5125
@@ -36,7 +35,7 @@ def write_glb(path: Path, uv_mesh: UvMesh, rgb: UInt8[np.ndarray, "height width 
         uv_mesh.faces.astype("<u4").tobytes(),
         png.getvalue(),
     ]
-    _write_atomically(path, _glb(_tree(uv_mesh, points.astype("<f4"), blocks), b"".join(_padded(b) for b in blocks)))
+    write_file(path, _glb(_tree(uv_mesh, points.astype("<f4"), blocks), b"".join(_padded(b) for b in blocks)))
 
 
 def _tree(uv_mesh: UvMesh, points: np.ndarray, blocks: list[bytes]) -> dict[str, Any]:
@@ -103,17 +102,3 @@ def _glb(tree: dict[str, Any], binary: bytes) -> bytes:
     text = _padded(json.dumps(tree, separators=(",", ":")).encode(), b" ")
     body = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
     return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

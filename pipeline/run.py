@@ -18,13 +18,14 @@ from pipeline.card import dataset_card
 from pipeline.plan import ShardJob, plan_bytes, plan_difference, plan_jobs, read_plan
 from pipeline.process import BuildConfig, JobReport, process_job
 from pipeline.sandbox import REPO
-from pipeline.shards import committed, file_sha256, remove_leftovers
+from pipeline.shards import committed, remove_leftovers
 from pipeline.sources.spec import open_source
 from schemas.dataset import (
     DatasetInfo,
     LedgerPart,
     code_version,
     dataset_json,
+    file_sha256,
     index_json,
     indexed_parts,
     part_path,

@@ -164,7 +164,7 @@ def _child(work: Callable[[], None], limits: LimitsConfig, directory: Path, pare
     except MemoryError:
         code = MEMORY_EXIT
         os.write(2, b"MemoryError\n")
-    except BaseException:  # the boundary: whatever it was is told by the exit code and stderr
+    except BaseException:  # a forked copy must never return into its parent's code: exit code and stderr tell
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
         os._exit(code)

@@ -1,6 +1,5 @@
 """Shards on disk: written beside, flushed, renamed; the ledger part comes last and alone makes them count."""
 
-import hashlib
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from schemas.dataset import (
     SHARD_NAME,
     LedgerPart,
     ShardRecord,
+    file_sha256,
     part_path,
     read_ledger_part,
     shard_path,
@@ -140,8 +140,3 @@ def remove_leftovers(out: Path, jobs: int) -> None:
             stray = match is not None and int(match.groups()[-1]) >= jobs
             if stray or (path.name.startswith(".") and path.name.endswith(".tmp")):
                 path.unlink()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.plan import ShardJob, read_plan
-from pipeline.shards import file_sha256, read_shard
+from pipeline.shards import read_shard
 from schemas.codec import decode
 from schemas.dataset import (
     LedgerPart,
     ShardRecord,
+    file_sha256,
     index_json,
     indexed_parts,
     part_path,

@@ -331,6 +331,7 @@ def _decode_mesh(data: bytes, layout: str) -> UvMesh:
             if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in _MESH_DTYPES):
                 raise ValueError(f"field 'mesh.npz' holds {archive.namelist()}, expected {list(_MESH_DTYPES)}")
             arrays = {name: _decode_npy(archive, name) for name in _MESH_DTYPES}
+    # zipfile's own words for a compression it does not know (NotImplementedError) and for a password (RuntimeError)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"field 'mesh.npz' cannot be read: {error}") from error
     corners = len(arrays["vertices"])

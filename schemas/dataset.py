@@ -90,6 +90,11 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames in `directory` survive a power cut."""
     handle = os.open(directory, os.O_RDONLY)

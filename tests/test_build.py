@@ -18,11 +18,11 @@ from pipeline.plan import read_plan
 from pipeline.process import BuildConfig
 from pipeline.render import RenderConfig
 from pipeline.run import BuildEvent, BuildReport, build
-from pipeline.shards import committed, file_sha256
+from pipeline.shards import committed
 from pipeline.sources.procedural import procedural
 from pipeline.sources.spec import open_source
 from pipeline.verify import verify
-from schemas.dataset import shard_path
+from schemas.dataset import file_sha256, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.mesh import MeshRef
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
-from pipeline.shards import file_sha256
-from schemas.dataset import read_ledger
+from schemas.dataset import file_sha256, read_ledger
 from schemas.ledger import Reason, Status
 from schemas.sample import Regime
 from tests.test_shared_assets import EXPECTED, MV_ONLY, TEXTURED

@@ -4,7 +4,6 @@ A trainer state is `step-00000123.ckpt` with `step-00000123.ckpt.sha256` beside 
 another sum in it, the state does not count. A finished checkpoint is a model directory in the released layout plus
 `seqtex.json`, written last as well."""
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from schemas.dataset import code_version, sync_directory, write_file
+from schemas.dataset import code_version, file_sha256, sync_directory, write_file
 from schemas.errors import UserError
 from training.latents import DctCodec, LatentCodec, NullTextEncoder, TextEncoder, Umt5Encoder, WanCodec
 from training.model.checkpoint import load_model, save_model
@@ -59,11 +58,6 @@ class AtomicCheckpointIO(CheckpointIO):
         path = Path(path)
         path.with_name(path.name + SUM).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verified(path: Path) -> bool:

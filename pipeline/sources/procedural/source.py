@@ -1,11 +1,11 @@
 """The embedded dataset: writes varied .glb files and lists them."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.sources.procedural.assets import Kind, asset_bytes, design, kind_of
+from schemas.dataset import write_file
 from schemas.mesh import Attribution, MeshRef
 
 ATTRIBUTION = Attribution(name="procedural", licence="CC0-1.0", attribution="SeqTex Forge procedural source")
@@ -26,19 +26,6 @@ def procedural(count: int, directory: Path, seed: int = 0, *, clean: bool = Fals
         data = asset_bytes(plan)
         path = directory / f"{uid}.glb"
         if not (path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data):
-            _write(path, data)
+            write_file(path, data)
         sha256 = hashlib.sha256(data).hexdigest()
         yield MeshRef(uid=uid, uri=str(path), sha256=sha256, source=ATTRIBUTION, caption=plan.caption)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of the file or none of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
