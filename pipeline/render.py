@@ -51,7 +51,13 @@ def render_views(mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, raster
     rgb = centre_color[..., :3]
     if cfg.supersample > 1:
         rgb = np.stack([supersampled(surface, clip[v], rgb[v], cfg, rasterizer) for v in range(len(clip))])
-    return Views(rgb=encode_srgb8(rgb * mask[..., None]), mask=mask, position=position, normal=normal)
+    return Views(
+        rgb=encode_srgb8(rgb * mask[..., None]),
+        mask=mask,
+        coverage=mask.astype(np.uint8) * np.uint8(255),
+        position=position,
+        normal=normal,
+    )
 
 
 def supersampled(

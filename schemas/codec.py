@@ -8,34 +8,31 @@ import io
 import json
 import math
 import re
-import struct
 import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Bool, Float32, Int8, Int16, Shaped, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float32, Int8, Shaped, UInt8
 
 from schemas.camera import Cameras
+from schemas.images import check_size, decode_deltas, decode_image, encode_deltas, encode_image, field_bytes
 from schemas.mesh import UvMesh
 from schemas.sample import Regime, TextureSample, UvMaps, Views
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the sample's fields and of its JSON; a reader refuses any other."""
 
-VIEW_FIELDS = ("rgb.webp", "mask.png", "position.dz", "normal.dz")
+VIEW_FIELDS = ("rgb.webp", "mask.png", "coverage.png", "position.dz", "normal.dz")
 UV_FIELDS = ("uv_rgb.webp", "uv_mask.png", "uv_position.dz", "uv_normal.dz", "mesh.npz")
-EXTENSIONS = frozenset(("json", *VIEW_FIELDS, *UV_FIELDS))
+LIT, OPACITY = "lit.webp", "uv_opacity.png"
+OPTIONAL_FIELDS = (LIT, OPACITY)
+EXTENSIONS = frozenset(("json", *VIEW_FIELDS, *UV_FIELDS, *OPTIONAL_FIELDS))
 """Everything a sample may hold."""
 
 UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 """What the key of a sample may be."""
 
-MAX_SIDE = 16_383
-"""Longest side of a stored image, pixels (WebP's own limit)."""
-MAX_PIXELS = 1 << 26
 MAX_JSON_BYTES = 1 << 20
 MAX_MESH_BYTES = 1 << 28
 
@@ -46,12 +43,6 @@ NORMAL_STEPS = 127
 NORMAL_ERROR_DEG = 0.4
 """Largest angle between a stored normal and the original: asin(sqrt(3) / 254) = 0.391 degrees."""
 
-ZSTD_LEVEL = 9
-"""Twice the encoding time of level 3 for 12 % less; decoding takes the same time at every level."""
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_HEADER = struct.Struct("<4sBBHII")
-_MAGIC = b"SFDZ"
-_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<i1"), 2: np.dtype("<i2")}
 _MESH_DTYPES = {"vertices": "<f4", "normals": "<f4", "uv": "<f4", "faces": "<i4"}
 _MESH_COLUMNS = {"vertices": 3, "normals": 3, "uv": 2, "faces": 3}
 
@@ -72,7 +63,12 @@ def encode(sample: TextureSample) -> dict[str, bytes]:
     views = sample.views
     fields = {"json": _encode_json(sample.meta)}
     fields |= _encode_maps("", _strip(views.rgb), _strip(views.mask), _strip(views.position), _strip(views.normal))
+    fields |= _encode_extra("coverage.png", _strip(views.coverage), views.mask.size)
+    if views.lit is not None:
+        fields |= _encode_extra(LIT, _strip(views.lit), views.mask.size)
     if sample.uv is not None and sample.mesh is not None:
+        if sample.uv.opacity is not None:
+            fields |= _encode_extra(OPACITY, sample.uv.opacity, sample.uv.mask.size)
         fields |= _encode_maps("uv_", sample.uv.rgb, sample.uv.mask, sample.uv.position, sample.uv.normal)
         fields["mesh.npz"] = _encode_mesh(sample.mesh)
     return fields
@@ -85,10 +81,11 @@ def decode(fields: Mapping[str, Any]) -> TextureSample:
     names = {name for name in fields if not (name.startswith("__") and name.endswith("__"))}
     if unknown := sorted(names - EXTENSIONS):
         raise ValueError(f"unknown field {unknown[0]!r}: a sample may hold only {', '.join(sorted(EXTENSIONS))}")
-    meta = _decode_json(_field(fields, "json"))
+    meta = _decode_json(field_bytes(fields, "json"))
     regime = Regime(meta["regime"])
     expected = {"json", *VIEW_FIELDS} | (set(UV_FIELDS) if regime is Regime.TEXTURED else set())
-    if names != expected:
+    allowed = OPTIONAL_FIELDS if regime is Regime.TEXTURED else (LIT,)
+    if names - set(allowed) != expected:
         raise ValueError(f"sample {meta['uid']}: a {regime} sample has exactly {sorted(expected)}, not {sorted(names)}")
     cameras = _decode_cameras(meta["cameras"])
     rgb, mask, position, normal = _decode_maps(fields, "")
@@ -98,14 +95,17 @@ def decode(fields: Mapping[str, Any]) -> TextureSample:
     views = Views(
         rgb=_unstrip(rgb, count),
         mask=_unstrip(mask, count),
+        coverage=_unstrip(_decode_extra(fields, "coverage.png", mask.shape), count),
         position=_unstrip(position, count),
         normal=_unstrip(normal, count),
+        lit=_unstrip(_decode_extra(fields, LIT, rgb.shape), count) if LIT in names else None,
     )
     uv, mesh = None, None
     if regime is Regime.TEXTURED:
         uv_rgb, uv_mask, uv_position, uv_normal = _decode_maps(fields, "uv_")
-        uv = UvMaps(rgb=uv_rgb, mask=uv_mask, position=uv_position, normal=uv_normal)
-        mesh = _decode_mesh(_field(fields, "mesh.npz"), str(meta["measurements"].get("layout")))
+        opacity = _decode_extra(fields, OPACITY, uv_mask.shape) if OPACITY in names else None
+        uv = UvMaps(rgb=uv_rgb, mask=uv_mask, position=uv_position, normal=uv_normal, opacity=opacity)
+        mesh = _decode_mesh(field_bytes(fields, "mesh.npz"), str(meta["measurements"].get("layout")))
     return TextureSample(uid=meta["uid"], regime=regime, views=views, cameras=cameras, uv=uv, mesh=mesh, meta=meta)
 
 
@@ -118,16 +118,6 @@ def _check_regime(regime: Regime, has_uv: bool, has_mesh: bool) -> None:
     wanted = regime is Regime.TEXTURED
     if has_uv != wanted or has_mesh != wanted:
         raise ValueError(f"a {regime} sample must {'' if wanted else 'not '}have UV maps and a mesh")
-
-
-def _field(fields: Mapping[str, Any], name: str) -> bytes:
-    data = fields.get(name)
-    if not isinstance(data, bytes):
-        raise ValueError(f"field {name!r} is missing or not bytes: the shard is incomplete, rebuild it")
-    return data
-
-
-# JSON
 
 
 def _encode_json(meta: dict[str, Any]) -> bytes:
@@ -202,11 +192,6 @@ def _unstrip(strip: Shaped[np.ndarray, "rows width *c"], count: int) -> Shaped[n
     return strip.reshape(count, len(strip) // count, *strip.shape[1:])
 
 
-def _check_size(name: str, height: int, width: int) -> None:
-    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
-        raise ValueError(f"field {name!r}: {height} x {width} pixels; a side is 1 to {MAX_SIDE}, an image {MAX_PIXELS}")
-
-
 def _encode_maps(
     prefix: str,
     rgb: UInt8[np.ndarray, "h w 3"],
@@ -218,7 +203,7 @@ def _encode_maps(
     if not rgb.shape == (*mask.shape, 3) == position.shape == normal.shape:
         shapes = [array.shape for array in (rgb, mask, position, normal)]
         raise ValueError(f"the {prefix or 'view'} images differ in size: {shapes}")
-    _check_size(f"{prefix}rgb.webp", *mask.shape)
+    check_size(f"{prefix}rgb.webp", *mask.shape)
     if not np.abs(position).max() <= 1 + 1e-5:
         raise ValueError(f"field '{prefix}position.dz': positions reach {np.abs(position).max()}, outside [-1, 1]")
     if not np.isfinite(normal).all():
@@ -229,19 +214,40 @@ def _encode_maps(
     length = np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
     directions = np.rint(normal / length * NORMAL_STEPS).astype(np.int8) * covered
     return {
-        f"{prefix}rgb.webp": _encode_image(rgb, "WEBP", lossless=True, method=2, quality=50, exact=True),
-        f"{prefix}mask.png": _encode_image(mask, "PNG", compress_level=6),
-        f"{prefix}position.dz": _encode_deltas(steps),
-        f"{prefix}normal.dz": _encode_deltas(directions),
+        f"{prefix}rgb.webp": _encode_rgb(rgb),
+        f"{prefix}mask.png": encode_image(mask, "PNG", compress_level=6),
+        f"{prefix}position.dz": encode_deltas(steps),
+        f"{prefix}normal.dz": encode_deltas(directions),
     }
+
+
+def _encode_extra(
+    name: str, image: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"], pixels: int
+) -> dict[str, bytes]:
+    """One more image beside the four of a kind, of as many pixels as they have."""
+    if image.shape[0] * image.shape[1] != pixels:
+        raise ValueError(f"field {name!r} has {image.shape[:2]} pixels, its mask {pixels} in all")
+    return {name: _encode_rgb(image) if image.ndim == 3 else encode_image(image, "PNG", compress_level=6)}
+
+
+def _decode_extra(fields: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    form, mode = ("WEBP", "RGB") if len(shape) == 3 else ("PNG", "L")
+    image = decode_image(fields, name, form, mode)
+    if image.shape != shape:
+        raise ValueError(f"field {name!r} is {image.shape}, the images beside it {shape}")
+    return image
+
+
+def _encode_rgb(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    return encode_image(image, "WEBP", lossless=True, method=2, quality=50, exact=True)
 
 
 def _decode_maps(fields: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """rgb, mask, position and normal of one kind, all of one size."""
-    rgb = _decode_image(fields, f"{prefix}rgb.webp", "WEBP", "RGB")
-    mask = _decode_image(fields, f"{prefix}mask.png", "PNG", "1")
-    steps = _decode_deltas(fields, f"{prefix}position.dz", 2)
-    directions = _decode_deltas(fields, f"{prefix}normal.dz", 1)
+    rgb = decode_image(fields, f"{prefix}rgb.webp", "WEBP", "RGB")
+    mask = decode_image(fields, f"{prefix}mask.png", "PNG", "1")
+    steps = decode_deltas(fields, f"{prefix}position.dz", 2)
+    directions = decode_deltas(fields, f"{prefix}normal.dz", 1)
     for name, array in (("mask.png", mask), ("position.dz", steps), ("normal.dz", directions)):
         if array.shape[:2] != rgb.shape[:2]:
             raise ValueError(f"field '{prefix}{name}' is {array.shape[:2]} pixels, '{prefix}rgb.webp' {rgb.shape[:2]}")
@@ -259,57 +265,6 @@ def _unit(directions: Int8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]
     np.sqrt(np.maximum(length, 1, out=length), out=length)
     normal /= length[..., None]
     return normal
-
-
-def _encode_image(image: np.ndarray, form: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, form, **options)
-    return out.getvalue()
-
-
-def _decode_image(fields: Mapping[str, Any], name: str, form: str, mode: str) -> np.ndarray:
-    data = _field(fields, name)
-    if form == "PNG" and not data.endswith(_PNG_END):  # Pillow reads one without
-        raise ValueError(f"field {name!r} is not a whole PNG image: it has no end")
-    try:
-        with Image.open(io.BytesIO(data), formats=[form]) as image:
-            _check_size(name, image.height, image.width)
-            if image.mode != mode or getattr(image, "n_frames", 1) != 1:
-                raise ValueError(f"field {name!r}: mode {image.mode}, expected one image of mode {mode}")
-            return np.array(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"field {name!r} is not a whole {form} image: {error}") from error
-
-
-def _encode_deltas(image: Int16[np.ndarray, "h w c"] | Int8[np.ndarray, "h w c"]) -> bytes:
-    """Differences between rows (modulo the type's range), bytes of equal significance together, zstd; a header with the
-    type and the size in front."""
-    deltas = image.copy()
-    deltas[1:] -= image[:-1]
-    height, width, channels = image.shape
-    planes = deltas.astype(deltas.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, image.itemsize).T
-    header = _HEADER.pack(_MAGIC, image.itemsize, channels, 0, height, width)
-    return header + pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(planes.tobytes(), asbytes=True)
-
-
-def _decode_deltas(fields: Mapping[str, Any], name: str, itemsize: int) -> np.ndarray:
-    data = _field(fields, name)
-    if len(data) < _HEADER.size:
-        raise ValueError(f"field {name!r} is shorter than its header")
-    magic, item, channels, reserved, height, width = _HEADER.unpack_from(data)
-    if magic != _MAGIC or (item, channels, reserved) != (itemsize, 3, 0):
-        raise ValueError(f"field {name!r}: not an array of three {itemsize}-byte channels")
-    _check_size(name, height, width)
-    size = height * width * channels * itemsize
-    try:
-        raw = pa.Codec("zstd").decompress(memoryview(data)[_HEADER.size :], decompressed_size=size, asbytes=True)
-    except OSError as error:
-        raise ValueError(f"field {name!r} does not hold {height} x {width} pixels: {error}") from error
-    image = np.empty((height, width * channels), _DTYPES[itemsize])
-    image.view(np.uint8).reshape(-1, itemsize)[:] = np.frombuffer(raw, np.uint8).reshape(itemsize, -1).T
-    for row in range(1, height):  # several times faster than np.add.accumulate over the first axis
-        np.add(image[row], image[row - 1], out=image[row])
-    return image.reshape(height, width, channels)
 
 
 # mesh

@@ -63,8 +63,26 @@ class Texture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shading:
+    """The metallic-roughness half of a material, which only lit views need (glTF 2.0, 3.9). Its textures share the
+    coordinates of the base colour; where a file gives them others, the factor alone counts."""
+
+    metallic: float = 0.0
+    roughness: float = 1.0
+    metallic_roughness: int | None = None
+    """Index into `TexturedMesh.textures`: roughness in G, metallic in B, both linear."""
+    emissive: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Linear RGB factor, strength applied."""
+    emissive_texture: int | None = None
+    """Index into `TexturedMesh.textures`, sRGB."""
+    normal_map: int | None = None
+    """Index into `TexturedMesh.textures`: tangent-space normal, 8-bit linear."""
+    normal_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """The part of a material that decides unlit base colour."""
+    """What a surface looks like: unlit base colour, and how it answers light."""
 
     base_color: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     """Linear RGBA factor."""
@@ -73,6 +91,7 @@ class Material:
     alpha_mode: AlphaMode = AlphaMode.OPAQUE
     alpha_cutoff: float = 0.5
     double_sided: bool = False
+    shading: Shading = Shading()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

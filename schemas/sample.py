@@ -28,10 +28,14 @@ class Views:
     """Unlit base colour, sRGB, over black."""
     mask: Bool[np.ndarray, "views height width"]
     """Pixel centre covered by a face."""
+    coverage: UInt8[np.ndarray, "views height width"]
+    """Share of the pixel covered by faces, 0..255: the anti-aliased mask."""
     position: Float32[np.ndarray, "views height width 3"]
     """Position in the dataset frame, [-1, 1]."""
     normal: Float32[np.ndarray, "views height width 3"]
     """Interpolated vertex normal, world space, unit length."""
+    lit: UInt8[np.ndarray, "views height width 3"] | None = None
+    """The same views under light, sRGB, over black; by which renderer and light: `meta["shading"]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,8 @@ class UvMaps:
     """Texel centre covered by a face."""
     position: Float32[np.ndarray, "height width 3"]
     normal: Float32[np.ndarray, "height width 3"]
+    opacity: UInt8[np.ndarray, "height width"] | None = None
+    """Alpha, dilated beyond the mask; below 128 the surface is cut out. None where every material is opaque."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,4 +65,4 @@ class TextureSample:
     """Dataset frame; present exactly when `uv` is."""
     meta: dict[str, Any]
     """The sample's JSON: `uid, schema_version, source {name, uri, licence, attribution}, caption, regime,
-    cameras {world_to_cam, projection}, frame {center [3], scale}, measurements {...}`."""
+    cameras {world_to_cam, projection}, frame {center [3], scale}, measurements {...}`, and `shading` with lit views."""

@@ -36,7 +36,13 @@ def small_sample(
         return rgb, mask, position * mask[..., None], normal * mask[..., None]
 
     strips = [np.stack(group) for group in zip(*(maps(view_size, turn) for turn in (0.0, 0.5, 1.0, 1.5)), strict=True)]
-    views = Views(rgb=strips[0] * strips[1][..., None], mask=strips[1], position=strips[2], normal=strips[3])
+    views = Views(
+        rgb=strips[0] * strips[1][..., None],
+        mask=strips[1],
+        coverage=strips[1].astype(np.uint8) * np.uint8(255),
+        position=strips[2],
+        normal=strips[3],
+    )
     uv, mesh = None, None
     if regime is Regime.TEXTURED:
         rgb, mask, position, normal = maps(uv_size, 0.0)

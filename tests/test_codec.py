@@ -17,6 +17,7 @@ from schemas.camera import Cameras
 from schemas.codec import (
     EXTENSIONS,
     NORMAL_ERROR_DEG,
+    OPTIONAL_FIELDS,
     POSITION_ERROR,
     SCHEMA_VERSION,
     cameras_json,
@@ -59,6 +60,7 @@ def make_sample(regime: Regime = Regime.TEXTURED, seed: int = 0, views: int = 3,
         views=Views(
             rgb=(rng.integers(0, 256, (*mask.shape, 3)) * mask[..., None]).astype(np.uint8),
             mask=mask,
+            coverage=rng.integers(0, 256, mask.shape).astype(np.uint8),
             position=position,
             normal=directions(rng, mask),
         ),
@@ -111,6 +113,24 @@ def test_a_sample_survives_its_encoding(regime):
         for name in ("vertices", "normals", "uv", "faces"):
             np.testing.assert_array_equal(getattr(found.mesh, name), getattr(sample.mesh, name))
         assert found.mesh.layout == "xatlas"
+
+
+def test_lit_views_and_opacity_are_optional_and_lossless():
+    sample, rng = make_sample(), np.random.default_rng(1)
+    assert sample.uv is not None
+    lit = rng.integers(0, 256, sample.views.rgb.shape).astype(np.uint8)
+    opacity = rng.integers(0, 256, sample.uv.mask.shape).astype(np.uint8)
+    full = replace(sample, views=replace(sample.views, lit=lit), uv=replace(sample.uv, opacity=opacity))
+    fields = encode(full)
+    assert fields.keys() - encode(sample).keys() == set(OPTIONAL_FIELDS)
+    found = decode(fields)
+    assert found.uv is not None
+    np.testing.assert_array_equal(found.views.lit, lit)
+    np.testing.assert_array_equal(found.uv.opacity, opacity)
+    np.testing.assert_array_equal(found.views.coverage, sample.views.coverage)
+    fields["uv_opacity.png"] = encode(make_sample(side=12))["coverage.png"]
+    with pytest.raises(ValueError, match="uv_opacity"):
+        decode(fields)
 
 
 def test_encoding_is_deterministic_and_lossless_fields_are_fixed_points():
@@ -229,7 +249,7 @@ def test_a_hostile_field_is_refused_by_name(case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": 1}, "schema version 1"),
         ({"uid": "../x"}, "no uid"),
         ({"regime": "other"}, "unknown regime"),
         ({"regime": "mv_only"}, "exactly"),
@@ -248,7 +268,7 @@ def test_json_at_odds_with_the_fields_is_refused(change, message):
 
 
 def test_a_missing_field_is_named():
-    for name in EXTENSIONS:
+    for name in EXTENSIONS - set(OPTIONAL_FIELDS):
         fields = {key: value for key, value in encode(make_sample()).items() if key != name}
         with pytest.raises(ValueError, match=r"json|exactly"):
             decode(fields)

@@ -33,6 +33,7 @@ def sample(uid, caption):
     views = Views(
         rgb=np.full((4, size, size, 3), 200, np.uint8),
         mask=np.ones((4, size, size), bool),
+        coverage=np.full((4, size, size), 255, np.uint8),
         position=np.zeros((4, size, size, 3), np.float32),
         normal=np.zeros((4, size, size, 3), np.float32),
     )

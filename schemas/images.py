@@ -1,0 +1,84 @@
+"""Images and integer maps as bytes of a sample: lossless, declared sizes checked before memory is taken for them."""
+
+import io
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int8, Int16
+from PIL import Image
+
+MAX_SIDE = 16_383
+"""Longest side of a stored image, pixels (WebP's own limit)."""
+MAX_PIXELS = 1 << 26
+ZSTD_LEVEL = 9
+"""Twice the encoding time of level 3 for 12 % less; decoding takes the same time at every level."""
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_HEADER = struct.Struct("<4sBBHII")
+_MAGIC = b"SFDZ"
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<i1"), 2: np.dtype("<i2")}
+
+
+def field_bytes(fields: Mapping[str, Any], name: str) -> bytes:
+    data = fields.get(name)
+    if not isinstance(data, bytes):
+        raise ValueError(f"field {name!r} is missing or not bytes: the shard is incomplete, rebuild it")
+    return data
+
+
+def check_size(name: str, height: int, width: int) -> None:
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
+        raise ValueError(f"field {name!r}: {height} x {width} pixels; a side is 1 to {MAX_SIDE}, an image {MAX_PIXELS}")
+
+
+def encode_image(image: np.ndarray, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, form, **options)
+    return out.getvalue()
+
+
+def decode_image(fields: Mapping[str, Any], name: str, form: str, mode: str) -> np.ndarray:
+    data = field_bytes(fields, name)
+    if form == "PNG" and not data.endswith(_PNG_END):  # Pillow reads one without
+        raise ValueError(f"field {name!r} is not a whole PNG image: it has no end")
+    try:
+        with Image.open(io.BytesIO(data), formats=[form]) as image:
+            check_size(name, image.height, image.width)
+            if image.mode != mode or getattr(image, "n_frames", 1) != 1:
+                raise ValueError(f"field {name!r}: mode {image.mode}, expected one image of mode {mode}")
+            return np.array(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"field {name!r} is not a whole {form} image: {error}") from error
+
+
+def encode_deltas(image: Int16[np.ndarray, "h w c"] | Int8[np.ndarray, "h w c"]) -> bytes:
+    """Differences between rows (modulo the type's range), bytes of equal significance together, zstd; a header with the
+    type and the size in front."""
+    deltas = image.copy()
+    deltas[1:] -= image[:-1]
+    height, width, channels = image.shape
+    planes = deltas.astype(deltas.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, image.itemsize).T
+    header = _HEADER.pack(_MAGIC, image.itemsize, channels, 0, height, width)
+    return header + pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(planes.tobytes(), asbytes=True)
+
+
+def decode_deltas(fields: Mapping[str, Any], name: str, itemsize: int) -> np.ndarray:
+    data = field_bytes(fields, name)
+    if len(data) < _HEADER.size:
+        raise ValueError(f"field {name!r} is shorter than its header")
+    magic, item, channels, reserved, height, width = _HEADER.unpack_from(data)
+    if magic != _MAGIC or (item, channels, reserved) != (itemsize, 3, 0):
+        raise ValueError(f"field {name!r}: not an array of three {itemsize}-byte channels")
+    check_size(name, height, width)
+    size = height * width * channels * itemsize
+    try:
+        raw = pa.Codec("zstd").decompress(memoryview(data)[_HEADER.size :], decompressed_size=size, asbytes=True)
+    except OSError as error:
+        raise ValueError(f"field {name!r} does not hold {height} x {width} pixels: {error}") from error
+    image = np.empty((height, width * channels), _DTYPES[itemsize])
+    image.view(np.uint8).reshape(-1, itemsize)[:] = np.frombuffer(raw, np.uint8).reshape(itemsize, -1).T
+    for row in range(1, height):  # several times faster than np.add.accumulate over the first axis
+        np.add(image[row], image[row - 1], out=image[row])
+    return image.reshape(height, width, channels)
