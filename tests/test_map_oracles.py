@@ -72,7 +72,7 @@ def edge_distance(x: float, y: float, points: np.ndarray) -> float:
 
 @njit(cache=True)
 def nearest_edges(xy: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Distance of each point [n, 2] to the nearest side of any triangle [f, 3, 2]; those wholly elsewhere are passed."""
+    """Distance of each point [n, 2] to the nearest side of any triangle [f, 3, 2] around it."""
     out = np.full(len(xy), np.inf)
     for f in range(len(corners)):
         low_x, high_x = corners[f, :, 0].min() - 1.0, corners[f, :, 0].max() + 1.0
