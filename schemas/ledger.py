@@ -68,48 +68,119 @@ class Rejected:
 
     reason: Reason
     detail: str = ""
-    """For a person: names the value and the threshold."""
+    """For a person: names the value and the threshold. A verdict of `pipeline.judge` starts with the name of its rule
+    and a colon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """What was measured on an asset; None where the pipeline did not get that far. One ledger column each."""
+    """What was measured on an asset; None where it does not apply or the pipeline did not get that far. One ledger
+    column each, never NaN. Shares lie in [0, 1]; those "of the surface" are weighted by area. Definitions are ours
+    where no source is named."""
 
+    # the file and its geometry, as loaded
     bytes: int | None = None
+    """Size of the main file."""
     faces: int | None = None
+    """Triangles, instances counted."""
     vertices: int | None = None
+    """Vertices as stored: seams count twice."""
     parts: int | None = None
     """Connected components after merging vertices by position."""
-    materials: int | None = None
-    textures: int | None = None
-    texture_side_max: int | None = None
-    """Longest side of the largest base-colour texture, pixels."""
-    degenerate_share: float | None = None
-    """Share of faces with (nearly) no area."""
+    size_x: float | None = None
+    """Side of the bounding box along the asset's own x axis, asset units."""
+    size_y: float | None = None
+    """The same along y, which points up in glTF."""
+    size_z: float | None = None
+    """The same along z."""
     flatness: float | None = None
     """Smallest over largest side of the bounding box."""
+    boundary_edges: int | None = None
+    """Edges of one face alone, after merging vertices by position."""
+    nonmanifold_edges: int | None = None
+    """Edges of three faces or more, after merging vertices by position."""
+    degenerate_share: float | None = None
+    """Share of faces with (nearly) no area."""
+
+    # what the surface looks like
+    materials: int | None = None
+    textures: int | None = None
+    """Images that serve as base colour or for shading."""
+    texture_side_min: int | None = None
+    """Shortest side of the base-colour textures, pixels; None without any."""
+    texture_side_max: int | None = None
+    """Longest side of the base-colour textures, pixels; 0 without any."""
+    textured_share: float | None = None
+    """Share of the surface that a base-colour texture covers: its material has one and its faces have coordinates."""
     transparent_share: float | None = None
-    """Share of surface area that is not opaque."""
+    """Share of the surface that is not opaque."""
     distinct_colors: int | None = None
     """Distinct quantised surface colours (5 bits a channel), each on at least 0.1 % of the area."""
     color_std: float | None = None
     """Standard deviation of surface colour in sRGB, 0..1, area-weighted, mean of channels."""
+    flat_share: float | None = None
+    """Largest share of the opaque surface with one quantised colour (5 bits a channel)."""
+    grey_share: float | None = None
+    """Share of the opaque surface whose 8-bit sRGB channels differ by less than 8: greyish, untextured models."""
+    texture_entropy: float | None = None
+    """Bits: entropies of hue, saturation and value (256 bins each) of the opaque surface, their mean (MV-Painter takes
+    it of two renders, background included)."""
+    baked_light: float | None = None
+    """Suspicion of light baked into the colours: share of the variance of log luminance, between places of one
+    chromaticity, that a direction of light and the openness of the place explain (0..1). A flag, never a reason."""
+
+    # the texture coordinates as authored
     uv_faces_share: float | None = None
-    """Share of faces that have texture coordinates."""
+    """Share of faces that have texture coordinates; the rest of this group is about those faces."""
     uv_outside_share: float | None = None
-    """Share of faces with a corner outside [0, 1]^2."""
+    """Share of all faces with a corner outside [0, 1]^2."""
+    uv_fill_authored: float | None = None
+    """Share of the unit square's texels that a face covers, coordinates wrapped into it."""
     uv_overlap_share: float | None = None
-    """Share of used texels that more than one face covers."""
+    """Share of those texels that more than one face covers; None for layouts tiled thousandfold."""
+    uv_mirrored_share: float | None = None
+    """Share of the overlapping texels that faces of both orientations cover: mirrored halves."""
+    uv_flipped_share: float | None = None
+    """Share of the surface whose faces run clockwise in the layout."""
     uv_degenerate_share: float | None = None
     """Share of surface area on faces with (nearly) no area in the authored layout."""
-    uv_fill: float | None = None
-    """Share of texels of the final layout covered by a face."""
-    layout: str | None = None
-    """`authored` or `xatlas`."""
+    uv_charts: int | None = None
+    """Charts: faces joined over edges whose two ends have the same coordinates on both sides."""
+    uv_density_spread: float | None = None
+    """95th over 5th percentile (of the surface) of the length in the layout that a length on the surface gets; 1 is
+    even. None where less than 95 % of the surface has a place in the layout."""
+    uv_score: float | None = None
+    """1 - 0.5 * L1(share of the surface, share of the layout) over charts (Texture-Anything); 1 is even."""
+
+    # the views
     visible_share_min: float | None = None
     """Smallest share of a view's pixels covered by the mesh, over the views."""
+    visible_share_opposite: float | None = None
+    """The smaller share of two opposite views, in the pair where it is largest (MV-Painter's alpha area of front and
+    back); None for rigs without opposite views."""
+    single_surface_share: float | None = None
+    """Share of the pixels of opposite views that show a place which the other view shows from its other side: 0 for
+    closed shapes, 1 for a sheet (Step1X compares coordinate maps of opposite views)."""
+    edge_score: float | None = None
+    """Mean Sobel magnitude (3 x 3, unnormalised) of 8-bit grey inside the views' masks (MV-Painter)."""
+    texture_score: float | None = None
+    """35 * `texture_entropy` + `edge_score` (MV-Painter's weights; it adds up two views and keeps the best assets)."""
+
+    # the layout and the map made from it
+    layout: str | None = None
+    """`authored` or `xatlas`."""
+    layout_fault: str | None = None
+    """Why there is no layout: `unwrap_budget` or `unwrap_failed`."""
+    uv_fill: float | None = None
+    """Share of texels of the final layout covered by a face."""
+    layout_density: float | None = None
+    """Median over the surface of texels of the map per dataset unit (half the largest side)."""
+    layout_density_spread: float | None = None
+    """As `uv_density_spread`, of the final layout."""
     round_trip_psnr: float | None = None
     """dB over covered pixels: views from source materials against views from the baked map."""
+    round_trip_off_share: float | None = None
+    """Share of covered pixels of which a channel is further off than 8 of 255 in that comparison."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
