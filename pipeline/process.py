@@ -10,15 +10,15 @@ from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 
-from geometry.cameras import seqtex4
 from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
+from geometry.rigs import RigConfig, rig_cameras
 from pipeline.bake import BakeConfig, bake_uv, round_trip_psnr
 from pipeline.judge import JudgeConfig, judge, measure
 from pipeline.load import load_mesh
 from pipeline.plan import ShardJob
 from pipeline.preflight import PreflightConfig, preflight
-from pipeline.render import RenderConfig, render_views, wear
+from pipeline.render import RenderConfig, render_views, require_views_fit, wear
 from pipeline.sandbox import LimitsConfig, Zygote
 from pipeline.shards import commit
 from pipeline.unwrap import UnwrapConfig, unwrap
@@ -48,6 +48,8 @@ class BuildConfig:
     """What makes an asset fit to learn from."""
     unwrap: UnwrapConfig = field(default_factory=UnwrapConfig)
     """UV layouts."""
+    rig: RigConfig = field(default_factory=RigConfig)
+    """Where the cameras stand."""
     views: RenderConfig = field(default_factory=RenderConfig)
     """Multi-view images."""
     uv: BakeConfig = field(default_factory=BakeConfig)
@@ -56,6 +58,9 @@ class BuildConfig:
     """Smallest share of a view's pixels that the mesh must cover (ours: 500 pixels of 512^2)."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What one asset may use."""
+
+    def __post_init__(self) -> None:
+        require_views_fit(self.rig.view_count, self.views.resolution)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,11 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
     return _make_sample(ref, mesh, frame, measurements, cfg)
 
 
+def seed_of(uid: str) -> int:
+    """Of the random numbers of one asset: the same wherever and whenever it is processed."""
+    return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8])
+
+
 def _changed(path: Path, ref: MeshRef) -> Rejected | None:
     """The file is no longer the one that was planned."""
     if ref.sha256 is None or not path.is_file():
@@ -127,7 +137,7 @@ def _make_sample(
 ) -> Processed:
     """Views of a mesh that was found fit, and its UV maps where they can be had."""
     rasterizer = CpuRasterizer()
-    cameras = seqtex4(*bounding_box(mesh.vertices, mesh.faces), elevation_deg=cfg.views.elevation_deg)
+    cameras = rig_cameras(cfg.rig, *bounding_box(mesh.vertices, mesh.faces), seed=seed_of(ref.uid))
     views = render_views(mesh, cameras, cfg.views, rasterizer)
     visible = float(views.mask.mean(axis=(1, 2)).min())
     measurements = replace(measurements, visible_share_min=visible)
@@ -290,7 +300,7 @@ def warm_up() -> None:
         layout="authored",
     )
     mesh, rasterizer = wear(uv_mesh, np.zeros((4, 4, 3), np.uint8)), CpuRasterizer()
-    cameras = seqtex4(corners.min(axis=0), corners.max(axis=0))
+    cameras = rig_cameras(RigConfig(), corners.min(axis=0), corners.max(axis=0))
     measure(mesh)
     render_views(mesh, cameras, RenderConfig(resolution=8), rasterizer)
     bake_uv(mesh, uv_mesh, BakeConfig(resolution=8), rasterizer)

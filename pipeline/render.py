@@ -1,5 +1,6 @@
 """Views of a mesh: unlit colour, position and normal as the cameras see them."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from geometry.texture import (
 )
 from schemas.camera import Cameras
 from schemas.errors import require_between
+from schemas.images import MAX_PIXELS, MAX_SIDE
 from schemas.mesh import Material, Texture, TexturedMesh, UvMesh, Wrap
 from schemas.sample import Views
 
@@ -30,15 +32,18 @@ class RenderConfig:
 
     resolution: int = 512
     """Height and width of a view, pixels (paper)."""
-    elevation_deg: float = 10.0
-    """Elevation of the four cameras (released code)."""
     supersample: int = 2
     """Colour samples per pixel along each axis (ours); masks, positions and normals are taken at pixel centres."""
 
     def __post_init__(self) -> None:
-        require_between("views.resolution", self.resolution, 1, 4095)  # four of them in one WebP strip
-        require_between("views.elevation_deg", self.elevation_deg, -89, 89)
+        require_between("views.resolution", self.resolution, 1, MAX_SIDE)
         require_between("views.supersample", self.supersample, 1, 8)
+
+
+def require_views_fit(num_views: int, resolution: int) -> None:
+    """Raises UsageError where the views of a sample, one below the other, are more than an image can hold."""
+    highest = min(MAX_SIDE // num_views, math.isqrt(MAX_PIXELS // num_views))
+    require_between(f"views.resolution of {num_views} views", resolution, 1, highest)
 
 
 def render_views(mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer) -> Views:

@@ -17,6 +17,14 @@ def side_by_side(images: UInt8[np.ndarray, "count height width 3"]) -> UInt8[np.
     return np.concatenate(list(images), axis=1)
 
 
+def in_rows(images: UInt8[np.ndarray, "count height width 3"], columns: int) -> UInt8[np.ndarray, "rows all_widths 3"]:
+    """`columns` to a row, the last row filled up with black; fewer than that stay one row of their own width."""
+    columns = min(columns, len(images))
+    spare = -len(images) % columns
+    filled = np.concatenate([images, np.zeros((spare, *images.shape[1:]), np.uint8)])
+    return np.concatenate([side_by_side(filled[i : i + columns]) for i in range(0, len(filled), columns)])
+
+
 def data_uri(image: UInt8[np.ndarray, "height width 3"], height: int | None = None) -> str:
     """A PNG as a data: URI, scaled down to `height` pixels when it is taller."""
     picture = Image.fromarray(image)

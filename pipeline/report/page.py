@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
-from pipeline.report.images import as_rgb, data_uri, side_by_side
+from pipeline.report.images import as_rgb, data_uri, in_rows, side_by_side
 from schemas.ledger import Reason, Status
 from schemas.sample import Regime, TextureSample
 
 THUMBNAIL_PX = 160
 """Height of one row of a contact sheet."""
+VIEWS_PER_ROW = 6
+"""Further views stand in further rows, so that a row fits a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +86,21 @@ def _words(reason: Reason | str | None) -> str:
 
 
 def sample_card(sample: TextureSample) -> SampleCard:
-    """Colour, normal and position of the views, then the UV maps."""
+    """Colour, light where there is any, normal and position of the views, then the UV maps."""
     views = sample.views
-    sheets = [
-        ("views: colour", side_by_side(views.rgb)),
-        ("views: normal", side_by_side(as_rgb(views.normal) * views.mask[..., None])),
-        ("views: position", side_by_side(as_rgb(views.position) * views.mask[..., None])),
-    ]
+    pictures = {
+        "views: colour": views.rgb,
+        "views: lit": views.lit,
+        "views: normal": as_rgb(views.normal) * views.mask[..., None],
+        "views: position": as_rgb(views.position) * views.mask[..., None],
+    }
+    sheets = [(name, in_rows(images, VIEWS_PER_ROW)) for name, images in pictures.items() if images is not None]
+    rows = -(-len(views.rgb) // VIEWS_PER_ROW)
+    figures = [Figure(src=data_uri(image, rows * THUMBNAIL_PX), caption=name) for name, image in sheets]
     if sample.uv is not None:
         uv = sample.uv
         maps = np.stack([uv.rgb, as_rgb(uv.normal) * uv.mask[..., None], as_rgb(uv.position) * uv.mask[..., None]])
-        sheets.append(("UV: colour, normal, position", side_by_side(maps)))
+        figures.append(Figure(src=data_uri(side_by_side(maps), THUMBNAIL_PX), caption="UV: colour, normal, position"))
     measured = sample.meta.get("measurements", {})
     facts = [f"{measured['faces']:,} faces"] if measured.get("faces") else []
     facts += [f"{measured['layout']} UVs"] if measured.get("layout") else []
@@ -106,7 +112,7 @@ def sample_card(sample: TextureSample) -> SampleCard:
         caption=sample.meta["caption"],
         facts=", ".join(facts),
         licence=", ".join(filter(None, (source["licence"], source["attribution"]))),
-        figures=[Figure(src=data_uri(image, THUMBNAIL_PX), caption=name) for name, image in sheets],
+        figures=figures,
     )
 
 
