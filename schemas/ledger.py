@@ -38,9 +38,13 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     BAD_IMAGE = "bad_image"
     INPUT_CHANGED = "input_changed"
+    NEEDS_BLENDER = "needs_blender"
+    """A format that is read through Blender alone, which is off."""
     # loading
     LOAD_ERROR = "load_error"
     NO_GEOMETRY = "no_geometry"
+    UNSUPPORTED_MATERIAL = "unsupported_material"
+    """Base colour made by shader nodes that no texture can carry."""
     # judgement
     TOO_FEW_FACES = "too_few_faces"
     TOO_MANY_FACES = "too_many_faces"
@@ -60,6 +64,12 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"
     MEMORY_LIMIT = "memory_limit"
     CRASHED = "crashed"
+    BLENDER_FAILED = "blender_failed"
+    """Blender ended without a result that can be read."""
+
+
+FAILURES = frozenset({Reason.TIMEOUT, Reason.MEMORY_LIMIT, Reason.CRASHED, Reason.BLENDER_FAILED})
+"""Reasons that say more about us than about the asset: `Status.FAILED`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
