@@ -14,8 +14,8 @@ from PIL import Image
 
 from cli.dataset import some_samples, stored_samples
 from cli.progress import bar, build_progress, log_event
+from cli.subject import Condition, Subject, TexturedSubject, open_subject, texture_subjects
 from cli.table import print_table
-from cli.texture import Subject, TexturedSubject, open_subject, texture_subject
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.bake import BakeConfig
 from pipeline.glb import write_glb
@@ -35,6 +35,7 @@ from training.checkpoints import Checkpoint, load_checkpoint
 from training.fit import TrainResult, train
 from training.metrics import mean_color_fill, psnr
 from training.presets import preset
+from training.sampler import SamplerConfig
 
 HELD_OUT_SEED = 1
 """Of the procedural source; the training meshes have seed 0."""
@@ -189,7 +190,8 @@ def run_trial(name: str, path: Path, sample: TextureSample, network: Checkpoint,
     size = len(sample.uv.mask)
     subject = open_subject(path, UnwrapConfig(), size)
     front, mask = sample.views.rgb[0], sample.views.mask[0]
-    result = texture_subject(subject, front, network, steps=cfg.sample_steps)
+    condition, sampler = Condition(images={0: front}), SamplerConfig(steps=cfg.sample_steps)
+    (result,) = texture_subjects([subject], [condition], network, sampler, seeds=[0])
     fill = mean_color_fill(front, mask, size, size)
     return Trial(
         name=name,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
+from inspect import signature
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -57,7 +58,7 @@ COMMANDS = {
     ),
     "texture": Command(
         module="cli.texture",
-        summary="texture a mesh from one image",
+        summary="texture a mesh from one image, several views, or a text",
         example="seqtex texture chair.glb --image chair.png --checkpoint /data/run/checkpoint --out textured.glb",
         positional="mesh",
     ),
@@ -85,7 +86,9 @@ def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> 
     function, positional = command_function(name), COMMANDS[name].positional
     parser.add_argument("--config", action="config", help="read options from this YAML file")
     if positional:
-        parser.add_argument(positional, type=get_type_hints(function)[positional])
+        optional = signature(function).parameters[positional].default is None
+        kind = get_type_hints(function)[positional]
+        parser.add_argument(positional, type=kind, nargs="?" if optional else None)
     parser.add_function_arguments(function, skip={"cfg", positional or ""}, as_group=False)
     if config_class := stage_config(function):
         parser.add_class_arguments(config_class, as_group=False)

@@ -1,159 +1,242 @@
-"""`seqtex texture`: a mesh and an image in, the same mesh with a new texture out."""
+"""`seqtex texture`: meshes with images or words in, the same meshes with new textures out."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
+from PIL import Image
 
-from cli.progress import log_event
-from geometry.cameras import seqtex4
-from geometry.frames import Frame, bounding_box, normalise
-from geometry.raster_cpu import CpuRasterizer
-from pipeline.bake import bake_geometry
-from pipeline.formats.fault import AssetFault
+from cli.progress import bar, log_event
+from cli.subject import Condition, Subject, TexturedSubject, open_subject, read_image, texture_subjects
 from pipeline.glb import write_glb
-from pipeline.judge import measure
-from pipeline.load import decode_image, load_mesh
-from pipeline.preflight import PreflightConfig, preflight
-from pipeline.render import render_geometry
-from pipeline.unwrap import UnwrapConfig, unwrap
-from schemas.camera import Cameras
+from pipeline.unwrap import UnwrapConfig
 from schemas.errors import UsageError, UserError
-from schemas.ledger import Rejected
-from schemas.mesh import UvMesh
-from training.batch import to_uint8, uv_to_image, uv_to_model
 from training.checkpoints import Checkpoint, load_checkpoint
-from training.sampler import Geometry, prepare_image, sample
+from training.sampler import SamplerConfig
 
 UNWRAP_TIMEOUT_S = 600.0
 """A person waits longer for one mesh than a build does."""
+VIEW_FILE = "view_{}.png"
+"""Names of view images in a folder, read and written; views count from 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """A mesh that is ready to be textured, in the dataset frame."""
+class Item:
+    """One mesh to texture."""
 
-    uv_mesh: UvMesh
-    frame: Frame
-    cameras: Cameras
+    mesh: Path
+    out: Path
+    image: Path | None = None
+    view: int = 0
+    images: Path | None = None
+    prompt: str = ""
+    seed: int = 0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TexturedSubject:
-    """Colours for a `Subject`, sRGB."""
-
-    uv_rgb: UInt8[np.ndarray, "uv_h uv_w 3"]
-    """Image orientation, row 0 at v = 1."""
-    views_rgb: UInt8[np.ndarray, "views h w 3"]
+    def __post_init__(self) -> None:
+        if self.out.suffix.lower() != ".glb":
+            raise UsageError(f"--out {self.out}: the result is a .glb file; name it so")
+        if self.image and self.images:
+            raise UsageError("--image and --images both say what views show; give one of them")
+        if not (self.image or self.images or self.prompt):
+            raise UsageError("nothing says what the texture should look like; give --image, --images or --prompt")
 
 
 def texture(
-    mesh: Path,
-    image: Path,
-    checkpoint: Path,
-    out: Path,
+    mesh: Path | None = None,
+    out: Path | None = None,
+    checkpoint: Path = Path("checkpoint"),
+    image: Path | None = None,
     view: int = 0,
+    images: Path | None = None,
     prompt: str = "",
+    batch: Path | None = None,
+    batch_size: int = 1,
+    views: Path | None = None,
     steps: int = 30,
+    solver: Literal["euler", "adams"] = "euler",
     guidance: float = 1.0,
     seed: int = 0,
     device: str = "auto",
+    offload: bool = False,
+    tiling: bool = False,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    wan: str | None = None,
+    uv_resolution: int | None = None,
     max_unwrap_faces: int = 200_000,
 ) -> int:
-    """Texture a mesh (.glb, .gltf, .obj) so that it looks like the image.
+    """Texture a mesh (.glb, .gltf, .obj) so that it looks like one image, several views, or a text.
 
     Args:
         mesh: the mesh, with or without texture coordinates; an existing texture is not looked at
-        image: what the mesh shows in one view: its front is seen from azimuth -90 degrees, elevation 10
-        checkpoint: folder `checkpoint` of a training run
         out: the textured mesh to write (.glb)
+        checkpoint: folder `checkpoint` of a training run, or a folder in the layout of the released weights
+        image: what the mesh shows in one view: its front is seen from azimuth -90 degrees, elevation 10
         view: which view the image shows: 0 front, then each a quarter turn on
-        prompt: text, for checkpoints trained with a text encoder
+        images: folder with what several views show: view_0.png, view_1.png, ... (any of them; all: the texture alone is
+            generated)
+        prompt: text, for checkpoints trained with a text encoder; alone or with images
+        batch: instead of one mesh, a file with one JSON object a line: mesh, out, and image, view, images, prompt,
+            seed; paths are relative to that file
+        batch_size: meshes of a batch that are sampled together
+        views: folder for the generated views, view_0.png and so on (in a batch: a folder per mesh, named like `out`)
         steps: denoising steps
+        solver: euler (as released), or adams, which needs fewer steps
         guidance: classifier-free guidance; 1 is off
         seed: of the noise
         device: cpu, cuda, or auto
-        max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one; 50,000 take 11 s, 200,000
-            over a minute
+        offload: keep on the GPU only what is at work: for GPUs too small for text encoder, VAE and transformer at once
+        tiling: VAE in tiles, for GPUs that cannot encode 1024 pixels at once
+        precision: of the weights of VAE, text encoder and transformer
+        wan: directory or hub repository with Wan's VAE and text encoder; default: as the checkpoint says
+        uv_resolution: texels a side; default: as trained
+        max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one
     """
-    if out.suffix.lower() != ".glb":
-        raise UsageError(f"--out {out}: the result is a .glb file; name it so")
+    if (mesh is None) == (batch is None):
+        raise UsageError("give one mesh, or --batch with a file that lists them")
+    items: Sequence[Item]
+    if batch is not None:
+        items = read_batch(batch)
+    elif mesh is not None and out is not None:
+        items = [Item(mesh=mesh, out=out, image=image, view=view, images=images, prompt=prompt, seed=seed)]
+    else:
+        raise UsageError("--out is missing: name the .glb file to write")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = load_checkpoint(checkpoint, device)
+    network = load_checkpoint(
+        checkpoint,
+        "cpu" if offload else device,
+        dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
+        tiling=tiling,
+        wan=wan,
+    )
+    if uv_resolution is not None:
+        network = replace(network, card=replace(network.card, uv_resolution=uv_resolution))
     if network.card.uv_resolution is None:
         raise UserError(f"{checkpoint}: never saw a UV map; train on a dataset with textured samples")
-    subject = open_subject(
-        mesh, UnwrapConfig(max_faces=max_unwrap_faces, timeout_s=UNWRAP_TIMEOUT_S), network.card.uv_resolution
-    )
-    if not 0 <= view < network.card.views:
-        raise UsageError(f"--view {view}: the checkpoint has views 0 to {network.card.views - 1}")
-    result = texture_subject(
-        subject, read_image(image), network, view=view, prompt=prompt, steps=steps, guidance=guidance, seed=seed
-    )
-    write_glb(out, subject.uv_mesh, result.uv_rgb, subject.frame)
-    log_event("textured", mesh=str(mesh), out=str(out), layout=subject.uv_mesh.layout)
-    return 0
+    unwrap_cfg = UnwrapConfig(max_faces=max_unwrap_faces, timeout_s=UNWRAP_TIMEOUT_S)
+    cfg = SamplerConfig(steps=steps, solver=solver, guidance=guidance)
+    failed = 0
+    for group in groups(open_items(items, network, unwrap_cfg, alone=batch is None), batch_size):
+        if isinstance(group, Failure):
+            failed += 1
+            log_event("failed", mesh=str(group.item.mesh), detail=str(group.error))
+            continue
+        for one, result in zip(group, texture_group(group, network, cfg, device, offload), strict=True):
+            write(one, result, views / one.item.out.stem if views and batch else views)
+    return 1 if failed else 0
 
 
-def open_subject(path: Path, cfg: UnwrapConfig, uv_resolution: int) -> Subject:
-    """Checks, loads, normalises and unwraps a mesh. Raises UserError where it cannot be textured."""
-    limits = PreflightConfig()
-    facts = preflight(path, limits)
-    loaded = facts if isinstance(facts, Rejected) else load_mesh(path, limits)
-    if isinstance(loaded, Rejected):
-        raise UserError(f"{path}: {loaded.reason} ({loaded.detail}); mend the file or export it again")
-    mesh, frame = normalise(loaded)
-    uv_mesh = unwrap(mesh, measure(mesh, None), cfg, uv_resolution)
-    if isinstance(uv_mesh, Rejected):
-        raise UserError(f"{path}: {uv_mesh.reason} ({uv_mesh.detail}); give it a UV layout or raise --max_unwrap_faces")
-    return Subject(uv_mesh=uv_mesh, frame=frame, cameras=seqtex4(*bounding_box(mesh.vertices, mesh.faces)))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """An item that was read."""
+
+    item: Item
+    subject: Subject
+    condition: Condition
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "height width 4"]:
-    """Raises UserError naming the file where it is no image."""
-    try:
-        return decode_image(path.read_bytes(), str(path))
-    except (OSError, AssetFault) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); give a PNG, JPEG or WebP file") from error
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An item that cannot be textured."""
+
+    item: Item
+    error: UserError
 
 
-def texture_subject(
-    subject: Subject,
-    image: UInt8[np.ndarray, "height width channels"],
-    network: Checkpoint,
-    *,
-    view: int = 0,
-    prompt: str = "",
-    steps: int = 30,
-    guidance: float = 1.0,
-    seed: int = 0,
-) -> TexturedSubject:
-    """Views and UV texture of one mesh by the network, from one image (RGB or RGBA, over black)."""
-    card, rasterizer = network.card, CpuRasterizer(threads=2)
-    assert card.uv_resolution is not None
-    position, normal, _ = render_geometry(subject.uv_mesh, subject.cameras, card.view_resolution, rasterizer)
-    uv_position, uv_normal, _ = bake_geometry(subject.uv_mesh, card.uv_resolution, rasterizer)
-    device = network.model.device
-    geometry = Geometry(
-        mv_position=torch.from_numpy(position)[None].to(device),
-        mv_normal=torch.from_numpy(normal)[None].to(device),
-        uv_position=uv_to_model(uv_position)[None].to(device),
-        uv_normal=uv_to_model(uv_normal)[None].to(device),
-    )
-    result = sample(
-        network.model,
-        network.codec,
-        geometry,
-        prepare_image(image, card.view_resolution)[None].to(device),
-        view,
-        network.text_encoder.encode([prompt]).to(device),
-        seed=seed,
-        steps=steps,
-        shift=card.shift,
-        guidance=guidance,
-        no_text=network.text_encoder.encode([""]).to(device),
-    )
-    return TexturedSubject(uv_rgb=uv_to_image(result.uv_rgb[0]), views_rgb=to_uint8(result.mv_rgb[0]))
+def texture_group(
+    group: Sequence[Ready], network: Checkpoint, cfg: SamplerConfig, device: str, offload: bool
+) -> list[TexturedSubject]:
+    names = ", ".join(one.item.mesh.name for one in group)
+    with bar("texturing", cfg.steps, "steps") as update:
+        return texture_subjects(
+            [one.subject for one in group],
+            [one.condition for one in group],
+            network,
+            cfg,
+            seeds=[one.item.seed for one in group],
+            device=device,
+            offload=offload,
+            progress=lambda step: update(step, names),
+        )
+
+
+def read_batch(path: Path) -> list[Item]:
+    """The items of a batch file. Raises UsageError naming the line."""
+    items = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entries: dict[str, Any] = json.loads(line)
+            named = [name for name in ("mesh", "out", "image", "images") if name in entries]
+            items.append(Item(**(entries | {name: path.parent / entries[name] for name in named})))
+        except (ValueError, TypeError, UsageError) as error:
+            raise UsageError(f"{path}, line {number}: {error}") from error
+    if not items:
+        raise UsageError(f"{path}: no line with a mesh in it")
+    return items
+
+
+def open_items(
+    items: Sequence[Item], network: Checkpoint, cfg: UnwrapConfig, *, alone: bool
+) -> Iterator[Ready | Failure]:
+    """Items in order, read when their turn comes. What is wrong with one of many does not stop the others."""
+    for item in items:
+        try:
+            condition = read_condition(item, network.card.views)
+            assert network.card.uv_resolution is not None
+            yield Ready(
+                item=item, condition=condition, subject=open_subject(item.mesh, cfg, network.card.uv_resolution)
+            )
+        except UserError as error:
+            if alone:
+                raise
+            yield Failure(item=item, error=error)
+
+
+def read_condition(item: Item, num_views: int) -> Condition:
+    if not 0 <= item.view < num_views:
+        raise UsageError(f"--view {item.view}: the checkpoint has views 0 to {num_views - 1}")
+    if item.image is not None:
+        return Condition(images={item.view: read_image(item.image)}, prompt=item.prompt)
+    if item.images is None:
+        return Condition(prompt=item.prompt)
+    paths = {number: item.images / VIEW_FILE.format(number) for number in range(num_views)}
+    images = {number: read_image(path) for number, path in paths.items() if path.is_file()}
+    if not images:
+        raise UserError(f"{item.images}: holds none of {VIEW_FILE.format(0)} to {VIEW_FILE.format(num_views - 1)}")
+    return Condition(images=images, prompt=item.prompt)
+
+
+def groups(items: Iterator[Ready | Failure], size: int) -> Iterator[Failure | list[Ready]]:
+    """Neighbours that give the same views, at most `size` together."""
+
+    def kind(one: Ready | Failure) -> tuple[int, ...] | None:
+        return None if isinstance(one, Failure) else tuple(sorted(one.condition.images))
+
+    for _, neighbours in groupby(items, key=kind):
+        held: list[Ready] = []
+        for one in neighbours:
+            if isinstance(one, Failure):
+                yield one
+                continue
+            held.append(one)
+            if len(held) == size:
+                yield held
+                held = []
+        if held:
+            yield held
+
+
+def write(one: Ready, result: TexturedSubject, views: Path | None) -> None:
+    one.item.out.parent.mkdir(parents=True, exist_ok=True)
+    write_glb(one.item.out, one.subject.uv_mesh, result.uv_rgb, one.subject.frame)
+    if views is not None:
+        views.mkdir(parents=True, exist_ok=True)
+        for number, rgb in enumerate(result.views_rgb):
+            Image.fromarray(rgb).save(views / VIEW_FILE.format(number))
+    log_event("textured", mesh=str(one.item.mesh), out=str(one.item.out), layout=one.subject.uv_mesh.layout)

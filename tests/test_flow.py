@@ -1,8 +1,19 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from training.flow import draw, euler_step, inference_sigmas, interpolate, masked_mse, shift_sigma, velocity
+from training.flow import (
+    adams_step,
+    draw,
+    euler_step,
+    inference_sigmas,
+    interpolate,
+    masked_mse,
+    shift_sigma,
+    velocity,
+)
 
 
 def latents(seed: int, frames: int = 3) -> torch.Tensor:
@@ -35,6 +46,47 @@ def test_one_step_along_the_true_velocity_arrives_at_any_other_level() -> None:
     start = interpolate(clean, noise, torch.full((2, 3), 0.8))
     arrived = euler_step(start, velocity(clean, noise), 0.8, 0.3)
     assert torch.allclose(arrived, interpolate(clean, noise, torch.full((2, 3), 0.3)), atol=1e-6)
+
+
+CENTRES = torch.tensor([-1.5, 0.2, 1.0], dtype=torch.float64)
+SPREAD = 0.25
+
+
+def mixture_velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The true flow, E[eps - z_0 | z_t = x], of one-dimensional data around three centres."""
+    variance = (1 - sigma) ** 2 * SPREAD**2 + sigma**2
+    away = x[..., None] - (1 - sigma) * CENTRES
+    weight = torch.softmax(-(away**2) / (2 * variance), dim=-1)
+    clean = (weight * (CENTRES + (1 - sigma) * SPREAD**2 / variance * away)).sum(dim=-1)
+    return (x - clean) / sigma
+
+
+def solution_error(steps: int, solver: str, shift: float) -> float:
+    """Mean distance to where 2000 small steps lead."""
+    start = torch.randn(1, 1, 1, 1, 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return (solved(start, steps, solver, shift) - solved(start, 2000, "euler", shift)).abs().mean().item()
+
+
+def solved(x: torch.Tensor, steps: int, solver: str, shift: float) -> torch.Tensor:
+    before = None
+    for sigma, sigma_next in pairwise(inference_sigmas(steps, shift).double().tolist()):
+        if solver == "euler":
+            x = euler_step(x, mixture_velocity(x, sigma), sigma, sigma_next)
+        else:
+            x, before = adams_step(x, mixture_velocity(x, sigma), sigma, sigma_next, before)
+    return x
+
+
+@pytest.mark.parametrize("steps", [8, 15, 30])
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_the_second_order_solver_is_better_at_every_number_of_steps(steps: int, shift: float) -> None:
+    assert solution_error(steps, "adams", shift) < 0.8 * solution_error(steps, "euler", shift)
+
+
+def test_twice_the_steps_quarter_the_error_of_the_second_order_solver() -> None:
+    assert solution_error(30, "adams", 1.0) < solution_error(15, "adams", 1.0) / 3.5
+    assert solution_error(20, "adams", 5.0) < solution_error(30, "euler", 5.0)
+    assert solution_error(8, "adams", 1.0) < solution_error(30, "euler", 1.0)
 
 
 def test_loss_counts_generated_frames_only_and_is_their_mean() -> None:

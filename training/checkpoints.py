@@ -6,7 +6,7 @@ another sum in it, the state does not count. A finished checkpoint is a model di
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from lightning.fabric.plugins import CheckpointIO
 
 from schemas.dataset import code_version, file_sha256, sync_directory, write_file
 from schemas.errors import UserError
+from training.flow import SHIFT
 from training.latents import DctCodec, LatentCodec, NullTextEncoder, TextEncoder, Umt5Encoder, WanCodec
 from training.model.checkpoint import load_model, save_model
 from training.model.seqtex import SeqTexTransformer3DModel
 
 CARD = "seqtex.json"
 SUM = ".sha256"
+WAN_HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+"""Hub repository of the Wan VAE and text encoder."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -104,6 +107,21 @@ class Card:
     code_version: str = ""
 
 
+RELEASED_CARD = Card(
+    preset="released",
+    codec="wan",
+    codec_path=WAN_HUB,
+    text_encoder="umt5",
+    text_encoder_path=WAN_HUB,
+    views=4,
+    view_resolution=512,
+    uv_resolution=1024,
+    shift=SHIFT,
+    steps=0,
+)
+"""What goes with the released weights."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A finished checkpoint, ready to sample."""
@@ -121,25 +139,49 @@ def save_checkpoint(directory: Path, model: SeqTexTransformer3DModel, card: Card
     write_file(directory / CARD, json.dumps(entries, indent=2).encode() + b"\n")
 
 
-def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint:
-    """Raises UserError naming the file that is missing, damaged, or of another codec."""
+def load_checkpoint(
+    directory: Path,
+    device: str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    tiling: bool = False,
+    wan: str | None = None,
+) -> Checkpoint:
+    """A finished checkpoint, or a directory of released weights, which has no card.
+
+    wan: where VAE and text encoder are, if not where the card says. Raises UserError naming the file that is missing,
+    damaged, or of another codec."""
+    card = read_card(directory)
+    if wan is not None:
+        card = replace(card, codec_path=wan, text_encoder_path=wan)
+    codec = make_codec(card.codec, card.codec_path, device, dtype=dtype, tiling=tiling)
+    if latent_statistics(codec) != (card.latent_mean, card.latent_std):
+        raise UserError(
+            f"{directory / CARD}: trained with other latent statistics than this version's {card.codec}; train again"
+        )
+    model = load_model(directory, dtype=dtype)
+    model.requires_grad_(False).eval()
+    torch.nn.Module.to(model, device)
+    text_dim = int(model.config["text_dim"])
+    text_encoder = make_text_encoder(card.text_encoder, card.text_encoder_path, text_dim, device, dtype=dtype)
+    return Checkpoint(model=model, codec=codec, text_encoder=text_encoder, card=card)
+
+
+def read_card(directory: Path) -> Card:
     path = directory / CARD
+    if not path.is_file() and (directory / "config.json").is_file():
+        return RELEASED_CARD
     try:
         entries = json.loads(path.read_bytes())
         lists = {name: tuple(entries[name]) for name in ("latent_mean", "latent_std")}
-        card = Card(**(entries | lists))
+        return Card(**(entries | lists))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give the folder `checkpoint` of a finished `seqtex train`") from error
+        raise UserError(
+            f"{path}: no such file; give the folder `checkpoint` of a finished `seqtex train`, or one with released "
+            "weights (config.json and safetensors)"
+        ) from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error}); train again or restore the file") from error
-    codec = make_codec(card.codec, card.codec_path, device)
-    if latent_statistics(codec) != (card.latent_mean, card.latent_std):
-        raise UserError(f"{path}: trained with other latent statistics than this version's {card.codec}; train again")
-    model = load_model(directory)
-    model.requires_grad_(False).eval()
-    torch.nn.Module.to(model, device)
-    text_encoder = make_text_encoder(card.text_encoder, card.text_encoder_path, int(model.config["text_dim"]), device)
-    return Checkpoint(model=model, codec=codec, text_encoder=text_encoder, card=card)
 
 
 def latent_statistics(codec: LatentCodec) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -147,17 +189,21 @@ def latent_statistics(codec: LatentCodec) -> tuple[tuple[float, ...], tuple[floa
     return (tuple(codec.MEAN), tuple(codec.STD)) if isinstance(codec, DctCodec) else ((), ())
 
 
-def make_codec(name: str, path: str, device: str) -> LatentCodec:
+def make_codec(
+    name: str, path: str, device: str, *, dtype: torch.dtype = torch.float32, tiling: bool = False
+) -> LatentCodec:
     if name == "dct":
         return DctCodec()
     if name == "wan":
-        return WanCodec(path, device)
+        return WanCodec(path, device, dtype, tiling)
     raise UserError(f"{name!r} is no latent codec; there are dct and wan")
 
 
-def make_text_encoder(name: str, path: str, text_dim: int, device: str) -> TextEncoder:
+def make_text_encoder(
+    name: str, path: str, text_dim: int, device: str, *, dtype: torch.dtype = torch.float32
+) -> TextEncoder:
     if name == "none":
         return NullTextEncoder(text_dim)
     if name == "umt5":
-        return Umt5Encoder(path, device)
+        return Umt5Encoder(path, device, dtype)
     raise UserError(f"{name!r} is no text encoder; there are none and umt5")

@@ -90,6 +90,32 @@ def euler_step(
     return latent + (sigma_next - sigma) * velocity
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slope:
+    """What a multistep solver remembers of its last step."""
+
+    velocity: Float[Tensor, "b c f h w"]
+    width: float
+    """sigma_next - sigma of that step."""
+
+
+def adams_step(
+    latent: Float[Tensor, "b c f h w"],
+    velocity: Float[Tensor, "b c f h w"],
+    sigma: float,
+    sigma_next: float,
+    before: Slope | None,
+) -> tuple[Float[Tensor, "b c f h w"], Slope]:
+    """One step of the Adams-Bashforth method of second order with variable width: the velocity is extrapolated to the
+    middle of the step from this one and the last. (DPM-Solver++(2M), which extrapolates in log-SNR, is worse than Euler
+    on these shifted levels, whose last step is long.)"""
+    now = Slope(velocity=velocity, width=sigma_next - sigma)
+    middle = velocity
+    if before is not None:
+        middle = velocity + now.width / (2 * before.width) * (velocity - before.velocity)
+    return latent + now.width * middle, now
+
+
 def inference_sigmas(steps: int, shift: float = SHIFT) -> Float[Tensor, " levels"]:
     """The `steps + 1` noise levels of a sampling run, 1 first and 0 last: those of diffusers'
     `FlowMatchEulerDiscreteScheduler(shift=shift)`, which shifts a range that ends at the shifted first of 1000."""

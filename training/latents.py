@@ -2,6 +2,7 @@
 
 import html
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,22 @@ from torch import Tensor
 
 DOWNSCALE = 8
 CHANNELS = 16
+MIN_LOG_VARIANCE = -30.0
+"""Where diffusers clamps the log-variance of a posterior."""
 MAX_CACHED_PROMPTS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posterior:
+    """What a codec knows of the latents of images: a normal distribution of every element, normalised."""
+
+    mean: Float[Tensor, "b 16 f lat_h lat_w"]
+    log_variance: Float[Tensor, "b 16 f lat_h lat_w"]
+
+    def draw(self, generator: torch.Generator) -> Float[Tensor, "b 16 f lat_h lat_w"]:
+        """A sample; equal generators give equal ones on every device."""
+        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
+        return self.mean + torch.exp(self.log_variance / 2) * noise
 
 
 @runtime_checkable
@@ -29,6 +45,12 @@ class LatentCodec(Protocol):
     downscale: int
     channels: int
 
+    def to(self, device: torch.device | str) -> None:
+        """Moves the weights, where there are any."""
+        ...
+
+    def posterior(self, images: Float[Tensor, "b f h w 3"]) -> Posterior: ...
+
     def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]: ...
 
     def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]: ...
@@ -40,6 +62,10 @@ class TextEncoder(Protocol):
 
     name: str
     text_dim: int
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves the weights, where there are any."""
+        ...
 
     def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]: ...
 
@@ -99,6 +125,14 @@ class DctCodec:
         self._decode_weight = torch.from_numpy(np.ascontiguousarray((synthesis * std[:, None]).T))
         self._decode_bias = torch.from_numpy(mean @ synthesis)
 
+    def to(self, device: torch.device | str) -> None:
+        """Nothing to move: its matrix follows its input."""
+
+    def posterior(self, images: Float[Tensor, "b f h w 3"]) -> Posterior:
+        """Certain: the smallest variance that diffusers' posteriors have."""
+        mean = self.encode(images)
+        return Posterior(mean=mean, log_variance=torch.full_like(mean, MIN_LOG_VARIANCE))
+
     def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]:
         _check_size(images)
         blocks = rearrange(images, "b f (h p) (w q) c -> b f h w (p q c)", p=DOWNSCALE, q=DOWNSCALE)
@@ -122,31 +156,48 @@ class WanCodec:
     channels = CHANNELS
 
     def __init__(
-        self, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        tiling: bool = False,
     ) -> None:
-        """path: a directory or hub repository with the VAE at its root or in its folder "vae"."""
+        """path: a directory or hub repository with the VAE at its root or in its folder "vae". tiling: images above
+        256 pixels in overlapping tiles, blended: a fraction of the memory, small differences."""
         from diffusers import AutoencoderKLWan  # seconds to import, and the embedded codec does without
 
         self.vae = AutoencoderKLWan.from_pretrained(path, torch_dtype=dtype, **_subfolder(path, "vae")).to(device)
         self.vae.requires_grad_(False).eval()
+        if tiling:
+            self.vae.enable_tiling()
         scale = 2 ** sum(1 for _ in self.vae.config.dim_mult[1:])
         if self.vae.config.z_dim != CHANNELS or scale != DOWNSCALE:
             raise ValueError(
                 f"the VAE in {path} has {self.vae.config.z_dim} channels at 1/{scale}; 16 at 1/8 are needed"
             )
-        statistics = (torch.tensor(self.vae.config.latents_mean), torch.tensor(self.vae.config.latents_std))
-        self._mean, self._std = (values.to(device).view(1, -1, 1, 1, 1) for values in statistics)
+        statistics = (self.vae.config.latents_mean, self.vae.config.latents_std)
+        self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in statistics)
 
-    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]:
+    def to(self, device: torch.device | str) -> None:
+        self.vae.to(device)
+
+    def posterior(self, images: Float[Tensor, "b f h w 3"]) -> Posterior:
         _check_size(images)
         frames = rearrange(images, "b f h w c -> (b f) c 1 h w").to(self.vae.dtype)
         # One frame at a time bounds the memory at any batch size.
-        means = [self.vae.encode(frame).latent_dist.mode() for frame in frames.split(1)]
-        latents = (torch.cat(means).float() - self._mean) / self._std
-        return rearrange(latents, "(b f) z 1 h w -> b z f h w", b=images.shape[0])
+        found = [self.vae.encode(frame).latent_dist for frame in frames.split(1)]
+        mean, std = self._mean.to(images.device), self._std.to(images.device)
+        means = (torch.cat([each.mean for each in found]).float() - mean) / std
+        log_variances = torch.cat([each.logvar for each in found]).float() - 2 * std.log()
+        parts = [rearrange(part, "(b f) z 1 h w -> b z f h w", b=images.shape[0]) for part in (means, log_variances)]
+        return Posterior(mean=parts[0], log_variance=parts[1])
+
+    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]:
+        return self.posterior(images).mean
 
     def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
-        frames = rearrange(latents, "b z f h w -> (b f) z 1 h w") * self._std + self._mean
+        mean, std = self._mean.to(latents.device), self._std.to(latents.device)
+        frames = rearrange(latents, "b z f h w -> (b f) z 1 h w") * std + mean
         images = [self.vae.decode(frame).sample for frame in frames.to(self.vae.dtype).split(1)]
         return rearrange(torch.cat(images).float(), "(b f) c 1 h w -> b f h w c", b=latents.shape[0])
 
@@ -159,6 +210,9 @@ class NullTextEncoder:
     def __init__(self, text_dim: int, length: int = 1) -> None:
         self.text_dim = text_dim
         self.length = length
+
+    def to(self, device: torch.device | str) -> None:
+        """Nothing to move."""
 
     def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]:
         return torch.zeros(len(prompts), self.length, self.text_dim)
@@ -190,6 +244,10 @@ class Umt5Encoder:
         self.text_dim = encoder.config.d_model
         self.length = length
         self._features = lru_cache(MAX_CACHED_PROMPTS)(self._encode_one)
+
+    def to(self, device: torch.device | str) -> None:
+        self.encoder.to(device)
+        self.device = torch.device(device)
 
     def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]:
         features = torch.zeros(len(prompts), self.length, self.text_dim, device=self.device)

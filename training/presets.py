@@ -7,7 +7,7 @@ from typing import Any, Literal
 from schemas.errors import UsageError
 from training.data import DataConfig
 from training.module import FlowConfig, OptimizerConfig
-from training.tasks import TaskConfig
+from training.tasks import OFFICIAL_TASKS, TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ PRESETS = {
         ),
         latents=BUILT_IN,
         flow=FlowConfig(uv_weight=3.0),
-        tasks=TaskConfig(textured={"img2tex": 0.9, "geo2mv": 0.1}),
+        tasks=TaskConfig(textured={"img2tex": 0.9, "geo2mv": 0.1}, mv_only={"geo2mv": 1.0}),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,
             muon_learning_rate=0.02,
@@ -143,9 +143,16 @@ PRESETS = {
         data=DataConfig(batch_size=16, keep_latents=False, window=1, workers=4),
         run=RunConfig(precision="bfloat16"),
     ),
+    "official": TrainConfig(
+        preset="official",
+        data=DataConfig(batch_size=16, keep_latents=False, window=1, workers=4),
+        tasks=OFFICIAL_TASKS,
+        run=RunConfig(precision="bfloat16"),
+    ),
 }
 """tiny: 3.9 M parameters, two CPU cores, 64-pixel views, 128-texel UV maps (ours). small: 53 M, one GPU (ours). full:
-Wan2.1-1.3B with LoRA (paper; its optimiser is not public: TEXGen's)."""
+Wan2.1-1.3B with LoRA (paper; its optimiser is not public: TEXGen's). official: full with the
+two tasks of the released training."""
 
 
 def preset(name: str) -> TrainConfig:

@@ -1,19 +1,22 @@
-"""From geometry, one image and a prompt to views and a UV map (task `img2tex`)."""
+"""From geometry, any number of given views and a prompt to all views and a UV map."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from schemas.errors import require_between
 from training.batch import encode_geometry
-from training.flow import SHIFT, euler_step, inference_sigmas, interpolate, seeded
+from training.flow import SHIFT, Slope, adams_step, euler_step, inference_sigmas, interpolate, seeded
 from training.latents import LatentCodec
-from training.tasks import CONDITION_SIGMA, TASKS, plan_frames
+from training.tasks import CONDITION_SIGMA, Task, plan_frames, sampling_task
 
 
 @runtime_checkable
@@ -23,10 +26,10 @@ class FlowModel(Protocol):
     def __call__(
         self,
         mv: Float[Tensor, "b c views h w"],
-        uv: Float[Tensor, "b c 1 uv_h uv_w"],
+        uv: Float[Tensor, "b c 1 uv_h uv_w"] | None,
         timestep: Float[Tensor, "b frames"],
         text: Float[Tensor, "b l d"],
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +38,43 @@ class Geometry:
 
     mv_position: Float[Tensor, "batch views h w 3"]
     mv_normal: Float[Tensor, "batch views h w 3"]
-    uv_position: Float[Tensor, "batch 1 uv_h uv_w 3"]
-    uv_normal: Float[Tensor, "batch 1 uv_h uv_w 3"]
+    uv_position: Float[Tensor, "batch 1 uv_h uv_w 3"] | None = None
+    """None: views alone are wanted, and the UV branch does not run."""
+    uv_normal: Float[Tensor, "batch 1 uv_h uv_w 3"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """The condition: what some of the views show."""
+
+    rgb: Float[Tensor, "batch views h w 3"]
+    """Over black, [0, 1]; not looked at where no view is given."""
+    views: Bool[Tensor, " views"]
+    """Which are given, the same for the whole batch; all False: text and geometry alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """Features of the prompts, and of the empty prompt for guidance."""
+
+    prompt: Float[Tensor, "batch l d"]
+    empty: Float[Tensor, "batch l d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How the noise is taken away."""
+
+    steps: int = 30
+    """Evaluations of the model, twice as many with guidance (released code)."""
+    solver: Literal["euler", "adams"] = "euler"
+    """`euler` (released code); `adams`: of second order, as exact with two thirds of the steps."""
+    guidance: float = 1.0
+    """Classifier-free guidance; 1 is off (released code)."""
+
+    def __post_init__(self) -> None:
+        require_between("steps", self.steps, 1, 1000)
+        require_between("guidance", self.guidance, 0, 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +82,53 @@ class Textured:
     """Colours in [0, 1]."""
 
     mv_rgb: Float[Tensor, "batch views h w 3"]
-    uv_rgb: Float[Tensor, "batch 1 uv_h uv_w 3"]
+    """The given views come back as the codec keeps them."""
+    uv_rgb: Float[Tensor, "batch 1 uv_h uv_w 3"] | None
     """Row 0 at v = 0 (`uv_to_image` turns it)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One branch of a sampling run: its geometry latents, and its current noisy colour."""
+
+    geometry: Float[Tensor, "batch 32 frames h w"]
+    rgb: Float[Tensor, "batch 16 frames h w"]
+    before: Slope | None = None
+
+    def input(self) -> Float[Tensor, "batch 48 frames h w"]:
+        return torch.cat([self.rgb, self.geometry], dim=1)
+
+    def step(self, velocity: Tensor, sigma: float, sigma_next: float, solver: str) -> "Branch":
+        if solver == "euler":
+            return Branch(geometry=self.geometry, rgb=euler_step(self.rgb, velocity, sigma, sigma_next))
+        rgb, before = adams_step(self.rgb, velocity, sigma, sigma_next, self.before)
+        return Branch(geometry=self.geometry, rgb=rgb, before=before)
+
+
+@contextmanager
+def resident(part: Any, device: torch.device | str) -> Iterator[None]:
+    """A model, codec or encoder on the device for the time of the block, on the CPU afterwards."""
+    part.to(device)
+    try:
+        yield
+    finally:
+        part.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class Noise:
+    """Standard normal latents, each mesh of the batch from a generator of its own: what a mesh gets does not depend on
+    the batch that it is in."""
+
+    def __init__(self, seeds: Sequence[int], channels: int, device: torch.device) -> None:
+        self.generators = [seeded(seed) for seed in seeds]
+        self.channels = channels
+        self.device = device
+
+    def __call__(self, *shape: int) -> Float[Tensor, "batch c frames h w"]:
+        drawn = [torch.randn(self.channels, *shape, generator=generator) for generator in self.generators]
+        return torch.stack(drawn).to(self.device)
 
 
 def prepare_image(image: UInt8[np.ndarray, "height width channels"], size: int) -> Float[Tensor, "size size 3"]:
@@ -61,46 +144,97 @@ def sample(
     model: FlowModel,
     codec: LatentCodec,
     geometry: Geometry,
-    image: Float[Tensor, "batch h w 3"],
-    view: int,
-    text: Float[Tensor, "batch l d"],
+    given: Given,
+    text: Text,
+    cfg: SamplerConfig,
     *,
-    seed: int,
-    steps: int = 30,
+    seeds: Sequence[int],
     shift: float = SHIFT,
-    guidance: float = 1.0,
-    no_text: Float[Tensor, "batch l d"] | None = None,
+    progress: Callable[[int], None] = lambda step: None,
+    hold: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
 ) -> Textured:
-    """Views and UV maps that continue `image`, which is what view number `view` shows, over black.
+    """Views and UV maps of a batch of meshes, one seed each. Equal arguments give equal results on one machine.
 
-    Equal arguments give equal results on one machine. With guidance other than 1 every step asks the model twice, the
-    second time with `no_text`, the features of the empty prompt.
-    """
-    device = image.device
+    `progress` hears of each step done. Codec and model are used inside `hold(part)` only, one after the other: on a
+    small GPU a place to move them in and out (`resident`)."""
+    with hold(codec):
+        start = encode_condition(codec, geometry, given)
+    with hold(model):
+        mv, uv = denoise(model, start, given, text, cfg, seeds=seeds, shift=shift, progress=progress)
+    with hold(codec):
+        mv_rgb = codec.decode(mv).float().clamp(0, 1)
+        return Textured(mv_rgb=mv_rgb, uv_rgb=None if uv is None else codec.decode(uv).float().clamp(0, 1))
+
+
+def denoise(
+    model: FlowModel,
+    start: tuple[Branch, Branch | None, Tensor],
+    given: Given,
+    text: Text,
+    cfg: SamplerConfig,
+    *,
+    seeds: Sequence[int],
+    shift: float,
+    progress: Callable[[int], None],
+) -> tuple[Float[Tensor, "batch 16 views h w"], Float[Tensor, "batch 16 1 uv_h uv_w"] | None]:
+    """From noise to the latents of both branches. Given views are kept at the condition's noise level, with fresh noise
+    every step, and come back as they were given."""
+    mv, uv, clean = start
+    task = sampling_task(int(given.views.sum()), len(given.views), uv is not None)
+    noise = Noise(seeds, clean.shape[1], clean.device)
+    mv = Branch(geometry=mv.geometry, rgb=noise(*mv.rgb.shape[2:]))
+    uv = Branch(geometry=uv.geometry, rgb=noise(*uv.rgb.shape[2:])) if uv else None
+    is_given = given.views.to(clean.device)
+    frames = is_given[None, None, :, None, None]
+    level = torch.full(clean.shape[:1] + clean.shape[2:3], CONDITION_SIGMA, device=clean.device)
+    for step, (sigma, sigma_next) in enumerate(pairwise(inference_sigmas(cfg.steps, shift).tolist())):
+        if bool(given.views.any()):
+            renoised = interpolate(clean, noise(*clean.shape[2:]), level)
+            mv = Branch(geometry=mv.geometry, rgb=torch.where(frames, renoised, mv.rgb), before=mv.before)
+        timestep = timesteps(task, is_given, sigma, len(clean))
+        mv_flow, uv_flow = guided_flow(model, mv, uv, timestep, text, cfg.guidance)
+        mv = mv.step(mv_flow, sigma, sigma_next, cfg.solver)
+        uv = uv.step(uv_flow, sigma, sigma_next, cfg.solver) if uv is not None and uv_flow is not None else None
+        progress(step + 1)
+    return torch.where(frames, clean, mv.rgb), uv.rgb if uv else None
+
+
+def encode_condition(
+    codec: LatentCodec, geometry: Geometry, given: Given
+) -> tuple[Branch, Branch | None, Float[Tensor, "batch 16 views h w"]]:
+    """Both branches without noise yet, and the latents of the given views (0 for the others)."""
     mv_geometry = encode_geometry(geometry.mv_position, geometry.mv_normal, codec)
+    clean = torch.zeros_like(mv_geometry[:, : codec.channels])
+    if bool(given.views.any()):
+        places = given.views.nonzero().flatten().tolist()
+        clean[:, :, places] = codec.encode(given.rgb[:, places]).to(clean)
+    mv = Branch(geometry=mv_geometry, rgb=clean)
+    if geometry.uv_position is None or geometry.uv_normal is None:
+        return mv, None, clean
     uv_geometry = encode_geometry(geometry.uv_position, geometry.uv_normal, codec)
-    given = codec.encode(image[:, None])
-    batch, channels, views = len(image), given.shape[1], mv_geometry.shape[2]
-    generator = seeded(seed)
+    return mv, Branch(geometry=uv_geometry, rgb=torch.zeros_like(uv_geometry[:, : codec.channels])), clean
 
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(batch, channels, *shape, generator=generator).to(device)
 
-    def flow(mv: Tensor, uv: Tensor, timestep: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        flows = model(torch.cat([mv, mv_geometry], dim=1), torch.cat([uv, uv_geometry], dim=1), timestep, features)
-        return flows[0].float(), flows[1].float()
+def timesteps(task: Task, given: Bool[Tensor, " views"], sigma: float, batch: int) -> Float[Tensor, "batch frames"]:
+    level = torch.full((batch,), sigma, device=given.device)
+    return plan_frames(task, given.expand(batch, -1), level).timestep
 
-    mv, uv = noise(*mv_geometry.shape[2:]), noise(*uv_geometry.shape[2:])
-    is_given = (torch.arange(views, device=device) == view).expand(batch, views)
-    sigmas = inference_sigmas(steps, shift).tolist()
-    for sigma, sigma_next in pairwise(sigmas):
-        plan = plan_frames(TASKS["img2tex"], is_given, torch.full((batch,), sigma, device=device))
-        level = torch.full((batch, 1), CONDITION_SIGMA, device=device)
-        mv[:, :, view : view + 1] = interpolate(given, noise(*given.shape[2:]), level)
-        mv_flow, uv_flow = flow(mv, uv, plan.timestep, text)
-        if guidance != 1.0 and no_text is not None:
-            mv_free, uv_free = flow(mv, uv, plan.timestep, no_text)
-            mv_flow, uv_flow = mv_free + guidance * (mv_flow - mv_free), uv_free + guidance * (uv_flow - uv_free)
-        mv, uv = euler_step(mv, mv_flow, sigma, sigma_next), euler_step(uv, uv_flow, sigma, sigma_next)
-    mv[:, :, view : view + 1] = given
-    return Textured(mv_rgb=codec.decode(mv).float().clamp(0, 1), uv_rgb=codec.decode(uv).float().clamp(0, 1))
+
+def guided_flow(
+    model: FlowModel,
+    mv: Branch,
+    uv: Branch | None,
+    timestep: Float[Tensor, "batch frames"],
+    text: Text,
+    guidance: float,
+) -> tuple[Tensor, Tensor | None]:
+    """The flow of both branches in float32; with guidance other than 1 moved away from that of the empty prompt."""
+
+    def ask(features: Tensor) -> list[Tensor]:
+        flows = model(mv.input(), uv.input() if uv else None, timestep, features)
+        return [flow.float() for flow in flows if flow is not None]
+
+    flows = ask(text.prompt)
+    if guidance != 1.0:
+        flows = [free + guidance * (flow - free) for flow, free in zip(flows, ask(text.empty), strict=True)]
+    return flows[0], flows[1] if uv else None

@@ -21,6 +21,10 @@ CONDITION_SIGMA = 0.0707547
 """Noise level of a condition frame: the 15th smallest training step at shift 5 (released code), 0.075 / 1.06."""
 
 
+MAX_VIEWS = 12
+"""The most views that a sample may have."""
+
+
 class Role(StrEnum):
     CONDITION = "condition"
     GENERATED = "generated"
@@ -33,7 +37,8 @@ class Task:
 
     name: str
     condition_views: int
-    """How many views are given, drawn at random; at most all of them. The other views are generated."""
+    """How many views are given, drawn at random; at most all of them (`MAX_VIEWS`: always all). The other views are
+    generated."""
     uv: Role
     """Part of the UV frame; `NOISE`: none, the UV branch need not run."""
     regimes: tuple[Regime, ...]
@@ -49,6 +54,9 @@ TASKS = {
     for task in (
         Task(name="img2tex", condition_views=1, uv=Role.GENERATED, regimes=(Regime.TEXTURED,)),
         Task(name="geo2mv", condition_views=0, uv=Role.NOISE, regimes=(Regime.TEXTURED, Regime.MV_ONLY)),
+        Task(name="geo2mvtex", condition_views=0, uv=Role.GENERATED, regimes=(Regime.TEXTURED,)),
+        Task(name="mv2tex", condition_views=MAX_VIEWS, uv=Role.GENERATED, regimes=(Regime.TEXTURED,)),
+        Task(name="img2mv", condition_views=1, uv=Role.NOISE, regimes=(Regime.TEXTURED, Regime.MV_ONLY)),
     )
 }
 
@@ -72,10 +80,12 @@ class FramePlan:
 class TaskConfig:
     """How often each task is drawn, as weights."""
 
-    textured: dict[str, float] = field(default_factory=lambda: {"img2tex": 0.8, "geo2mv": 0.2})
+    textured: dict[str, float] = field(
+        default_factory=lambda: {"img2tex": 0.5, "geo2mvtex": 0.2, "mv2tex": 0.1, "geo2mv": 0.1, "img2mv": 0.1}
+    )
     """For batches of textured samples (ours)."""
-    mv_only: dict[str, float] = field(default_factory=lambda: {"geo2mv": 1.0})
-    """For multi-view-only batches."""
+    mv_only: dict[str, float] = field(default_factory=lambda: {"geo2mv": 0.5, "img2mv": 0.5})
+    """For multi-view-only batches (ours)."""
 
     def __post_init__(self) -> None:
         for regime in Regime:
@@ -88,12 +98,26 @@ class TaskConfig:
         return self.textured if regime is Regime.TEXTURED else self.mv_only
 
 
+OFFICIAL_TASKS = TaskConfig(textured={"img2tex": 1.0}, mv_only={"geo2mv": 1.0})
+"""The two tasks of the released training."""
+
+
 def draw_task(cfg: TaskConfig, regime: Regime, seed: int, batch_number: int) -> Task:
     """The task of a global batch: every rank draws the same."""
     weights = cfg.weights(regime)
     shares = np.array(list(weights.values()), dtype=np.float64)
     draw = np.random.default_rng((seed, batch_number)).choice(len(shares), p=shares / shares.sum())
     return TASKS[list(weights)[draw]]
+
+
+def sampling_task(views_given: int, views: int, with_uv: bool) -> Task:
+    """The task of a sampling run, from what the user gives and wants. Two or three given views of four were not trained
+    as such; they are the same to the network as one."""
+    if not with_uv:
+        return TASKS["img2mv" if views_given else "geo2mv"]
+    if views_given == 0:
+        return TASKS["geo2mvtex"]
+    return TASKS["mv2tex" if views_given == views else "img2tex"]
 
 
 def given_views(task: Task, view_order: Float[Tensor, "batch views"]) -> Bool[Tensor, "batch views"]:
