@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from schemas.codec import UID_PATTERN
 from schemas.dataset import read_parquet
 from schemas.errors import UsageError, UserError
-from schemas.mesh import Attribution, MeshRef
+from schemas.mesh import AssetKind, Attribution, MeshRef
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -23,6 +23,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("licence", pa.string(), nullable=False),
         pa.field("attribution", pa.string(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
         pa.field("job", pa.int64(), nullable=False),
     ]
 )
@@ -97,9 +98,10 @@ def plan_difference(before: list[ShardJob], now: list[ShardJob]) -> str | None:
 
 def _row(ref: MeshRef, job: int) -> dict[str, Any]:
     source = {"name": ref.source.name, "licence": ref.source.licence, "attribution": ref.source.attribution}
-    return {"uid": ref.uid, "uri": ref.uri, "sha256": ref.sha256} | source | {"caption": ref.caption, "job": job}
+    rest = {"caption": ref.caption, "kind": str(ref.kind), "job": job}
+    return {"uid": ref.uid, "uri": ref.uri, "sha256": ref.sha256} | source | rest
 
 
 def _ref(row: dict[str, Any]) -> MeshRef:
     source = Attribution(name=row.pop("name"), licence=row.pop("licence"), attribution=row.pop("attribution"))
-    return MeshRef(**row, source=source)
+    return MeshRef(**row | {"kind": AssetKind(row["kind"])}, source=source)

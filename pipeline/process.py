@@ -16,6 +16,9 @@ from geometry.rigs import RigConfig, rig_cameras
 from pipeline.bake import BakeConfig, bake_uv, round_trip_psnr
 from pipeline.judge import JudgeConfig, judge, measure
 from pipeline.load import load_mesh
+from pipeline.official.layout import JPEG
+from pipeline.official.renders import RendersConfig, read_renders
+from pipeline.official.texture import wear_jpeg
 from pipeline.plan import ShardJob
 from pipeline.preflight import PreflightConfig, preflight
 from pipeline.render import RenderConfig, render_views, require_views_fit, wear
@@ -26,7 +29,7 @@ from schemas.camera import Cameras
 from schemas.codec import SCHEMA_VERSION, cameras_json, encode
 from schemas.dataset import ShardRecord, code_version
 from schemas.ledger import Measurements, Outcome, Reason, Rejected, Status
-from schemas.mesh import Attribution, MeshRef, TexturedMesh, UvMesh
+from schemas.mesh import AssetKind, Attribution, MeshRef, TexturedMesh, UvMesh
 from schemas.sample import Regime, TextureSample, UvMaps, Views
 
 ASSET_TARGET = "pipeline.process:process_in_child"
@@ -54,6 +57,8 @@ class BuildConfig:
     """Multi-view images."""
     uv: BakeConfig = field(default_factory=BakeConfig)
     """Texture-space maps."""
+    renders: RendersConfig = field(default_factory=RendersConfig)
+    """Assets that come as images."""
     min_visible_share: float = 0.002
     """Smallest share of a view's pixels that the mesh must cover (ours: 500 pixels of 512^2)."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -90,11 +95,15 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
     path = Path(ref.uri)
     if changed := _changed(path, ref):
         return Processed(result=changed, measurements=Measurements())
+    if ref.kind is AssetKind.OFFICIAL_RENDERS:
+        return _from_renders(ref, cfg)
     facts = preflight(path, cfg.preflight)
     if isinstance(facts, Rejected):
         return Processed(result=facts, measurements=Measurements(bytes=path.stat().st_size if path.is_file() else None))
     measurements = Measurements(bytes=facts.bytes, faces=facts.faces, vertices=facts.vertices)
     loaded = load_mesh(path, cfg.preflight)
+    if ref.kind is AssetKind.OFFICIAL_MODEL and not isinstance(loaded, Rejected):
+        loaded = wear_jpeg(loaded, path.with_name(JPEG), cfg.preflight)
     if isinstance(loaded, Rejected):
         return Processed(result=loaded, measurements=measurements)
     if fault := _without_extent(loaded):
@@ -130,6 +139,21 @@ def _without_extent(mesh: TexturedMesh) -> Rejected | None:
     if np.isfinite(side) and side > 0:
         return None
     return Rejected(reason=Reason.DEGENERATE, detail=f"the largest side of the bounding box is {side}")
+
+
+def _from_renders(ref: MeshRef, cfg: BuildConfig) -> Processed:
+    """Images of somebody else's renderer: a sample without a mesh."""
+    read = read_renders(Path(ref.uri), cfg.renders, cfg.views.resolution)
+    if isinstance(read, Rejected):
+        return Processed(result=read, measurements=Measurements())
+    visible = float(read.views.mask.mean(axis=(1, 2)).min())
+    measurements = Measurements(visible_share_min=visible)
+    if visible < cfg.min_visible_share:
+        detail = f"covers {visible:.2%} of one of the views, at least {cfg.min_visible_share:.2%}"
+        return Processed(result=Rejected(reason=Reason.BARELY_VISIBLE, detail=detail), measurements=measurements)
+    sample = _sample(ref, read.views, read.cameras, read.frame, None, None, measurements)
+    mv_only = Rejected(reason=Reason.NO_MESH, detail="came as rendered images")
+    return Processed(result=sample, measurements=measurements, mv_only=mv_only)
 
 
 def _make_sample(
@@ -269,8 +293,8 @@ def _read_outcome(path: Path) -> dict[str, Any] | None:
 
 def process_in_child(request: dict[str, Any], directory: Path) -> None:
     """The sandboxed side of `process_job`: leaves `outcome.json` and one file per field."""
-    source = Attribution(**request["ref"].pop("source"))
-    ref = MeshRef(**request["ref"], source=source)
+    source, kind = Attribution(**request["ref"].pop("source")), AssetKind(request["ref"].pop("kind"))
+    ref = MeshRef(**request["ref"], source=source, kind=kind)
     processed = process_asset(ref, config_from_dict(BuildConfig, request["cfg"]))
     verdict, regime = processed.mv_only, None
     if isinstance(processed.result, Rejected):

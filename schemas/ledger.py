@@ -45,6 +45,8 @@ class Reason(StrEnum):
     NO_GEOMETRY = "no_geometry"
     UNSUPPORTED_MATERIAL = "unsupported_material"
     """Base colour made by shader nodes that no texture can carry."""
+    INCONSISTENT_VIEWS = "inconsistent_views"
+    """Rendered images whose cameras, depths and normals do not describe one surface."""
     # judgement
     TOO_FEW_FACES = "too_few_faces"
     TOO_MANY_FACES = "too_many_faces"
@@ -60,6 +62,8 @@ class Reason(StrEnum):
     UNWRAP_FAILED = "unwrap_failed"
     ROUND_TRIP = "round_trip"
     """Views rendered from the baked map differ too much from views of the source."""
+    NO_MESH = "no_mesh"
+    """It came as rendered images."""
     # failures
     TIMEOUT = "timeout"
     MEMORY_LIMIT = "memory_limit"
@@ -180,7 +184,7 @@ class Measurements:
     layout: str | None = None
     """`authored` or `xatlas`."""
     layout_fault: str | None = None
-    """Why there is no layout: `unwrap_budget` or `unwrap_failed`."""
+    """Why there is no layout: `unwrap_budget`, `unwrap_failed` or `no_mesh`."""
     uv_fill: float | None = None
     """Share of texels of the final layout covered by a face."""
     layout_density: float | None = None

@@ -24,6 +24,16 @@ class Attribution:
     attribution: str = ""
 
 
+class AssetKind(StrEnum):
+    """What the main file of an asset is."""
+
+    MESH = "mesh"
+    OFFICIAL_MODEL = "official-model"
+    """The `model.glb` of SeqTex's 3D layout, perhaps with its texture beside it."""
+    OFFICIAL_RENDERS = "official-renders"
+    """The `meta.json` of SeqTex's image layout: views without a mesh."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshRef:
     """One planned asset."""
@@ -36,6 +46,7 @@ class MeshRef:
     """Of the main file, when the source knows it."""
     source: Attribution = Attribution()
     caption: str = ""
+    kind: AssetKind = AssetKind.MESH
 
 
 class Wrap(StrEnum):

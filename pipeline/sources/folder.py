@@ -28,7 +28,7 @@ def folder(path: Path) -> Iterator[MeshRef]:
         if file.suffix.lower() in SUFFIXES and file.is_file()
     )
     for name in found:
-        yield MeshRef(uid=uid_of(name), uri=str(root / name), sha256=_sha256(root / name))
+        yield MeshRef(uid=uid_of(name), uri=str(root / name), sha256=sha256_or_none(root / name))
 
 
 def uid_of(name: str) -> str:
@@ -39,7 +39,7 @@ def uid_of(name: str) -> str:
     return f"{slug}-{digest[:_HASH_DIGITS]}"
 
 
-def _sha256(path: Path) -> str | None:
+def sha256_or_none(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

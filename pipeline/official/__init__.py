@@ -1,0 +1,1 @@
+"""SeqTex's own data layouts: written from a dataset, and read into one."""
