@@ -250,6 +250,20 @@ def rasterize_rows(
 
 
 @njit(nogil=True, cache=True)
+def coverage_rows(face: np.ndarray, centre: np.ndarray, s: int, out: np.ndarray) -> None:
+    """Share of covered ones among the s x s samples of each pixel, 0..255: face [h s, w s] -> out [h, w]. A pixel whose
+    centre [h, w] is covered, but none of its samples, counts one."""
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            count = 1 if centre[row, column] else 0
+            covered = 0
+            for y in range(row * s, row * s + s):
+                for x in range(column * s, column * s + s):
+                    covered += face[y, x] >= 0
+            out[row, column] = np.uint8((max(count, covered) * 510 + s * s) // (2 * s * s))
+
+
+@njit(nogil=True, cache=True)
 def interpolate_rows(
     face: np.ndarray,
     bary: np.ndarray,

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from geometry.cameras import project
 from geometry.raster import Fragments, Rasterizer
-from geometry.raster_kernels import normalise_rows
+from geometry.raster_kernels import coverage_rows, normalise_rows
 from geometry.texture import (
     PackedSurface,
     average_samples,
@@ -19,7 +20,7 @@ from geometry.texture import (
 from schemas.camera import Cameras
 from schemas.errors import require_between
 from schemas.images import MAX_PIXELS, MAX_SIDE
-from schemas.mesh import Material, Texture, TexturedMesh, UvMesh, Wrap
+from schemas.mesh import AlphaMode, Material, Texture, TexturedMesh, UvMesh, Wrap
 from schemas.sample import Views
 
 SHORTEST_NORMAL = 1e-6
@@ -33,7 +34,11 @@ class RenderConfig:
     resolution: int = 512
     """Height and width of a view, pixels (paper)."""
     supersample: int = 2
-    """Colour samples per pixel along each axis (ours); masks, positions and normals are taken at pixel centres."""
+    """Samples per pixel along each axis, of colour and coverage (ours: 2 x 2, so coverage has 5 levels); masks,
+    positions and normals are taken at pixel centres."""
+    lit: Literal["none", "pbr"] = "none"
+    """Whether samples also hold the views under light: `pbr` is glTF's metallic-roughness model under sky, ground and a
+    lamp, without shadows. The unlit base colour is always there."""
 
     def __post_init__(self) -> None:
         require_between("views.resolution", self.resolution, 1, MAX_SIDE)
@@ -53,13 +58,14 @@ def render_views(mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, raster
     fragments, centre_color = visible_surface(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
     mask = fragments.face >= 0
     position, normal = interpolate_geometry(fragments, mesh, rasterizer)
-    rgb = centre_color[..., :3]
+    rgb, coverage = centre_color[..., :3], mask.astype(np.uint8) * np.uint8(255)
     if cfg.supersample > 1:
-        rgb = np.stack([supersampled(surface, clip[v], rgb[v], cfg, rasterizer) for v in range(len(clip))])
+        samples = [supersampled(surface, clip[v], rgb[v], mask[v], cfg, rasterizer) for v in range(len(clip))]
+        rgb, coverage = (np.stack(images) for images in zip(*samples, strict=True))
     return Views(
         rgb=encode_srgb8(rgb * mask[..., None]),
         mask=mask,
-        coverage=mask.astype(np.uint8) * np.uint8(255),
+        coverage=coverage,
         position=position,
         normal=normal,
     )
@@ -69,14 +75,18 @@ def supersampled(
     surface: PackedSurface,
     clip: Float32[np.ndarray, "vertices 4"],
     centre_rgb: Float32[np.ndarray, "height width 3"],
+    centre_mask: Bool[np.ndarray, "height width"],
     cfg: RenderConfig,
     rasterizer: Rasterizer,
-) -> Float32[np.ndarray, "height width 3"]:
-    """Linear colour of one view, mean of the covered samples of each pixel; its centre's where no sample is covered."""
+) -> tuple[Float32[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"]]:
+    """Linear colour of one view, mean of the covered samples of each pixel (its centre's where none is covered), and
+    the share of those samples."""
     size = cfg.resolution * cfg.supersample
     fragments, color = visible_surface(surface, clip[None], size, size, rasterizer)
     mean, covered = average_samples(color, fragments.face >= 0, cfg.supersample)
-    return np.where(covered[0, ..., None], mean[0], centre_rgb)
+    coverage = np.empty(centre_mask.shape, np.uint8)
+    coverage_rows(fragments.face[0], centre_mask, cfg.supersample, coverage)
+    return np.where(covered[0, ..., None], mean[0], centre_rgb), coverage
 
 
 def render_baked(
@@ -85,14 +95,19 @@ def render_baked(
     cameras: Cameras,
     cfg: RenderConfig,
     rasterizer: Rasterizer,
+    opacity: UInt8[np.ndarray, "height width"] | None = None,
 ) -> Views:
-    """Views of a mesh that wears a baked map (sRGB, row 0 = v 1), looked up bilinearly."""
-    return render_views(wear(uv_mesh, rgb), cameras, cfg, rasterizer)
+    """Views of a mesh that wears a baked map (sRGB, row 0 = v 1), cut out where its opacity is below one half."""
+    return render_views(wear(uv_mesh, rgb, opacity), cameras, cfg, rasterizer)
 
 
-def wear(uv_mesh: UvMesh, rgb: UInt8[np.ndarray, "height width 3"]) -> TexturedMesh:
-    """An unwrapped mesh with one opaque texture."""
-    opaque = np.full((*rgb.shape[:2], 1), 255, np.uint8)
+def wear(
+    uv_mesh: UvMesh,
+    rgb: UInt8[np.ndarray, "height width 3"],
+    opacity: UInt8[np.ndarray, "height width"] | None = None,
+) -> TexturedMesh:
+    """An unwrapped mesh with one texture: opaque, or cut out where its opacity is below one half."""
+    alpha = np.full(rgb.shape[:2], 255, np.uint8) if opacity is None else opacity
     return TexturedMesh(
         vertices=uv_mesh.vertices,
         normals=uv_mesh.normals,
@@ -101,8 +116,8 @@ def wear(uv_mesh: UvMesh, rgb: UInt8[np.ndarray, "height width 3"]) -> TexturedM
         faces=uv_mesh.faces,
         face_material=np.zeros(len(uv_mesh.faces), np.int32),
         face_has_uv=np.ones(len(uv_mesh.faces), bool),
-        materials=(Material(texture=0),),
-        textures=(Texture(image=np.concatenate([rgb, opaque], axis=-1), wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
+        materials=(Material(texture=0, alpha_mode=AlphaMode.OPAQUE if opacity is None else AlphaMode.MASK),),
+        textures=(Texture(image=np.dstack([rgb, alpha]), wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
     )
 
 

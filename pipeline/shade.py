@@ -1,0 +1,42 @@
+"""Lit views: the same pictures under light, as an extra field beside the unlit ones."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from geometry.cameras import project
+from geometry.raster import Rasterizer
+from geometry.shading import Light, eyes_of, pack_shading, shade
+from geometry.texture import average_samples, encode_srgb8, pack_surface, visible_surface
+from pipeline.render import RenderConfig
+from schemas.camera import Cameras
+from schemas.mesh import TexturedMesh
+
+
+def render_lit(
+    mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer, light: Light | None = None
+) -> UInt8[np.ndarray, "views height width 3"]:
+    """Views of a mesh under light (the default one unless given), sRGB, clipped at white, over black: mean of the
+    covered samples of each pixel whose centre is covered. Colour and cut-outs come from the same look-up as unlit."""
+    light = light or Light()
+    surface, shading, eyes = pack_surface(mesh), pack_shading(mesh), eyes_of(cameras)
+    clip = project(mesh.vertices, cameras.world_to_clip)
+    out = np.empty((len(clip), cfg.resolution, cfg.resolution, 3), np.uint8)
+    for view in range(len(clip)):  # one at a time: samples take much more memory than pixels
+        one = clip[view : view + 1]
+        means = []
+        for scale in dict.fromkeys((1, cfg.supersample)):
+            size = cfg.resolution * scale
+            fragments, color = visible_surface(surface, one, size, size, rasterizer)
+            color[..., :3] = shade(mesh, shading, fragments, one, color, eyes[view : view + 1], light)
+            means.append(average_samples(np.minimum(color, np.float32(1.0)), fragments.face >= 0, scale))
+        (centre, mask), (mean, covered) = means[0], means[-1]
+        out[view] = encode_srgb8(np.where(covered[0, ..., None], mean[0], centre[0]) * mask[0, ..., None])
+    return out
+
+
+def shading_meta(cfg: RenderConfig) -> dict[str, Any]:
+    """The `shading` entry of a sample's JSON for views lit by `render_lit`."""
+    return {"renderer": cfg.lit, "light": asdict(Light()), "tone_mapping": "none"}
