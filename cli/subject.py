@@ -15,7 +15,8 @@ from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.bake import bake_geometry
 from pipeline.formats.fault import AssetFault
-from pipeline.load import decode_image, load_mesh
+from pipeline.formats.images import decode_image
+from pipeline.load import load_mesh
 from pipeline.measure import measure
 from pipeline.preflight import PreflightConfig, preflight
 from pipeline.render import render_geometry

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.formats.fault import AssetFault
-from pipeline.formats.gltf_container import DRACO, WEBP, Accessor, image_bytes, read_accessor, read_container, split_glb
-from pipeline.formats.gltf_scene import Primitive, Scene, Skin, read_scene
+from pipeline.formats.gltf_accessors import Accessor, read_accessor
+from pipeline.formats.gltf_container import BASISU, DRACO, WEBP, image_bytes, read_container, split_glb
+from pipeline.formats.gltf_primitives import Primitive
+from pipeline.formats.gltf_scene import INSTANCING, VISIBILITY, Scene, Skin, read_scene
+from pipeline.formats.gltf_views import MESHOPT
 from pipeline.formats.image_header import image_size
 from pipeline.formats.json_fields import Json, parse_json
 from pipeline.formats.obj import ObjFile, read_obj
@@ -21,7 +24,8 @@ _MATERIAL_EXTENSIONS = (
     "sheen specular transmission unlit variants volume"
 )
 SUPPORTED_EXTENSIONS = frozenset(
-    {DRACO, WEBP, "KHR_mesh_quantization", "KHR_texture_transform", "KHR_lights_punctual", "KHR_xmp_json_ld"}
+    {*MESHOPT, DRACO, BASISU, WEBP, INSTANCING, VISIBILITY}
+    | {"KHR_mesh_quantization", "KHR_texture_transform", "KHR_lights_punctual", "KHR_xmp_json_ld"}
 ).union(f"KHR_materials_{name}" for name in _MATERIAL_EXTENSIONS.split(" "))
 """Extensions that a file may require: those we read, and those that leave geometry and base colour alone."""
 
@@ -31,7 +35,7 @@ class PreflightConfig:
     """Limits on what an asset may ask of us; all ours."""
 
     max_file_bytes: int = 512 * 2**20
-    """Bytes of the main file, and of all its external buffers together."""
+    """Bytes of the main file, of all its external buffers together, and of all that they decompress to."""
     max_json_bytes: int = 32 * 2**20
     """Bytes of the JSON part."""
     max_json_depth: int = 64
@@ -94,7 +98,7 @@ def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | 
     try:
         container = read_container(tree, binary, path.parent if suffix == ".gltf" else None, cfg.max_file_bytes)
         scene = read_scene(container, cfg.max_nodes, cfg.max_node_depth)
-        sides = _check_images([image_bytes(scene.images[i], cfg.max_file_bytes) for i in scene.used_images()], cfg)
+        sides = _check_images([image_bytes(container.images[i], cfg.max_file_bytes) for i in scene.used_images()], cfg)
     except AssetFault as fault:
         if unsupported is None or fault.rejected.reason in (Reason.MISSING_FILE, Reason.UNSAFE_URI):
             raise  # what is wrong with the asset itself comes before what we cannot read
@@ -170,6 +174,9 @@ def _check_counts(scene: Scene, cfg: PreflightConfig) -> tuple[int, int]:
 
 
 def _check_values(primitive: Primitive) -> None:
+    for number, target in enumerate(primitive.targets):
+        for name, accessor in target.items():
+            _check_finite(f"{primitive.where}.targets[{number}].{name}", accessor)
     if primitive.draco is not None:
         return  # the loader checks what the stream decodes to
     for name, accessor in primitive.attributes.items():

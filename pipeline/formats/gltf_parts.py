@@ -1,5 +1,6 @@
 """Placed glTF primitives to parts: accessors decoded, skins posed, transforms applied."""
 
+from collections import Counter
 from dataclasses import replace
 
 import DracoPy
@@ -7,28 +8,40 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from pipeline.formats.fault import AssetFault
-from pipeline.formats.gltf_container import as_floats, read_accessor
-from pipeline.formats.gltf_scene import Draco, Placement, Primitive, Scene, Skin
+from pipeline.formats.gltf_accessors import as_floats, read_accessor
+from pipeline.formats.gltf_materials import IDENTITY
+from pipeline.formats.gltf_primitives import Draco, Primitive
+from pipeline.formats.gltf_scene import Placement, Scene, Skin
 from pipeline.formats.parts import Part
 from schemas.ledger import Reason
 
-_NO_TEXTURE = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+Values = tuple[dict[str, Float64[np.ndarray, "v width"]], Int64[np.ndarray, " corners"]]
+"""Attributes as floats, and the index of every corner."""
 
 
 def scene_parts(scene: Scene) -> list[Part]:
     """One part per drawn primitive, in file order. `face_material` counts from 1; 0 is glTF's default material.
 
-    A skinned mesh is posed as a viewer shows it at rest: joint matrices times inverse bind matrices, the transform of
-    its own node ignored (glTF 2.0, 3.7.3.3). Morph targets stay at weight 0.
+    As a viewer shows the scene at rest: morph targets at the weights of the node, else of the mesh; a skinned mesh
+    posed by joint matrices times inverse bind matrices, the transform of its own node ignored (glTF 2.0, 3.7.3.3).
     """
+    drawn = [(primitive, placement) for placement in scene.placements for primitive in placement.primitives]
+    left = Counter(id(primitive) for primitive, _ in drawn)
+    decoded: dict[int, Values] = {}
+    parts = []
     with np.errstate(over="ignore", invalid="ignore"):  # `merge` refuses what is no longer finite
-        return [
-            _part(primitive, placement, scene) for placement in scene.placements for primitive in placement.primitives
-        ]
+        for primitive, placement in drawn:
+            values = decoded.pop(id(primitive), None) or _values(primitive)
+            left[id(primitive)] -= 1
+            if left[id(primitive)]:  # an instance: decoded once
+                decoded[id(primitive)] = values
+            parts.append(_part(primitive, placement, scene, values))
+    return parts
 
 
-def _part(primitive: Primitive, placement: Placement, scene: Scene) -> Part:
-    values, corners = _values(primitive)
+def _part(primitive: Primitive, placement: Placement, scene: Scene, stored_values: Values) -> Part:
+    values, corners = stored_values
+    values = _morphed(values, primitive, placement.weights)
     faces = _faces(corners, primitive.mode)
     positions = values["POSITION"]
     normals = values.get("NORMAL")
@@ -38,7 +51,7 @@ def _part(primitive: Primitive, placement: Placement, scene: Scene) -> Part:
     material = scene.materials[primitive.material] if primitive.material is not None else None
     use = material.texture if material else None
     stored = values.get(f"TEXCOORD_{use.texcoord if use else 0}")
-    transform = use.transform if use else _NO_TEXTURE
+    transform = use.transform if use else IDENTITY
     if use and stored is None and len(faces):
         raise AssetFault(
             Reason.INVALID_STRUCTURE, f"{primitive.where} has a textured material but no TEXCOORD_{use.texcoord}"
@@ -55,8 +68,7 @@ def _part(primitive: Primitive, placement: Placement, scene: Scene) -> Part:
     return _flat(part) if normals is None else part
 
 
-def _values(primitive: Primitive) -> tuple[dict[str, Float64[np.ndarray, "v width"]], Int64[np.ndarray, " corners"]]:
-    """Attributes as floats, and the index of every corner."""
+def _values(primitive: Primitive) -> Values:
     if primitive.draco is not None:
         return _draco_values(primitive, primitive.draco)
     values = {name: as_floats(read_accessor(a), a.dtype, a.normalized) for name, a in primitive.attributes.items()}
@@ -65,11 +77,25 @@ def _values(primitive: Primitive) -> tuple[dict[str, Float64[np.ndarray, "v widt
     return values, read_accessor(primitive.indices)[:, 0].astype(np.int64)
 
 
-def _draco_values(
-    primitive: Primitive, draco: Draco
-) -> tuple[dict[str, Float64[np.ndarray, "v width"]], Int64[np.ndarray, " corners"]]:
+def _morphed(
+    values: dict[str, Float64[np.ndarray, "v width"]], primitive: Primitive, weights: list[float]
+) -> dict[str, Float64[np.ndarray, "v width"]]:
+    """Attributes plus the weighted displacements of the morph targets (glTF 2.0, 3.7.2.2)."""
+    values = dict(values)
+    for target, weight in zip(primitive.targets, weights, strict=False):
+        for name, accessor in target.items():
+            if weight and name in values:
+                moved = values[name].copy()
+                moved[:, : accessor.width] += weight * as_floats(
+                    read_accessor(accessor), accessor.dtype, accessor.normalized
+                )
+                values[name] = moved
+    return values
+
+
+def _draco_values(primitive: Primitive, draco: Draco) -> Values:
     try:
-        stream = DracoPy.decode(bytes(draco.view.data or b""))
+        stream = DracoPy.decode(bytes(draco.view.data))
         found = {name: stream.get_attribute_by_unique_id(number) for name, number in draco.attributes.items()}
         corners = np.asarray(stream.faces, dtype=np.int64).reshape(-1)
     except (DracoPy.FileTypeException, ValueError, AttributeError, TypeError) as error:

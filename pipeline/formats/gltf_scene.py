@@ -1,49 +1,25 @@
-"""What a glTF scene draws: placed primitives and the base-colour part of their materials.
+"""What a glTF scene draws: primitives placed by nodes, instances and skins.
 
-Everything is checked against the file's own lists; values of accessors are not read here.
+Everything is checked against the file's own lists; of accessors, only the transforms of instances are read here.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
 
 from pipeline.formats.fault import AssetFault
-from pipeline.formats.gltf_container import BASISU, DRACO, WEBP, Accessor, BufferView, Container, Image
+from pipeline.formats.gltf_accessors import Accessor, as_floats, read_accessor
+from pipeline.formats.gltf_container import Container
+from pipeline.formats.gltf_materials import SceneMaterial, read_material
+from pipeline.formats.gltf_primitives import Primitive, read_primitives
 from pipeline.formats.json_fields import Json
 from schemas.ledger import Reason
-from schemas.mesh import AlphaMode, Wrap
 
-TRIANGLE_MODES = {4: "triangles", 5: "strip", 6: "fan"}
-_WRAP = {10497: Wrap.REPEAT, 33648: Wrap.MIRROR, 33071: Wrap.CLAMP}
-_NEAREST = 9728
-
-
-@dataclass(frozen=True, slots=True)
-class Draco:
-    view: BufferView
-    attributes: dict[str, int]
-    """glTF attribute name to the stream's unique id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Primitive:
-    where: str
-    mode: int
-    attributes: dict[str, Accessor]
-    indices: Accessor | None
-    material: int | None
-    draco: Draco | None
-
-    @property
-    def num_vertices(self) -> int:
-        return self.attributes["POSITION"].count
-
-    @property
-    def num_faces(self) -> int:
-        corners = self.indices.count if self.indices else self.num_vertices
-        return corners // 3 if self.mode == 4 else max(0, corners - 2)
+INSTANCING, VISIBILITY = "EXT_mesh_gpu_instancing", "KHR_node_visibility"
+_INSTANCE_WIDTHS = {"TRANSLATION": 3, "ROTATION": 4, "SCALE": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +36,8 @@ class Placement:
     primitives: list[Primitive]
     world: Float64[np.ndarray, "4 4"]
     skin: Skin | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TextureUse:
-    """A base-colour texture as a material uses it."""
-
-    image: int
-    wrap_u: Wrap
-    wrap_v: Wrap
-    nearest: bool
-    texcoord: int
-    transform: Float64[np.ndarray, "2 3"]
-    """KHR_texture_transform on stored (v down) coordinates."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SceneMaterial:
-    base_color: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
-    texture: TextureUse | None = None
-    alpha_mode: AlphaMode = AlphaMode.OPAQUE
-    alpha_cutoff: float = 0.5
-    double_sided: bool = False
+    weights: list[float]
+    """Of the morph targets at rest; a target beyond them has weight 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +48,7 @@ class Scene:
     worlds: Float64[np.ndarray, "nodes 4 4"]
     """Global transform of every node."""
     materials: list[SceneMaterial]
-    images: list[Image]
+    container: Container
 
     def used_images(self) -> list[int]:
         """Base-colour images of what is drawn."""
@@ -102,23 +58,57 @@ class Scene:
 
 
 def read_scene(container: Container, max_nodes: int, max_depth: int) -> Scene:
-    """Nodes of the default scene with a mesh, in file order, and all materials."""
+    """Nodes of the default scene with a mesh, in file order, and all materials. Instances count as nodes."""
     tree = container.tree
-    materials = [_material(entry, container) for entry in tree.objects("materials")]
-    meshes = [_primitives(entry, container, len(materials)) for entry in tree.objects("meshes")]
+    materials = [read_material(entry, container) for entry in tree.objects("materials")]
+    entries = tree.objects("meshes")
+    meshes = [read_primitives(entry, container, len(materials)) for entry in entries]
     skins = [_skin(entry, container) for entry in tree.objects("skins")]
     nodes = container.nodes
     if len(nodes) > max_nodes:
         raise AssetFault(Reason.TOO_LARGE, f"{len(nodes):,} nodes, limit {max_nodes:,}")
     children = [node.indices("children", len(nodes), "nodes") for node in nodes]
     worlds = _worlds(nodes, children, max_depth)
-    placements = []
-    for number in _drawn(tree, children):
-        mesh = nodes[number].index("mesh", len(meshes), "meshes")
-        skin = nodes[number].index("skin", len(skins), "skins")
-        if mesh is not None:
-            placements.append(Placement(meshes[mesh], worlds[number], None if skin is None else skins[skin]))
-    return Scene(placements, [p for mesh in meshes for p in mesh], worlds, materials, container.images)
+    placements: list[Placement] = []
+    for number in _drawn(tree, nodes, children):
+        node = nodes[number]
+        mesh, skin = node.index("mesh", len(meshes), "meshes"), node.index("skin", len(skins), "skins")
+        if mesh is None:
+            continue
+        weights = (node if "weights" in node else entries[mesh]).list_of_numbers("weights")
+        posed = None if skin is None else skins[skin]
+        for world in _instances(node, worlds[number], container, max_nodes - len(placements)):
+            placements.append(Placement(meshes[mesh], world, posed, weights))
+    return Scene(placements, [p for mesh in meshes for p in mesh], worlds, materials, container)
+
+
+def _instances(
+    node: Json, world: Float64[np.ndarray, "4 4"], container: Container, limit: int
+) -> list[Float64[np.ndarray, "4 4"]]:
+    """Where a node's mesh is drawn: once, or once for each row of EXT_mesh_gpu_instancing."""
+    found = node.extension(INSTANCING)
+    names = found.object("attributes") if found else None
+    if names is None:
+        return [world]
+    parts: dict[str, Float64[np.ndarray, "n width"]] = {}
+    for name, width in _INSTANCE_WIDTHS.items():
+        number = names.index(name, len(container.accessors), "accessors")
+        if number is None:
+            continue
+        accessor = container.accessors[number]
+        if accessor.count > limit:
+            raise AssetFault(Reason.TOO_LARGE, f"{names.at(name)}: {accessor.count:,} instances, limit {limit:,} left")
+        if accessor.width != width or any(len(part) != accessor.count for part in parts.values()):
+            names.wrong(name, f"an accessor of VEC{width}, as long as the others")
+        parts[name] = as_floats(read_accessor(accessor), accessor.dtype, accessor.normalized)
+        if not np.isfinite(parts[name]).all():
+            raise AssetFault(Reason.NON_FINITE, f"{names.at(name)} is not finite")
+    count = max((len(part) for part in parts.values()), default=1)
+    moves = parts.get("TRANSLATION", np.zeros((count, 3)))
+    turns = parts.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)))
+    scales = parts.get("SCALE", np.ones((count, 3)))
+    with np.errstate(over="ignore", invalid="ignore"):  # the loader refuses what is no longer finite
+        return [world @ _composed(*row) for row in zip(moves, turns, scales, strict=True)]
 
 
 def _worlds(nodes: list[Json], children: list[list[int]], max_depth: int) -> Float64[np.ndarray, "nodes 4 4"]:
@@ -151,87 +141,51 @@ def _worlds(nodes: list[Json], children: list[list[int]], max_depth: int) -> Flo
 def _local(node: Json) -> Float64[np.ndarray, "4 4"]:
     if "matrix" in node:
         return np.array(node.numbers("matrix", [0.0] * 16)).reshape(4, 4).T
-    matrix = np.eye(4)
-    x, y, z, w = node.numbers("rotation", (0.0, 0.0, 0.0, 1.0))
+    return _composed(
+        node.numbers("translation", (0.0, 0.0, 0.0)),
+        node.numbers("rotation", (0.0, 0.0, 0.0, 1.0)),
+        node.numbers("scale", (1.0, 1.0, 1.0)),
+    )
+
+
+def _composed(move: Sequence[float], turn: Sequence[float], scale: Sequence[float]) -> Float64[np.ndarray, "4 4"]:
+    """Scale, then turn (quaternion x y z w, any length), then move."""
+    x, y, z, w = turn
     norm = math.sqrt(x * x + y * y + z * z + w * w) or 1.0
     x, y, z, w = x / norm, y / norm, z / norm, w / norm
+    matrix = np.eye(4)
     matrix[:3, :3] = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
     ]
-    matrix[:3, :3] *= node.numbers("scale", (1.0, 1.0, 1.0))
-    matrix[:3, 3] = node.numbers("translation", (0.0, 0.0, 0.0))
+    matrix[:3, :3] *= scale
+    matrix[:3, 3] = move
     return matrix
 
 
-def _drawn(tree: Json, children: list[list[int]]) -> list[int]:
-    """Nodes of the default scene (else the first, else all nodes), in file order."""
+def _drawn(tree: Json, nodes: list[Json], children: list[list[int]]) -> list[int]:
+    """Visible nodes of the default scene (else the first, else all nodes), in file order."""
     scenes = tree.objects("scenes")
     number = tree.index("scene", len(scenes), "scenes")
-    if not scenes:
-        return list(range(len(children)))
-    waiting = list(scenes[number or 0].indices("nodes", len(children), "nodes"))
+    if scenes:
+        waiting = list(scenes[number or 0].indices("nodes", len(children), "nodes"))
+    else:
+        below = {child for group in children for child in group}
+        waiting = [node for node in range(len(children)) if node not in below]
     drawn: set[int] = set()
     while waiting:
         node = waiting.pop()
-        if node not in drawn:
+        if node not in drawn and _visible(nodes[node]):
             drawn.add(node)
             waiting += children[node]
     return sorted(drawn)
 
 
-def _primitives(entry: Json, container: Container, num_materials: int) -> list[Primitive]:
-    """Triangle primitives with positions; points, lines and the rest draw no surface."""
-    found = (_primitive(item, container, num_materials) for item in entry.objects("primitives"))
-    return [primitive for primitive in found if primitive is not None]
-
-
-def _primitive(entry: Json, container: Container, num_materials: int) -> Primitive | None:
-    mode = entry.integer("mode", 4, high=6)
-    names = entry.object("attributes") or Json({}, entry.at("attributes"))
-    attributes = {}
-    for name in names.value:
-        number = names.index(name, len(container.accessors), "accessors")
-        if number is not None:
-            attributes[name] = container.accessors[number]
-    number = entry.index("indices", len(container.accessors), "accessors")
-    material = entry.index("material", num_materials, "materials")
-    if mode not in TRIANGLE_MODES or "POSITION" not in attributes:
-        return None
-    for name, accessor in attributes.items():
-        _check_attribute(names.at(name), name, accessor, attributes["POSITION"].count)
-    indices = None if number is None else container.accessors[number]
-    if indices is not None and (indices.width != 1 or indices.dtype.kind != "u"):
-        entry.wrong("indices", "an accessor of unsigned integer scalars")
-    return Primitive(entry.where, mode, attributes, indices, material, _draco(entry, container))
-
-
-def _check_attribute(where: str, name: str, accessor: Accessor, count: int) -> None:
-    widths = {"POSITION": (3,), "NORMAL": (3,), "COLOR": (3, 4), "TEXCOORD": (2,), "JOINTS": (4,), "WEIGHTS": (4,)}
-    family = name.split("_", 1)[0] if name else name
-    if family in widths and accessor.width not in widths[family]:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: {accessor.where} has {accessor.width} components")
-    if family == "JOINTS" and accessor.dtype.kind != "u":
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: {accessor.where} is not of unsigned integers")
-    if accessor.count != count:
-        raise AssetFault(
-            Reason.INVALID_STRUCTURE, f"{where}: {accessor.where} has {accessor.count} elements, POSITION {count}"
-        )
-
-
-def _draco(entry: Json, container: Container) -> Draco | None:
-    found = entry.extension(DRACO)
-    if found is None:
-        return None
-    number = found.index("bufferView", len(container.views), "bufferViews")
-    names = found.object("attributes")
-    if number is None or names is None:
-        found.wrong("bufferView", "a reference, and attributes too")
-    view = container.views[number]
-    if view.data is None:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{found.where}: {view.where} has no bytes")
-    return Draco(view, {name: names.integer(name, high=2**31) for name in names.value})
+def _visible(node: Json) -> bool:
+    """KHR_node_visibility hides a node and all below it."""
+    found = node.extension(VISIBILITY)
+    return found is None or "visible" not in found or found.flag("visible")
 
 
 def _skin(entry: Json, container: Container) -> Skin:
@@ -241,71 +195,3 @@ def _skin(entry: Json, container: Container) -> Skin:
     if bind is not None and (bind.width != 16 or bind.dtype.kind != "f" or bind.count < len(joints)):
         entry.wrong("inverseBindMatrices", f"an accessor of {len(joints)} float matrices")
     return Skin(entry.where, joints, bind)
-
-
-def _material(entry: Json, container: Container) -> SceneMaterial:
-    """Base colour: metallic-roughness, or KHR_materials_pbrSpecularGlossiness where present (its diffuse)."""
-    gloss = entry.extension("KHR_materials_pbrSpecularGlossiness")
-    rough = entry.object("pbrMetallicRoughness") or Json({}, entry.at("pbrMetallicRoughness"))
-    source, factor, slot = (
-        (gloss, "diffuseFactor", "diffuseTexture") if gloss else (rough, "baseColorFactor", "baseColorTexture")
-    )
-    red, green, blue, alpha = (min(max(x, 0.0), 1.0) for x in source.numbers(factor, (1.0, 1.0, 1.0, 1.0)))
-    mode = entry.text("alphaMode", "OPAQUE")
-    if mode not in ("OPAQUE", "MASK", "BLEND"):
-        entry.wrong("alphaMode", "OPAQUE, MASK or BLEND")
-    use = source.object(slot)
-    return SceneMaterial(
-        base_color=(red, green, blue, alpha),
-        texture=None if use is None else _texture_use(use, container),
-        alpha_mode=AlphaMode(mode.lower()),
-        alpha_cutoff=entry.number("alphaCutoff", 0.5),
-        double_sided=entry.flag("doubleSided"),
-    )
-
-
-def _texture_use(use: Json, container: Container) -> TextureUse:
-    number = use.index("index", len(container.textures), "textures")
-    if number is None:
-        use.wrong("index", "a reference")
-    texture = container.textures[number]
-    chosen = texture.index("sampler", len(container.samplers), "samplers")
-    sampler = container.samplers[chosen] if chosen is not None else Json({}, "samplers")
-    shift = use.extension("KHR_texture_transform") or Json({}, use.where)
-    return TextureUse(
-        image=_texture_image(texture, len(container.images)),
-        wrap_u=_wrap(sampler, "wrapS"),
-        wrap_v=_wrap(sampler, "wrapT"),
-        nearest=sampler.integer("magFilter", 9729) == _NEAREST,
-        texcoord=shift.integer("texCoord", use.integer("texCoord", 0)),
-        transform=_transform(shift),
-    )
-
-
-def _wrap(sampler: Json, key: str) -> Wrap:
-    code = sampler.integer(key, 10497)
-    if code not in _WRAP:
-        sampler.wrong(key, f"one of {sorted(_WRAP)}")
-    return _WRAP[code]
-
-
-def _texture_image(texture: Json, num_images: int) -> int:
-    webp = texture.extension(WEBP)
-    image = (webp or texture).index("source", num_images, "images")
-    if image is None and texture.extension(BASISU) is not None:
-        raise AssetFault(Reason.UNSUPPORTED_EXTENSION, f"{texture.where} exists only as {BASISU}")
-    if image is None:
-        raise AssetFault(Reason.BAD_IMAGE, f"{texture.where} has no image")
-    return image
-
-
-def _transform(shift: Json) -> Float64[np.ndarray, "2 3"]:
-    """Offset * rotation * scale. The rotation turns u towards -v (stored v points down): what viewers do, and the
-    reading that the extension's maintainers confirmed (KhronosGroup/glTF#1563), against the sign in its listing."""
-    offset = shift.numbers("offset", (0.0, 0.0))
-    scale = shift.numbers("scale", (1.0, 1.0))
-    angle = shift.number("rotation", 0.0)
-    cos, sin = math.cos(angle), math.sin(angle)
-    return np.array(
-        [[cos * scale[0], sin * scale[1], offset[0]], [-sin * scale[0], cos * scale[1], offset[1]]], dtype=np.float64
-    )

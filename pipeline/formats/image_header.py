@@ -1,8 +1,9 @@
-"""Width and height of a PNG, JPEG or WebP from its first bytes, so that nothing large is decoded unseen."""
+"""Width and height of a PNG, JPEG, WebP or KTX2 from its first bytes, so that nothing large is decoded unseen."""
 
 import struct
 
 from pipeline.formats.fault import AssetFault
+from pipeline.formats.ktx2 import is_ktx2, ktx2_size
 from schemas.ledger import Reason
 
 _JPEG_SIZE_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -10,13 +11,15 @@ _JPEG_SIZE_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
 def image_size(data: bytes | memoryview, where: str) -> tuple[int, int]:
-    """(width, height) in pixels, both at least 1; a fault for anything but PNG, JPEG and WebP."""
+    """(width, height) in pixels, both at least 1; a fault for anything but PNG, JPEG, WebP and KTX2."""
     try:
-        size = _size(data)
+        size = ktx2_size(data, where) if is_ktx2(data) else _size(data)
     except (struct.error, IndexError) as error:
         raise AssetFault(Reason.BAD_IMAGE, f"{where}: image ends inside its header ({len(data)} bytes)") from error
     if size is None:
-        raise AssetFault(Reason.BAD_IMAGE, f"{where}: not a PNG, JPEG or WebP image (starts with {bytes(data[:12])!r})")
+        raise AssetFault(
+            Reason.BAD_IMAGE, f"{where}: not a PNG, JPEG, WebP or KTX2 image (starts with {bytes(data[:12])!r})"
+        )
     if min(size) < 1:
         raise AssetFault(Reason.BAD_IMAGE, f"{where}: image is {size[0]} x {size[1]} pixels")
     return size

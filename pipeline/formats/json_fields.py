@@ -3,15 +3,16 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
 from pipeline.formats.fault import AssetFault
 from schemas.ledger import Reason
 
+T = TypeVar("T")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -71,6 +72,13 @@ class Json:
             self.wrong(key, f"a list of {len(default)} numbers")
         return self.numbers_of(found, key, len(default))
 
+    def list_of_numbers(self, key: str) -> list[float]:
+        """Finite numbers, however many; empty when absent."""
+        found = self.value.get(key, [])
+        if not isinstance(found, list):
+            self.wrong(key, "a list of numbers")
+        return self.numbers_of(found, key, len(found))
+
     def numbers_of(self, found: Sequence[Any], key: str, count: int) -> list[float]:
         plain = all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e300 for x in found)
         if len(found) != count or not plain or not all(math.isfinite(x) for x in found):
@@ -119,6 +127,23 @@ class Json:
             if not isinstance(item, dict):
                 raise AssetFault(Reason.INVALID_STRUCTURE, f"{where} is {item!r:.60}, expected an object")
             yield Json(item, where)
+
+
+class Parsed(Generic[T]):
+    """Entries of a list in the file, each parsed and checked when first asked for: animations have thousands of
+    accessors and views that nobody reads, and a picture that nobody looks at may be broken."""
+
+    def __init__(self, entries: list[Json], parse: Callable[[Json], T]) -> None:
+        self._entries, self._parse = entries, parse
+        self._done: dict[int, T] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, number: int) -> T:
+        if number not in self._done:
+            self._done[number] = self._parse(self._entries[number])
+        return self._done[number]
 
 
 def parse_json(data: bytes, max_bytes: int, max_depth: int) -> Json:

@@ -1,42 +1,23 @@
-"""Wavefront OBJ and MTL bytes to indexed polygons and materials, every bound checked.
+"""Wavefront OBJ bytes to indexed triangles and materials, every bound checked.
 
-Read: v (with optional colour), vt, vn, f, usemtl, mtllib; Kd, d, map_Kd. Tr is not: exporters disagree on its sense. A
-map replaces Kd, as in Blender (exporters leave arbitrary Kd next to a map). Kd and vertex colours are sRGB-encoded, as
-three.js and MeshLab have them.
+Read: v (with optional colour), vt, vn, f, usemtl, mtllib. Vertex colours are sRGB-encoded, as three.js and MeshLab have
+them. All lines of a kind are cut out of the file as one block and parsed at once: a file has hundreds of thousands.
 """
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from pipeline.formats.fault import AssetFault
-from pipeline.formats.uris import confined, read_limited
+from pipeline.formats.mtl import ObjMaterial, read_mtl
+from pipeline.formats.uris import confined
 from schemas.ledger import Reason
 
-_MAP_OPTIONS = {"-s": 3, "-o": 3, "-t": 3, "-mm": 2} | {
-    option: 1 for option in ["-bm", "-blendu", "-blendv", "-boost", "-cc", "-clamp", "-imfchan", "-texres", "-type"]
-}
-"""map_Kd options and how many words follow each (at most)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObjMaterial:
-    color: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Kd, sRGB-encoded."""
-    opacity: float = 1.0
-    image: Path | None = None
-    clamp: bool = False
-
-
-class _Face(NamedTuple):
-    line: int
-    argument: str
-    counts: tuple[int, int, int]
-    """How many v, vt, vn precede it."""
-    material: int
+_ABSENT = -(2**62)
+"""Stands in the text for an index that a corner leaves out (`1//3`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,166 +33,188 @@ class ObjFile:
     materials: list[ObjMaterial]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """All lines of one kind: their text without the keyword."""
+
+    kind: str
+    text: bytes
+    """Line by line, comments taken out."""
+    line: Int64[np.ndarray, " lines"]
+    """Of the file, from 0."""
+    words: Int64[np.ndarray, " lines"]
+    """How many each line has."""
+    starts: Int64[np.ndarray, " words"]
+    """Where each word begins in the text."""
+
+
 def read_obj(data: bytes, directory: Path, max_bytes: int, max_faces: int) -> ObjFile:
     """Parse a whole OBJ file and the material libraries in its folder."""
     if b"\0" in data:
         raise AssetFault(Reason.NOT_A_MESH, "OBJ holds a zero byte: it is not a text file")
-    lines = data.decode("utf-8", "replace").replace("\\\r\n", " ").replace("\\\n", " ").splitlines()
-    rows: dict[str, list[str]] = {"v": [], "vt": [], "vn": []}
-    faces: list[_Face] = []
-    library: dict[str, int] = {}
-    seen: set[Path] = set()
-    materials, current = [ObjMaterial()], 0
-    for number, line in enumerate(lines, 1):
-        kind, *rest = line.split(None, 1) or [""]
-        argument = rest[0].rstrip() if rest else ""
-        if kind in rows:
-            rows[kind].append(argument)
-        elif kind == "f":
-            faces.append(_Face(number, argument, (len(rows["v"]), len(rows["vt"]), len(rows["vn"])), current))
-        elif kind == "usemtl":
-            current = library.get(argument, 0)
-        elif kind == "mtllib" and argument:
-            path = confined(argument, directory, f"line {number} (mtllib)", encoded=False)
-            if path not in seen:
-                seen.add(path)
-                for name, material in _read_mtl(path, directory, f"line {number}", max_bytes).items():
-                    library[name] = len(materials)
-                    materials.append(material)
-    if not rows["v"] or not faces:
-        raise AssetFault(Reason.NO_GEOMETRY, f"OBJ has {len(rows['v'])} vertices and {len(faces)} faces")
-    corners, face_material = _triangles(faces, (len(rows["v"]), len(rows["vt"]), len(rows["vn"])), max_faces)
-    colored = len(rows["v"][0].split()) >= 6
-    vertices = _table(rows["v"], "v", 6 if colored else 3)
+    blocks, names = _split(data)
+    vertices, faces = blocks["v"], blocks["f"]
+    if not len(vertices.line) or not len(faces.line):
+        raise AssetFault(Reason.NO_GEOMETRY, f"OBJ has {len(vertices.line)} vertices and {len(faces.line)} faces")
+    materials, changes, numbers = _materials(names, directory, max_bytes)
+    face, corner = _fans(faces, max_faces)
+    corners = _corners(faces, [blocks[kind].line for kind in ("v", "vt", "vn")])
+    colored = vertices.words[0] >= 6
+    table = _table(vertices, 6 if colored else 3)
     return ObjFile(
-        positions=vertices[:, :3],
-        colors=np.clip(vertices[:, 3:], 0.0, 1.0) if colored else None,
-        uvs=_table(rows["vt"], "vt", 2),
-        normals=_table(rows["vn"], "vn", 3),
-        corners=corners,
-        face_material=face_material,
+        positions=table[:, :3],
+        colors=np.clip(table[:, 3:], 0.0, 1.0) if colored else None,
+        uvs=_table(blocks["vt"], 2),
+        normals=_table(blocks["vn"], 3),
+        corners=corners[corner],
+        face_material=numbers[np.searchsorted(changes, faces.line[face])],
         materials=materials,
     )
 
 
-def _table(rows: list[str], kind: str, width: int) -> Float64[np.ndarray, "rows width"]:
+def _split(data: bytes) -> tuple[dict[str, _Block], list[tuple[int, str, str]]]:
+    """Lines by kind; those that name materials as (line, keyword, argument)."""
+    data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\\\n", b"  ")
+    data = re.sub(rb"(?m)^[ \t\f\v]+", b"", data) + b"\n\n\n"
+    codes = np.frombuffer(data, np.uint8).copy()
+    ends = np.flatnonzero(codes == ord("\n"))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    first, second, third = (codes[np.minimum(starts + i, len(codes) - 1)] for i in range(3))
+    blank2, blank3 = _is_blank(second), _is_blank(third)
+    chosen = {
+        "v": (first == ord("v")) & blank2,
+        "vt": (first == ord("v")) & (second == ord("t")) & blank3,
+        "vn": (first == ord("v")) & (second == ord("n")) & blank3,
+        "f": (first == ord("f")) & blank2,
+    }
+    blocks = {kind: _block(kind, codes, starts, ends, np.flatnonzero(mask)) for kind, mask in chosen.items()}
+    names = []
+    for line in np.flatnonzero((first == ord("u")) | (first == ord("m"))):
+        keyword, *rest = data[starts[line] : ends[line]].decode("utf-8", "replace").split(None, 1) or [""]
+        names.append((int(line), keyword, rest[0].rstrip() if rest else ""))
+    return blocks, names
+
+
+def _is_blank(codes: np.ndarray) -> Bool[np.ndarray, " n"]:
+    """Space and the control characters from tab to carriage return."""
+    return (codes == 32) | ((codes >= 9) & (codes <= 13))
+
+
+def _block(kind: str, codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, lines: np.ndarray) -> _Block:
+    lengths = ends[lines] - starts[lines] + 1  # with the line feed
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.repeat(starts[lines] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    found = codes[rows]
+    for i in range(len(kind)):
+        found[offsets[:-1] + i] = ord(" ")
+    text = found.tobytes()
+    if b"#" in text:
+        text = re.sub(rb"#[^\n]*", lambda comment: b" " * len(comment[0]), text)
+        found = np.frombuffer(text, np.uint8)
+    solid = ~_is_blank(found)
+    words = np.flatnonzero(solid & ~np.concatenate([[False], solid[:-1]])) if len(solid) else np.zeros(0, np.int64)
+    return _Block(kind, text, lines, np.diff(np.searchsorted(words, offsets)), words)
+
+
+def _table(block: _Block, width: int) -> Float64[np.ndarray, "rows width"]:
     """The first `width` numbers of every line."""
-    if not rows:
+    if not len(block.line):
         return np.zeros((0, width))
-    try:
-        table = np.loadtxt(rows, np.float64, usecols=range(width), ndmin=2)
-    except ValueError as error:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"'{kind}' lines: {error}") from error
-    if len(table) != len(rows):
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{len(rows) - len(table)} '{kind}' line(s) without numbers")
+    if block.words.min() < width:
+        line = block.line[block.words.argmin()] + 1
+        raise AssetFault(Reason.INVALID_STRUCTURE, f"line {line}: '{block.kind}' with fewer than {width} numbers")
+    numbers = _numbers(block.text, np.float64, len(block.starts), f"'{block.kind}' lines")
+    if len(numbers) == width * len(block.line):
+        table = numbers.reshape(-1, width)
+    else:
+        table = numbers[(np.cumsum(block.words) - block.words)[:, None] + np.arange(width)]
     if not np.isfinite(table).all():
         row = int(np.argwhere(~np.isfinite(table))[0, 0])
-        raise AssetFault(Reason.NON_FINITE, f"'{kind}' number {row + 1} is {rows[row][:60]!r}")
+        raise AssetFault(Reason.NON_FINITE, f"line {block.line[row] + 1}: '{block.kind}' is {table[row].tolist()}")
     return table
 
 
-def _triangles(
-    faces: list[_Face], totals: tuple[int, int, int], max_faces: int
-) -> tuple[Int64[np.ndarray, "f 3 3"], Int64[np.ndarray, " f"]]:
-    """Polygons cut into fans, and the material of each triangle."""
-    corners: list[tuple[int, int, int]] = []
-    owners: list[int] = []
-    seen: dict[str, tuple[int, int, int]] = {}
-    for face in faces:
-        polygon = []
-        for word in face.argument.split():
-            corner = seen.get(word)
-            if corner is None:
-                corner = _corner(word, face)
-                if "-" not in word:
-                    seen[word] = corner
-            polygon.append(corner)
-        if len(polygon) < 3:
-            raise AssetFault(Reason.INVALID_STRUCTURE, f"line {face.line}: a face with {len(polygon)} corners")
-        for i in range(1, len(polygon) - 1):
-            corners += (polygon[0], polygon[i], polygon[i + 1])
-            owners.append(face.material)
-        if len(owners) > max_faces:
-            raise AssetFault(Reason.TOO_LARGE, f"line {face.line}: more than {max_faces:,} triangles")
-    table = np.array(corners, dtype=np.int64).reshape(-1, 3, 3)
-    for slot, kind in enumerate(("v", "vt", "vn")):
-        low, high = int(table[..., slot].min()), int(table[..., slot].max())
-        if high >= totals[slot] or low < (0 if slot == 0 else -1):
-            shown = high + 1 if high >= totals[slot] else low - totals[slot]
-            raise AssetFault(Reason.INDEX_OUT_OF_RANGE, f"a face refers to {kind} {shown}, file has {totals[slot]:,}")
-    return table, np.array(owners, dtype=np.int64)
+def _numbers(text: bytes, dtype: type, count: int, where: str) -> np.ndarray:
+    """The numbers of a text, which must be nothing but `count` of them."""
+    try:
+        numbers: np.ndarray = np.fromstring(text, dtype, sep=" ")
+    except ValueError as error:
+        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: not all are numbers") from error
+    if len(numbers) != count:
+        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: not all are numbers")
+    return numbers
 
 
-def _corner(word: str, face: _Face) -> tuple[int, int, int]:
-    """Indices from 0, and -1 for none. Negative ones in the file count back from the face's own line."""
-    found = [-1, -1, -1]
-    for slot, text in enumerate(word.split("/")[:3]):
-        if not text and slot > 0:
-            continue
-        try:
-            index = int(text)
-        except ValueError as error:
-            raise AssetFault(Reason.INVALID_STRUCTURE, f"line {face.line}: corner {word[:40]!r}") from error
-        found[slot] = index - 1 if index > 0 else face.counts[slot] + index
-        if index == 0 or not 0 <= found[slot] < 2**31:
-            raise AssetFault(Reason.INDEX_OUT_OF_RANGE, f"line {face.line}: corner {word[:40]!r} refers to nothing")
-    return found[0], found[1], found[2]
+def _fans(faces: _Block, max_faces: int) -> tuple[Int64[np.ndarray, " f"], Int64[np.ndarray, "f 3"]]:
+    """Polygons cut into triangles around their first corner: the polygon of each, and the numbers of its corners."""
+    if faces.words.min() < 3:
+        line = int(faces.words.argmin())
+        raise AssetFault(
+            Reason.INVALID_STRUCTURE, f"line {faces.line[line] + 1}: a face with {faces.words[line]} corners"
+        )
+    count = faces.words - 2
+    if count.sum() > max_faces:
+        raise AssetFault(Reason.TOO_LARGE, f"{count.sum():,} triangles, limit {max_faces:,}")
+    face = np.repeat(np.arange(len(count)), count)
+    begin = (np.cumsum(faces.words) - faces.words)[face]
+    step = np.arange(len(face)) - (np.cumsum(count) - count)[face]
+    return face, np.stack([begin, begin + step + 1, begin + step + 2], axis=1)
 
 
-def _read_mtl(path: Path, directory: Path, where: str, max_bytes: int) -> dict[str, ObjMaterial]:
-    text = read_limited(path, f"{where} (mtllib)", max_bytes).decode("utf-8", "replace")
-    found: dict[str, ObjMaterial] = {}
-    name = None
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.split()
-        if len(words) < 2:
-            continue
-        place = f"{path.name} line {number}"
-        if words[0] == "newmtl":
-            name = line.split(None, 1)[1].strip()
-            found[name] = ObjMaterial()
-        elif name is not None:
-            found[name] = _with_line(found[name], words, line, directory, place)
+def _corners(faces: _Block, lines: list[np.ndarray]) -> Int64[np.ndarray, "words 3"]:
+    """Position, uv, normal of every corner in the file: indices from 0, -1 for none. Negative ones in the file count
+    back from the face's own line; `lines` are those of v, vt, vn."""
+    codes = np.frombuffer(faces.text, np.uint8)
+    slashes = np.searchsorted(faces.starts, np.flatnonzero(codes == ord("/")), side="right") - 1
+    parts = 1 + np.bincount(slashes, minlength=len(faces.starts))
+    bad = (parts > 3) | (codes[faces.starts] == ord("/"))
+    owner = np.repeat(np.arange(len(faces.line)), faces.words)
+    if bad.any():
+        raise AssetFault(
+            Reason.INVALID_STRUCTURE, f"line {faces.line[owner[bad.argmax()]] + 1}: a corner {_shown(faces, bad)}"
+        )
+    text = re.sub(rb"/(?=[/\s])", b"/%d " % _ABSENT, faces.text).replace(b"/", b" ") if len(slashes) else faces.text
+    numbers = _numbers(text, np.int64, int(parts.sum()), "'f' lines")
+    found = np.full((len(parts), 3), _ABSENT)
+    found[
+        np.repeat(np.arange(len(parts)), parts), np.arange(len(numbers)) - np.repeat(np.cumsum(parts) - parts, parts)
+    ] = numbers
+    for slot, (kind, placed) in enumerate(zip(("v", "vt", "vn"), lines, strict=True)):
+        index = found[:, slot].copy()
+        absent = (index == _ABSENT) & (slot > 0)
+        before = np.searchsorted(placed, faces.line)[owner]
+        found[:, slot] = np.where(absent, -1, np.where(index > 0, index - 1, before + index))
+        wrong = ~absent & ((index == 0) | (found[:, slot] < 0) | (found[:, slot] >= len(placed)))
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise AssetFault(
+                Reason.INDEX_OUT_OF_RANGE,
+                f"line {faces.line[owner[at]] + 1}: a face refers to {kind} {index[at]}, file has {len(placed):,}",
+            )
     return found
 
 
-def _with_line(material: ObjMaterial, words: list[str], line: str, directory: Path, place: str) -> ObjMaterial:
-    kind = words[0].lower()
-    if kind == "kd" and len(words) >= 4:
-        red, green, blue = (_unit(word, place) for word in words[1:4])
-        return replace(material, color=(red, green, blue))
-    if kind == "d":
-        return replace(material, opacity=_unit(words[-1], place))
-    if kind == "map_kd":
-        name, clamp = _map_argument(line.split(None, 1)[1].strip())
-        return replace(material, image=confined(name, directory, place, encoded=False), clamp=clamp)
-    return material
+def _shown(faces: _Block, bad: np.ndarray) -> str:
+    start = int(faces.starts[bad.argmax()])
+    return repr(faces.text[start : start + 40].split()[0].decode("utf-8", "replace"))
 
 
-def _map_argument(argument: str) -> tuple[str, bool]:
-    """File name (spaces allowed) behind any options, and whether it is clamped."""
-    clamp, words = False, argument.split()
-    while words and words[0] in _MAP_OPTIONS:
-        option = words.pop(0)
-        argument = argument.split(None, 1)[1] if words else ""
-        clamp |= option == "-clamp" and words[:1] == ["on"]
-        for _ in range(_MAP_OPTIONS[option]):
-            if len(words) < 2 or (_MAP_OPTIONS[option] > 1 and not _is_number(words[0])):
-                break
-            words.pop(0)
-            argument = argument.split(None, 1)[1]
-    return argument, clamp
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _unit(word: str, place: str) -> float:
-    if not _is_number(word) or not np.isfinite(float(word)):
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{place}: {word[:40]!r} is not a number")
-    return min(max(float(word), 0.0), 1.0)
+def _materials(
+    names: list[tuple[int, str, str]], directory: Path, max_bytes: int
+) -> tuple[list[ObjMaterial], Int64[np.ndarray, " changes"], Int64[np.ndarray, " one_more"]]:
+    """Materials, the lines at which the current one changes, and which it is before the first and after each."""
+    library: dict[str, int] = {}
+    seen: set[Path] = set()
+    materials, lines, numbers = [ObjMaterial()], [], [0]
+    for line, keyword, argument in names:
+        if keyword == "usemtl":
+            lines.append(line)
+            numbers.append(library.get(argument, 0))
+        elif keyword == "mtllib" and argument:
+            path = confined(argument, directory, f"line {line + 1} (mtllib)", encoded=False)
+            if path not in seen:
+                seen.add(path)
+                for name, material in read_mtl(path, directory, f"line {line + 1}", max_bytes).items():
+                    library[name] = len(materials)
+                    materials.append(material)
+    return materials, np.array(lines, np.int64), np.array(numbers, np.int64)

@@ -14,9 +14,9 @@ from geometry.frames import Frame
 from geometry.texture import encode_srgb8, srgb_to_linear
 from pipeline.formats.fault import AssetFault
 from pipeline.formats.image_header import image_size
+from pipeline.formats.images import decode_image
 from pipeline.formats.json_fields import parse_json
 from pipeline.formats.uris import read_limited
-from pipeline.load import decode_image
 from pipeline.official.agreement import check_depths, world_normals
 from pipeline.official.depth import read_depth
 from pipeline.official.poses import MAX_VIEWS, Pose, read_poses, to_cameras

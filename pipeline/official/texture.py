@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pipeline.formats.fault import AssetFault
 from pipeline.formats.image_header import image_size
+from pipeline.formats.images import decode_image
 from pipeline.formats.uris import read_limited
-from pipeline.load import decode_image
 from pipeline.preflight import PreflightConfig
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Texture, TexturedMesh
