@@ -1,0 +1,69 @@
+"""Loss curves of the tiny preset on one batch of four samples of the pipeline, task by task.
+
+`python -m tests.overfit` writes tests/assets/overfit.json anew: only after a change that is meant to change training.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.bake import BakeConfig
+from pipeline.process import BuildConfig, process_asset
+from pipeline.render import RenderConfig
+from pipeline.sources.procedural import procedural
+from schemas.sample import TextureSample
+from training.batch import LatentBatch, encode_batch, join, to_model
+from training.fit import make_module
+from training.latents import DctCodec
+from training.presets import preset
+from training.tasks import TASKS, TaskConfig
+
+CURVES = Path(__file__).parent / "assets" / "overfit.json"
+SAMPLES, STEPS = 4, 20
+
+
+def four_samples(directory: Path) -> LatentBatch:
+    """Procedural assets through the whole pipeline: 64-pixel views, 64-texel UV maps."""
+    cfg = BuildConfig(views=RenderConfig(resolution=64), uv=BakeConfig(resolution=64))
+    found = (process_asset(ref, cfg).result for ref in procedural(3 * SAMPLES, directory, clean=True))
+    textured = [sample for sample in found if isinstance(sample, TextureSample) and sample.uv is not None]
+    return encode_batch(join([to_model(sample) for sample in textured[:SAMPLES]]), DctCodec())
+
+
+def curve(batch: LatentBatch, task: str, steps: int = STEPS) -> list[float]:
+    """Losses of `steps` steps on the batch. Noise and noise level are the same in every step, so that the curve shows
+    what was learnt and nothing else."""
+    tiny = preset("tiny")
+    weights = {task: 1.0}
+    mv_only = weights if task in ("geo2mv", "img2mv") else tiny.tasks.mv_only
+    cfg = replace(tiny, tasks=TaskConfig(textured=weights, mv_only=mv_only))
+    assert task in TASKS
+    module = make_module(cfg, DctCodec(), "cpu")
+    optimizer = module.configure_optimizers()
+    fixed = replace(batch, number=0, samples=tuple(range(SAMPLES)))
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = module.training_step(fixed, 0)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.model.parameters(), cfg.optimizer.gradient_clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def main() -> None:
+    import tempfile
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as directory:
+        batch = four_samples(Path(directory))
+    curves = {task: [round(loss, 6) for loss in curve(batch, task)] for task in TASKS}
+    CURVES.parent.mkdir(exist_ok=True)
+    CURVES.write_text(json.dumps(curves, indent=0).replace(",\n", ", ") + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""One batch of four samples is learnt by heart, whatever the task."""
+
+import json
+
+import pytest
+import torch
+
+from tests.overfit import CURVES, STEPS, curve, four_samples
+from training.batch import LatentBatch
+from training.tasks import TASKS
+
+RECORDED = json.loads(CURVES.read_text())
+LEFT = 0.1
+"""Share of the first loss that may be left after `STEPS` steps."""
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory) -> LatentBatch:
+    return four_samples(tmp_path_factory.mktemp("assets"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_one_batch_is_overfitted_along_the_recorded_curve(batch, task):
+    torch.set_num_threads(1)
+    losses = curve(batch, task)
+    assert len(losses) == STEPS
+    assert losses[-1] < LEFT * losses[0]
+    # machines sum in another order, and steps make more of it
+    assert losses == pytest.approx(RECORDED[task], rel=0.02)
