@@ -18,7 +18,6 @@ from pipeline.formats.fault import AssetFault
 from pipeline.formats.images import decode_image
 from pipeline.load import load_mesh
 from pipeline.measure import measure
-from pipeline.preflight import PreflightConfig, preflight
 from pipeline.render import render_geometry
 from pipeline.unwrap import UnwrapConfig, unwrap
 from schemas.camera import Cameras
@@ -59,9 +58,7 @@ class TexturedSubject:
 
 def open_subject(path: Path, cfg: UnwrapConfig, uv_resolution: int) -> Subject:
     """Checks, loads, normalises and unwraps a mesh. Raises UserError where it cannot be textured."""
-    limits = PreflightConfig()
-    facts = preflight(path, limits)
-    loaded = facts if isinstance(facts, Rejected) else load_mesh(path, limits)
+    loaded = load_mesh(path)
     if isinstance(loaded, Rejected):
         raise UserError(f"{path}: {loaded.reason} ({loaded.detail}); mend the file or export it again")
     mesh, frame = normalise(loaded)

@@ -31,16 +31,19 @@ def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool =
     `shading`: fill `Material.shading` too, with its textures after those of the base colours; a texture of it that
     cannot be had is left out, its factor stays.
     """
-    return load_asset(path, cfg or PreflightConfig(), shading=shading)[1]
+    found = load_asset(path, cfg or PreflightConfig(), shading=shading)
+    return found if isinstance(found, Rejected) else found[1]
 
 
 def load_asset(
     path: Path, cfg: PreflightConfig, *, shading: bool = False
-) -> tuple[AssetFacts | None, TexturedMesh | Rejected]:
-    """What the preflight found (None where it refused the file) and `load_mesh`, the file parsed once."""
-    facts = None
+) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
+    """What the preflight found and what `load_mesh` made of it, the file parsed once; why the preflight refused it."""
     try:
         facts, content = open_checked(path, cfg)
+    except AssetFault as fault:
+        return fault.rejected
+    try:
         if isinstance(content, ObjFile):
             return facts, _from_obj(content, cfg, shading)
         return facts, _from_scene(content, cfg, shading)

@@ -15,12 +15,12 @@ from geometry.raster_cpu import CpuRasterizer
 from geometry.rigs import RigConfig, rig_cameras
 from pipeline.bake import BakeConfig, bake_uv, round_trip_psnr
 from pipeline.judge import JudgeConfig, judge, measure
-from pipeline.load import load_mesh
+from pipeline.load import load_asset
 from pipeline.official.layout import JPEG
 from pipeline.official.renders import RendersConfig, read_renders
 from pipeline.official.texture import wear_jpeg
 from pipeline.plan import ShardJob
-from pipeline.preflight import PreflightConfig, preflight
+from pipeline.preflight import PreflightConfig
 from pipeline.render import RenderConfig, render_views, require_views_fit, wear
 from pipeline.sandbox import LimitsConfig, Zygote
 from pipeline.shards import commit
@@ -97,11 +97,12 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
         return Processed(result=changed, measurements=Measurements())
     if ref.kind is AssetKind.OFFICIAL_RENDERS:
         return _from_renders(ref, cfg)
-    facts = preflight(path, cfg.preflight)
-    if isinstance(facts, Rejected):
-        return Processed(result=facts, measurements=Measurements(bytes=path.stat().st_size if path.is_file() else None))
+    opened = load_asset(path, cfg.preflight, shading=cfg.views.lit == "pbr")
+    if isinstance(opened, Rejected):
+        size = path.stat().st_size if path.is_file() else None
+        return Processed(result=opened, measurements=Measurements(bytes=size))
+    facts, loaded = opened
     measurements = Measurements(bytes=facts.bytes, faces=facts.faces, vertices=facts.vertices)
-    loaded = load_mesh(path, cfg.preflight)
     if ref.kind is AssetKind.OFFICIAL_MODEL and not isinstance(loaded, Rejected):
         loaded = wear_jpeg(loaded, path.with_name(JPEG), cfg.preflight)
     if isinstance(loaded, Rejected):
