@@ -1,11 +1,12 @@
 # Every target sets up what it needs, once: .venv is rebuilt only when pyproject.toml or constraints.txt change.
 PYTHON ?= python3.11
 VENV   ?= .venv
+BLENDER_PYTHON ?= python3.11
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type bench clean
+.PHONY: help setup demo test lint type bench blender clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
@@ -31,6 +32,15 @@ lint: $(STAMP)  ## style and import contracts
 
 type: $(STAMP)  ## static types
 	$(BIN)/mypy
+
+blender: .venv-blender/.installed  ## Blender's interpreter in .venv-blender (870 MB, GPL-3): more formats, Cycles views
+	@.venv-blender/bin/python -I pipeline/blender/check.py
+
+.venv-blender/.installed: pipeline/blender/requirements.txt
+	@command -v $(BLENDER_PYTHON) >/dev/null || { echo "$(BLENDER_PYTHON) not found: Blender's module needs Python 3.11"; exit 1; }
+	test -x .venv-blender/bin/python || $(BLENDER_PYTHON) -m venv .venv-blender
+	.venv-blender/bin/python -m pip install --quiet -r $<
+	@touch $@
 
 bench: $(STAMP)  ## side-by-side benchmarks; prints tables
 	$(BIN)/python -m benchmarks.raster
