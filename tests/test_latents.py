@@ -1,5 +1,7 @@
 """Codecs and text encoders: round trips on real textures, and agreement with scipy, diffusers and transformers."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,11 @@ import trimesh
 from PIL import Image
 from scipy.fft import dctn
 
+from schemas.errors import UserError
+from training.checkpoints import load_checkpoint
 from training.latents import ZIGZAG, DctCodec, NullTextEncoder, Umt5Encoder, WanCodec
+from training.model.checkpoint import save_model
+from training.model.seqtex import SeqTexTransformer3DModel
 
 REAL_TEXTURES_DB = {
     "egyptian_cat_statue_webp": 27.4,
@@ -157,6 +163,49 @@ def test_wan_codec_refuses_another_vae(tmp_path):
         WanCodec(tmp_path)
 
 
+def test_posteriors_are_normal_distributions_of_normalised_latents(vae_dir):
+    codec, images = WanCodec(vae_dir), smooth_images(batch=1, frames=2, height=16, width=24)
+    posterior = codec.posterior(images)
+    torch.testing.assert_close(posterior.mean, codec.encode(images), rtol=0, atol=0)
+    raw = codec.vae.encode(images[0, 1].permute(2, 0, 1)[None, :, None]).latent_dist
+    std = torch.tensor(codec.vae.config.latents_std)[:, None, None]
+    torch.testing.assert_close(posterior.log_variance[0, :, 1], 2 * torch.log(raw.std[0, :, 0] / std))
+    draws = torch.stack([posterior.draw(torch.Generator().manual_seed(seed)) for seed in range(400)])
+    assert torch.equal(draws[3], posterior.draw(torch.Generator().manual_seed(3)))
+    standardised = (draws - posterior.mean) / torch.exp(posterior.log_variance / 2)
+    assert abs(standardised.mean().item()) < 0.01  # of 400 x 192 draws: 3 standard errors
+    assert standardised.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_dct_latents_are_certain():
+    images = smooth_images()
+    posterior = DctCodec().posterior(images)
+    assert torch.equal(posterior.mean, DctCodec().encode(images))
+    torch.testing.assert_close(posterior.draw(torch.Generator().manual_seed(0)), posterior.mean, atol=2e-6, rtol=0)
+
+
+def test_tiles_of_the_vae_meet_without_a_seam(vae_dir):
+    """320 pixels take two tiles each way. The blend is not the whole image's, but near it."""
+    images = smooth_images(batch=1, frames=1, height=320, width=320)
+    whole, tiled = WanCodec(vae_dir), WanCodec(vae_dir, tiling=True)
+    latents = whole.encode(images)
+    assert tiled.encode(images).shape == latents.shape == (1, 16, 1, 40, 40)
+    assert not torch.equal(tiled.encode(images), latents), "it ran in tiles"
+    assert (tiled.encode(images) - latents).abs().mean() < 0.05 * latents.std()
+    image = whole.decode(latents)
+    assert (tiled.decode(latents) - image).abs().mean() < 0.05 * image.std()
+
+
+def test_precision_of_the_weights_is_chosen_and_latents_stay_float32(vae_dir, umt5_dir):
+    codec, images = WanCodec(vae_dir, dtype=torch.bfloat16), smooth_images(height=16, width=16)
+    assert {p.dtype for p in codec.vae.parameters()} == {torch.bfloat16}
+    latents = codec.encode(images)
+    assert latents.dtype == codec.decode(latents).dtype == torch.float32
+    exact = WanCodec(vae_dir).encode(images)
+    assert (latents - exact).abs().max() < 0.05 * exact.std()
+    assert Umt5Encoder(umt5_dir, dtype=torch.bfloat16, length=8).encode(["a fox"]).dtype == torch.float32
+
+
 def test_null_text_is_zeros():
     features = NullTextEncoder(text_dim=6, length=3).encode(["a red fox", ""])
     assert features.shape == (2, 3, 6)
@@ -206,3 +255,23 @@ def test_umt5_runs_once_per_prompt_and_cuts_long_ones(umt5_dir):
     assert torch.equal(encoder.encode(["a fox"])[0], first[2])
     assert len(calls) == 2
     assert encoder.encode(["fox " * 50])[0].any(dim=1).all()
+
+
+def test_released_weights_have_no_card_and_take_wans_parts(vae_dir, umt5_dir, tmp_path):
+    torch.manual_seed(0)
+    model = SeqTexTransformer3DModel(
+        num_layers=1, num_attention_heads=2, attention_head_dim=16, ffn_dim=32, text_dim=16, freq_dim=16
+    )
+    save_model(model, tmp_path / "released")
+    wan = tmp_path / "wan"
+    for part in (vae_dir / "vae", umt5_dir / "text_encoder", umt5_dir / "tokenizer"):
+        shutil.copytree(part, wan / part.name)
+    found = load_checkpoint(tmp_path / "released", wan=str(wan))
+    card = found.card
+    assert (card.views, card.view_resolution, card.uv_resolution, card.shift) == (4, 512, 1024, 5.0)
+    assert isinstance(found.codec, WanCodec) and isinstance(found.text_encoder, Umt5Encoder)
+    assert found.text_encoder.encode(["a fox"]).shape == (1, 512, 16)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], tensor)
+    with pytest.raises(UserError, match="no such file"):
+        load_checkpoint(tmp_path / "elsewhere")
