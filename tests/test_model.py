@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from training.model.checkpoint import merge_lora, unmerge_lora
-from training.model.layers import rope_of_both, rope_of_grid, rotate
+from training.model.rope import rope_of_both, rope_of_grid, rotate
 from training.model.seqtex import SeqTexTransformer3DModel
 
 CPU = torch.device("cpu")

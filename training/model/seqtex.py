@@ -1,6 +1,8 @@
 """The SeqTex transformer: views and one UV map denoised together (https://arxiv.org/abs/2507.04285)."""
 
+from functools import partial
 from os import PathLike
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -9,32 +11,35 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from training.model.layers import (
-    Block,
-    Branch,
-    Rope,
-    TimeTextEmbedding,
-    modulated_norm,
-    rope_dims,
-    rope_of_both,
-    rope_of_grid,
-)
+from training.model.block import Block, Branch, GeometryAttention, UvBranch
+from training.model.layers import TimeTextEmbedding, modulated_norm
+from training.model.rope import Rope, rope_dims, rope_of_both, rope_of_grid
 
 LORA_TARGETS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
 """Layers of the view branch that carry LoRA in the released weights (regular expression on module names)."""
+Checkpointing = Literal["none", "selective", "full"]
+"""What the backward pass computes again: nothing, all but the attention itself, or all of a block."""
 
 
 class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Two-branch diffusion transformer with the parameter names of the released checkpoint.
 
     Each branch's input is 3 * in_channels deep: noisy RGB latent, position latent, normal latent. The output is the
-    flow (noise minus clean latent), out_channels deep. View tokens never read UV tokens.
+    flow (noise minus clean latent), out_channels deep. View tokens never read UV tokens. Views and UV map may have any
+    height and width in whole patches, and there may be any number of views.
+
+    Two switches serve ablations; their first values in brackets are the released model. geometry_attention [mv_uv]: the
+    embedding of position and normal maps enters queries and keys of all tokens, of the view tokens alone (`mv`), or
+    never (`off`, which leaves the model without geometry). uv_branch [decoupled]: UV tokens have weights of their own,
+    or go through those of the views, LoRA included (`shared`), as further tokens that the views do not see.
     """
 
     _supports_gradient_checkpointing = True
     # diffusers asks for these as lists on the class.
     _no_split_modules = ["Block"]  # type: ignore[assignment]  # noqa: RUF012
+    _repeated_blocks = ["Block"]  # noqa: RUF012
     _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]  # type: ignore[assignment]  # noqa: RUF012
     _keep_in_fp32_modules = [  # type: ignore[assignment]  # noqa: RUF012
         "time_embedder", "scale_shift_table", "scale_shift_table_uv", "norm2", "normuv2", "norm_q", "norm_k",
@@ -58,9 +63,13 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         rope_max_seq_len: int = 1024,
         lora_rank: int = 0,
         lora_alpha: int = 64,
+        geometry_attention: GeometryAttention = "mv_uv",
+        uv_branch: UvBranch = "decoupled",
     ) -> None:
         super().__init__()
         _check_config(patch_size, attention_head_dim, freq_dim, qk_norm)
+        _check_choice("geometry_attention", geometry_attention, GeometryAttention)
+        _check_choice("uv_branch", uv_branch, UvBranch)
         dim = num_attention_heads * attention_head_dim
         patch = (patch_size[0], patch_size[1], patch_size[2])
 
@@ -68,16 +77,21 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             return nn.Conv3d(in_channels, dim, kernel_size=patch, stride=patch)
 
         self.patch_embedding = embedding()
-        self.pos_patch_embedding = embedding()
-        self.norm_patch_embedding = embedding()
+        if geometry_attention != "off":
+            self.pos_patch_embedding = embedding()
+            self.norm_patch_embedding = embedding()
         self.condition_embedder = TimeTextEmbedding(dim, freq_dim, text_dim)
         self.blocks = nn.ModuleList(
-            [Block(dim, ffn_dim, num_attention_heads, cross_attn_norm, eps) for _ in range(num_layers)]
-        )
+            [
+                Block(dim, ffn_dim, num_attention_heads, cross_attn_norm, eps,
+                      geometry_attention=geometry_attention, uv_branch=uv_branch)
+                for _ in range(num_layers)
+            ]
+        )  # fmt: skip
         self.proj_out = nn.Linear(dim, out_channels * patch[1] * patch[2])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
-        self.scale_shift_table_uv = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
-        self.gradient_checkpointing = False
+        if uv_branch == "decoupled":
+            self.scale_shift_table_uv = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self._init_weights()
         if lora_rank:
             _add_lora(self, lora_rank, lora_alpha)
@@ -107,32 +121,45 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         view flow and the same gradients, in less than half the time, and None for the UV flow.
         """
         views, grid = mv.shape[2], self._token_grid(mv)
-        head_dim, device = self.config["attention_head_dim"], mv.device
+        if timestep.shape[1] != views + 1:
+            raise ValueError(f"{timestep.shape[1]} timesteps for {views} views and the UV map; give {views + 1}")
+        head_dim, device, geometry = self.config["attention_head_dim"], mv.device, self.config["geometry_attention"]
         embedding, modulation = self.condition_embedder.time(timestep)
         text = self.condition_embedder.text(text)
-        x_mv, mv_geometry = self._embed(mv)
         mv_rope = rope_of_grid(0, views, *grid, head_dim, device)
-        mv_branch = Branch(mv_geometry, modulation[:, :views], mv_rope)
+        x_mv = self._embed_rgb(mv)
+        mv_branch = Branch(self._embed_geometry(mv) if geometry != "off" else None, modulation[:, :views], mv_rope)
         x_uv: Tensor | None = None
         uv_branch: Branch | None = None
         both_rope: Rope | None = None
         if uv is not None:
             uv_grid = self._token_grid(uv)
-            x_uv, uv_geometry = self._embed(uv)
+            x_uv, uv_geometry = self._embed_rgb(uv), self._embed_geometry(uv) if geometry == "mv_uv" else None
             uv_branch = Branch(uv_geometry, modulation[:, views:], rope_of_grid(views, 1, *uv_grid, head_dim, device))
             both_rope = rope_of_both((views, *grid), uv_grid, head_dim, device)
 
         for block in self.blocks:
-            arguments = (x_mv, x_uv, text, mv_branch, uv_branch, both_rope)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_mv, x_uv = self._gradient_checkpointing_func(block, *arguments)  # type: ignore[misc]
-            else:
-                x_mv, x_uv = block(*arguments)
+            x_mv, x_uv = block(x_mv, x_uv, text, mv_branch, uv_branch, both_rope)
 
         mv_flow = self._flow(x_mv, self.scale_shift_table, embedding[:, :views], grid)
         if x_uv is None:
             return mv_flow, None
-        return mv_flow, self._flow(x_uv, self.scale_shift_table_uv, embedding[:, views:], uv_grid)
+        table = self.scale_shift_table if self.config["uv_branch"] == "shared" else self.scale_shift_table_uv
+        return mv_flow, self._flow(x_uv, table, embedding[:, views:], uv_grid)
+
+    def checkpoint_blocks(self, mode: Checkpointing, every: int = 1) -> None:
+        """Trade time for memory in training: of `every` successive blocks the first is computed again in the backward
+        pass. `selective` keeps the results of its attentions, the dearest part per byte. Gradients stay the same."""
+        _check_choice("checkpointing", mode, Checkpointing)
+        if every < 1:
+            raise ValueError(f"every is {every}; it must be at least 1")
+        again = partial(checkpoint, use_reentrant=False)
+        if mode == "selective":
+            again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, _keep_attention))
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            block.gradient_checkpointing = mode != "none" and index % every == 0
+            block._gradient_checkpointing_func = again
 
     def _token_grid(self, latents: Tensor) -> tuple[int, int]:
         """Rows and columns of tokens per frame."""
@@ -148,14 +175,20 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"latents of {frames} x {height} x {width} pass rope_max_seq_len={longest}")
         return height // patch_h, width // patch_w
 
-    def _embed(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of the RGB latent and of the geometry, each [b, frames * rows * columns, dim]."""
+    def _embed_rgb(self, latents: Tensor) -> Tensor:
+        """Tokens of the RGB latent, [b, frames * rows * columns, dim]."""
+        return _linear(self._patches(latents, 0), self.patch_embedding)
+
+    def _embed_geometry(self, latents: Tensor) -> Tensor:
+        """The same of position and normal latents, added up."""
+        position = _linear(self._patches(latents, 1), self.pos_patch_embedding)
+        return position + _linear(self._patches(latents, 2), self.norm_patch_embedding)
+
+    def _patches(self, latents: Tensor, part: int) -> Tensor:
+        """Patches of one third of the channels: 0 RGB, 1 position, 2 normal."""
         _, p, q = self.config["patch_size"]
-        tokens = rearrange(latents, "b c f (h p) (w q) -> b (f h w) (c p q)", p=p, q=q)
-        # A convolution whose stride is its kernel is a linear layer on patches, and faster as one.
-        rgb, position, normal = tokens.to(self.patch_embedding.weight.dtype).chunk(3, dim=-1)
-        geometry = _linear(position, self.pos_patch_embedding) + _linear(normal, self.norm_patch_embedding)
-        return _linear(rgb, self.patch_embedding), geometry
+        latents = latents.chunk(3, dim=1)[part].to(self.patch_embedding.weight.dtype)
+        return rearrange(latents, "b c f (h p) (w q) -> b (f h w) (c p q)", p=p, q=q)
 
     def _flow(self, x: Tensor, table: Tensor, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
         shift, scale = (table + embedding[:, :, None]).unbind(2)
@@ -178,7 +211,18 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def _linear(tokens: Tensor, convolution: nn.Conv3d) -> Tensor:
+    """A convolution whose stride is its kernel is a linear layer on patches, and faster as one."""
     return F.linear(tokens, convolution.weight.flatten(1), convolution.bias)
+
+
+def _keep_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = "scaled_dot_product" in str(op)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}; there are {', '.join(get_args(choices))}")
 
 
 def _check_config(patch_size: tuple[int, ...] | list[int], head_dim: int, freq_dim: int, qk_norm: str) -> None:
