@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> Answer | R
     """Run commands in one Blender process. Rejected: the first fault of an asset, or why Blender itself failed.
     The caller must be single-threaded (`pipeline.sandbox.run_child`)."""
     if not os.access(cfg.python, os.X_OK):
-        return Rejected(reason=Reason.BLENDER_FAILED, detail=f"{cfg.python!r} is not an interpreter: {REMEDY}")
+        return Rejected(reason=Reason.BLENDER_FAILED, detail=f"{cfg.python!r} is not an interpreter")
     limits = LimitsConfig(timeout_s=cfg.timeout_s, memory_gb=cfg.memory_gb)
     with tempfile.TemporaryDirectory(prefix="blender-") as name:
         directory = Path(name).resolve()
@@ -93,12 +93,15 @@ def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> Answer | R
         return _read_answer(answer, len(commands))
 
 
-def version(cfg: BlenderConfig) -> str:
-    """Blender's version. Raises UserError where it does not start: better once than for every asset."""
-    answer = run_worker([], cfg)
-    if isinstance(answer, Rejected):
+def tried(cfg: BlenderConfig) -> BlenderConfig:
+    """The configuration with its interpreter's path made absolute, for processes that work elsewhere. Raises UserError
+    where Blender does not start: better once than for every asset."""
+    if not cfg.python:
+        return cfg
+    cfg = replace(cfg, python=str(Path(cfg.python).expanduser().absolute()))
+    if isinstance(answer := run_worker([], cfg), Rejected):
         raise UserError(f"blender.python: {answer.detail}; {REMEDY}")
-    return answer.version
+    return cfg
 
 
 def _environment(directory: Path) -> dict[str, str]:
