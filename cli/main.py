@@ -26,6 +26,8 @@ class Command:
     example: str
     positional: str | None = None
     """The parameter that is given without a flag."""
+    function: str | None = None
+    """Its function, where that cannot have the command's name."""
 
 
 COMMANDS = {
@@ -51,6 +53,19 @@ COMMANDS = {
         example="seqtex report /data/forge --samples 48",
         positional="dataset",
     ),
+    "import": Command(
+        module="cli.layouts",
+        summary="build a dataset from a folder in one of SeqTex's own data layouts",
+        example="seqtex import /data/renders --layout seqtex-images --out /data/forge --workers 8",
+        positional="folder",
+        function="import_layout",
+    ),
+    "export": Command(
+        module="cli.layouts",
+        summary="write a dataset in one of SeqTex's own data layouts",
+        example="seqtex export /data/forge --layout seqtex-3d --out /data/official",
+        positional="dataset",
+    ),
     "train": Command(
         module="cli.train",
         summary="train SeqTex on a dataset",
@@ -73,7 +88,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 def command_function(name: str) -> Callable[..., int]:
-    return getattr(import_module(COMMANDS[name].module), name)
+    return getattr(import_module(COMMANDS[name].module), COMMANDS[name].function or name)
 
 
 def stage_config(function: Callable[..., int]) -> type | None:

@@ -3,17 +3,19 @@ camera axis or another space of normals, every image still looks right."""
 
 import numpy as np
 from jaxtyping import Bool, Float32
+from scipy.ndimage import minimum_filter
 
 from geometry.cameras import project, view_depth
 from pipeline.formats.fault import AssetFault
 from schemas.camera import Cameras
 from schemas.ledger import Reason
 
-MAX_CONTRADICTED = 0.1
-"""Share of a view's points that the next view must see and does not. Public renders have 0.02; read as distance along
-the ray instead of the camera's axis they have 0.2 to 0.4."""
+MAX_CONTRADICTED = 0.05
+"""Share of points that the next view must see and does not, mean over views. Solid objects have up to 0.003 (29 real
+assets), loose sheets seen edge-on up to 0.04; renders of the public renderer 0.001, and 0.29 where they are read as
+distance along the ray instead of the camera's axis."""
 DEPTH_TOLERANCE = 0.02
-"""Dataset units (1 % of the largest side): a neighbouring pixel on a slope."""
+"""Dataset units: 1 % of the largest side."""
 MIN_AGREEMENT = 0.7
 """Median cosine (either sign) between stored normals and those of the surface that the positions describe; noise has
 0.5, coarse facets under smooth normals 0.9."""
@@ -24,13 +26,14 @@ MIN_COMPARED = 64
 def check_depths(position: Float32[np.ndarray, "v h w 3"], mask: Bool[np.ndarray, "v h w"], cameras: Cameras) -> None:
     """Raises `AssetFault` where points of a view would stand in front of what the next view sees."""
     depth = view_depth(position, mask, cameras.world_to_cam)
+    nearest = minimum_filter(np.where(mask, depth, np.inf), size=(1, 3, 3))
     shares = [
-        _contradicted_share(position[number][mask[number]], cameras.world_to_clip[other], depth[other], cameras, other)
+        _contradicted_share(position[number][mask[number]], nearest[other], cameras, other)
         for number, other in zip(range(len(mask)), np.roll(range(len(mask)), -1).tolist(), strict=True)
         if number != other and mask[number].sum() >= MIN_COMPARED
     ]
-    if shares and (share := float(np.median(shares))) > MAX_CONTRADICTED:
-        detail = f"{share:.0%} of a view's points are not where the next view sees the surface, at most "
+    if shares and (share := float(np.mean(shares))) > MAX_CONTRADICTED:
+        detail = f"{share:.1%} of a view's points are not where the next view sees the surface, at most "
         detail += (
             f"{MAX_CONTRADICTED:.0%}: depth is expected along the camera's axis, transform_matrix in Blender's axes"
         )
@@ -38,25 +41,22 @@ def check_depths(position: Float32[np.ndarray, "v h w 3"], mask: Bool[np.ndarray
 
 
 def _contradicted_share(
-    points: Float32[np.ndarray, "n 3"],
-    world_to_clip: Float32[np.ndarray, "4 4"],
-    depth: Float32[np.ndarray, "h w"],
-    cameras: Cameras,
-    other: int,
+    points: Float32[np.ndarray, "n 3"], nearest: Float32[np.ndarray, "h w"], cameras: Cameras, other: int
 ) -> float:
-    """Share of points inside another view's frame that lie in front of what it sees there, or where it sees nothing."""
-    height, width = depth.shape
-    clip = project(points, world_to_clip[None])[0]
+    """Share of points inside another view's frame that lie in front of all that it sees near there (`nearest`: least
+    depth of the pixels around), or where it sees nothing."""
+    height, width = nearest.shape
+    clip = project(points, cameras.world_to_clip[other][None])[0]
     in_front = clip[:, 3] > 0
     across, down = (clip[in_front, :2] / clip[in_front, 3:] + 1).T / 2
-    column, row = np.floor(across * width).astype(np.int64), np.floor(down * height).astype(np.int64)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    inside = (across >= 0) & (across < 1) & (down >= 0) & (down < 1)
     if not inside.any():
         return 0.0
-    seen = depth[row[inside], column[inside]]
+    row, column = (down[inside] * height).astype(np.int64), (across[inside] * width).astype(np.int64)
     axis, offset = cameras.world_to_cam[other, 2, :3], cameras.world_to_cam[other, 2, 3]
     own = -(points[in_front][inside] @ axis + offset)
-    return float(((seen == 0) | (own < seen - DEPTH_TOLERANCE)).mean())
+    seen = nearest[row, column]
+    return float((np.isinf(seen) | (own < seen - DEPTH_TOLERANCE)).mean())
 
 
 def world_normals(

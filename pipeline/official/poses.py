@@ -20,8 +20,6 @@ from schemas.camera import Cameras
 from schemas.ledger import Reason
 
 MAX_VIEWS = 64
-ORTHO_FAR = 100.0
-"""Far plane of imported orthographic cameras, dataset units; the near one lies as far behind them."""
 _INDEX = re.compile(r"\d{4}")
 _RIGID = 1e-3
 """How far a rotation may be from orthonormal."""
@@ -100,7 +98,7 @@ def to_cameras(poses: list[Pose], frame: Frame) -> Cameras:
         if pose.perspective:
             projection.append(perspective(math.degrees(2 * math.atan(pose.extent)), NEAR, FAR))
         else:
-            projection.append(orthographic(pose.extent * frame.scale, -ORTHO_FAR, ORTHO_FAR))
+            projection.append(orthographic(pose.extent * frame.scale, NEAR, FAR))
     return Cameras(
         world_to_cam=np.stack(world_to_cam).astype(np.float32), projection=np.stack(projection).astype(np.float32)
     )

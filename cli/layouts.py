@@ -1,0 +1,50 @@
+"""`seqtex export` and `seqtex import`: datasets to and from SeqTex's own data layouts."""
+
+from pathlib import Path
+from typing import Literal
+
+from cli.dataset import build
+from cli.progress import bar, log_event
+from pipeline.official.export import export as write_layout
+from pipeline.official.layout import Layout
+from pipeline.process import BuildConfig
+from schemas.dataset import read_ledger
+from schemas.errors import UserError
+
+LayoutName = Literal["seqtex-3d", "seqtex-images"]
+
+
+def export(dataset: Path, layout: LayoutName, out: Path) -> int:
+    """Write a dataset in a layout that SeqTex's own training code reads.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        layout: seqtex-3d (a textured model.glb and its model.jpeg for every textured sample) or seqtex-images (the
+            views of every sample as colour, depth and normal images with their cameras)
+        out: folder to write, new or empty
+    """
+    planned = sum(shard.count for part in read_ledger(dataset) for shard in part.shards)
+    try:
+        with bar("exporting", planned, "samples") as update:
+            count = write_layout(dataset, out, Layout(layout), update)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{error.filename or out}: cannot be written ({reason}); mend that and export again") from error
+    log_event("exported", out=str(out), layout=layout, samples=count)
+    return 0
+
+
+def import_layout(
+    folder: Path, layout: LayoutName, out: Path, cfg: BuildConfig, workers: int = 1, address: str | None = None
+) -> int:
+    """Build a dataset from a folder in one of SeqTex's own layouts: models become textured samples like any asset,
+    renders become multi-view samples without a mesh.
+
+    Args:
+        folder: holds <2 hex>/<id>/ with the files of an item, and perhaps a .jsonl that lists ids and captions
+        layout: seqtex-3d (model.glb, model.jpeg) or seqtex-images (meta.json, color_0000.webp, depth_0000.exr, ...)
+        out: folder of the dataset
+        workers: processes on this machine
+        address: join this Ray cluster (every node must see `out` and the folder) instead of working here
+    """
+    return build(f"{layout}:{folder}", out, cfg, workers, address)
