@@ -1,6 +1,7 @@
 """`seqtex build`, `verify`, `report`: make a dataset, check it, look at it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -8,9 +9,11 @@ from cli.progress import build_progress, log_event
 from cli.table import print_table
 from pipeline import run
 from pipeline import verify as verification
+from pipeline.blender.host import tried
 from pipeline.process import BuildConfig
 from pipeline.report.page import render_page
 from pipeline.shards import read_shard
+from pipeline.sources.spec import left_out
 from schemas.codec import decode
 from schemas.dataset import read_dataset_json, read_ledger, shard_path, write_file
 from schemas.errors import UsageError, UserError
@@ -26,6 +29,9 @@ def build(source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: s
         workers: processes on this machine
         address: join this Ray cluster (every node must see `out` and the assets) instead of working here
     """
+    cfg = replace(cfg, blender=tried(cfg.blender))
+    if told := left_out(source, bool(cfg.blender.python)):
+        log_event("passed_over", detail=told)
     with build_progress() as notify:
         report = run.build(source, out, cfg, workers, notify, address)
     print_table(

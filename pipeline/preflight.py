@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.blender import host as blender
 from pipeline.formats.fault import AssetFault
 from pipeline.formats.gltf_accessors import Accessor, read_accessor
 from pipeline.formats.gltf_container import BASISU, DRACO, WEBP, image_bytes, read_container, split_glb
@@ -82,6 +83,8 @@ def preflight(path: Path, cfg: PreflightConfig) -> AssetFacts | Rejected:
 def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | ObjFile]:
     """Facts and parsed structure of a file that passes every check; raises `AssetFault` otherwise."""
     suffix = path.suffix.lower()
+    if suffix in blender.SUFFIXES:
+        raise AssetFault(Reason.NEEDS_BLENDER, f"{suffix} is read through Blender, which is off: {blender.REMEDY}")
     if suffix not in SUFFIXES:
         raise AssetFault(Reason.NOT_A_MESH, f"suffix {suffix[:20]!r} is none of {', '.join(SUFFIXES)}")
     data = read_limited(path, "asset", cfg.max_file_bytes)

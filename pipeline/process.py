@@ -14,13 +14,15 @@ from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
 from geometry.rigs import RigConfig, rig_cameras
 from pipeline.bake import BakeConfig, bake_uv, round_trip_psnr
+from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
+from pipeline.blender.host import BlenderConfig, convert
 from pipeline.judge import JudgeConfig, judge, measure
 from pipeline.load import load_asset
 from pipeline.official.layout import JPEG
 from pipeline.official.renders import RendersConfig, read_renders
 from pipeline.official.texture import wear_jpeg
 from pipeline.plan import ShardJob
-from pipeline.preflight import PreflightConfig
+from pipeline.preflight import AssetFacts, PreflightConfig
 from pipeline.render import RenderConfig, render_views, require_views_fit, wear
 from pipeline.sandbox import LimitsConfig, Zygote
 from pipeline.shards import commit
@@ -28,7 +30,7 @@ from pipeline.unwrap import UnwrapConfig, unwrap
 from schemas.camera import Cameras
 from schemas.codec import SCHEMA_VERSION, cameras_json, encode
 from schemas.dataset import ShardRecord, code_version
-from schemas.ledger import Measurements, Outcome, Reason, Rejected, Status
+from schemas.ledger import FAILURES, Measurements, Outcome, Reason, Rejected, Status
 from schemas.mesh import AssetKind, Attribution, MeshRef, TexturedMesh, UvMesh
 from schemas.sample import Regime, TextureSample, UvMaps, Views
 
@@ -63,6 +65,8 @@ class BuildConfig:
     """Smallest share of a view's pixels that the mesh must cover (ours: 500 pixels of 512^2)."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What one asset may use."""
+    blender: BlenderConfig = field(default_factory=BlenderConfig)
+    """For formats that only Blender reads, and for lit views by Cycles."""
 
     def __post_init__(self) -> None:
         require_views_fit(self.rig.view_count, self.views.resolution)
@@ -97,7 +101,7 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
         return Processed(result=changed, measurements=Measurements())
     if ref.kind is AssetKind.OFFICIAL_RENDERS:
         return _from_renders(ref, cfg)
-    opened = load_asset(path, cfg.preflight, shading=cfg.views.lit == "pbr")
+    opened = _open(path, cfg)
     if isinstance(opened, Rejected):
         size = path.stat().st_size if path.is_file() else None
         return Processed(result=opened, measurements=Measurements(bytes=size))
@@ -114,6 +118,20 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
     if verdict := judge(measurements, cfg.judge):
         return Processed(result=verdict, measurements=measurements)
     return _make_sample(ref, mesh, frame, measurements, cfg)
+
+
+def _open(path: Path, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
+    """Facts and mesh of a file, or of what Blender makes of it."""
+    shading = cfg.views.lit != "none"
+    if not (cfg.blender.python and path.suffix.lower() in BLENDER_SUFFIXES):
+        return load_asset(path, cfg.preflight, shading=shading)
+    with tempfile.TemporaryDirectory(prefix="converted-") as name:
+        converted = convert(path, Path(name) / "asset.glb", cfg.blender, cfg.preflight.max_file_bytes)
+        opened = converted if isinstance(converted, Rejected) else load_asset(converted, cfg.preflight, shading=shading)
+    if isinstance(opened, Rejected):
+        return opened
+    facts, mesh = opened
+    return replace(facts, bytes=path.stat().st_size), mesh
 
 
 def seed_of(uid: str) -> int:
@@ -276,11 +294,12 @@ def _run_asset(zygote: Zygote, job: int, ref: MeshRef, cfg: BuildConfig, directo
         detail = "the child ended without an outcome"
         return replace(base, reason=Reason.CRASHED, detail=detail), []
     regime = Regime(told["regime"]) if told["regime"] else None
+    reason = Reason(told["reason"]) if told["reason"] else None
     outcome = replace(
         base,
-        status=Status.REJECTED if regime is None else Status.ACCEPTED,
+        status=Status.ACCEPTED if regime else (Status.FAILED if reason in FAILURES else Status.REJECTED),
         regime=regime,
-        reason=Reason(told["reason"]) if told["reason"] else None,
+        reason=reason,
         detail=told["detail"],
         shard=f"{regime}-{job:06d}.tar" if regime else None,
         measurements=Measurements(**told["measurements"]),

@@ -92,7 +92,7 @@ def build(
         raise UsageError(f"workers is {workers}; give 1 or more")
     notify = on_event or (lambda event: None)
     with _writable(out), _lock(out):
-        refs = open_source(source, out / "assets") if isinstance(source, str) else source
+        refs = open_source(source, out / "assets", bool(cfg.blender.python)) if isinstance(source, str) else source
         jobs = plan_jobs(refs, cfg.assets_per_job)
         info = _settle(out, jobs, cfg)
         remove_leftovers(out, len(jobs))

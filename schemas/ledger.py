@@ -38,6 +38,8 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     BAD_IMAGE = "bad_image"
     INPUT_CHANGED = "input_changed"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    """A format that this version of Blender does not read."""
     NEEDS_BLENDER = "needs_blender"
     """A format that is read through Blender alone, which is off."""
     # loading

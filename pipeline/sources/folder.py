@@ -2,9 +2,11 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.preflight import SUFFIXES
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
@@ -13,8 +15,12 @@ _HASH_DIGITS = 8
 _MAX_SLUG = 120
 
 
-def folder(path: Path) -> Iterator[MeshRef]:
-    """Every .glb, .gltf and .obj below `path`, sorted by relative path.
+_UNREAD = (".3ds", ".3mf", ".c4d", ".ma", ".max", ".mb", ".off", ".skp", ".step", ".stl", ".stp", ".wrl", ".x3d")
+"""Other formats of meshes: worth a word, not a row."""
+
+
+def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
+    """Every .glb, .gltf and .obj below `path`, with `blender` also what only Blender reads, sorted by relative path.
 
     The uid is the relative path made safe, plus a hash of that path: stable when files are added or edited, and
     distinct where two paths look the same once made safe. A .gltf or .obj is hashed without the files it refers to.
@@ -22,13 +28,26 @@ def folder(path: Path) -> Iterator[MeshRef]:
     root = path.resolve()
     if not root.is_dir():
         raise UserError(f"{path}: not a folder; give one that holds .glb, .gltf or .obj files")
+    wanted = SUFFIXES + BLENDER_SUFFIXES if blender else SUFFIXES
     found = sorted(
         file.relative_to(root).as_posix()
         for file in root.rglob("*")
-        if file.suffix.lower() in SUFFIXES and file.is_file()
+        if file.suffix.lower() in wanted and file.is_file()
     )
     for name in found:
         yield MeshRef(uid=uid_of(name), uri=str(root / name), sha256=sha256_or_none(root / name))
+
+
+def passed_over(path: Path, blender: bool = False) -> str:
+    """Meshes below `path` that `folder` does not list, by type; empty where there are none."""
+    unread = _UNREAD if blender else _UNREAD + BLENDER_SUFFIXES
+    suffixes = (file.suffix.lower() for file in path.rglob("*") if file.is_file())
+    counts = Counter(suffix for suffix in suffixes if suffix in unread)
+    if not counts:
+        return ""
+    told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    through = sorted(counts.keys() & set(BLENDER_SUFFIXES))
+    return told + (f"; {' '.join(through)} can be read through Blender (--blender.python)" if through else "")
 
 
 def uid_of(name: str) -> str:

@@ -4,26 +4,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.official.layout import Layout
-from pipeline.sources.folder import folder
+from pipeline.sources.folder import folder, passed_over
 from pipeline.sources.official import official
 from pipeline.sources.procedural import procedural
 from schemas.errors import UsageError
 from schemas.mesh import MeshRef
 
 USAGE = (
-    "folder:PATH (every .glb, .gltf and .obj below PATH), procedural:N (N made-up assets), seqtex-3d:PATH or "
-    "seqtex-images:PATH (SeqTex's own data layouts)"
+    "folder:PATH (every .glb, .gltf and .obj below PATH; more with --blender.python), procedural:N (N made-up assets), "
+    "seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)"
 )
 
 
-def open_source(spec: str, assets_dir: Path) -> Iterator[MeshRef]:
-    """The assets that `spec` names; made-up ones are written to `assets_dir`. Raises UsageError on a bad spec."""
+def open_source(spec: str, assets_dir: Path, blender: bool = False) -> Iterator[MeshRef]:
+    """The assets that `spec` names; made-up ones are written to `assets_dir`. `blender`: whether what only Blender
+    reads is listed. Raises UsageError on a bad spec."""
     kind, _, rest = spec.partition(":")
     if kind in ("folder", *Layout) and rest:
         path = Path(rest).expanduser().resolve()
         if not path.is_dir():
             raise UsageError(f"source {spec!r}: {path} is not a folder; sources are {USAGE}")
-        return folder(path) if kind == "folder" else official(path, Layout(kind))
+        return folder(path, blender) if kind == "folder" else official(path, Layout(kind))
     if kind == "procedural" and rest.isascii() and rest.isdigit() and int(rest) > 0:
         return procedural(int(rest), assets_dir)
     raise UsageError(f"source {spec!r} is not understood; sources are {USAGE}")
+
+
+def left_out(spec: str, blender: bool = False) -> str:
+    """One line on meshes that `spec` does not list; empty where there are none."""
+    kind, _, rest = spec.partition(":")
+    return passed_over(Path(rest).expanduser().resolve(), blender) if kind == "folder" and rest else ""
