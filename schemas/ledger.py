@@ -62,6 +62,8 @@ class Reason(StrEnum):
     # why a sample is multi-view-only
     UNWRAP_BUDGET = "unwrap_budget"
     UNWRAP_FAILED = "unwrap_failed"
+    UNWRAP_POOR = "unwrap_poor"
+    """No layout worth baking: too many charts, too little of the map used, too much stretch."""
     ROUND_TRIP = "round_trip"
     """Views rendered from the baked map differ too much from views of the source."""
     NO_MESH = "no_mesh"
@@ -184,11 +186,16 @@ class Measurements:
 
     # the layout and the map made from it
     layout: str | None = None
-    """`authored` or `xatlas`."""
+    """`authored`, `grown` (our own charts) or `xatlas`."""
     layout_fault: str | None = None
-    """Why there is no layout: `unwrap_budget`, `unwrap_failed` or `no_mesh`."""
+    """Why there is no layout: `unwrap_budget`, `unwrap_failed`, `unwrap_poor` or `no_mesh`."""
     uv_fill: float | None = None
     """Share of texels of the final layout covered by a face."""
+    layout_charts: int | None = None
+    """Charts of the final layout, counted as `uv_charts`."""
+    layout_stretch: float | None = None
+    """L2 stretch of the final layout (Sander et al. 2001) over the 99.9 % of the surface stretched least; 1 keeps every
+    length."""
     layout_density: float | None = None
     """Median over the surface of texels of the map per dataset unit (half the largest side)."""
     layout_density_spread: float | None = None

@@ -135,4 +135,4 @@ class UvMesh:
     uv: Float32[np.ndarray, "n 2"]
     faces: Int32[np.ndarray, "f 3"]
     layout: str
-    """`authored` or `xatlas`."""
+    """`authored`, `grown` (our own charts) or `xatlas`."""
