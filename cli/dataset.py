@@ -24,7 +24,8 @@ def build(source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: s
     """Build the dataset of `source` in `out`, or finish one that was interrupted.
 
     Args:
-        source: where the assets are: folder:PATH (every .glb, .gltf, .obj below) or procedural:N (N made-up assets)
+        source: where the assets are: folder:PATH (every .glb, .gltf, .obj below), procedural:N (N made-up assets),
+            seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)
         out: folder of the dataset
         workers: processes on this machine
         address: join this Ray cluster (every node must see `out` and the assets) instead of working here
