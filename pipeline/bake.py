@@ -22,8 +22,6 @@ class BakeConfig:
     """Height and width of a map, texels (paper)."""
     supersample: int = 2
     """Colour samples per texel along each axis (ours)."""
-    min_round_trip_db: float = 30.0
-    """Views from the baked map below this PSNR against views of the source make the sample multi-view-only (ours)."""
 
     def __post_init__(self) -> None:
         require_between("uv.resolution", self.resolution, 1, 8192)

@@ -1,170 +1,204 @@
-"""What an asset measures, and whether it is worth learning from. The verdict needs the measurements alone, so that it
-can be passed again on a ledger under other thresholds."""
+"""Is an asset worth learning from? A pure function of its measurements and of thresholds, so that it can be passed
+again on a ledger under other thresholds. A rule whose measurement is missing does not fire: the same function serves
+after every stage of a build."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Float32, Float64
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-
-from geometry.raster import Fragments
-from geometry.raster_cpu import CpuRasterizer
-from geometry.texture import encode_srgb8, surface_color
-from pipeline.formats.parts import face_vectors
-from pipeline.preflight import AssetFacts
-from pipeline.weld import weld
 from schemas.ledger import Measurements, Reason, Rejected
-from schemas.mesh import TexturedMesh
-
-NUM_COLOR_SAMPLES = 1 << 16
-"""Points on the surface at which colour is looked up."""
-MIN_COLOR_SHARE = 1e-3
-"""A colour counts from this share of the area on."""
-DEGENERATE_AREA = 1e-12
-"""Area of a face, over the squared bounding-box diagonal, below which it is degenerate (float32 noise is 1e-14)."""
-UV_TOLERANCE = 1e-3
-"""Texture coordinates may leave [0, 1] this far: one texel of a 1024 map; they are clipped."""
-OVERLAP_RESOLUTION = 1024
-"""Texels a side at which overlap is counted, where the faces together fill the unit square no more than..."""
-OVERLAP_LAYERS = 4.0
-"""...this many times; beyond, the map is coarser in proportion, so that the work stays bounded."""
-DEGENERATE_TEXELS = 0.01
-"""Area of a face in texels of that map below which it has no place of its own in the layout."""
+from schemas.sample import Regime
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """Thresholds of the verdict; all ours."""
+    """Thresholds of the verdict."""
 
     min_faces: int = 12
-    """Triangles; a box has 12."""
+    """Triangles; a box has 12 (ours)."""
     max_faces: int = 500_000
-    """Triangles."""
+    """Triangles (ours)."""
     max_degenerate_share: float = 0.25
-    """Share of faces without area."""
+    """Share of faces without area (ours)."""
     min_flatness: float = 0.01
-    """Smallest over largest side of the bounding box."""
+    """Smallest over largest side of the bounding box (ours)."""
     max_transparent_share: float = 0.5
-    """Share of the surface that is looked through."""
+    """Share of the surface that is looked through (ours)."""
     min_distinct_colors: int = 2
-    """Colours on at least 0.1 % of the surface each."""
+    """Colours on at least 0.1 % of the surface each; grey and missing textures fail (Tencent-XR drops such models)."""
     min_color_std: float = 0.01
-    """Standard deviation of surface colour, sRGB 0..1; catches one colour with compression noise."""
+    """Standard deviation of surface colour, sRGB 0..1 (ours); catches one colour with compression noise."""
+    max_flat_share: float = 1.0
+    """Share of the surface with one quantised colour; 1 is off (ours: good game assets reach 0.9)."""
+    min_visible_share: float = 0.002
+    """Smallest share of any view's pixels that the mesh must cover (ours: 500 pixels of 512^2)."""
+    min_visible_opposite: float = 0.0075
+    """Share of the pixels of both of two opposite views (MV-Painter)."""
+    max_single_surface_share: float = 0.9
+    """Share of the pixels of opposite views that show one surface from its two sides (test of Step1X; value ours)."""
+    min_texture_score: float = 0.0
+    """35 * entropy + edges; 0 is off (MV-Painter ranks by it and keeps the best 100,000)."""
+    min_round_trip_db: float = 30.0
+    """Views from the baked map below this PSNR against views of the source make the sample multi-view-only (ours)."""
+    max_round_trip_off_share: float = 1.0
+    """Share of covered pixels further off than 8/255 in that comparison; 1 is off (ours)."""
+    suspect_baked_light: float = 0.3
+    """`baked_light` from which the report says so (ours); never a reason."""
 
 
-def measure(mesh: TexturedMesh, facts: AssetFacts | None = None) -> Measurements:
-    """Everything that the verdict needs. Colours are those of the source, sampled evenly over its area; transparency is
-    what rendering looks through (masked below the cutoff, blended below one half)."""
-    corners = mesh.vertices.astype(np.float64)[mesh.faces]
-    sides = np.ptp(corners.reshape(-1, 3), axis=0)
-    areas = np.linalg.norm(face_vectors(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)), axis=1) / 2
-    rgb, transparent_share = _surface_samples(mesh, areas)
-    in_unit, uv_areas = _layout(mesh)
-    clean = bool(mesh.face_has_uv.all() and in_unit.all())
-    return Measurements(
-        bytes=facts.bytes if facts else None,
-        faces=len(mesh.faces),
-        vertices=len(mesh.vertices),
-        parts=_num_parts(mesh),
-        materials=len(mesh.materials),
-        textures=len(mesh.textures),
-        texture_side_max=max((max(texture.image.shape[:2]) for texture in mesh.textures), default=0),
-        degenerate_share=float((areas <= DEGENERATE_AREA * (sides @ sides)).mean()),
-        flatness=float(sides.min() / sides.max()) if sides.max() > 0 else 0.0,
-        transparent_share=transparent_share,
-        distinct_colors=_num_colors(rgb),
-        color_std=float(rgb.std(axis=0, dtype=np.float64).mean()) if len(rgb) else 0.0,
-        uv_faces_share=float(mesh.face_has_uv.mean()),
-        uv_outside_share=float((mesh.face_has_uv & ~in_unit).mean()),
-        uv_overlap_share=_overlap_share(mesh, float(uv_areas.sum())) if clean else None,
-        uv_degenerate_share=_area_share(uv_areas < DEGENERATE_TEXELS / OVERLAP_RESOLUTION**2, areas) if clean else None,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One threshold on one measurement."""
+
+    name: str
+    """Field of `JudgeConfig`: `min_...` or `max_...`. Stable: ledgers name it."""
+    measurement: str
+    """Field of `Measurements`."""
+    reason: Reason
+    words: str
+    """What the measurement says, for a person; `{}` stands for the value."""
+    regime: Regime | None = None
+    """What is left of an asset that fails: nothing, or a sample of views alone."""
 
 
-def judge(measurements: Measurements, cfg: JudgeConfig) -> Rejected | None:
-    """The first rule that fires, or None for an asset that may be used."""
-    return next(_faults(measurements, cfg), None)
+RULES = (
+    Rule(name="max_faces", measurement="faces", reason=Reason.TOO_MANY_FACES, words="{} faces"),
+    Rule(
+        name="max_degenerate_share",
+        measurement="degenerate_share",
+        reason=Reason.DEGENERATE,
+        words="{} of faces have no area",
+    ),
+    Rule(name="min_flatness", measurement="flatness", reason=Reason.FLAT, words="smallest over largest side {}"),
+    Rule(name="min_faces", measurement="faces", reason=Reason.TOO_FEW_FACES, words="{} faces"),
+    Rule(
+        name="max_transparent_share",
+        measurement="transparent_share",
+        reason=Reason.TRANSPARENT,
+        words="{} of the surface is transparent",
+    ),
+    Rule(
+        name="min_distinct_colors",
+        measurement="distinct_colors",
+        reason=Reason.UNTEXTURED,
+        words="distinct colours {}",
+    ),
+    Rule(
+        name="min_color_std",
+        measurement="color_std",
+        reason=Reason.UNTEXTURED,
+        words="standard deviation of colour {}",
+    ),
+    Rule(
+        name="max_flat_share",
+        measurement="flat_share",
+        reason=Reason.UNTEXTURED,
+        words="{} of the surface has one colour",
+    ),
+    Rule(
+        name="min_visible_share",
+        measurement="visible_share_min",
+        reason=Reason.BARELY_VISIBLE,
+        words="covers {} of one of the views",
+    ),
+    Rule(
+        name="min_visible_opposite",
+        measurement="visible_share_opposite",
+        reason=Reason.BARELY_VISIBLE,
+        words="covers {} of opposite views",
+    ),
+    Rule(
+        name="max_single_surface_share",
+        measurement="single_surface_share",
+        reason=Reason.FLAT,
+        words="{} of opposite views show one sheet from its two sides",
+    ),
+    Rule(
+        name="min_texture_score",
+        measurement="texture_score",
+        reason=Reason.UNTEXTURED,
+        words="texture score {}",
+    ),
+    Rule(
+        name="min_round_trip_db",
+        measurement="round_trip_psnr",
+        reason=Reason.ROUND_TRIP,
+        words="views from the baked map reach {} dB",
+        regime=Regime.MV_ONLY,
+    ),
+    Rule(
+        name="max_round_trip_off_share",
+        measurement="round_trip_off_share",
+        reason=Reason.ROUND_TRIP,
+        words="{} of the pixels of views from the baked map are off",
+        regime=Regime.MV_ONLY,
+    ),
+)
+"""In the order in which they are asked; those that leave an asset nothing come first."""
+NO_FACES = "no_faces"
+"""Rule without a threshold: an asset must have faces."""
+NO_LAYOUT = "no_layout"
+"""Rule without a threshold: an asset without a UV layout (`layout_fault`) keeps its views alone."""
+RULE_NAMES = frozenset({NO_FACES, NO_LAYOUT, *(rule.name for rule in RULES)})
 
 
-def _faults(m: Measurements, cfg: JudgeConfig) -> Iterator[Rejected]:
-    """Rules in order; a measurement that was not taken fires none."""
-    if m.faces is not None and m.faces == 0:
-        yield Rejected(reason=Reason.NO_GEOMETRY, detail="0 faces")
-    if m.faces is not None and m.faces > cfg.max_faces:
-        yield Rejected(reason=Reason.TOO_MANY_FACES, detail=f"{m.faces:,} faces, at most {cfg.max_faces:,}")
-    if m.degenerate_share is not None and m.degenerate_share > cfg.max_degenerate_share:
-        detail = f"{m.degenerate_share:.1%} of faces have no area, at most {cfg.max_degenerate_share:.1%}"
-        yield Rejected(reason=Reason.DEGENERATE, detail=detail)
-    if m.flatness is not None and m.flatness < cfg.min_flatness:
-        detail = f"smallest over largest side {m.flatness:.4f}, at least {cfg.min_flatness}"
-        yield Rejected(reason=Reason.FLAT, detail=detail)
-    if m.faces is not None and m.faces < cfg.min_faces:
-        yield Rejected(reason=Reason.TOO_FEW_FACES, detail=f"{m.faces} faces, at least {cfg.min_faces}")
-    if m.transparent_share is not None and m.transparent_share > cfg.max_transparent_share:
-        detail = f"{m.transparent_share:.1%} of the surface is transparent, at most {cfg.max_transparent_share:.1%}"
-        yield Rejected(reason=Reason.TRANSPARENT, detail=detail)
-    if m.distinct_colors is not None and m.distinct_colors < cfg.min_distinct_colors:
-        detail = f"{m.distinct_colors} colour on the whole surface, at least {cfg.min_distinct_colors}"
-        yield Rejected(reason=Reason.UNTEXTURED, detail=detail)
-    if m.color_std is not None and m.color_std < cfg.min_color_std:
-        detail = f"standard deviation of colour {m.color_std:.4f}, at least {cfg.min_color_std}"
-        yield Rejected(reason=Reason.UNTEXTURED, detail=detail)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What an asset may become."""
+
+    regime: Regime | None
+    """None: nothing."""
+    fault: Rejected | None
+    """What the first rule that fired says; None for a textured sample."""
 
 
-def _surface_samples(mesh: TexturedMesh, areas: Float64[np.ndarray, " f"]) -> tuple[Float32[np.ndarray, "n 3"], float]:
-    """sRGB (0..1) of the opaque ones among points spread evenly over the surface, and the share that is not opaque."""
-    total = np.cumsum(areas)
-    if not len(total) or not total[-1] > 0:
-        return np.zeros((0, 3), np.float32), 0.0
-    # Evenly spaced in cumulated area, so that every face of 1/n of the area or more is met; random only within a face.
-    marks = (np.arange(NUM_COLOR_SAMPLES) + 0.5) / NUM_COLOR_SAMPLES * total[-1]
-    face = np.minimum(np.searchsorted(total, marks), len(areas) - 1).astype(np.int32)
-    bary = np.random.default_rng(0).random((NUM_COLOR_SAMPLES, 2)).astype(np.float32)
-    bary = np.where(bary.sum(axis=1, keepdims=True) > 1, 1 - bary, bary)
-    points = Fragments(face=face[None, None], bary=bary[None, None], depth=np.zeros((1, 1, len(face)), np.float32))
-    color = surface_color(mesh, points)[0, 0]
-    opaque = color[:, 3] > 0
-    return encode_srgb8(color[opaque, :3]).astype(np.float32) / 255, float(1 - opaque.mean())
+def judge(measurements: Measurements, cfg: JudgeConfig) -> Verdict:
+    """The verdict of the first rule that fires, or textured."""
+    return next(_faults(measurements, cfg), Verdict(regime=Regime.TEXTURED, fault=None))
 
 
-def _num_colors(rgb: Float32[np.ndarray, "n 3"]) -> int:
-    """Distinct colours at 5 bits a channel that cover a visible share."""
-    levels = np.minimum((rgb * 32).astype(np.int64), 31)
-    counts = np.bincount(levels @ np.array([1024, 32, 1]), minlength=1)
-    return int((counts >= max(1.0, MIN_COLOR_SHARE * len(rgb))).sum())
+def rule_of(detail: str) -> str | None:
+    """The rule that a verdict's detail names; None where something else ended the asset."""
+    name = detail.partition(":")[0]
+    return name if name in RULE_NAMES else None
 
 
-def _num_parts(mesh: TexturedMesh) -> int:
-    """Connected components once vertices at the same place are one."""
-    faces = weld(mesh.vertices, mesh.faces)[1]
-    size = int(faces.max(initial=-1)) + 1
-    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
-    return int(connected_components(graph, directed=False)[0])
+def suspicions(measurements: Measurements, cfg: JudgeConfig) -> tuple[str, ...]:
+    """What a person should look at; no reason to reject."""
+    baked = measurements.baked_light is not None and measurements.baked_light >= cfg.suspect_baked_light
+    return ("light may be baked in",) if baked else ()
 
 
-def _layout(mesh: TexturedMesh) -> tuple[np.ndarray, Float64[np.ndarray, " f"]]:
-    """Per face: whether its texture coordinates lie in the unit square, and its area there."""
-    uv = mesh.uv.astype(np.float64)[mesh.faces]
-    in_unit = ((uv >= -UV_TOLERANCE) & (uv <= 1 + UV_TOLERANCE)).all(axis=(1, 2))
-    first, second = uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
-    return in_unit, np.abs(first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]) / 2
+def _faults(m: Measurements, cfg: JudgeConfig) -> Iterator[Verdict]:
+    """What every rule that fires leads to, in order."""
+    if m.faces == 0:
+        yield Verdict(regime=None, fault=Rejected(reason=Reason.NO_GEOMETRY, detail=f"{NO_FACES}: 0 faces"))
+    rejecting = [rule for rule in RULES if rule.regime is None]
+    for rule in rejecting:
+        if fault := _fault(rule, m, cfg):
+            yield Verdict(regime=None, fault=fault)
+    if m.layout_fault is not None:
+        detail = f"{NO_LAYOUT}: no UV layout"
+        yield Verdict(regime=Regime.MV_ONLY, fault=Rejected(reason=Reason(m.layout_fault), detail=detail))
+    for rule in RULES:
+        if rule.regime is not None and (fault := _fault(rule, m, cfg)):
+            yield Verdict(regime=rule.regime, fault=fault)
 
 
-def _overlap_share(mesh: TexturedMesh, layers: float) -> float:
-    """Share of covered texels that a second face covers, by the rasteriser's exact coverage (top-left rule: faces that
-    share an edge share no texel)."""
-    clip = np.zeros((1, len(mesh.uv), 4), np.float32)
-    clip[0, :, :2] = 2 * mesh.uv - 1
-    clip[0, :, 3] = 1
-    side = max(32, int(OVERLAP_RESOLUTION * min(1.0, (OVERLAP_LAYERS / max(layers, 1e-6)) ** 0.5)))
-    rasterizer = CpuRasterizer()
-    front = rasterizer.rasterize(clip, mesh.faces, side, side)
-    second = rasterizer.rasterize(clip, mesh.faces, side, side, behind=front)
-    return float((second.face >= 0).sum() / max(1, (front.face >= 0).sum()))
+def _fault(rule: Rule, m: Measurements, cfg: JudgeConfig) -> Rejected | None:
+    value, threshold = getattr(m, rule.measurement), getattr(cfg, rule.name)
+    if value is None:
+        return None
+    lowest = rule.name.startswith("min_")
+    if value >= threshold if lowest else value <= threshold:
+        return None
+    show = _as_share if rule.measurement.endswith(("_share", "_share_min", "_share_opposite")) else _as_number
+    said = f"{rule.words.format(show(value))}, at {'least' if lowest else 'most'} {show(threshold)}"
+    return Rejected(reason=rule.reason, detail=f"{rule.name}: {said}")
 
 
-def _area_share(chosen: np.ndarray, areas: Float64[np.ndarray, " f"]) -> float:
-    return float(areas[chosen].sum() / areas.sum()) if areas.sum() > 0 else 0.0
+def _as_share(value: int | float) -> str:
+    return f"{value:.2%}"
+
+
+def _as_number(value: int | float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -16,8 +16,10 @@ from geometry.rigs import RigConfig, rig_cameras
 from pipeline.bake import BakeConfig, bake_uv, round_trip_psnr
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.blender.host import BlenderConfig, convert
-from pipeline.judge import JudgeConfig, judge, measure
+from pipeline.judge import NO_LAYOUT, JudgeConfig, judge
 from pipeline.load import load_asset
+from pipeline.measure import measure
+from pipeline.measure_views import measure_map, measure_views
 from pipeline.official.layout import JPEG
 from pipeline.official.renders import RendersConfig, read_renders
 from pipeline.official.texture import wear_jpeg
@@ -61,8 +63,6 @@ class BuildConfig:
     """Texture-space maps."""
     renders: RendersConfig = field(default_factory=RendersConfig)
     """Assets that come as images."""
-    min_visible_share: float = 0.002
-    """Smallest share of a view's pixels that the mesh must cover (ours: 500 pixels of 512^2)."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What one asset may use."""
     blender: BlenderConfig = field(default_factory=BlenderConfig)
@@ -113,11 +113,17 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
         return Processed(result=loaded, measurements=measurements)
     if fault := _without_extent(loaded):
         return Processed(result=fault, measurements=measurements)
+    measurements = measure(loaded, facts)
+    if rejected := _rejected(measurements, cfg):
+        return Processed(result=rejected, measurements=measurements)
     mesh, frame = normalise(loaded)
-    measurements = measure(mesh, facts)
-    if verdict := judge(measurements, cfg.judge):
-        return Processed(result=verdict, measurements=measurements)
     return _make_sample(ref, mesh, frame, measurements, cfg)
+
+
+def _rejected(measurements: Measurements, cfg: BuildConfig) -> Rejected | None:
+    """Why an asset can be nothing, as far as it has been measured."""
+    verdict = judge(measurements, cfg.judge)
+    return verdict.fault if verdict.regime is None else None
 
 
 def _open(path: Path, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
@@ -165,13 +171,11 @@ def _from_renders(ref: MeshRef, cfg: BuildConfig) -> Processed:
     read = read_renders(Path(ref.uri), cfg.renders, cfg.views.resolution)
     if isinstance(read, Rejected):
         return Processed(result=read, measurements=Measurements())
-    visible = float(read.views.mask.mean(axis=(1, 2)).min())
-    measurements = Measurements(visible_share_min=visible)
-    if visible < cfg.min_visible_share:
-        detail = f"covers {visible:.2%} of one of the views, at least {cfg.min_visible_share:.2%}"
-        return Processed(result=Rejected(reason=Reason.BARELY_VISIBLE, detail=detail), measurements=measurements)
+    measurements = measure_views(Measurements(layout_fault=str(Reason.NO_MESH)), read.views, read.cameras)
+    if rejected := _rejected(measurements, cfg):
+        return Processed(result=rejected, measurements=measurements)
     sample = _sample(ref, read.views, read.cameras, read.frame, None, None, measurements)
-    mv_only = Rejected(reason=Reason.NO_MESH, detail="came as rendered images")
+    mv_only = Rejected(reason=Reason.NO_MESH, detail=f"{NO_LAYOUT}: came as rendered images")
     return Processed(result=sample, measurements=measurements, mv_only=mv_only)
 
 
@@ -182,25 +186,21 @@ def _make_sample(
     rasterizer = CpuRasterizer()
     cameras = rig_cameras(cfg.rig, *bounding_box(mesh.vertices, mesh.faces), seed=seed_of(ref.uid))
     views = render_views(mesh, cameras, cfg.views, rasterizer)
-    visible = float(views.mask.mean(axis=(1, 2)).min())
-    measurements = replace(measurements, visible_share_min=visible)
-    if visible < cfg.min_visible_share:
-        detail = f"covers {visible:.2%} of one of the views, at least {cfg.min_visible_share:.2%}"
-        return Processed(result=Rejected(reason=Reason.BARELY_VISIBLE, detail=detail), measurements=measurements)
+    measurements = measure_views(measurements, views, cameras)
+    if rejected := _rejected(measurements, cfg):
+        return Processed(result=rejected, measurements=measurements)
     uv_mesh, maps, mv_only = None, None, None
     unwrapped = unwrap(mesh, measurements, cfg.unwrap, cfg.uv.resolution)
     if isinstance(unwrapped, Rejected):
-        mv_only = unwrapped
+        measurements = replace(measurements, layout_fault=str(unwrapped.reason))
+        mv_only = replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}")
     else:
         baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer)
         psnr = round_trip_psnr(views, unwrapped, baked, cameras, cfg.views, rasterizer)
-        measurements = replace(
-            measurements, layout=unwrapped.layout, uv_fill=float(baked.mask.mean()), round_trip_psnr=psnr
-        )
-        if psnr < cfg.uv.min_round_trip_db:
-            detail = f"views from the baked map reach {psnr:.1f} dB of {cfg.uv.min_round_trip_db:g}"
-            mv_only = Rejected(reason=Reason.ROUND_TRIP, detail=detail)
-        else:
+        measurements = replace(measure_map(measurements, unwrapped, baked), round_trip_psnr=psnr)
+        verdict = judge(measurements, cfg.judge)
+        mv_only = verdict.fault
+        if verdict.regime is Regime.TEXTURED:
             uv_mesh, maps = unwrapped, baked
     sample = _sample(ref, views, cameras, frame, maps, uv_mesh, measurements)
     return Processed(result=sample, measurements=measurements, mv_only=mv_only)
@@ -345,8 +345,8 @@ def warm_up() -> None:
     )
     mesh, rasterizer = wear(uv_mesh, np.zeros((4, 4, 3), np.uint8)), CpuRasterizer()
     cameras = rig_cameras(RigConfig(), corners.min(axis=0), corners.max(axis=0))
-    measure(mesh)
-    render_views(mesh, cameras, RenderConfig(resolution=8), rasterizer)
+    views = render_views(mesh, cameras, RenderConfig(resolution=8), rasterizer)
+    measure_views(measure(mesh), views, cameras)
     bake_uv(mesh, uv_mesh, BakeConfig(resolution=8), rasterizer)
 
 

@@ -7,7 +7,7 @@ import xatlas
 from jaxtyping import Bool, Float32, Int64
 
 from pipeline.formats.parts import face_vectors
-from pipeline.judge import DEGENERATE_AREA
+from pipeline.measure import DEGENERATE_AREA
 from pipeline.sandbox import run_limited
 from pipeline.weld import weld
 from schemas.ledger import Measurements, Reason, Rejected

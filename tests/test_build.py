@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bake import BakeConfig
+from pipeline.judge import JudgeConfig
 from pipeline.plan import read_plan
 from pipeline.process import BuildConfig
 from pipeline.render import RenderConfig
@@ -29,7 +30,8 @@ from schemas.mesh import MeshRef
 CFG = BuildConfig(
     assets_per_job=3,
     views=RenderConfig(resolution=64),
-    uv=BakeConfig(resolution=128, min_round_trip_db=15.0),
+    uv=BakeConfig(resolution=128),
+    judge=JudgeConfig(min_round_trip_db=15.0),
 )
 COUNT = 10
 SEED = 5

@@ -1,20 +1,32 @@
-"""Measurements against values known by construction, and every rule at its threshold."""
+"""Every rule at its threshold; the verdict of a record, whole or half measured; other thresholds on a ledger."""
 
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import fields, replace
 
-import numpy as np
 import pytest
 
-from pipeline.judge import JudgeConfig, judge, measure
-from pipeline.load import load_mesh
-from schemas.ledger import Measurements, Reason
-from schemas.mesh import AlphaMode, Material, Texture, TexturedMesh
-from tests.small_gltf import box
+from pipeline.judge import NO_FACES, NO_LAYOUT, RULE_NAMES, RULES, JudgeConfig, judge, rule_of, suspicions
+from pipeline.rejudge import ChangeKind, changes
+from schemas.ledger import Measurements, Outcome, Reason, Status
+from schemas.sample import Regime
 
 CFG = JudgeConfig()
 SOUND = Measurements(
-    faces=100, degenerate_share=0.0, flatness=0.5, transparent_share=0.0, distinct_colors=9, color_std=0.2
+    faces=100,
+    degenerate_share=0.0,
+    flatness=0.5,
+    transparent_share=0.0,
+    distinct_colors=9,
+    color_std=0.2,
+    flat_share=0.3,
+    texture_entropy=3.0,
+    visible_share_min=0.2,
+    visible_share_opposite=0.3,
+    single_surface_share=0.0,
+    edge_score=20.0,
+    texture_score=125.0,
+    layout="authored",
+    round_trip_psnr=45.0,
+    round_trip_off_share=0.01,
 )
 
 
@@ -27,6 +39,7 @@ SOUND = Measurements(
         ({"faces": 11}, Reason.TOO_FEW_FACES),
         ({"faces": 500_000}, None),
         ({"faces": 500_001}, Reason.TOO_MANY_FACES),
+        ({"degenerate_share": 0.25}, None),
         ({"degenerate_share": 0.26}, Reason.DEGENERATE),
         ({"flatness": 0.009}, Reason.FLAT),
         ({"flatness": 0.009, "faces": 2}, Reason.FLAT),
@@ -34,111 +47,139 @@ SOUND = Measurements(
         ({"distinct_colors": 1}, Reason.UNTEXTURED),
         ({"distinct_colors": 2}, None),
         ({"color_std": 0.009}, Reason.UNTEXTURED),
+        ({"flat_share": 1.0}, None),
+        ({"visible_share_min": 0.0019}, Reason.BARELY_VISIBLE),
+        ({"visible_share_opposite": 0.007}, Reason.BARELY_VISIBLE),
+        ({"single_surface_share": 0.91}, Reason.FLAT),
+        ({"texture_score": 0.0}, None),
         ({"degenerate_share": None, "flatness": None, "distinct_colors": None}, None),
     ],
 )
 def test_rules(change: dict[str, float | int | None], reason: Reason | None) -> None:
     verdict = judge(replace(SOUND, **change), CFG)
-    assert (verdict.reason if verdict else None) == reason
+    assert (verdict.fault.reason if verdict.fault else None) == reason
+    assert verdict.regime is (None if reason else Regime.TEXTURED)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_every_rule_fires_just_beyond_its_threshold_and_says_so(rule) -> None:
+    """With the threshold at the value itself it stands; a hair beyond, it fires, and tells rule, value and limit."""
+    value = getattr(SOUND, rule.measurement)
+    away = 1 if isinstance(value, int) else 0.005
+    sign = 1 if rule.name.startswith("min_") else -1
+    assert judge(SOUND, replace(CFG, **{rule.name: value})).regime is Regime.TEXTURED
+    verdict = judge(SOUND, replace(CFG, **{rule.name: value + sign * away}))
+    assert verdict.regime is rule.regime and verdict.fault is not None and verdict.fault.reason is rule.reason
+    assert rule_of(verdict.fault.detail) == rule.name
+    assert "{}" not in verdict.fault.detail and ", at " in verdict.fault.detail
+    assert judge(replace(SOUND, **{rule.measurement: None}), replace(CFG, **{rule.name: value + sign * away})) == judge(
+        SOUND, CFG
+    ), "a rule whose measurement is missing does not fire"
+
+
+def test_rules_are_thresholds_of_the_config_and_columns_of_the_ledger() -> None:
+    thresholds = {field.name for field in fields(JudgeConfig)} - {"suspect_baked_light"}
+    assert thresholds == {rule.name for rule in RULES} == RULE_NAMES - {NO_FACES, NO_LAYOUT}
+    assert {rule.measurement for rule in RULES} <= {field.name for field in fields(Measurements)}
+    assert all(rule.name.startswith(("min_", "max_")) for rule in RULES)
 
 
 def test_details_name_value_and_threshold() -> None:
     verdict = judge(replace(SOUND, faces=600_000), CFG)
-    assert verdict is not None and "600,000" in verdict.detail and "500,000" in verdict.detail
+    assert verdict.fault is not None
+    assert verdict.fault.detail == "max_faces: 600,000 faces, at most 500,000"
+    verdict = judge(replace(SOUND, transparent_share=0.744), CFG)
+    assert verdict.fault is not None
+    assert verdict.fault.detail == "max_transparent_share: 74.40% of the surface is transparent, at most 50.00%"
 
 
-def test_thresholds_come_from_the_config() -> None:
-    assert judge(replace(SOUND, faces=600_000), JudgeConfig(max_faces=10**6)) is None
+def test_the_first_rule_decides() -> None:
+    verdict = judge(replace(SOUND, faces=600_000, color_std=0.0, round_trip_psnr=3.0), CFG)
+    assert verdict.fault is not None and rule_of(verdict.fault.detail) == "max_faces"
 
 
-@pytest.fixture
-def cube(tmp_path: Path) -> TexturedMesh:
-    path = tmp_path / "box.glb"
-    path.write_bytes(box().glb())
-    mesh = load_mesh(path)
-    assert isinstance(mesh, TexturedMesh)
-    return mesh
+def test_what_costs_the_texture_alone() -> None:
+    """A full record decides the regime by itself: a poor round trip, or no layout, leaves the views."""
+    poor = judge(replace(SOUND, round_trip_psnr=29.9), CFG)
+    assert poor.regime is Regime.MV_ONLY and poor.fault is not None and poor.fault.reason is Reason.ROUND_TRIP
+    none = judge(replace(SOUND, layout=None, layout_fault="unwrap_budget", round_trip_psnr=None), CFG)
+    assert none.regime is Regime.MV_ONLY and none.fault is not None and none.fault.reason is Reason.UNWRAP_BUDGET
+    assert rule_of(none.fault.detail) == NO_LAYOUT
+    grey = judge(replace(SOUND, color_std=0.0, round_trip_psnr=29.9), CFG)
+    assert grey.regime is None, "an asset that is nothing is not half of something"
 
 
-def painted(mesh: TexturedMesh, texel: np.ndarray, **material: object) -> TexturedMesh:
-    image = np.ascontiguousarray(np.broadcast_to(np.asarray(texel, np.uint8), (16, 16, 4)))
-    return replace(mesh, textures=(Texture(image=image),), materials=(Material(texture=0, **material),))  # type: ignore[arg-type]
+def test_suspicion_is_no_reason() -> None:
+    lit = replace(SOUND, baked_light=0.8)
+    assert judge(lit, CFG).regime is Regime.TEXTURED
+    assert suspicions(lit, CFG) and not suspicions(replace(SOUND, baked_light=0.1), CFG) and not suspicions(SOUND, CFG)
 
 
-def test_cube(cube: TexturedMesh) -> None:
-    m = measure(cube)
-    assert (m.faces, m.vertices, m.parts, m.materials, m.textures, m.texture_side_max) == (12, 36, 1, 1, 1, 8)
-    assert m.degenerate_share == 0 and m.flatness == pytest.approx(1) and m.transparent_share == 0
-    assert m.uv_faces_share == 1 and m.uv_outside_share == 0
-    # front and back show the whole picture on the same texels; the four other sides are lines in the layout
-    assert m.uv_overlap_share == pytest.approx(1)
-    assert m.uv_degenerate_share == pytest.approx(4 / 6)
-    assert m.distinct_colors is not None and m.distinct_colors >= 4
-    assert judge(m, CFG) is None
+def test_details_of_other_origin_name_no_rule() -> None:
+    assert rule_of("") is None and rule_of("sha256 abc where def was planned") is None
+    assert rule_of("error: unreadable") is None
 
 
-def test_grey_never_slips_in(cube: TexturedMesh) -> None:
-    """A texture of one colour; the same with JPEG-like noise across a quantisation step; no texture; white vertices."""
-    noise = np.random.default_rng(0).integers(126, 131, (16, 16, 1), np.uint8)
-    noisy = np.concatenate([np.repeat(noise, 3, axis=2), np.full((16, 16, 1), 255, np.uint8)], axis=2)
-    plain = replace(cube, textures=(), materials=(Material(base_color=(0.5, 0.5, 0.5, 1.0)),))
-    for grey in (painted(cube, [128, 128, 128, 255]), painted(cube, noisy), plain):
-        verdict = judge(measure(grey), CFG)
-        assert verdict is not None and verdict.reason == Reason.UNTEXTURED, verdict
+# other thresholds on a ledger
 
 
-def test_colour_without_textures_counts(cube: TexturedMesh) -> None:
-    """Two flat materials, and vertex colours: both are something to learn."""
-    red, blue = Material(base_color=(0.8, 0.1, 0.1, 1.0)), Material(base_color=(0.1, 0.1, 0.8, 1.0))
-    two = replace(cube, textures=(), materials=(red, blue), face_material=np.arange(12, dtype=np.int32) % 2)
-    m = measure(two)
-    assert m.distinct_colors == 2 and judge(m, CFG) is None
-    colors = np.ones_like(cube.colors)
-    colors[:, 0] = (cube.vertices[:, 1] + 1) / 2
-    shaded = replace(cube, textures=(), materials=(Material(),), colors=colors)
-    assert judge(measure(shaded), CFG) is None
-
-
-def test_a_colour_weighs_by_its_area(cube: TexturedMesh) -> None:
-    """One face of twelve, all of one size, is red on white: std of the two other channels is sqrt(p (1 - p))."""
-    red = Material(base_color=(1.0, 0.0, 0.0, 1.0))
-    which = np.zeros(12, np.int32)
-    which[5] = 1
-    m = measure(replace(cube, textures=(), materials=(Material(), red), face_material=which))
-    share = 1 / 12
-    assert m.color_std == pytest.approx(2 / 3 * np.sqrt(share * (1 - share)), rel=1e-3)
-
-
-def test_transparency(cube: TexturedMesh) -> None:
-    glass = measure(painted(cube, [255, 0, 0, 40], alpha_mode=AlphaMode.BLEND))
-    assert glass.transparent_share == 1
-    verdict = judge(glass, CFG)
-    assert verdict is not None and verdict.reason == Reason.TRANSPARENT
-    assert measure(painted(cube, [255, 0, 0, 40])).transparent_share == 0  # opaque materials ignore alpha
-
-
-def test_degenerate_faces_and_parts(cube: TexturedMesh) -> None:
-    far = replace(
-        cube,
-        vertices=np.concatenate([cube.vertices, cube.vertices + np.float32(9)]),
-        normals=np.tile(cube.normals, (2, 1)),
-        uv=np.tile(cube.uv, (2, 1)),
-        colors=np.tile(cube.colors, (2, 1)),
-        faces=np.concatenate([cube.faces, cube.faces + 36, [[0, 0, 0]] * 12]).astype(np.int32),
-        face_material=np.zeros(36, np.int32),
-        face_has_uv=np.ones(36, bool),
+def outcome(uid: str, measurements: Measurements, cfg: JudgeConfig = CFG) -> Outcome:
+    """A row as a build with `cfg` writes it."""
+    verdict = judge(measurements, cfg)
+    return Outcome(
+        uid=uid,
+        uri=f"/{uid}.glb",
+        sha256=None,
+        status=Status.REJECTED if verdict.regime is None else Status.ACCEPTED,
+        regime=verdict.regime,
+        reason=verdict.fault.reason if verdict.fault else None,
+        detail=verdict.fault.detail if verdict.fault else "",
+        shard=None,
+        seconds=1.0,
+        measurements=measurements,
     )
-    m = measure(far)
-    assert m.parts == 2 and m.degenerate_share == pytest.approx(1 / 3)
-    verdict = judge(m, CFG)
-    assert verdict is not None and verdict.reason == Reason.DEGENERATE
 
 
-def test_all_degenerate_does_not_raise(cube: TexturedMesh) -> None:
-    m = measure(replace(cube, vertices=np.zeros_like(cube.vertices)))
-    verdict = judge(m, CFG)
-    assert verdict is not None and verdict.reason == Reason.DEGENERATE
-    tiny = measure(replace(cube, vertices=cube.vertices * np.float32(1e-30)))
-    assert judge(tiny, CFG) is None  # size does not matter
-    huge = measure(replace(cube, vertices=cube.vertices * np.float32(1e29)))
-    assert judge(huge, CFG) is None
+LEDGER = [
+    outcome("good", SOUND),
+    outcome("dull", replace(SOUND, color_std=0.015)),
+    outcome("blurred", replace(SOUND, round_trip_psnr=33.0)),
+    outcome("poor", replace(SOUND, round_trip_psnr=25.0)),
+    outcome("grey", Measurements(faces=100, color_std=0.004, distinct_colors=5)),
+    outcome("budget", replace(SOUND, layout=None, layout_fault="unwrap_budget", round_trip_psnr=None)),
+    replace(outcome("broken", Measurements(bytes=3)), status=Status.REJECTED, regime=None, reason=Reason.TRUNCATED),
+    replace(outcome("slow", Measurements()), status=Status.FAILED, regime=None, reason=Reason.TIMEOUT),
+]
+
+
+def test_the_same_thresholds_change_nothing() -> None:
+    assert list(changes(LEDGER, CFG, CFG)) == []
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        ({"min_color_std": 0.02}, {"dull": ChangeKind.REJECTED}),
+        ({"min_round_trip_db": 40.0}, {"blurred": ChangeKind.MV_ONLY}),
+        ({"min_round_trip_db": 20.0}, {"poor": ChangeKind.TEXTURED}),
+        ({"min_color_std": 0.001}, {"grey": ChangeKind.ACCEPTED}),
+        ({"min_distinct_colors": 6}, {"grey": ChangeKind.RULE}),
+        ({"min_faces": 101}, dict.fromkeys(["good", "dull", "blurred", "poor", "budget"], ChangeKind.REJECTED)),
+    ],
+)
+def test_other_thresholds(threshold: dict[str, float], expected: dict[str, ChangeKind]) -> None:
+    cfg = replace(CFG, **threshold)
+    found = list(changes(LEDGER, CFG, cfg))
+    if "min_faces" in threshold:  # the grey one has too few faces before it is grey
+        expected = expected | {"grey": ChangeKind.RULE}
+    assert {change.uid: change.kind for change in found} == expected
+    assert all(rule_of(change.after) or change.kind in (ChangeKind.TEXTURED, ChangeKind.ACCEPTED) for change in found)
+
+
+def test_going_there_and_back_changes_nothing() -> None:
+    """A dataset that was built with other thresholds, judged by those."""
+    strict = replace(CFG, min_color_std=0.1, min_round_trip_db=40.0)
+    ledger = [outcome(row.uid, row.measurements, strict) for row in LEDGER if row.status is not Status.FAILED]
+    assert list(changes(ledger, strict, strict)) == []
+    back = {change.uid: change.kind for change in changes(ledger, strict, CFG)}
+    assert back == {"dull": ChangeKind.ACCEPTED, "blurred": ChangeKind.TEXTURED}

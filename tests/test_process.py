@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.bake import BakeConfig
+from pipeline.judge import JudgeConfig, rule_of
 from pipeline.plan import ShardJob
 from pipeline.process import BuildConfig, config_from_dict, process_asset, process_job
 from pipeline.render import RenderConfig
@@ -20,7 +21,9 @@ from schemas.ledger import Reason, Rejected, Status
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 
-SMALL = BuildConfig(views=RenderConfig(resolution=64), uv=BakeConfig(resolution=128, min_round_trip_db=15.0))
+SMALL = BuildConfig(
+    views=RenderConfig(resolution=64), uv=BakeConfig(resolution=128), judge=JudgeConfig(min_round_trip_db=15.0)
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,20 +85,22 @@ def test_an_asset_that_changed_after_planning_is_refused(refs):
 
 
 def test_a_poor_round_trip_or_a_small_budget_makes_a_sample_multi_view_only(refs):
-    strict = dataclasses.replace(SMALL, uv=BakeConfig(resolution=128, min_round_trip_db=99.0))
+    strict = dataclasses.replace(SMALL, judge=JudgeConfig(min_round_trip_db=99.0))
     processed = process_asset(refs[0], strict)
     assert isinstance(processed.result, TextureSample)
     assert processed.result.regime is Regime.MV_ONLY
     assert processed.result.uv is None
     assert processed.mv_only is not None
     assert processed.mv_only.reason is Reason.ROUND_TRIP
+    assert rule_of(processed.mv_only.detail) == "min_round_trip_db" and "99" in processed.mv_only.detail
     assert processed.measurements.round_trip_psnr is not None
 
 
 def test_an_asset_that_hardly_shows_is_rejected(refs):
-    processed = process_asset(refs[0], dataclasses.replace(SMALL, min_visible_share=0.9))
+    processed = process_asset(refs[0], dataclasses.replace(SMALL, judge=JudgeConfig(min_visible_share=0.9)))
     assert isinstance(processed.result, Rejected)
     assert processed.result.reason is Reason.BARELY_VISIBLE
+    assert rule_of(processed.result.detail) == "min_visible_share"
 
 
 def test_a_configuration_survives_json():

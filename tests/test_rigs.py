@@ -13,6 +13,7 @@ from geometry.cameras import RELEASED_FOV_DEG, project, seqtex4, view_depth
 from geometry.raster_cpu import CpuRasterizer
 from geometry.rigs import RigConfig, radical_inverse, rig_cameras, rig_directions
 from pipeline.bake import BakeConfig
+from pipeline.judge import JudgeConfig
 from pipeline.process import BuildConfig, process_asset, seed_of
 from pipeline.render import RenderConfig, render_geometry, require_views_fit
 from pipeline.report.page import sample_card
@@ -214,7 +215,10 @@ def test_parallel_rays_keep_size_and_position():
 def test_samples_may_have_any_number_of_views(cfg, tmp_path):
     ref = next(iter(procedural(1, tmp_path)))
     build = BuildConfig(
-        rig=cfg, views=RenderConfig(resolution=64), uv=BakeConfig(resolution=128, min_round_trip_db=15.0)
+        rig=cfg,
+        views=RenderConfig(resolution=64),
+        uv=BakeConfig(resolution=128),
+        judge=JudgeConfig(min_round_trip_db=15.0),
     )
     processed = process_asset(ref, build)
     sample = processed.result

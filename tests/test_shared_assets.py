@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.judge import JudgeConfig, judge, measure
+from pipeline.judge import JudgeConfig, judge
 from pipeline.load import load_mesh
+from pipeline.measure import measure
 from pipeline.preflight import PreflightConfig, preflight
 from pipeline.sources.folder import folder
 from pipeline.unwrap import UnwrapConfig, unwrap
@@ -88,9 +89,9 @@ def outcome(path: Path) -> tuple[str, str | Reason, str, TexturedMesh | None, Me
     if isinstance(mesh, Rejected):
         return "rejected", mesh.reason, mesh.detail, None, None
     measurements = measure(mesh, facts)
-    verdict = judge(measurements, JudgeConfig())
-    if verdict is not None:
-        return "rejected", verdict.reason, verdict.detail, mesh, measurements
+    fault = judge(measurements, JudgeConfig()).fault
+    if fault is not None:
+        return "rejected", fault.reason, fault.detail, mesh, measurements
     uv_mesh = unwrap(mesh, measurements, UnwrapConfig())
     if isinstance(uv_mesh, Rejected):
         return MV_ONLY, uv_mesh.reason, uv_mesh.detail, mesh, measurements

@@ -10,8 +10,8 @@ import pytest
 import pipeline.unwrap
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.bake import rasterize_layout
-from pipeline.judge import measure
 from pipeline.load import load_mesh
+from pipeline.measure import measure
 from pipeline.unwrap import UnwrapConfig, unwrap
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Material, TexturedMesh, UvMesh
