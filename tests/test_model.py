@@ -8,7 +8,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from training.model.checkpoint import merge_lora, unmerge_lora
+from training.model.lora import merge_lora, unmerge_lora
 from training.model.rope import rope_of_both, rope_of_grid, rotate
 from training.model.seqtex import SeqTexTransformer3DModel
 

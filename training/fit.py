@@ -27,7 +27,7 @@ from training.checkpoints import (
 )
 from training.data import TextureDataModule, image_sizes
 from training.latents import LatentCodec
-from training.model.checkpoint import load_model, load_wan, trainable_parameters
+from training.model.checkpoint import from_wan, load_model, trainable_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.module import TextureModule
 from training.presets import ModelConfig, TrainConfig, as_json
@@ -88,13 +88,33 @@ def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
             torch.manual_seed(seed)
             model = SeqTexTransformer3DModel(**cfg.architecture())
     elif cfg.start == "wan":
-        model = load_wan(
-            cfg.start_path, subfolder="transformer", lora_rank=cfg.lora_rank, lora_alpha=cfg.lora_alpha, seed=seed
+        model = from_wan(
+            cfg.start_path,
+            subfolder="transformer",
+            lora_rank=cfg.lora_rank,
+            lora_alpha=cfg.lora_alpha,
+            geometry_attention=cfg.geometry_attention,
+            uv_branch=cfg.uv_branch,
+            rope_max_seq_len=cfg.rope_max_seq_len,
+            seed=seed,
         )
     else:
         model = load_model(cfg.start_path)
+        check_switches(model, cfg)
     trainable_parameters(model, cfg.trained)
+    model.checkpoint_blocks(cfg.checkpointing, cfg.checkpoint_every)
+    if cfg.compile_blocks:
+        model.compile_repeated_blocks()
     return model.train()
+
+
+def check_switches(model: SeqTexTransformer3DModel, cfg: ModelConfig) -> None:
+    """A checkpoint has its own switches; one that was asked for must not be ignored."""
+    for name in ("geometry_attention", "uv_branch"):
+        if model.config[name] != getattr(cfg, name):
+            raise UserError(
+                f"{cfg.start_path} was made with {name}={model.config[name]}; set model.{name} so, or start from wan"
+            )
 
 
 def make_module(cfg: TrainConfig, codec: LatentCodec, device: str) -> TextureModule:

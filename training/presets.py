@@ -9,6 +9,9 @@ from training.data import DataConfig
 from training.module import FlowConfig, OptimizerConfig
 from training.tasks import OFFICIAL_TASKS, TaskConfig
 
+NOT_ARCHITECTURE = {"start", "start_path", "trained", "checkpointing", "checkpoint_every", "compile_blocks"}
+"""Fields of `ModelConfig` that do not describe the network."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -31,10 +34,22 @@ class ModelConfig:
     """Directory or hub repository of the weights to start from."""
     trained: Literal["released", "all"] = "released"
     """`released`: LoRA, UV branch and geometry (paper); `all`: every weight."""
+    geometry_attention: Literal["off", "mv", "mv_uv"] = "mv_uv"
+    """Ablation: tokens whose queries and keys carry the geometry embedding; `mv_uv`: all (released weights)."""
+    uv_branch: Literal["decoupled", "shared"] = "decoupled"
+    """Ablation: UV tokens have weights of their own (paper), or go through the view branch with its LoRA."""
+    rope_max_seq_len: int = 1024
+    """Longest side of a token grid, and most frames (Wan)."""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again to save memory: nothing, a block except its attention, or all of it."""
+    checkpoint_every: int = 1
+    """Of so many successive blocks one is computed again."""
+    compile_blocks: bool = False
+    """torch.compile for each block: faster steps after some minutes; needs a C++ compiler on a CPU."""
 
     def architecture(self) -> dict[str, Any]:
         """Arguments of `SeqTexTransformer3DModel`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("start", "start_path", "trained")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ARCHITECTURE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +155,7 @@ PRESETS = {
         run=RunConfig(max_steps=50_000, precision="bfloat16"),
     ),
     "full": TrainConfig(
+        model=ModelConfig(checkpointing="selective", compile_blocks=True),
         data=DataConfig(batch_size=16, keep_latents=False, window=1, workers=4),
         run=RunConfig(precision="bfloat16"),
     ),

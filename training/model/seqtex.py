@@ -202,12 +202,13 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
         subfolder: str = "",
+        revision: str | None = None,
         torch_dtype: torch.dtype = torch.float32,
     ) -> "SeqTexTransformer3DModel":
         """The model in a local directory or hub repository, ours or the released layout: `checkpoint.load_model`."""
         from training.model.checkpoint import load_model
 
-        return load_model(pretrained_model_name_or_path, subfolder=subfolder, dtype=torch_dtype)
+        return load_model(pretrained_model_name_or_path, subfolder=subfolder, revision=revision, dtype=torch_dtype)
 
 
 def _linear(tokens: Tensor, convolution: nn.Conv3d) -> Tensor:
@@ -234,10 +235,16 @@ def _check_config(patch_size: tuple[int, ...] | list[int], head_dim: int, freq_d
         raise ValueError(f"freq_dim {freq_dim} and attention_head_dim {head_dim} must be even, the latter at least 6")
 
 
+def lora_config(rank: int, alpha: int) -> Any:
+    """peft's description of the released LoRA."""
+    from peft import LoraConfig  # seconds to import, and only LoRA models need it
+
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS, lora_dropout=0.0, bias="none")
+
+
 def _add_lora(model: nn.Module, rank: int, alpha: int) -> None:
     """Wrap the layers of LORA_TARGETS in peft's LoRA, with all parameters left trainable (the caller freezes)."""
-    from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and only LoRA models need it
+    from peft import inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS, lora_dropout=0.0, bias="none")
-    inject_adapter_in_model(config, model, adapter_name="default")
+    inject_adapter_in_model(lora_config(rank, alpha), model, adapter_name="default")
     model.requires_grad_(True)

@@ -1,0 +1,128 @@
+"""Model directories: `config.json` and `diffusion_pytorch_model.safetensors`, or its shards and their
+`.safetensors.index.json`, as diffusers and the released SeqTex checkpoint have them. Pickled weights are never read.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from schemas.errors import UserError
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+LISTED = 12
+"""Names per kind that an error message spells out."""
+
+
+def find_directory(path: str | os.PathLike[str], subfolder: str = "", revision: str | None = None) -> Path:
+    """A local model directory, downloaded first if path names a hub repository (there, revision is a branch, tag or
+    commit)."""
+    local = Path(path)
+    if local.is_dir():
+        return local / subfolder
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", str(path)):
+        raise UserError(f"{path}: no such directory, nor the name of a hub repository (owner/name)")
+    from huggingface_hub import snapshot_download  # only for repositories that are not on this machine
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    prefix = f"{subfolder}/" if subfolder else ""
+    patterns = [f"{prefix}*.json", f"{prefix}*.safetensors"]
+    try:
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns)) / subfolder
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path}: no such directory, and the hub does not give a repository of that name ({reason}); check the "
+            "name, the network and, for a private one, `hf auth login`"
+        ) from error
+
+
+def read_config(directory: Path, name: str = CONFIG) -> dict[str, Any]:
+    file = directory / name
+    if not file.is_file():
+        raise UserError(f"{directory} has no {name}; give the directory of one model (for a pipeline: its transformer)")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); copy the model again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} does not hold a JSON object; copy the model again")
+    return config
+
+
+def read_tensors(directory: Path, weights: str = WEIGHTS) -> dict[str, Tensor]:
+    """All tensors of a model directory, of one file or of the shards its index names."""
+    index = directory / f"{weights}.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is not a shard index ({error!r}); copy the model again") from error
+    else:
+        names = [weights]
+    state: dict[str, Tensor] = {}
+    for name in names:
+        file = directory / name
+        if Path(name).name != name or not file.is_file():
+            raise UserError(f"{file} is not a file in the model directory; copy the model again (safetensors only)")
+        try:
+            state |= load_file(file)
+        except SafetensorError as error:
+            raise UserError(f"{file} cannot be read ({error}); copy it again") from error
+    return state
+
+
+@contextmanager
+def replaced_directory(directory: str | os.PathLike[str], config: str = CONFIG) -> Iterator[Path]:
+    """An empty directory to fill, which then takes the place of directory; nothing changes if filling it fails.
+
+    What is replaced must hold a file of the name config, so that nothing but a model is ever removed.
+    """
+    target = Path(directory).absolute()
+    if target.exists() and not (target / config).is_file():
+        raise UserError(f"{target} exists and is not a model directory; choose another name or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+        fresh, old = Path(beside) / "fresh", Path(beside) / "old"
+        fresh.mkdir()
+        yield fresh
+        for file in fresh.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def check_tensors(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], source: str) -> None:
+    """One error that lists every missing, unexpected and misshapen tensor with its shape."""
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]
+    extra = [f"{name} {list(shape)}" for name, shape in found.items() if name not in expected]
+    misshapen = [
+        f"{name} is {list(found[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    problems = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
+    if any(problems.values()):
+        lines = [f"{len(names)} {kind}: {_shortened(names)}" for kind, names in problems.items() if names]
+        raise UserError(f"{source}: tensors do not fit the model of this config\n  " + "\n  ".join(lines))
+
+
+def _shortened(names: list[str]) -> str:
+    rest = len(names) - LISTED
+    return "; ".join(names[:LISTED]) + (f"; and {rest} more" if rest > 0 else "")

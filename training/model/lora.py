@@ -1,0 +1,90 @@
+"""LoRA of the view branch: merging it into the weights, and as a file of its own in peft's adapter format."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from schemas.errors import UserError
+from training.model.files import check_tensors, find_directory, read_config, read_tensors, replaced_directory, shapes
+from training.model.seqtex import SeqTexTransformer3DModel, lora_config
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def lora_layers(model: SeqTexTransformer3DModel) -> list[Any]:
+    if not model.config["lora_rank"]:
+        return []
+    from peft.tuners.lora import LoraLayer  # seconds to import, and only LoRA models need it
+
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def merge_lora(model: SeqTexTransformer3DModel) -> None:
+    """Add each LoRA product to the weight below it, in place: faster sampling. The model cannot be saved meanwhile."""
+    for layer in lora_layers(model):
+        if not layer.merged:
+            layer.merge()
+
+
+def unmerge_lora(model: SeqTexTransformer3DModel) -> None:
+    """Undo `merge_lora` (up to rounding)."""
+    for layer in lora_layers(model):
+        if layer.merged:
+            layer.unmerge()
+
+
+def check_unmerged(model: SeqTexTransformer3DModel) -> None:
+    if any(layer.merged for layer in lora_layers(model)):
+        raise ValueError("LoRA is merged into the weights, so saving would count it twice; call unmerge_lora first")
+
+
+def merged_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """A state without LoRA whose weights include it: W + scale * B A, under the names that Wan's layers have."""
+    merged = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            layer = name.removesuffix(".base_layer.weight")
+            down, up = (state[f"{layer}.{part}.default.weight"].float() for part in ("lora_A", "lora_B"))
+            tensor = (tensor.float() + scale * (up @ down)).to(tensor.dtype)
+        merged[name.replace(".base_layer", "")] = tensor
+    return merged
+
+
+def save_lora(model: SeqTexTransformer3DModel, directory: str | os.PathLike[str]) -> None:
+    """Write LoRA alone as a peft adapter, which `peft.PeftModel.from_pretrained` puts onto a Wan transformer."""
+    check_unmerged(model)
+    rank, alpha = model.config["lora_rank"], model.config["lora_alpha"]
+    if not rank:
+        raise UserError("this model has no LoRA to write; export its weights instead")
+    with replaced_directory(directory, ADAPTER_CONFIG) as fresh:
+        lora_config(rank, alpha).save_pretrained(str(fresh))
+        tensors = {
+            f"base_model.model.{name.replace('.default.', '.')}": tensor.detach().cpu().contiguous()
+            for name, tensor in model.state_dict().items()
+            if ".lora_" in name
+        }
+        save_file(tensors, fresh / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def load_lora(model: SeqTexTransformer3DModel, path: str | os.PathLike[str], subfolder: str = "") -> None:
+    """Put a peft adapter of the model's own rank, from a directory or the hub, in the place of its LoRA weights."""
+    directory = find_directory(path, subfolder)
+    config, tensors = read_config(directory, ADAPTER_CONFIG), read_tensors(directory, ADAPTER_WEIGHTS)
+    found = {
+        name.removeprefix("base_model.model.").replace(".weight", ".default.weight"): tensor
+        for name, tensor in tensors.items()
+    }
+    own = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+    check_tensors(shapes(own), shapes(found), str(directory))
+    alpha = config.get("lora_alpha", model.config["lora_alpha"])
+    with torch.no_grad():
+        for name, tensor in own.items():
+            share = alpha / model.config["lora_alpha"] if ".lora_B." in name else 1.0
+            tensor.copy_(found[name] * share)
