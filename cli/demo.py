@@ -33,7 +33,7 @@ from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from training.checkpoints import Checkpoint, load_checkpoint
 from training.fit import TrainResult, train
-from training.metrics import mean_color_fill, psnr
+from training.metrics.images import mean_color_fill, psnr
 from training.presets import preset
 from training.sampler import SamplerConfig
 

@@ -1,0 +1,50 @@
+"""Image against truth, over covered pixels alone. Colours are 8-bit sRGB."""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+
+def psnr(
+    image: UInt8[np.ndarray, "*shape 3"], truth: UInt8[np.ndarray, "*shape 3"], mask: Bool[np.ndarray, "*shape"]
+) -> float:
+    """Peak signal-to-noise ratio in dB over the pixels of the mask, sRGB; infinite for equal images.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    if not mask.any():
+        raise ValueError("PSNR over an empty mask")
+    error = np.square(image[mask].astype(np.float64) - truth[mask].astype(np.float64)).mean()
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ssim(
+    image: UInt8[np.ndarray, "height width 3"],
+    truth: UInt8[np.ndarray, "height width 3"],
+    mask: Bool[np.ndarray, "height width"],
+) -> float:
+    """Structural similarity (Wang 2004: Gaussian window of 11 pixels, sigma 1.5), mean over the pixels of the mask.
+    Outside the mask both images count as black, so that only what is covered differs.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    if not mask.any():
+        raise ValueError("SSIM over an empty mask")
+    first, second = (
+        torch.from_numpy(picture * mask[..., None]).permute(2, 0, 1)[None].double() / 255 for picture in (image, truth)
+    )
+    _, local = structural_similarity_index_measure(first, second, data_range=1.0, return_full_image=True)
+    return float(local[0].mean(dim=0).numpy()[mask].mean())
+
+
+def mean_color_fill(
+    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The baseline texture: a map filled with the mean colour of the image's foreground."""
+    color = image[mask].mean(axis=0).round().astype(np.uint8)
+    return np.broadcast_to(color, (height, width, 3)).copy()
