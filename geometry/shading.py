@@ -74,7 +74,10 @@ def pack_shading(mesh: TexturedMesh) -> PackedShading:
         if not 0 <= index < len(mesh.textures):
             raise ValueError(f"a material's shading points outside the {len(mesh.textures)} textures")
     rows = {key: row for row, key in enumerate(used)}
-    table, levels, texels, first = [], [], [], 0
+    table: list[tuple[int, ...]] = []
+    levels: list[tuple[int, ...]] = []
+    texels: list[UInt8[np.ndarray, "_ 3"]] = []
+    first = 0
     for index, kind in used:
         texture = mesh.textures[index]
         pyramid = _pyramid(np.ascontiguousarray(texture.image[..., :3]), SRGB_DECODE if kind == 1 else LINEAR_DECODE)

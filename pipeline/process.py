@@ -6,16 +6,18 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import numpy as np
 
 from geometry.frames import Frame, bounding_box, normalise
+from geometry.raster import Rasterizer
 from geometry.raster_cpu import CpuRasterizer
+from geometry.raster_cuda import CudaRasterizer
 from geometry.rigs import RigConfig, rig_cameras
 from pipeline.bake import BakeConfig, bake_uv, round_trip_psnr
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
-from pipeline.blender.host import BlenderConfig, convert
+from pipeline.blender.host import REMEDY, BlenderConfig, convert
 from pipeline.judge import NO_LAYOUT, JudgeConfig, judge
 from pipeline.load import load_asset
 from pipeline.measure import measure
@@ -27,11 +29,13 @@ from pipeline.plan import ShardJob
 from pipeline.preflight import AssetFacts, PreflightConfig
 from pipeline.render import RenderConfig, render_views, require_views_fit, wear
 from pipeline.sandbox import LimitsConfig, Zygote
+from pipeline.shade import light_views, render_lit
 from pipeline.shards import commit
 from pipeline.unwrap import UnwrapConfig, unwrap
 from schemas.camera import Cameras
 from schemas.codec import SCHEMA_VERSION, cameras_json, encode
 from schemas.dataset import ShardRecord, code_version
+from schemas.errors import UsageError
 from schemas.ledger import FAILURES, Measurements, Outcome, Reason, Rejected, Status
 from schemas.mesh import AssetKind, Attribution, MeshRef, TexturedMesh, UvMesh
 from schemas.sample import Regime, TextureSample, UvMaps, Views
@@ -59,6 +63,8 @@ class BuildConfig:
     """Where the cameras stand."""
     views: RenderConfig = field(default_factory=RenderConfig)
     """Multi-view images."""
+    rasterizer: Literal["cpu", "cuda"] = "cpu"
+    """What draws views and maps: `cuda` is nvdiffrast (extra `gpu`), whose edges differ by fractions of a pixel."""
     uv: BakeConfig = field(default_factory=BakeConfig)
     """Texture-space maps."""
     renders: RendersConfig = field(default_factory=RendersConfig)
@@ -70,6 +76,8 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         require_views_fit(self.rig.view_count, self.views.resolution)
+        if self.views.lit == "cycles" and not self.blender.python:
+            raise UsageError(f"views.lit is cycles, which needs Blender: {REMEDY}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +191,7 @@ def _make_sample(
     ref: MeshRef, mesh: TexturedMesh, frame: Frame, measurements: Measurements, cfg: BuildConfig
 ) -> Processed:
     """Views of a mesh that was found fit, and its UV maps where they can be had."""
-    rasterizer = CpuRasterizer()
+    rasterizer: Rasterizer = CpuRasterizer() if cfg.rasterizer == "cpu" else CudaRasterizer()
     cameras = rig_cameras(cfg.rig, *bounding_box(mesh.vertices, mesh.faces), seed=seed_of(ref.uid))
     views = render_views(mesh, cameras, cfg.views, rasterizer)
     measurements = measure_views(measurements, views, cameras)
@@ -202,7 +210,13 @@ def _make_sample(
         mv_only = verdict.fault
         if verdict.regime is Regime.TEXTURED:
             uv_mesh, maps = unwrapped, baked
+    lit = light_views(mesh, cameras, views, cfg.views, cfg.blender, rasterizer, seed_of(ref.uid))
+    if isinstance(lit, Rejected):
+        return Processed(result=lit, measurements=measurements)
+    views = replace(views, lit=lit.images)
     sample = _sample(ref, views, cameras, frame, maps, uv_mesh, measurements)
+    if lit.images is not None:
+        sample.meta["shading"] = lit.shading
     return Processed(result=sample, measurements=measurements, mv_only=mv_only)
 
 
@@ -348,6 +362,7 @@ def warm_up() -> None:
     views = render_views(mesh, cameras, RenderConfig(resolution=8), rasterizer)
     measure_views(measure(mesh), views, cameras)
     bake_uv(mesh, uv_mesh, BakeConfig(resolution=8), rasterizer)
+    render_lit(mesh, cameras, RenderConfig(resolution=8), rasterizer)
 
 
 def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:

@@ -36,9 +36,9 @@ class RenderConfig:
     supersample: int = 2
     """Samples per pixel along each axis, of colour and coverage (ours: 2 x 2, so coverage has 5 levels); masks,
     positions and normals are taken at pixel centres."""
-    lit: Literal["none", "pbr"] = "none"
+    lit: Literal["none", "pbr", "cycles"] = "none"
     """Whether samples also hold the views under light: `pbr` is glTF's metallic-roughness model under sky, ground and a
-    lamp, without shadows. The unlit base colour is always there."""
+    lamp, without shadows; `cycles` is path tracing by Blender. The unlit base colour is always there."""
 
     def __post_init__(self) -> None:
         require_between("views.resolution", self.resolution, 1, MAX_SIDE)

@@ -1,6 +1,6 @@
 """Lit views: the same pictures under light, as an extra field beside the unlit ones."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,13 @@ from geometry.cameras import project
 from geometry.raster import Rasterizer
 from geometry.shading import Light, eyes_of, pack_shading, shade
 from geometry.texture import average_samples, encode_srgb8, pack_surface, visible_surface
+from pipeline.blender.host import BlenderConfig
+from pipeline.blender.lit import LIGHT, render_cycles
 from pipeline.render import RenderConfig
 from schemas.camera import Cameras
+from schemas.ledger import Rejected
 from schemas.mesh import TexturedMesh
+from schemas.sample import Views
 
 
 def render_lit(
@@ -37,6 +41,33 @@ def render_lit(
     return out
 
 
-def shading_meta(cfg: RenderConfig) -> dict[str, Any]:
-    """The `shading` entry of a sample's JSON for views lit by `render_lit`."""
-    return {"renderer": cfg.lit, "light": asdict(Light()), "tone_mapping": "none"}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LitViews:
+    """Views under light, and which light."""
+
+    images: UInt8[np.ndarray, "views height width 3"] | None
+    """None where none were asked for."""
+    shading: dict[str, Any]
+    """The `shading` entry of a sample's JSON."""
+
+
+def light_views(
+    mesh: TexturedMesh,
+    cameras: Cameras,
+    views: Views,
+    cfg: RenderConfig,
+    blender: BlenderConfig,
+    rasterizer: Rasterizer,
+    seed: int,
+) -> LitViews | Rejected:
+    """The lit views that `cfg` asks for, 0 outside the mask of the unlit ones. `seed`: of the path tracer's noise."""
+    if cfg.lit == "none":
+        return LitViews(images=None, shading={})
+    if cfg.lit == "pbr":
+        shading = {"renderer": "pbr", "light": asdict(Light()), "tone_mapping": "none"}
+        return LitViews(images=render_lit(mesh, cameras, cfg, rasterizer), shading=shading)
+    images = render_cycles(mesh, cameras, cfg.resolution, blender, seed)
+    if isinstance(images, Rejected):
+        return images
+    shading = {"renderer": "cycles", "light": LIGHT, "samples": blender.samples, "tone_mapping": "none"}
+    return LitViews(images=images[..., :3] * views.mask[..., None], shading=shading)

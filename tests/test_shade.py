@@ -273,7 +273,7 @@ def test_a_build_stores_lit_views_and_says_which_light(tmp_path):
 
 
 @pytest.mark.assets
-@pytest.mark.parametrize("name", ["water_bottle_pbr.glb", "steampunk_robot_base_color_3mat.glb"])
+@pytest.mark.parametrize("name", ["water_bottle_pbr.glb", "lumberjack_skinned_pbr.glb"])
 def test_real_materials_are_read_and_lit(assets_dir, name):
     loaded = load_mesh(assets_dir / name, PreflightConfig(), shading=True)
     assert isinstance(loaded, TexturedMesh)
