@@ -64,7 +64,7 @@ def light_views(
     if cfg.lit == "none":
         return LitViews(images=None, shading={})
     if cfg.lit == "pbr":
-        shading = {"renderer": "pbr", "light": asdict(Light()), "tone_mapping": "none"}
+        shading: dict[str, Any] = {"renderer": "pbr", "light": asdict(Light()), "tone_mapping": "none"}
         return LitViews(images=render_lit(mesh, cameras, cfg, rasterizer), shading=shading)
     images = render_cycles(mesh, cameras, cfg.resolution, blender, seed)
     if isinstance(images, Rejected):
