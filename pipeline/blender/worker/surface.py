@@ -1,5 +1,6 @@
 """A material as Cycles nodes: factor x texture x vertex colour, cut out below an alpha, lit or glowing."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import bpy
@@ -14,7 +15,7 @@ class Nodes:
     def __init__(self, tree: bpy.types.NodeTree) -> None:
         self.tree = tree
 
-    def add(self, kind: str, inputs: dict[str | int, Any], **settings: Any) -> bpy.types.Node:
+    def add(self, kind: str, inputs: Mapping[Any, Any], **settings: Any) -> bpy.types.Node:
         node = self.tree.nodes.new(f"ShaderNode{kind}")
         for name, value in settings.items():
             setattr(node, name, value)
