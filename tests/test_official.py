@@ -396,6 +396,7 @@ FAULTS = {
     "path in index": (spoil_meta(index="../x"), Reason.INVALID_STRUCTURE),
     "same index": (spoil_meta(index="0000"), Reason.INVALID_STRUCTURE),
     "no angle": (spoil_meta(camera_angle_x=0), Reason.INVALID_STRUCTURE),
+    "tiny angle": (spoil_meta(camera_angle_x=1e-320), Reason.INVALID_STRUCTURE),
     "sheared": (spoil_meta(transform_matrix=[[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
                 Reason.INVALID_STRUCTURE),
     "mirrored": (spoil_meta(transform_matrix=np.diag([-1, 1, 1, 1]).tolist()), Reason.INVALID_STRUCTURE),

@@ -20,6 +20,8 @@ from schemas.camera import Cameras
 from schemas.ledger import Reason
 
 MAX_VIEWS = 64
+LENSES = {"PERSP": (1e-3, math.pi - 1e-3), "ORTHO": (1e-4, 1e4)}
+"""Angles (radians) and widths (world units) beyond which arithmetic would be all that is left of a picture."""
 _INDEX = re.compile(r"\d{4}")
 _RIGID = 1e-3
 """How far a rotation may be from orthonormal."""
@@ -69,8 +71,9 @@ def _read_pose(meta: Json, location: Json) -> Pose:
         location.wrong("projection_type", "PERSP or ORTHO")
     holder = location if key in location else meta
     size = holder.number(key, 0.0)
-    if not 0 < size < (math.pi if kind == "PERSP" else 1e6):
-        holder.wrong(key, "an angle in (0, pi)" if kind == "PERSP" else "a length above 0")
+    lowest, highest = LENSES[kind or ""]
+    if not lowest < size < highest:
+        holder.wrong(key, f"a number between {lowest:g} and {highest:g}")
     extent = math.tan(size / 2) if kind == "PERSP" else size / 2
     matrix = _read_matrix(location)
     return Pose(index=index, perspective=kind == "PERSP", extent=extent, cam_to_world=matrix)
