@@ -7,7 +7,7 @@ from jaxtyping import Int64
 
 from geometry.measure_kernels import count_components, edge_keys, walk_edges
 from pipeline.weld import weld
-from schemas.mesh import TexturedMesh
+from schemas.mesh import TexturedMesh, UvMesh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Topology:
     """Lowest face of the chart that a face belongs to."""
 
 
-def topology(mesh: TexturedMesh) -> Topology:
+def topology(mesh: TexturedMesh | UvMesh) -> Topology:
     """Parts share a point, charts an edge with the same texture coordinates on both sides. Edges between two corners at
     one place are none."""
     welded = weld(mesh.vertices, mesh.faces)[1]

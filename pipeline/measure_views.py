@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float32, Float64
 from geometry.cameras import project
 from geometry.measure_kernels import sum_gradients
 from pipeline.measure_layout import density_spread, signed_areas
+from pipeline.measure_shape import topology
+from pipeline.unwrap_stretch import layout_stretch
 from schemas.camera import Cameras
 from schemas.ledger import Measurements
 from schemas.mesh import UvMesh
@@ -50,6 +52,8 @@ def measure_map(measurements: Measurements, uv_mesh: UvMesh, maps: UvMaps) -> Me
         measurements,
         layout=uv_mesh.layout,
         uv_fill=float(maps.mask.mean()),
+        layout_charts=len(np.unique(topology(uv_mesh).chart)),
+        layout_stretch=layout_stretch(uv_mesh.vertices, uv_mesh.faces, uv_mesh.uv),
         layout_density=None if median is None else median * len(maps.mask),
         layout_density_spread=spread,
     )

@@ -32,6 +32,7 @@ from pipeline.sandbox import LimitsConfig, Zygote
 from pipeline.shade import light_views, render_lit
 from pipeline.shards import commit
 from pipeline.unwrap import UnwrapConfig, unwrap
+from pipeline.unwrap_layout import grown_layout
 from schemas.camera import Cameras
 from schemas.codec import SCHEMA_VERSION, cameras_json, encode
 from schemas.dataset import ShardRecord, code_version
@@ -362,6 +363,7 @@ def warm_up() -> None:
     views = render_views(mesh, cameras, RenderConfig(resolution=8), rasterizer)
     measure_views(measure(mesh), views, cameras)
     bake_uv(mesh, uv_mesh, BakeConfig(resolution=8), rasterizer)
+    grown_layout(corners.astype(np.float64), uv_mesh.faces.astype(np.int64), 64, 2)
     render_lit(mesh, cameras, RenderConfig(resolution=8), rasterizer)
 
 

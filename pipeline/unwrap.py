@@ -1,37 +1,57 @@
-"""One UV layout in the unit square: the authored one where it is good, else a new one by xatlas, within a budget."""
+"""One UV layout in the unit square: the authored one where it is good, else a new one within limits of time, memory and
+quality."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xatlas
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from pipeline.formats.parts import face_vectors
 from pipeline.measure import DEGENERATE_AREA
+from pipeline.measure_layout import coverage
 from pipeline.sandbox import run_limited
+from pipeline.unwrap_layout import grown_layout
+from pipeline.unwrap_stretch import layout_stretch
+from pipeline.unwrap_xatlas import xatlas_layout
 from pipeline.weld import weld
+from schemas.errors import require_between
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.mesh import TexturedMesh, UvMesh
 
-_SIDE = 100.0
-"""Size at which xatlas sees a mesh. It hangs on very large coordinates, and its absolute tolerances (1e-4 and less) cut
-a mesh of size 1 into needless charts (Spot the cow: 58, here 37)."""
+GROWN, XATLAS = "grown", "xatlas"
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnwrapConfig:
-    """When an authored layout is kept, and what a new one may cost."""
+    """When an authored layout is kept, and what a new one may cost and must be worth."""
 
     max_overlap_share: float = 0.01
-    """Share of used texels that more than one face covers in an authored layout (ours)."""
+    """Share of used texels that more than one face covers in a layout (ours)."""
     max_uv_degenerate_share: float = 0.01
     """Share of the surface without a place in an authored layout (ours)."""
-    max_faces: int = 40_000
-    """Triangles that are given to xatlas (the budget of Hunyuan3D); 10k take 0.6 s, 50k 11 s."""
+    max_faces: int = 500_000
+    """Triangles that get a new layout (ours: as many as an asset may have)."""
+    max_xatlas_faces: int = 0
+    """Triangles up to which xatlas makes the new layout instead of our own charts (ours: theirs have fewer seams at any
+    size, and xatlas takes minutes beyond 50k)."""
     timeout_s: float = 60.0
-    """Wall clock for xatlas, seconds (ours)."""
+    """Wall clock for a new layout, seconds (ours: four times what 200k faces take)."""
+    memory_gb: float = 2.0
+    """Memory for a new layout on top of what the asset's process maps, GiB (ours)."""
     padding: int = 2
     """Texels between charts (paper)."""
+    min_fill: float = 0.2
+    """Share of the map that a new layout must use (ours)."""
+    max_stretch: float = 1.5
+    """L2 stretch (Sander et al. 2001; 1: every length is kept) of a new layout (ours)."""
+    max_charts: int = 20_000
+    """Charts of a new layout (ours: at 1024 texels a side, 50 texels each, most of them gutter)."""
+
+    def __post_init__(self) -> None:
+        require_between("unwrap.timeout_s", self.timeout_s, 1e-3, 1e6)
+        require_between("unwrap.memory_gb", self.memory_gb, 1e-3, 1e6)
+        require_between("unwrap.padding", self.padding, 0, 64)
 
 
 def unwrap(
@@ -54,7 +74,8 @@ def unwrap(
             f"authored layout unusable ({fault}) and {len(mesh.faces):,} faces to unwrap, at most {cfg.max_faces:,}"
         )
         return Rejected(reason=Reason.UNWRAP_BUDGET, detail=detail)
-    return _xatlas_layout(mesh, cfg, resolution)
+    makers = (XATLAS, GROWN) if len(mesh.faces) <= cfg.max_xatlas_faces else (GROWN,)
+    return new_layout(mesh, makers, cfg, resolution)
 
 
 def authored_fault(measurements: Measurements, cfg: UnwrapConfig) -> str | None:
@@ -73,59 +94,80 @@ def authored_fault(measurements: Measurements, cfg: UnwrapConfig) -> str | None:
     return None
 
 
-def _xatlas_layout(mesh: TexturedMesh, cfg: UnwrapConfig, resolution: int) -> UvMesh | Rejected:
+def new_layout(mesh: TexturedMesh, makers: Sequence[str], cfg: UnwrapConfig, resolution: int) -> UvMesh | Rejected:
+    """The first layout that one of the makers (`grown`, `xatlas`) comes to an end with, if it is worth baking; authored
+    coordinates do not count."""
     points, welded = weld(mesh.vertices, mesh.faces)
-    points = _rescaled(points)
-    areas = np.linalg.norm(face_vectors(points.astype(np.float64), welded), axis=1) / 2
-    solid = areas > DEGENERATE_AREA * _SIDE**2
+    box = _rescaled(points)
+    areas = np.linalg.norm(face_vectors(box, welded), axis=1) / 2
+    solid = areas > DEGENERATE_AREA
     if not solid.any():
         return Rejected(reason=Reason.UNWRAP_FAILED, detail=f"none of {len(welded):,} faces has any area")
-    found = run_limited(lambda: pack_charts(points, welded[solid], resolution, cfg.padding), timeout_s=cfg.timeout_s)
+    fault = Rejected(reason=Reason.UNWRAP_FAILED, detail="no maker of layouts was named")
+    for maker in makers:
+        found = _try_layout(maker, box, welded[solid], cfg, resolution)
+        if not isinstance(found, Rejected):
+            uv_mesh = _split(mesh, solid, found["uv"], found["faces"].astype(np.int64), maker)
+            return _poor(uv_mesh, int(found["charts"]), cfg) or uv_mesh
+        fault = found
+    return fault
+
+
+def _try_layout(
+    maker: str, box: Float64[np.ndarray, "w 3"], faces: Int64[np.ndarray, "f 3"], cfg: UnwrapConfig, resolution: int
+) -> dict[str, np.ndarray] | Rejected:
+    """One maker's arrays, from a child process that is killed at the limit of time."""
+    make = xatlas_layout if maker == XATLAS else grown_layout
+    found = run_limited(
+        lambda: make(box, faces, resolution, cfg.padding), timeout_s=cfg.timeout_s, memory_gb=cfg.memory_gb
+    )
     if isinstance(found, Rejected):
         if found.reason is Reason.TIMEOUT:
             return Rejected(reason=Reason.UNWRAP_BUDGET, detail=f"unwrapping took more than {cfg.timeout_s:g} s")
         return Rejected(reason=Reason.UNWRAP_FAILED, detail=f"unwrapping ended with {found.reason}: {found.detail}")
-    if fault := layout_fault(found, welded[solid]):
+    if fault := layout_fault(found, faces):
         return Rejected(reason=Reason.UNWRAP_FAILED, detail=fault)
-    return _split(mesh, solid, found["uv"], found["faces"].astype(np.int64))
+    return found
 
 
-def pack_charts(
-    points: Float32[np.ndarray, "w 3"], faces: Int64[np.ndarray, "f 3"], resolution: int, padding: int
-) -> dict[str, np.ndarray]:
-    """xatlas' layout: `uv` [n, 2] in the unit square with the atlas' aspect kept, `faces` [f, 3] over it, `origin` [n]
-    the point of each, `charts` [] their number. Holds the GIL and may hang: call it in a child process."""
-    chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
-    pack.resolution, pack.padding, pack.bilinear = resolution, padding, True
-    atlas = xatlas.Atlas()
-    atlas.add_mesh(points, faces.astype(np.uint32))
-    atlas.generate(chart_options=chart, pack_options=pack)
-    origin, corners, uv = atlas[0]
-    sides = np.array([atlas.width, atlas.height], np.float64)
-    return {
-        "uv": (uv * (sides / max(sides.max(), 1.0))).astype(np.float32),
-        "faces": corners,
-        "origin": origin,
-        "charts": np.array(atlas.chart_count),
-    }
+def _poor(uv_mesh: UvMesh, charts: int, cfg: UnwrapConfig) -> Rejected | None:
+    """Why a new layout is not worth baking."""
+    covered = coverage(uv_mesh.uv, uv_mesh.faces, np.ones(len(uv_mesh.faces), bool))
+    assert covered is not None  # only tiled layouts are beyond counting
+    fill, shared = covered.fill, covered.overlap_share
+    stretch = layout_stretch(uv_mesh.vertices, uv_mesh.faces, uv_mesh.uv)
+    detail = None
+    if charts > cfg.max_charts:
+        detail = f"{charts:,} charts, at most {cfg.max_charts:,}"
+    elif shared > cfg.max_overlap_share:
+        detail = f"{shared:.1%} of texels are used twice, at most {cfg.max_overlap_share:.1%}"
+    elif fill < cfg.min_fill:
+        detail = f"{fill:.1%} of the map are used, at least {cfg.min_fill:.1%}"
+    elif stretch is None or stretch > cfg.max_stretch:
+        detail = f"stretch {stretch or 0:.2f}, at most {cfg.max_stretch:g}"
+    return None if detail is None else Rejected(reason=Reason.UNWRAP_POOR, detail=f"the best layout is poor: {detail}")
 
 
 def layout_fault(found: dict[str, np.ndarray], faces: Int64[np.ndarray, "f 3"]) -> str | None:
-    """What is wrong with a layout of `faces`, as xatlas reports no errors itself."""
+    """What is wrong with a layout of `faces`, which the makers of layouts do not report themselves."""
     uv, corners = found["uv"], found["faces"]
     if int(found["charts"]) < 1:
-        return "xatlas made no charts"
+        return "no charts were made, or too many to pack"
     if corners.shape != faces.shape or not np.array_equal(found["origin"][corners], faces):
-        return f"xatlas returned {len(corners):,} other faces for {len(faces):,}"
+        return f"{len(corners):,} other faces came back for {len(faces):,}"
     if not np.isfinite(uv).all():
-        return f"xatlas returned {int((~np.isfinite(uv)).any(axis=1).sum()):,} coordinates that are not finite"
+        return f"{int((~np.isfinite(uv)).any(axis=1).sum()):,} coordinates are not finite"
     if uv.min() < 0 or uv.max() > 1:
-        return f"xatlas returned coordinates in [{uv.min():.4f}, {uv.max():.4f}]"
+        return f"coordinates lie in [{uv.min():.4f}, {uv.max():.4f}]"
     return None
 
 
 def _split(
-    mesh: TexturedMesh, solid: Bool[np.ndarray, " f"], uv: Float32[np.ndarray, "n 2"], corners: Int64[np.ndarray, "s 3"]
+    mesh: TexturedMesh,
+    solid: Bool[np.ndarray, " f"],
+    uv: Float32[np.ndarray, "n 2"],
+    corners: Int64[np.ndarray, "s 3"],
+    layout: str,
 ) -> UvMesh:
     """Vertices of the mesh, one for each coordinate that they have. Faces without area get one at the origin, where
     they cover nothing."""
@@ -139,13 +181,13 @@ def _split(
         normals=mesh.normals[vertex],
         uv=np.concatenate([np.zeros((1, 2), np.float32), uv])[slot],
         faces=faces.reshape(-1, 3).astype(np.int32),
-        layout="xatlas",
+        layout=layout,
     )
 
 
-def _rescaled(points: Float32[np.ndarray, "w 3"]) -> Float32[np.ndarray, "w 3"]:
-    """Into a box of side 100, with its corner at the origin."""
+def _rescaled(points: Float32[np.ndarray, "w 3"]) -> Float64[np.ndarray, "w 3"]:
+    """Into a box of side 1, with its corner at the origin."""
     wide = points.astype(np.float64)
     low, high = wide.min(axis=0, initial=np.inf), wide.max(axis=0, initial=-np.inf)
     side = float((high - low).max())
-    return ((wide - low) * (_SIDE / side if side > 0 else 1.0)).astype(np.float32)
+    return (wide - low) / (side if side > 0 else 1.0)

@@ -18,7 +18,7 @@ from schemas.mesh import TexturedMesh
 pytestmark = pytest.mark.assets
 
 TEXTURED, MV_ONLY = "textured", "mv_only"
-AUTHORED, XATLAS = "authored", "xatlas"
+AUTHORED, GROWN = "authored", "grown"
 
 EXPECTED: dict[str, tuple[str, str | Reason]] = {
     # one clean layout: kept
@@ -33,22 +33,22 @@ EXPECTED: dict[str, tuple[str, str | Reason]] = {
     "fox_skinned.glb": (TEXTURED, AUTHORED),
     "fuze_bottle_obj/fuze.obj": (TEXTURED, AUTHORED),
     # textured, layout of no use for baking: a new one
-    "low_poly_tree.glb": (TEXTURED, XATLAS),  # all faces on points of a palette
-    "grey_snapper_vertex_color_and_texture.glb": (TEXTURED, XATLAS),  # left and right share texels
-    "vintage_desk_fan_skinned_animated.glb": (TEXTURED, XATLAS),  # second tile
-    "attenuation_test_tiled_uv.glb": (TEXTURED, XATLAS),
-    "knight_skinned_palette.glb": (TEXTURED, XATLAS),
-    "crossbow_gltf/crossbow_2handed.gltf": (TEXTURED, XATLAS),
-    "box_textured_tiled_uv.glb": (TEXTURED, XATLAS),
-    "texture_wrap_modes_uv_outside.glb": (TEXTURED, XATLAS),
-    "milk_truck_mixed_textured_untextured.glb": (TEXTURED, XATLAS),
-    "alpha_blend_mode_test.glb": (TEXTURED, XATLAS),  # a chart of test pictures; odd, but coloured and mostly opaque
-    "spot_cow_obj/spot_triangulated.obj": (TEXTURED, XATLAS),  # a corner at u = -0.05
-    "steampunk_robot_base_color_3mat.glb": (TEXTURED, XATLAS),  # three materials, one square each
+    "low_poly_tree.glb": (TEXTURED, GROWN),  # all faces on points of a palette
+    "grey_snapper_vertex_color_and_texture.glb": (TEXTURED, GROWN),  # left and right share texels
+    "vintage_desk_fan_skinned_animated.glb": (TEXTURED, GROWN),  # second tile
+    "attenuation_test_tiled_uv.glb": (TEXTURED, GROWN),
+    "knight_skinned_palette.glb": (TEXTURED, GROWN),
+    "crossbow_gltf/crossbow_2handed.gltf": (TEXTURED, GROWN),
+    "box_textured_tiled_uv.glb": (TEXTURED, GROWN),
+    "texture_wrap_modes_uv_outside.glb": (TEXTURED, GROWN),
+    "milk_truck_mixed_textured_untextured.glb": (TEXTURED, GROWN),
+    "alpha_blend_mode_test.glb": (TEXTURED, GROWN),  # a chart of test pictures; odd, but coloured and mostly opaque
+    "spot_cow_obj/spot_triangulated.obj": (TEXTURED, GROWN),  # a corner at u = -0.05
+    "steampunk_robot_base_color_3mat.glb": (TEXTURED, GROWN),  # three materials, one square each
     # no texture, but several colours: the baked map is the texture
-    "terrain_vertex_color_only.glb": (TEXTURED, XATLAS),
-    "alien_flat_materials.glb": (TEXTURED, XATLAS),
-    "icosahedron_no_base_color_texture.glb": (TEXTURED, XATLAS),  # two flat colours
+    "terrain_vertex_color_only.glb": (TEXTURED, GROWN),
+    "alien_flat_materials.glb": (TEXTURED, GROWN),
+    "icosahedron_no_base_color_texture.glb": (TEXTURED, GROWN),  # two flat colours
     # textured, layouts overlap, more faces than the unwrap budget: views only
     "chess_board_179k_draco.glb": (MV_ONLY, Reason.UNWRAP_BUDGET),
     "flight_helmet_95k_multi_material.glb": (MV_ONLY, Reason.UNWRAP_BUDGET),

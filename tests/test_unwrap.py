@@ -85,7 +85,7 @@ def test_bad_layouts_are_replaced(fault: str) -> None:
     else:
         uv[:] = np.round(uv * 4) / 400  # every face on a point or a line of a palette
     found = checked(replace(mesh, uv=uv, face_has_uv=has_uv))
-    assert found.layout == "xatlas"
+    assert found.layout == "grown"
 
 
 def test_new_layout_has_room_and_whole_charts() -> None:
@@ -114,7 +114,7 @@ def test_padding_keeps_charts_apart(tmp_path: Path) -> None:
     mesh = load_mesh(path)
     assert isinstance(mesh, TexturedMesh)
     found = checked(mesh)
-    assert found.layout == "xatlas"
+    assert found.layout == "grown"
     face = rasterize_layout(found, 1024, CpuRasterizer()).face[0]
     side = np.where(face >= 0, np.abs(mesh.normals[mesh.faces[np.maximum(face, 0)]]).argmax(axis=-1)[..., 0], -1)
     for axis in (0, 1):
@@ -126,7 +126,7 @@ def test_padding_keeps_charts_apart(tmp_path: Path) -> None:
 def test_size_does_not_matter(scale: float) -> None:
     mesh = sphere(8, 16)
     mesh = replace(mesh, vertices=mesh.vertices * np.float32(scale), face_has_uv=np.zeros(len(mesh.faces), bool))
-    assert checked(mesh).layout == "xatlas"
+    assert checked(mesh).layout == "grown"
 
 
 def test_same_bits_every_time() -> None:
@@ -160,7 +160,7 @@ def test_budget_in_faces() -> None:
 
 def test_budget_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that hangs for ever is killed, and the asset keeps its views."""
-    monkeypatch.setattr(pipeline.unwrap, "pack_charts", lambda *_: time.sleep(600))
+    monkeypatch.setattr(pipeline.unwrap, "grown_layout", lambda *_: time.sleep(600))
     mesh = replace(sphere(4, 8), face_has_uv=np.zeros(64, bool))
     start = time.monotonic()
     found = unwrap(mesh, measure(mesh), UnwrapConfig(timeout_s=0.5))
@@ -170,7 +170,7 @@ def test_budget_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("fault", ["charts", "nan", "faces", "outside"])
 def test_silent_failures_are_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    real = pipeline.unwrap.pack_charts
+    real = pipeline.unwrap.grown_layout
 
     def broken(*arguments: object) -> dict[str, np.ndarray]:
         out = real(*arguments)  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ def test_silent_failures_are_noticed(monkeypatch: pytest.MonkeyPatch, fault: str
             out["uv"][3] = 1.5
         return out
 
-    monkeypatch.setattr(pipeline.unwrap, "pack_charts", broken)
+    monkeypatch.setattr(pipeline.unwrap, "grown_layout", broken)
     mesh = replace(sphere(4, 8), face_has_uv=np.zeros(64, bool))
     found = unwrap(mesh, measure(mesh), CFG)
     assert isinstance(found, Rejected) and found.reason == Reason.UNWRAP_FAILED and found.detail

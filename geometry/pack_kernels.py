@@ -1,0 +1,206 @@
+"""Compiled loops that pack charts into a square by the texels they touch."""
+
+# mypy: disable-error-code="arg-type, return-value, assignment"
+# (scalars are numba's, annotated as the Python types they stand for)
+
+import numpy as np
+from numba import njit
+
+TURNS = 18
+"""Angles tried, over a quarter turn, for the smallest bounding box of a chart."""
+
+
+@njit(nogil=True, cache=True)
+def turn_charts(first_vertex: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Charts turned to their smallest bounding box, corner at the origin, and its sides."""
+    out = np.empty_like(uv)
+    sides = np.empty((len(first_vertex) - 1, 2))
+    for chart in range(len(first_vertex) - 1):
+        points = uv[first_vertex[chart] : first_vertex[chart + 1]]
+        best, angle = np.inf, 0.0
+        for step in range(TURNS):
+            c, s = np.cos(step * np.pi / 2 / TURNS), np.sin(step * np.pi / 2 / TURNS)
+            low_x, low_y, high_x, high_y = np.inf, np.inf, -np.inf, -np.inf
+            for v in range(len(points)):
+                x, y = c * points[v, 0] - s * points[v, 1], s * points[v, 0] + c * points[v, 1]
+                low_x, high_x, low_y, high_y = min(low_x, x), max(high_x, x), min(low_y, y), max(high_y, y)
+            area = (high_x - low_x) * (high_y - low_y)
+            if area < best:
+                best, angle = area, step * np.pi / 2 / TURNS
+        c, s = np.cos(angle), np.sin(angle)
+        own = out[first_vertex[chart] : first_vertex[chart + 1]]
+        for v in range(len(points)):
+            own[v, 0], own[v, 1] = c * points[v, 0] - s * points[v, 1], s * points[v, 0] + c * points[v, 1]
+        for k in range(2):
+            own[:, k] -= own[:, k].min()
+            sides[chart, k] = own[:, k].max()
+    return out, sides
+
+
+@njit(nogil=True, cache=True)
+def pack_at(
+    sequence: np.ndarray, uv: np.ndarray, corners: np.ndarray, order: np.ndarray, first_face: np.ndarray,
+    first_vertex: np.ndarray, width: int, padding: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:  # fmt: skip
+    """One attempt in texels: lower left corner and quarter turns of each chart, its size in texels, and the height that
+    all take; charts that would need more than 1.5 times the width end the attempt."""
+    charts, rows = len(first_vertex) - 1, width + width // 2
+    places, turns, sizes = np.zeros((charts, 2), np.int64), np.zeros(charts, np.int64), np.zeros((charts, 2), np.int64)
+    next_taken = np.full((rows, width + 1), width, np.int32)
+    next_free = np.empty((rows, width + 1), np.int32)
+    next_free[:] = np.arange(width + 1)
+    hints = np.zeros((width // 2 + 1, width // 2 + 1), np.int64)
+    top = 0
+    for chart in sequence:
+        faces = order[first_face[chart] : first_face[chart + 1]]
+        touched = touched_texels(corners, faces, uv)
+        sizes[chart, 0], sizes[chart, 1] = touched.shape[1], touched.shape[0]
+        best, best_x, best_y, best_turn = rows + 1, -1, -1, 0
+        for turn in range(4):
+            shape = turned_mask(touched, turn)
+            h, w = shape.shape
+            if w > width:
+                continue
+            start = hints[min(w // 2, width // 2), min(h // 2, width // 2)]
+            x, y = lowest_place(next_taken, next_free, runs_of(shape), w, h, width, start, best - h)
+            if y >= 0:
+                best, best_x, best_y, best_turn = y + h, x, y, turn
+                hints[min(w // 2, width // 2), min(h // 2, width // 2)] = max(start, y)
+        if best_y < 0:
+            return places, turns, sizes, 2 * width
+        places[chart, 0], places[chart, 1], turns[chart] = best_x, best_y, best_turn
+        occupy(next_taken, next_free, turned_mask(touched, best_turn), best_x, best_y, width, padding)
+        top = max(top, best)
+    return places, turns, sizes, top
+
+
+@njit(nogil=True, cache=True)
+def touched_texels(corners: np.ndarray, faces: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    """Mask [h, w] of the texels in which a chart (corner at the origin) has any part."""
+    high_x, high_y = 0.0, 0.0
+    for f in faces:
+        for k in range(3):
+            high_x, high_y = max(high_x, uv[corners[f, k], 0]), max(high_y, uv[corners[f, k], 1])
+    mask = np.zeros((int(high_y) + 1, int(high_x) + 1), np.bool_)
+    for f in faces:
+        ax, ay = uv[corners[f, 0], 0], uv[corners[f, 0], 1]
+        bx, by = uv[corners[f, 1], 0], uv[corners[f, 1], 1]
+        cx, cy = uv[corners[f, 2], 0], uv[corners[f, 2], 1]
+        for row in range(int(min(ay, by, cy)), int(max(ay, by, cy)) + 1):
+            for column in range(int(min(ax, bx, cx)), int(max(ax, bx, cx)) + 1):
+                if mask[row, column]:
+                    continue
+                x, y = column + 0.5, row + 0.5
+                mask[row, column] = (
+                    reaches(bx - ax, by - ay, x - ax, y - ay)
+                    and reaches(cx - bx, cy - by, x - bx, y - by)
+                    and reaches(ax - cx, ay - cy, x - cx, y - cy)
+                )
+    return mask
+
+
+@njit(nogil=True, cache=True, inline="always")
+def reaches(ex: float, ey: float, x: float, y: float) -> bool:
+    """Whether a square of side 1 around (x, y) reaches to the left of an edge (ex, ey) through the origin."""
+    return ex * y - ey * x >= -0.5 * (abs(ex) + abs(ey)) - 1e-9
+
+
+@njit(nogil=True, cache=True)
+def turned_mask(mask: np.ndarray, turn: int) -> np.ndarray:
+    """A mask after quarter turns counter-clockwise (x right, y up)."""
+    h, w = mask.shape
+    out = np.empty((h, w) if turn % 2 == 0 else (w, h), np.bool_)
+    for y in range(h):
+        for x in range(w):
+            if turn == 0:
+                out[y, x] = mask[y, x]
+            elif turn == 1:
+                out[x, h - 1 - y] = mask[y, x]
+            elif turn == 2:
+                out[h - 1 - y, w - 1 - x] = mask[y, x]
+            else:
+                out[w - 1 - x, y] = mask[y, x]
+    return out
+
+
+@njit(nogil=True, cache=True)
+def runs_of(mask: np.ndarray) -> np.ndarray:
+    """Runs of a mask as [row, first column, column behind the last]."""
+    count = 0
+    for y in range(mask.shape[0]):
+        for x in range(mask.shape[1]):
+            count += mask[y, x] and (x == 0 or not mask[y, x - 1])
+    runs = np.empty((count, 3), np.int64)
+    count = 0
+    for y in range(mask.shape[0]):
+        for x in range(mask.shape[1]):
+            if mask[y, x] and (x == 0 or not mask[y, x - 1]):
+                runs[count, 0], runs[count, 1] = y, x
+                count += 1
+            if mask[y, x]:
+                runs[count - 1, 2] = x + 1
+    return runs
+
+
+@njit(nogil=True, cache=True)
+def lowest_place(
+    next_taken: np.ndarray, next_free: np.ndarray, runs: np.ndarray, w: int, h: int, width: int, start: int, below: int
+) -> tuple[int, int]:
+    """Leftmost of the lowest places (x, y) for runs in a box of w by h, from row `start` on and below row `below`;
+    (-1, -1) for none."""
+    run = 0
+    for y in range(start, min(below, len(next_taken) - h + 1)):
+        x, clear = 0, 0  # `clear` runs passed since the last collision; the one that collided is tried first
+        while x <= width - w:
+            row, first = y + runs[run, 0], runs[run, 1]
+            hit = np.int64(next_taken[row, x + first])
+            if hit < x + runs[run, 2]:
+                # the run meets taken texels until it starts behind them
+                x, clear = np.int64(next_free[row, hit]) - first, 0
+                continue
+            clear += 1
+            if clear == len(runs):
+                return x, y
+            run = run + 1 if run + 1 < len(runs) else 0
+    return -1, -1
+
+
+@njit(nogil=True, cache=True)
+def occupy(
+    next_taken: np.ndarray, next_free: np.ndarray, mask: np.ndarray, x: int, y: int, width: int, padding: int
+) -> None:
+    """Mark the texels of a mask and `padding` more on every side, and renew the rows' tables."""
+    h, w = mask.shape
+    wide = np.zeros((h + 2 * padding, w + 2 * padding), np.bool_)
+    for row in range(h):
+        for column in range(w):
+            if mask[row, column]:
+                for line in range(2 * padding + 1):
+                    wide[row + line, column : column + 2 * padding + 1] = True
+    for line in range(max(0, y - padding), min(len(next_taken), y + h + padding)):
+        for at in range(min(width, x + w + padding) - 1, -1, -1):
+            column = at - x + padding
+            if next_taken[line, at] == at or (column >= 0 and wide[line - y + padding, column]):
+                next_taken[line, at], next_free[line, at] = at, next_free[line, at + 1]
+            else:
+                next_taken[line, at], next_free[line, at] = next_taken[line, at + 1], at
+
+
+@njit(nogil=True, cache=True)
+def place_vertices(
+    first_vertex: np.ndarray, uv: np.ndarray, places: np.ndarray, turns: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
+    """Chart coordinates in texels at their places."""
+    out = np.empty_like(uv)
+    for chart in range(len(first_vertex) - 1):
+        w, h = sizes[chart, 0], sizes[chart, 1]
+        for v in range(first_vertex[chart], first_vertex[chart + 1]):
+            x, y = uv[v, 0], uv[v, 1]
+            if turns[chart] == 1:
+                x, y = h - y, x
+            elif turns[chart] == 2:
+                x, y = w - x, h - y
+            elif turns[chart] == 3:
+                x, y = y, w - x
+            out[v, 0], out[v, 1] = x + places[chart, 0], y + places[chart, 1]
+    return out

@@ -1,0 +1,90 @@
+"""Compiled loops over charts in the plane: how faces are stretched, turned over or put in one place."""
+
+# mypy: disable-error-code="arg-type, return-value, assignment"
+# (scalars are numba's, annotated as the Python types they stand for)
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True, cache=True)
+def face_stretch(corners: np.ndarray, rest: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each face: signed area in the layout, and the largest and smallest factor by which lengths grow from layout
+    to surface (Sander et al. 2001; infinite where the layout leaves no area)."""
+    signed, largest, smallest = np.empty(len(corners)), np.empty(len(corners)), np.empty(len(corners))
+    for f in range(len(corners)):
+        a, b, c = uv[corners[f, 0]], uv[corners[f, 1]], uv[corners[f, 2]]
+        x1, y1, x2, y2 = b[0] - a[0], b[1] - a[1], c[0] - a[0], c[1] - a[1]
+        doubled = x1 * y2 - x2 * y1
+        signed[f] = doubled / 2
+        if not abs(doubled) > 1e-30:
+            largest[f], smallest[f] = np.inf, 0.0
+            continue
+        # the map from (u, v) to the face laid flat: its columns are the images of the axes
+        ux, uy = (rest[f, 0] * y2 - rest[f, 1] * y1) / doubled, -rest[f, 2] * y1 / doubled
+        vx, vy = (rest[f, 1] * x1 - rest[f, 0] * x2) / doubled, rest[f, 2] * x1 / doubled
+        total, product = ux * ux + uy * uy + vx * vx + vy * vy, abs(ux * vy - uy * vx)
+        root = np.sqrt(max(0.0, total * total - 4 * product * product))
+        largest[f], smallest[f] = np.sqrt((total + root) / 2), np.sqrt(max(0.0, (total - root) / 2))
+    return signed, largest, smallest
+
+
+@njit(nogil=True, cache=True)
+def count_shared(corners: np.ndarray, uv: np.ndarray, texel: float) -> int:
+    """Points of a grid of step `texel` (coarser where a chart spans more than 2048 steps) that lie strictly within two
+    faces of a chart."""
+    low_x, low_y, high_x, high_y = uv[:, 0].min(), uv[:, 1].min(), uv[:, 0].max(), uv[:, 1].max()
+    step = max(texel, max(high_x - low_x, high_y - low_y) / 2048)
+    width, height = int((high_x - low_x) / step) + 2, int((high_y - low_y) / step) + 2
+    seen = np.zeros((height, width), np.bool_)
+    shared = 0
+    for f in range(len(corners)):
+        ax, ay = (uv[corners[f, 0], 0] - low_x) / step, (uv[corners[f, 0], 1] - low_y) / step
+        bx, by = (uv[corners[f, 1], 0] - low_x) / step, (uv[corners[f, 1], 1] - low_y) / step
+        cx, cy = (uv[corners[f, 2], 0] - low_x) / step, (uv[corners[f, 2], 1] - low_y) / step
+        for row in range(int(np.ceil(min(ay, by, cy) - 0.5)), int(np.floor(max(ay, by, cy) - 0.5)) + 1):
+            y = row + 0.5
+            for column in range(int(np.ceil(min(ax, bx, cx) - 0.5)), int(np.floor(max(ax, bx, cx) - 0.5)) + 1):
+                x = column + 0.5
+                p = (bx - ax) * (y - ay) - (by - ay) * (x - ax)
+                q = (cx - bx) * (y - by) - (cy - by) * (x - bx)
+                r = (ax - cx) * (y - cy) - (ay - cy) * (x - cx)
+                if (p > 1e-9 and q > 1e-9 and r > 1e-9) or (p < -1e-9 and q < -1e-9 and r < -1e-9):
+                    shared += seen[row, column]
+                    seen[row, column] = True
+    return shared
+
+
+@njit(nogil=True, cache=True)
+def sound_charts(
+    order: np.ndarray, first_face: np.ndarray, first_vertex: np.ndarray, corners: np.ndarray, uv: np.ndarray,
+    texel: float,
+) -> np.ndarray:  # fmt: skip
+    """Charts [c] in which every face lies face up in a place of its own."""
+    sound = np.ones(len(first_face) - 1, np.bool_)
+    for chart in range(len(sound)):
+        faces = corners[order[first_face[chart] : first_face[chart + 1]]]
+        for f in range(len(faces)):
+            a, b, c = uv[faces[f, 0]], uv[faces[f, 1]], uv[faces[f, 2]]
+            if not (b[0] - a[0]) * (c[1] - a[1]) - (c[0] - a[0]) * (b[1] - a[1]) > 0.0:
+                sound[chart] = False
+        if sound[chart]:
+            start = first_vertex[chart]
+            sound[chart] = count_shared(faces - start, uv[start : first_vertex[chart + 1]], texel) == 0
+    return sound
+
+
+@njit(nogil=True, cache=True)
+def box_sides(uv: np.ndarray) -> tuple[float, float]:
+    """Of the bounding box along the axes of inertia."""
+    xx, xy, yy = 0.0, 0.0, 0.0
+    mx, my = uv[:, 0].mean(), uv[:, 1].mean()
+    for v in range(len(uv)):
+        x, y = uv[v, 0] - mx, uv[v, 1] - my
+        xx += x * x
+        xy += x * y
+        yy += y * y
+    angle = 0.5 * np.arctan2(2 * xy, xx - yy)
+    c, s = np.cos(angle), np.sin(angle)
+    along, across = c * uv[:, 0] + s * uv[:, 1], c * uv[:, 1] - s * uv[:, 0]
+    return along.max() - along.min(), across.max() - across.min()
