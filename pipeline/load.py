@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
 from geometry.texture import srgb_to_linear
 from pipeline.formats.fault import AssetFault
@@ -97,10 +98,12 @@ def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], ha
     )
 
 
-def _with_uv(parts: list[Part], count: int) -> np.ndarray:
+def _with_uv(parts: list[Part], count: int) -> Bool[np.ndarray, " materials"]:
     """Of each material, whether all its faces have texture coordinates."""
-    without = np.concatenate([part.face_material[~part.face_has_uv] for part in parts])
-    return np.bincount(without, minlength=count) == 0
+    mapped = np.ones(count, bool)
+    for part in parts:
+        mapped[part.face_material[~part.face_has_uv]] = False
+    return mapped
 
 
 def _used(parts: list[Part]) -> list[int]:

@@ -4,10 +4,15 @@ import copy
 import io
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from pipeline.load import load_mesh
+from schemas.ledger import Reason, Rejected
+from schemas.mesh import TexturedMesh
 
 _CODES = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": 5125, "f4": 5126}
 _TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
@@ -41,6 +46,26 @@ class Builder:
         self.tree["accessors"].append(entry | {"count": len(values), "type": _TYPES[width]} | extra)
         return len(self.tree["accessors"]) - 1
 
+    def sparse(self, rows: np.ndarray, values: np.ndarray, count: int, **extra: Any) -> int:
+        """An accessor without a buffer view: zeros, but for some rows."""
+        entry = {"componentType": _CODES[values.dtype.str[1:]], "count": count, "type": _TYPES[values.shape[1]]}
+        entry["sparse"] = {
+            "count": len(rows),
+            "indices": {"bufferView": self.view(rows.tobytes()), "componentType": _CODES[rows.dtype.str[1:]]},
+            "values": {"bufferView": self.view(values.tobytes())},
+        }
+        self.tree["accessors"].append(entry | extra)
+        return len(self.tree["accessors"]) - 1
+
+    def compressed(self, encoded: bytes, count: int, stride: int, mode: str, **extra: Any) -> int:
+        """A view that exists as a meshopt stream alone."""
+        view = self.view(encoded)
+        source = self.tree["bufferViews"][view] | {"count": count, "byteStride": stride, "mode": mode}
+        name = extra.pop("name", "EXT_meshopt_compression")
+        plain = {"buffer": 1, "byteLength": count * stride, "extensions": {name: source | extra}}
+        self.tree["bufferViews"][view] = plain | ({"byteStride": stride} if mode == "ATTRIBUTES" else {})
+        return view
+
     def image(self, encoded: bytes, mime: str = "image/png") -> int:
         self.tree.setdefault("images", []).append({"bufferView": self.view(encoded), "mimeType": mime})
         return len(self.tree["images"]) - 1
@@ -48,7 +73,8 @@ class Builder:
     def glb(self) -> bytes:
         tree = copy.deepcopy(self.tree)
         if self.data:
-            tree["buffers"] = [{"byteLength": len(self.data)}]
+            fallback = {"byteLength": 2**20, "extensions": {"EXT_meshopt_compression": {"fallback": True}}}
+            tree["buffers"] = [{"byteLength": len(self.data)}, fallback]
         return pack(json.dumps(tree).encode(), self.data)
 
 
@@ -102,3 +128,19 @@ def box(textured: bool = True) -> Builder:
 
 def primitive(builder: Builder) -> dict[str, Any]:
     return builder.tree["meshes"][0]["primitives"][0]
+
+
+def loaded(directory: Path, builder: Builder, **options: bool) -> TexturedMesh:
+    path = directory / "asset.glb"
+    path.write_bytes(builder.glb())
+    mesh = load_mesh(path, **options)
+    assert isinstance(mesh, TexturedMesh), mesh
+    return mesh
+
+
+def refused(directory: Path, builder: Builder) -> Reason:
+    path = directory / "asset.glb"
+    path.write_bytes(builder.glb())
+    found = load_mesh(path)
+    assert isinstance(found, Rejected), found
+    return found.reason

@@ -108,7 +108,7 @@ def _instances(
     turns = parts.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)))
     scales = parts.get("SCALE", np.ones((count, 3)))
     with np.errstate(over="ignore", invalid="ignore"):  # the loader refuses what is no longer finite
-        return [world @ _composed(*row) for row in zip(moves, turns, scales, strict=True)]
+        return [world @ _composed(*row) for row in zip(moves.tolist(), turns.tolist(), scales.tolist(), strict=True)]
 
 
 def _worlds(nodes: list[Json], children: list[list[int]], max_depth: int) -> Float64[np.ndarray, "nodes 4 4"]:
