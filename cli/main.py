@@ -47,6 +47,12 @@ COMMANDS = {
         example="seqtex verify /data/forge",
         positional="dataset",
     ),
+    "judge": Command(
+        module="cli.judge",
+        summary="what other thresholds would change in a dataset, by its ledger alone",
+        example="seqtex judge /data/forge --judge.min_color_std 0.02",
+        positional="dataset",
+    ),
     "report": Command(
         module="cli.dataset",
         summary="write the gallery of a dataset (report/index.html)",

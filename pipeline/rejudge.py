@@ -36,6 +36,11 @@ class Change:
     after: str
     """Detail of the new verdict; empty for a textured sample."""
 
+    @property
+    def rule(self) -> str | None:
+        """The rule behind it: the one that fires now, or that fires no longer where the asset would gain."""
+        return rule_of(self.before if self.kind in NEEDS_REBUILD else self.after)
+
 
 def changes(outcomes: Iterable[Outcome], built_with: JudgeConfig, cfg: JudgeConfig) -> Iterator[Change]:
     """Assets that `cfg` judges otherwise than the ledger says, in ledger order. Those that failed, or that ended before

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.main import main
 from pipeline.bake import BakeConfig
 from pipeline.judge import JudgeConfig
 from pipeline.plan import read_plan
@@ -23,9 +24,11 @@ from pipeline.shards import committed
 from pipeline.sources.procedural import procedural
 from pipeline.sources.spec import open_source
 from pipeline.verify import verify
-from schemas.dataset import file_sha256, shard_path
+from schemas.dataset import file_sha256, read_ledger, read_parquet, shard_path
 from schemas.errors import UsageError, UserError
+from schemas.ledger import Reason
 from schemas.mesh import MeshRef
+from schemas.sample import Regime
 
 CFG = BuildConfig(
     assets_per_job=3,
@@ -184,3 +187,52 @@ def test_a_shard_of_another_size_is_not_taken_for_finished(built, tmp_path):
     with shard_path(out, part.shards[0].name).open("r+b") as file:
         file.truncate(1024)
     assert committed(out, job) is None
+
+
+# other thresholds on what was built
+
+
+def judged(capsys, *arguments: str) -> tuple[list[dict], dict]:
+    """What `seqtex judge` tells: the changes, then the summary."""
+    capsys.readouterr()
+    assert main(["judge", *arguments]) == 0
+    *lines, summary = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return lines, summary
+
+
+def test_the_thresholds_of_the_build_change_nothing(built, capsys):
+    before = {path: path.read_bytes() for path in built.out.rglob("*") if path.is_file()}
+    found, summary = judged(capsys, str(built.out))
+    assert found == [] and summary["assets"] == COUNT and summary["changes"] == 0
+    assert before == {path: path.read_bytes() for path in built.out.rglob("*") if path.is_file()}
+
+
+def test_a_stricter_threshold_changes_exactly_the_assets_that_cross_it(built, capsys, tmp_path):
+    outcomes = [outcome for part in read_ledger(built.out) for outcome in part.outcomes]
+    accepted = [outcome for outcome in outcomes if outcome.regime is not None]
+    threshold = sorted(outcome.measurements.texture_score for outcome in accepted)[len(accepted) // 2]
+    below = {outcome.uid for outcome in accepted if outcome.measurements.texture_score < threshold}
+    found, summary = judged(
+        capsys, str(built.out), "--judge.min_texture_score", repr(threshold), "--out", str(tmp_path / "changes.parquet")
+    )
+    assert below and {change["uid"] for change in found} == below
+    assert {change["kind"] for change in found} == {"accepted -> rejected"}
+    assert {change["rule"] for change in found} == {"min_texture_score"} and summary["changes"] == len(below)
+    table = read_parquet(tmp_path / "changes.parquet").to_pylist()
+    assert [(row["uid"], row["after"]) for row in table] == [(change["uid"], change["after"]) for change in found]
+
+
+def test_a_stricter_proof_costs_textures_and_a_milder_judge_asks_for_a_rebuild(built, capsys, tmp_path):
+    outcomes = [outcome for part in read_ledger(built.out) for outcome in part.outcomes]
+    (tmp_path / "new.yaml").write_text(
+        "judge:\n  min_round_trip_db: 99.0\n  min_distinct_colors: 1\n  min_color_std: 0\n"
+    )
+    found, _ = judged(capsys, str(built.out), "--config", str(tmp_path / "new.yaml"))
+    kinds = {change["uid"]: change["kind"] for change in found}
+    for outcome in outcomes:
+        proof = outcome.measurements.round_trip_psnr
+        if outcome.regime is Regime.TEXTURED:
+            assert kinds.pop(outcome.uid, None) == ("textured -> mv_only" if proof < 99 else None)
+        elif outcome.reason is Reason.UNTEXTURED:
+            assert kinds.pop(outcome.uid) == "rejected -> accepted"
+    assert not kinds and any(change["needs_rebuild"] for change in found)
