@@ -22,14 +22,16 @@ class Regime(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Views:
-    """Multi-view images. Row 0 is the top of the picture; everything is 0 outside the mask."""
+    """Multi-view images. Row 0 is the top of the picture; everything but coverage is 0 outside
+    the mask."""
 
     rgb: UInt8[np.ndarray, "views height width 3"]
     """Unlit base colour, sRGB, over black."""
     mask: Bool[np.ndarray, "views height width"]
     """Pixel centre covered by a face."""
     coverage: UInt8[np.ndarray, "views height width"]
-    """Share of the pixel covered by faces, 0..255: the anti-aliased mask."""
+    """Share of the pixel covered by faces, 0..255: the anti-aliased mask. Above 0 in the whole mask, and at its rim
+    outside of it."""
     position: Float32[np.ndarray, "views height width 3"]
     """Position in the dataset frame, [-1, 1]."""
     normal: Float32[np.ndarray, "views height width 3"]
