@@ -77,6 +77,12 @@ COMMANDS = {
         summary="train SeqTex on a dataset",
         example="seqtex train --preset tiny --data.directory /data/forge --run.directory /data/run",
     ),
+    "evaluate": Command(
+        module="cli.evaluate",
+        summary="measure a checkpoint on the meshes of a dataset",
+        example="seqtex evaluate /data/held_out --checkpoint /data/run/checkpoint --meshes 64 --out metrics.json",
+        positional="dataset",
+    ),
     "texture": Command(
         module="cli.texture",
         summary="texture a mesh from one image, several views, or a text",

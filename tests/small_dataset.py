@@ -72,30 +72,44 @@ def write_dataset(
     out: Path, jobs: list[list[tuple[str, Regime]]], view_size: int = VIEW_SIZE, uv_size: int = UV_SIZE
 ) -> None:
     """One job per list of (uid, regime)."""
+    write_samples(
+        out,
+        [
+            [
+                small_sample(uid, regime, seed=100 * number + index, view_size=view_size, uv_size=uv_size)
+                for index, (uid, regime) in enumerate(entries)
+            ]
+            for number, entries in enumerate(jobs)
+        ],
+    )
+
+
+def write_samples(out: Path, jobs: list[list[TextureSample]]) -> None:
+    """One job per list of samples."""
     for folder in ("shards", "ledger", "fields"):
         (out / folder).mkdir(parents=True)
     info = DatasetInfo(config={}, plan_sha256="", planned=sum(map(len, jobs)), jobs=len(jobs))
     write_file(out / "dataset.json", dataset_json(info))
-    for number, entries in enumerate(jobs):
+    for number, job in enumerate(jobs):
         samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
         outcomes = []
-        for index, (uid, regime) in enumerate(entries):
-            fields = encode(small_sample(uid, regime, seed=100 * number + index, view_size=view_size, uv_size=uv_size))
-            folder = out / "fields" / uid
+        for sample in job:
+            fields = encode(sample)
+            folder = out / "fields" / sample.uid
             folder.mkdir()
             for extension, data in fields.items():
                 (folder / extension).write_bytes(data)
-            samples.setdefault(regime, []).append((uid, [folder / extension for extension in fields]))
+            samples.setdefault(sample.regime, []).append((sample.uid, [folder / extension for extension in fields]))
             outcomes.append(
                 Outcome(
-                    uid=uid,
+                    uid=sample.uid,
                     uri="",
                     sha256=None,
                     status=Status.ACCEPTED,
-                    regime=regime,
+                    regime=sample.regime,
                     reason=None,
                     detail="",
-                    shard=f"{regime}-{number:06d}.tar",
+                    shard=f"{sample.regime}-{number:06d}.tar",
                     seconds=0.0,
                     measurements=Measurements(),
                 )

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
 
 from cli.main import main
 from cli.subject import Condition, open_subject, texture_subjects
@@ -23,13 +21,9 @@ from pipeline.sources.procedural import procedural
 from pipeline.unwrap import UnwrapConfig
 from schemas.mesh import MeshRef, TexturedMesh
 from schemas.sample import TextureSample
-from training.batch import encode_batch, to_model
-from training.checkpoints import Card, latent_statistics, load_checkpoint, save_checkpoint
-from training.latents import DctCodec
-from training.model.seqtex import SeqTexTransformer3DModel
+from tests.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint
+from training.checkpoints import load_checkpoint
 from training.sampler import SamplerConfig
-
-VIEW, UV = 64, 128
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +33,7 @@ def meshes(tmp_path_factory) -> list[MeshRef]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """Untrained weights that answer to text, geometry and images alike."""
-    torch.manual_seed(0)
-    model = SeqTexTransformer3DModel(
-        num_layers=1, num_attention_heads=2, attention_head_dim=16, ffn_dim=32, text_dim=8, freq_dim=16
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    directory = tmp_path_factory.mktemp("run") / "checkpoint"
-    mean, std = latent_statistics(DctCodec())
-    card = Card(
-        preset="test", codec="dct", views=4, view_resolution=VIEW, uv_resolution=UV, shift=5.0, steps=0,
-        latent_mean=mean, latent_std=std,
-    )  # fmt: skip
-    save_checkpoint(directory, model, card)
-    return directory
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint")
 
 
 @pytest.fixture
@@ -160,21 +139,6 @@ def test_bad_usage_is_named(checkpoint, meshes, tmp_path, monkeypatch, capsys, o
     arguments = ["texture", "--checkpoint", str(checkpoint), "--steps", "1", *options]
     assert main(arguments) == code
     assert message in capsys.readouterr().err
-
-
-class TrueFlow:
-    """What a network says that knows the answer."""
-
-    def __init__(self, sample: TextureSample) -> None:
-        self.latents = encode_batch(to_model(sample), DctCodec())
-
-    def __call__(self, mv: Tensor, uv: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.latents.uv is not None
-        sigma = (timestep / 1000)[:, None, :, None, None]
-        return (
-            (mv[:, :16] - self.latents.mv.rgb) / sigma[:, :, :-1],
-            (uv[:, :16] - self.latents.uv.rgb) / sigma[:, :, -1:],
-        )
 
 
 def test_the_right_flow_ends_in_the_assets_own_texture_upright_on_the_mesh(meshes, checkpoint, tmp_path):
