@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cli.progress import build_progress, log_event
 from cli.table import print_table
+from geometry.raster_cuda import require_cuda
 from pipeline import run
 from pipeline import verify as verification
 from pipeline.blender.host import tried
@@ -31,6 +32,8 @@ def build(source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: s
         address: join this Ray cluster (every node must see `out` and the assets) instead of working here
     """
     cfg = replace(cfg, blender=tried(cfg.blender))
+    if cfg.rasterizer == "cuda" and address is None:
+        require_cuda()
     if told := left_out(source, bool(cfg.blender.python)):
         log_event("passed_over", detail=told)
     with build_progress() as notify:

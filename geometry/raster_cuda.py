@@ -33,7 +33,7 @@ BATCH_PIXELS = 1 << 24
 """Pixels drawn at once, over all images, where there are several: 0.7 GB."""
 BATCH_FACES = 1 << 23
 """Likewise faces: 0.7 GB."""
-INSTALL = "install it with `pip install --no-build-isolation 'seqtex-forge[gpu]'`, or use the rasteriser `cpu`"
+INSTALL = "pip install setuptools wheel ninja, then pip install --no-build-isolation -e '.[gpu]'"
 
 _CONTEXTS: dict[tuple[int, str], Any] = {}
 """nvdiffrast's state, by process and device."""
@@ -85,6 +85,11 @@ class CudaRasterizer:
     ) -> Float32[np.ndarray, "images height width channels"]:
         """On the host, where the fragments are: carrying them to the device and back would take longer."""
         return CpuRasterizer().interpolate(fragments, faces, attributes)
+
+
+def require_cuda() -> None:
+    """Raises UserError, which names the remedy, where this machine cannot draw: before a build, not once per asset."""
+    _modules()
 
 
 def drawing_order(
@@ -167,7 +172,7 @@ def _modules() -> tuple[Any, Any]:
         import nvdiffrast.torch
         import torch
     except ImportError as error:
-        raise UserError(f"the rasteriser `cuda` needs nvdiffrast ({error}); {INSTALL}") from error
+        raise UserError(f"the rasteriser `cuda` needs nvdiffrast ({error}): {INSTALL}; or use `cpu`") from error
     if not torch.cuda.is_available():
         raise UserError("the rasteriser `cuda` needs a CUDA device and there is none; use the rasteriser `cpu`")
     return torch, nvdiffrast.torch

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cli.main import main
 from geometry import raster_cuda
 from geometry.cameras import project
 from geometry.frames import bounding_box, normalise
@@ -203,11 +204,18 @@ def test_one_context_to_a_process_and_none_after_a_fork(stand_in, monkeypatch):
         stand_in.rasterize(clip, faces, 8, 8)
 
 
-def test_without_nvdiffrast_or_a_device_the_remedy_is_named(monkeypatch):
+def test_without_nvdiffrast_or_a_device_the_remedy_is_named(stand_in, monkeypatch, tmp_path, capsys):
     clip, faces = soup(4)
+    build = ["build", "--source", "procedural:1", "--out", str(tmp_path / "d"), "--rasterizer", "cuda"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="a CUDA device and there is none"):
+        stand_in.rasterize(clip, faces, 8, 8)
     monkeypatch.setitem(sys.modules, "nvdiffrast", None)
-    with pytest.raises(UserError, match=r"seqtex-forge\[gpu\]"):
-        CudaRasterizer().rasterize(clip, faces, 8, 8)
+    with pytest.raises(UserError, match=r"pip install --no-build-isolation -e '.\[gpu\]'"):
+        stand_in.rasterize(clip, faces, 8, 8)
+    assert main(build) == 1
+    assert "needs nvdiffrast" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
 
 
 # on a GPU
@@ -215,7 +223,7 @@ def test_without_nvdiffrast_or_a_device_the_remedy_is_named(monkeypatch):
 
 @pytest.fixture
 def cuda() -> CudaRasterizer:
-    pytest.importorskip("nvdiffrast.torch", reason="nvdiffrast is not installed: pip install 'seqtex-forge[gpu]'")
+    pytest.importorskip("nvdiffrast.torch", reason="nvdiffrast is not installed: pip install -e '.[gpu]'")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return CudaRasterizer()
