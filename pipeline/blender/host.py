@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.sandbox import LimitsConfig, run_child
+from pipeline.sandbox import Ended, LimitsConfig, run_child
 from schemas.errors import UserError, require_between
 from schemas.ledger import Reason, Rejected
 
@@ -15,6 +15,8 @@ SUFFIXES = (".abc", ".blend", ".dae", ".fbx", ".ply", ".usd", ".usda", ".usdc", 
 """Formats that are read through Blender alone (.dae where this Blender still does)."""
 WORKER = Path(__file__).with_name("worker")
 MAX_ANSWER_BYTES = 1 << 20
+OUT_OF_MEMORY = ("MemoryError", "alloc returns null", "alloc array aborted")
+"""How Python and Blender end for want of it."""
 REMEDY = "run `make blender`, then give --blender.python .venv-blender/bin/python"
 
 
@@ -87,9 +89,7 @@ def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> Answer | R
 
         ended = run_child(work, limits, directory)
         if ended.reason is not None:
-            own = ended.reason in (Reason.TIMEOUT, Reason.MEMORY_LIMIT)
-            reason = ended.reason if own else Reason.BLENDER_FAILED
-            return Rejected(reason=reason, detail=f"Blender: {ended.detail}")
+            return Rejected(reason=_reason(ended), detail=f"Blender, within {cfg.memory_gb:g} GiB: {ended.detail}")
         return _read_answer(answer, len(commands))
 
 
@@ -102,6 +102,12 @@ def tried(cfg: BlenderConfig) -> BlenderConfig:
     if isinstance(answer := run_worker([], cfg), Rejected):
         raise UserError(f"blender.python: {answer.detail}; {REMEDY}")
     return cfg
+
+
+def _reason(ended: Ended) -> Reason:
+    if ended.reason is Reason.CRASHED and any(words in ended.detail for words in OUT_OF_MEMORY):
+        return Reason.MEMORY_LIMIT
+    return Reason.BLENDER_FAILED if ended.reason in (None, Reason.CRASHED) else ended.reason
 
 
 def _environment(directory: Path) -> dict[str, str]:
