@@ -3,7 +3,6 @@
 import struct
 
 import numpy as np
-import opengl_basisu
 from jaxtyping import UInt8
 
 from pipeline.formats.fault import AssetFault
@@ -42,6 +41,8 @@ def ktx2_size(data: bytes | memoryview, where: str) -> tuple[int, int]:
 
 def decode_ktx2(data: bytes | memoryview, where: str) -> UInt8[np.ndarray, "height width 4"]:
     """Level 0 as RGBA, row 0 at the top."""
+    import opengl_basisu  # builds its tables when imported, 0.1 s that only such textures should cost
+
     width, height = ktx2_size(data, where)
     try:
         texture = opengl_basisu.open(bytes(data))
