@@ -1,20 +1,21 @@
 """Unlit base colour of a surface: factor x texture x vertex colour, always computed in linear light."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8, UInt16
 
+from geometry.color_kernels import average_rows, color_rows, encode_rows, texel_rows
+from geometry.footprint_kernels import FRAME_SIZE
+from geometry.mips import mip_levels
 from geometry.raster import Fragments, Rasterizer
-from geometry.texture_kernels import average_rows, color_rows, encode_rows, grow_once, pull, push
 from schemas.mesh import AlphaMode, Material, TexturedMesh, Wrap
 
 MAX_LAYERS = 8
 """Cut-out surfaces in front of one another that a ray looks through; the last one is drawn as nothing."""
 BLEND_CUTOFF = 0.5
 """Blended surfaces count as there from this alpha on (ours: sorting transparent layers has no place in a texture)."""
-RING_TEXELS = 4
-"""Width of the rim that repeats the nearest colours around a chart; beyond it colours are only smooth."""
 WRAP_CODE = {Wrap.REPEAT: 0, Wrap.MIRROR: 1, Wrap.CLAMP: 2}
 
 
@@ -45,9 +46,8 @@ def encode_srgb8(linear: Float32[np.ndarray, "*n channels"]) -> UInt8[np.ndarray
     return out.reshape(linear.shape)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedSurface:
-    """What decides the colour of a mesh, as flat arrays for the compiled loop."""
+class PackedSurface(NamedTuple):
+    """What decides the colour of a mesh, as flat arrays: a compiled loop takes all of it as one argument."""
 
     faces: Int32[np.ndarray, "f 3"]
     uv: Float32[np.ndarray, "v 2"]
@@ -59,31 +59,44 @@ class PackedSurface:
     factors: Float32[np.ndarray, "m 4"]
     cutoffs: Float32[np.ndarray, " m"]
     """Alpha from which a fragment is there; -1 for opaque materials."""
-    material_texture: Int64[np.ndarray, " m"]
+    material_sampler: Int64[np.ndarray, " m"]
     """-1 for none."""
+    samplers: Int64[np.ndarray, "t 8"]
+    """Per texture: first texel, height, width, wrap code u, wrap code v, nearest, first mip level, number of those."""
     texels: UInt8[np.ndarray, "texels 4"]
     """All images, one after the other."""
-    samplers: Int64[np.ndarray, "t 6"]
-    """Per texture: first texel, height, width, wrap code u, wrap code v, nearest."""
+    levels: Int64[np.ndarray, "l 3"]
+    """Per mip level: first texel, height, width."""
+    mips: UInt16[np.ndarray, "mips 4"]
+    """All mip levels, linear."""
+    decode: Float32[np.ndarray, "256"]
+    """Linear light of each 8-bit level."""
 
-    @property
     def has_holes(self) -> bool:
         """Whether some material can be looked through."""
         return bool((self.cutoffs >= 0.0).any())
 
 
-def pack_surface(mesh: TexturedMesh) -> PackedSurface:
-    """The colour half of a mesh; textures are copied only where there are several."""
+def pack_surface(mesh: TexturedMesh, mips: bool = True) -> PackedSurface:
+    """The colour half of a mesh; images are copied only where there are several. Without `mips` it serves to look up
+    points. A texture that cut-out and opaque materials share counts twice: its smaller versions differ."""
     if len(mesh.faces) and not 0 <= mesh.face_material.min() <= mesh.face_material.max() < len(mesh.materials):
         raise ValueError(f"face_material points outside the {len(mesh.materials)} materials")
     if any(m.texture is not None and not 0 <= m.texture < len(mesh.textures) for m in mesh.materials):
         raise ValueError(f"a material points outside the {len(mesh.textures)} textures")
-    images = [texture.image.reshape(-1, 4) for texture in mesh.textures] or [np.zeros((0, 4), np.uint8)]
-    first = np.cumsum([0, *(len(image) for image in images)])
-    samplers = [
-        (start, *texture.image.shape[:2], WRAP_CODE[texture.wrap_u], WRAP_CODE[texture.wrap_v], texture.nearest)
-        for start, texture in zip(first[:-1], mesh.textures, strict=False)
-    ]
+    wanted = [(m.texture, m.alpha_mode is not AlphaMode.OPAQUE) for m in mesh.materials if m.texture is not None]
+    distinct = list(dict.fromkeys(wanted))
+    images = list(dict.fromkeys(texture for texture, _ in distinct))
+    first = dict(zip(images, np.cumsum([0, *(mesh.textures[i].image[..., 0].size for i in images)]), strict=False))
+    pyramids = [mip_levels(mesh.textures[i].image, SRGB_DECODE, cut) if mips else [] for i, cut in distinct]
+    flat = [level for pyramid in pyramids for level in pyramid]
+    starts = np.cumsum([0, *(level[..., 0].size for level in flat)])
+    samplers = []
+    for number, ((i, _), pyramid) in enumerate(zip(distinct, pyramids, strict=True)):
+        texture = mesh.textures[i]
+        wraps = WRAP_CODE[texture.wrap_u], WRAP_CODE[texture.wrap_v]
+        before = sum(map(len, pyramids[:number]))
+        samplers.append((first[i], *texture.image.shape[:2], *wraps, texture.nearest, before, len(pyramid)))
     return PackedSurface(
         faces=mesh.faces,
         uv=mesh.uv,
@@ -93,10 +106,29 @@ def pack_surface(mesh: TexturedMesh) -> PackedSurface:
         face_has_uv=mesh.face_has_uv,
         factors=np.array([m.base_color for m in mesh.materials], np.float32).reshape(-1, 4),
         cutoffs=np.array([alpha_cutoff(m) for m in mesh.materials], np.float32),
-        material_texture=np.array([-1 if m.texture is None else m.texture for m in mesh.materials], np.int64),
-        texels=images[0] if len(images) == 1 else np.concatenate(images),
-        samplers=np.array(samplers, np.int64).reshape(-1, 6),
+        material_sampler=np.array(
+            [
+                -1 if m.texture is None else distinct.index((m.texture, m.alpha_mode is not AlphaMode.OPAQUE))
+                for m in mesh.materials
+            ],
+            np.int64,
+        ),
+        samplers=np.array(samplers, np.int64).reshape(-1, 8),
+        texels=joined([mesh.textures[i].image for i in images], np.uint8),
+        levels=np.array(
+            [(start, *level.shape[:2]) for start, level in zip(starts, flat, strict=False)], np.int64
+        ).reshape(-1, 3),
+        mips=joined(flat, np.uint16),
+        decode=SRGB_DECODE,
     )
+
+
+def joined(images: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+    """Texels [n, 4] of images, one after the other; those of a single one are not copied."""
+    flat = [np.ascontiguousarray(image).reshape(-1, 4) for image in images]
+    if len(flat) == 1:
+        return flat[0]
+    return np.concatenate(flat) if flat else np.zeros((0, 4), kind)
 
 
 def alpha_cutoff(material: Material) -> float:
@@ -107,19 +139,59 @@ def alpha_cutoff(material: Material) -> float:
 
 
 def surface_color(
-    surface: TexturedMesh | PackedSurface, fragments: Fragments
+    surface: TexturedMesh | PackedSurface,
+    fragments: Fragments,
+    clip: Float32[np.ndarray, "images vertices 4"] | None = None,
 ) -> Float32[np.ndarray, "images height width 4"]:
     """Linear RGBA at every fragment. Alpha is 1, or 0 where nothing is or the material is cut out (MASK below its
-    cutoff, BLEND below 0.5); colour is given there, too."""
-    packed = pack_surface(surface) if isinstance(surface, TexturedMesh) else surface
-    images, height, width = fragments.face.shape
-    out = np.empty((images * height, width, 4), np.float32)
-    color_rows(
-        fragments.face.reshape(-1, width), fragments.bary.reshape(-1, width, 2), packed.faces, packed.uv, packed.colors,
-        packed.has_colors, packed.face_material, packed.face_has_uv, packed.factors, packed.cutoffs,
-        packed.material_texture, packed.texels, packed.samplers, SRGB_DECODE, out,
+    cutoff, BLEND below 0.5); colour is given there, too.
+
+    With `clip`, the corners that the fragments were rasterised from, a texture counts with its mean over the pixel, as
+    far as the plane of the face goes; without it, with its value at the point."""
+    packed = pack_surface(surface, mips=clip is not None) if isinstance(surface, TexturedMesh) else surface
+    out = np.empty((*fragments.face.shape, 4), np.float32)
+    nowhere = np.zeros((0, 4), np.float32)
+    for image in range(len(out)):
+        corners = nowhere if clip is None else clip[image]
+        color_rows(
+            packed,
+            fragments.face[image],
+            fragments.bary[image],
+            corners,
+            clip is not None,
+            np.zeros(FRAME_SIZE),
+            out[image],
+        )
+    return out
+
+
+def texel_color(
+    surface: PackedSurface,
+    clip: Float32[np.ndarray, "n 4"],
+    faces: Int32[np.ndarray, "f 3"],
+    centre: Fragments,
+    samples: Fragments,
+) -> tuple[Float32[np.ndarray, "height width channels"], Bool[np.ndarray, "height width"], Bool[np.ndarray, " f"]]:
+    """Linear RGB of the texels of a map, and in a fourth channel, where the surface has holes, their opacity: alpha
+    shifted so that the cut lies at one half.
+
+    Args:
+        surface: what is laid out
+        clip: corners of the layout, with `faces` the corners of each of the surface's faces
+        centre: the layout at texel centres, one image
+        samples: the same at a multiple of its size
+
+    Returns:
+        values; texels with anything to go by; faces that were met
+    """
+    height, width = centre.face.shape[1:]
+    out = np.empty((height, width, 4 if surface.has_holes() else 3), np.float32)
+    known, seen = np.empty((height, width), bool), np.zeros(len(faces), bool)
+    texel_rows(
+        surface, centre.face[0], centre.bary[0], samples.face[0], samples.bary[0], samples.face.shape[1] // height,
+        clip, faces, np.zeros(FRAME_SIZE), out, known, seen,
     )  # fmt: skip
-    return out.reshape(images, height, width, 4)
+    return out, known, seen
 
 
 def visible_surface(
@@ -131,8 +203,8 @@ def visible_surface(
 ) -> tuple[Fragments, Float32[np.ndarray, "images height width 4"]]:
     """Front fragments that are not cut out, with their colour: where a material has a hole, what lies behind it."""
     front = rasterizer.rasterize(clip, surface.faces, height, width)
-    color = surface_color(surface, front)
-    if not surface.has_holes:
+    color = surface_color(surface, front, clip)
+    if not surface.has_holes():
         return front, color
     layer, layer_color = front, color
     for _ in range(MAX_LAYERS - 1):
@@ -142,7 +214,7 @@ def visible_surface(
         depth = np.full_like(layer.depth, np.inf)
         depth.reshape(-1)[hole] = layer.depth.reshape(-1)[hole]
         layer = rasterizer.rasterize(clip, surface.faces, height, width, replace(layer, depth=depth))
-        layer_color = surface_color(surface, layer)
+        layer_color = surface_color(surface, layer, clip)
         copy_pixels(layer, front, hole)
         color.reshape(-1, 4)[hole] = layer_color.reshape(-1, 4)[hole]
     nothing = np.flatnonzero(color[..., 3] == 0.0)
@@ -172,29 +244,6 @@ def average_samples(
     for image in range(images):
         average_rows(color[image], covered[image], s, rgb[image], any_covered[image])
     return rgb, any_covered
-
-
-def dilate(
-    rgb: Float32[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
-) -> Float32[np.ndarray, "height width 3"]:
-    """Colour everywhere: a rim of neighbouring colours around each chart, then a smooth fill (push-pull), so that
-    neither bilinear look-ups at a border nor mip levels mix in colours from nowhere. Texels in the mask stay."""
-    color, known = np.where(mask[..., None], rgb, np.float32(0.0)), mask.copy()
-    if not known.any():
-        return color
-    for _ in range(RING_TEXELS):
-        color, known = grow_once(color, known)
-    return fill_smoothly(color, known)
-
-
-def fill_smoothly(
-    color: Float32[np.ndarray, "height width 3"], known: Bool[np.ndarray, "height width"]
-) -> Float32[np.ndarray, "height width 3"]:
-    """Push-pull: unknown texels from the mean of the known ones at half the size, and so on."""
-    if known.all():
-        return color
-    coarse, coarse_known = pull(color, known)
-    return push(color, known, fill_smoothly(coarse, coarse_known))
 
 
 def sample_image(

@@ -1,4 +1,4 @@
-"""Compiled loops of texture look-up, averaging, sRGB encoding and gutter filling."""
+"""Compiled loops of texture look-up: over footprints, from mip levels, at points."""
 
 # mypy: disable-error-code="arg-type, return-value, assignment"
 # (scalars are numba's, annotated as the Python types they stand for)
@@ -6,8 +6,23 @@
 import numpy as np
 from numba import njit
 
+from geometry.mips import MIP_SCALE
 
-@njit(nogil=True, cache=True)
+MAJOR_TEXELS = 16.0
+"""A footprint is summed in a level where its long side spans no more texels than this."""
+SLACK_TEXELS = 0.01
+"""Footprints this much over a whole number of texels count as that number (coordinates are float32)."""
+HUGE_TEXELS = 1e9
+"""Longer footprints belong to faces seen edge-on; they are cut to this."""
+
+
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+def norm(x: float, y: float) -> float:
+    """Length of a vector (`np.hypot` guards against overflow at ten times the price)."""
+    return np.sqrt(x * x + y * y)
+
+
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
 def reduce_coordinate(coordinate: float, wrap: int) -> float:
     """A texture coordinate brought near [0, 1] before it becomes a texel index (they may be 1e20); NaN counts as 0."""
     if not np.isfinite(coordinate):
@@ -19,7 +34,7 @@ def reduce_coordinate(coordinate: float, wrap: int) -> float:
     return min(max(coordinate, -1.0), 2.0)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
 def wrap_index(index: int, size: int, wrap: int) -> int:
     """Texel index in [0, size) under repeat (0), mirror (1) or clamp (2), one texel around a reduced coordinate: -1 to
     size, or to 2 size when mirrored. (A division per texel would cost more than the rest of the look-up.)"""
@@ -30,12 +45,12 @@ def wrap_index(index: int, size: int, wrap: int) -> int:
     return min(max(index, 0), size - 1)
 
 
-@njit(nogil=True, cache=True, inline="always")
-def bilinear(
-    x: float, y: float, texels: np.ndarray, first: int, height: int, width: int, wrap_u: int, wrap_v: int,
-    decode: np.ndarray,
-) -> tuple[float, float, float, float]:  # fmt: skip
-    """Linear RGBA at texel coordinates (x right, y down, texel centres at .5), filtered in linear light."""
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+def corners(
+    x: float, y: float, first: int, height: int, width: int, wrap_u: int, wrap_v: int
+) -> tuple[int, int, int, int, float, float, float, float]:
+    """The four texels around a point (x right, y down, texel centres at .5), as rows of a texel list, and their
+    weights."""
     left, top = np.floor(x - 0.5), np.floor(y - 0.5)
     column0, row0 = np.int64(left), np.int64(top)
     column1, row1 = column0 + 1, row0 + 1
@@ -45,10 +60,24 @@ def bilinear(
         row0, row1 = wrap_index(row0, height, wrap_v), wrap_index(row1, height, wrap_v)
     fx, fy = np.float32(x - 0.5 - left), np.float32(y - 0.5 - top)
     gx, gy = np.float32(1.0) - fx, np.float32(1.0) - fy
-    w00, w01, w10, w11 = gx * gy, fx * gy, gx * fy, fx * fy
-    # Plain scalar indexing: a row view costs two atomic reference counts.
     t00, t01 = first + row0 * width + column0, first + row0 * width + column1
     t10, t11 = first + row1 * width + column0, first + row1 * width + column1
+    return t00, t01, t10, t11, gx * gy, fx * gy, gx * fy, fx * fy
+
+
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+def look_up(
+    u: float, v: float, texels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray, nearest: bool
+) -> tuple[float, float, float, float]:
+    """Linear RGBA of a texture at a point (u, v), v up, filtered in linear light."""
+    first, height, width = samplers[sampler, 0], samplers[sampler, 1], samplers[sampler, 2]
+    wrap_u, wrap_v = samplers[sampler, 3], samplers[sampler, 4]
+    x = reduce_coordinate(u, wrap_u) * width
+    y = reduce_coordinate(1.0 - v, wrap_v) * height
+    if nearest:  # bilinear at the texel's centre
+        x, y = np.floor(x) + 0.5, np.floor(y) + 0.5
+    t00, t01, t10, t11, w00, w01, w10, w11 = corners(x, y, first, height, width, wrap_u, wrap_v)
+    # Plain scalar indexing: a row view costs two atomic reference counts.
     red = w00 * decode[texels[t00, 0]] + w01 * decode[texels[t01, 0]]
     red += w10 * decode[texels[t10, 0]] + w11 * decode[texels[t11, 0]]
     green = w00 * decode[texels[t00, 1]] + w01 * decode[texels[t01, 1]]
@@ -60,151 +89,70 @@ def bilinear(
     return red, green, blue, alpha * np.float32(1.0 / 255.0)
 
 
-@njit(nogil=True, cache=True, inline="always")
-def look_up(
-    u: float, v: float, texels: np.ndarray, samplers: np.ndarray, texture: int, decode: np.ndarray
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+def look_up_mip(
+    u: float, v: float, mips: np.ndarray, levels: np.ndarray, level: int, wrap_u: int, wrap_v: int
 ) -> tuple[float, float, float, float]:
-    """Linear RGBA of a texture at (u, v), v up."""
-    first, height, width = samplers[texture, 0], samplers[texture, 1], samplers[texture, 2]
-    wrap_u, wrap_v = samplers[texture, 3], samplers[texture, 4]
+    """The same from row `level` of the table of mip levels."""
+    first, height, width = levels[level, 0], levels[level, 1], levels[level, 2]
     x = reduce_coordinate(u, wrap_u) * width
     y = reduce_coordinate(1.0 - v, wrap_v) * height
-    if samplers[texture, 5]:  # nearest: bilinear at the texel's centre
-        x, y = np.floor(x) + 0.5, np.floor(y) + 0.5
-    return bilinear(x, y, texels, first, height, width, wrap_u, wrap_v, decode)
+    t00, t01, t10, t11, w00, w01, w10, w11 = corners(x, y, first, height, width, wrap_u, wrap_v)
+    scale = np.float32(1.0 / MIP_SCALE)
+    w00, w01, w10, w11 = w00 * scale, w01 * scale, w10 * scale, w11 * scale
+    red = w00 * np.float32(mips[t00, 0]) + w01 * np.float32(mips[t01, 0])
+    red += w10 * np.float32(mips[t10, 0]) + w11 * np.float32(mips[t11, 0])
+    green = w00 * np.float32(mips[t00, 1]) + w01 * np.float32(mips[t01, 1])
+    green += w10 * np.float32(mips[t10, 1]) + w11 * np.float32(mips[t11, 1])
+    blue = w00 * np.float32(mips[t00, 2]) + w01 * np.float32(mips[t01, 2])
+    blue += w10 * np.float32(mips[t10, 2]) + w11 * np.float32(mips[t11, 2])
+    alpha = w00 * np.float32(mips[t00, 3]) + w01 * np.float32(mips[t01, 3])
+    alpha += w10 * np.float32(mips[t10, 3]) + w11 * np.float32(mips[t11, 3])
+    return red, green, blue, alpha
 
 
-@njit(nogil=True, cache=True)
-def color_rows(
-    face: np.ndarray, bary: np.ndarray, faces: np.ndarray, uv: np.ndarray, colors: np.ndarray, has_colors: bool,
-    face_material: np.ndarray, face_has_uv: np.ndarray, factors: np.ndarray, cutoffs: np.ndarray,
-    material_texture: np.ndarray, texels: np.ndarray, samplers: np.ndarray, decode: np.ndarray, out: np.ndarray,
-) -> None:  # fmt: skip
-    """Linear RGBA of fragments: face [rows, w], bary [rows, w, 2] -> out [rows, w, 4]."""
-    for row in range(face.shape[0]):
-        for column in range(face.shape[1]):
-            f = face[row, column]
-            if f < 0:
-                for channel in range(4):
-                    out[row, column, channel] = 0.0
-                continue
-            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-            b0, b1 = bary[row, column, 0], bary[row, column, 1]
-            b2 = np.float32(1.0) - b0 - b1
-            material = face_material[f]
-            red, green, blue = factors[material, 0], factors[material, 1], factors[material, 2]
-            alpha = factors[material, 3]
-            if has_colors:
-                red *= b0 * colors[i, 0] + b1 * colors[j, 0] + b2 * colors[k, 0]
-                green *= b0 * colors[i, 1] + b1 * colors[j, 1] + b2 * colors[k, 1]
-                blue *= b0 * colors[i, 2] + b1 * colors[j, 2] + b2 * colors[k, 2]
-                alpha *= b0 * colors[i, 3] + b1 * colors[j, 3] + b2 * colors[k, 3]
-            texture = material_texture[material]
-            if texture >= 0 and face_has_uv[f]:
-                u = np.float64(b0) * uv[i, 0] + np.float64(b1) * uv[j, 0] + np.float64(b2) * uv[k, 0]
-                v = np.float64(b0) * uv[i, 1] + np.float64(b1) * uv[j, 1] + np.float64(b2) * uv[k, 1]
-                t_red, t_green, t_blue, t_alpha = look_up(u, v, texels, samplers, texture, decode)
-                red, green, blue, alpha = red * t_red, green * t_green, blue * t_blue, alpha * t_alpha
-            out[row, column, 0], out[row, column, 1], out[row, column, 2] = red, green, blue
-            out[row, column, 3] = 0.0 if alpha < cutoffs[material] else 1.0
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+def probe_step(texels: float, probes: int) -> float:
+    """Distance between probes, as a share of a footprint `texels` long. A bilinear probe is a box one texel wide: n of
+    them side by side are a box of n texels exactly, and in between they overlap evenly and reach just as far."""
+    return (min(texels, MAJOR_TEXELS) - 1.0) / ((probes - 1) * texels) if probes > 1 else 0.0
 
 
-@njit(nogil=True, cache=True)
-def average_rows(color: np.ndarray, covered: np.ndarray, s: int, rgb: np.ndarray, any_covered: np.ndarray) -> None:
-    """Mean over the covered of s x s samples: color [h s, w s, 4], covered [h s, w s] -> rgb [h, w, 3], [h, w]."""
-    for row in range(rgb.shape[0]):
-        for column in range(rgb.shape[1]):
-            red, green, blue, count = np.float32(0.0), np.float32(0.0), np.float32(0.0), 0
-            for y in range(row * s, row * s + s):
-                for x in range(column * s, column * s + s):
-                    if covered[y, x]:
-                        red += color[y, x, 0]
-                        green += color[y, x, 1]
-                        blue += color[y, x, 2]
-                        count += 1
-            scale = np.float32(1.0 / count) if count else np.float32(0.0)
-            rgb[row, column, 0], rgb[row, column, 1], rgb[row, column, 2] = red * scale, green * scale, blue * scale
-            any_covered[row, column] = count > 0
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+def area_mean(
+    u: float, v: float, ux: float, vx: float, uy: float, vy: float,
+    texels: np.ndarray, mips: np.ndarray, levels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray,
+    alpha_weighted: bool, minor_texels: float,
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """Linear RGBA of a texture, mean over the parallelogram with centre (u, v) and sides (ux, vx), (uy, vy).
 
-
-@njit(nogil=True, cache=True)
-def encode_rows(linear: np.ndarray, steps: np.ndarray, guess: np.ndarray, out: np.ndarray) -> None:
-    """Linear light [n] to the 8-bit sRGB level [n] whose interval of `steps` holds it."""
-    for i in range(linear.shape[0]):
-        value = linear[i]
-        if not value > 0.0:
-            out[i] = 0
-            continue
-        if value >= 1.0:
-            out[i] = 255
-            continue
-        level = np.int64(guess[np.int64(value * np.float32(4096.0))])
-        while level < 255 and value >= steps[level]:
-            level += 1
-        out[i] = level
-
-
-@njit(nogil=True, cache=True)
-def grow_once(color: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unknown texels next to known ones become the mean of those among their 8 neighbours."""
-    height, width = known.shape
-    grown, now_known = color.copy(), known.copy()
-    for row in range(height):
-        for column in range(width):
-            if known[row, column]:
-                continue
-            count = 0
-            for y in range(max(row - 1, 0), min(row + 2, height)):
-                for x in range(max(column - 1, 0), min(column + 2, width)):
-                    if known[y, x]:
-                        count += 1
-                        for channel in range(3):
-                            grown[row, column, channel] += color[y, x, channel]
-            if count:
-                now_known[row, column] = True
-                for channel in range(3):
-                    grown[row, column, channel] /= np.float32(count)
-    return grown, now_known
-
-
-@njit(nogil=True, cache=True)
-def pull(color: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Half the size (rounded up): mean of the known texels of each 2 x 2 block."""
-    height, width = known.shape
-    coarse = np.zeros(((height + 1) // 2, (width + 1) // 2, 3), np.float32)
-    coarse_known = np.zeros(coarse.shape[:2], np.bool_)
-    for row in range(coarse.shape[0]):
-        for column in range(coarse.shape[1]):
-            count = 0
-            for y in range(2 * row, min(2 * row + 2, height)):
-                for x in range(2 * column, min(2 * column + 2, width)):
-                    if known[y, x]:
-                        count += 1
-                        for channel in range(3):
-                            coarse[row, column, channel] += color[y, x, channel]
-            if count:
-                coarse_known[row, column] = True
-                for channel in range(3):
-                    coarse[row, column, channel] /= np.float32(count)
-    return coarse, coarse_known
-
-
-@njit(nogil=True, cache=True)
-def push(color: np.ndarray, known: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-    """Unknown texels from the level of half the size, bilinearly."""
-    height, width = known.shape
-    last_row, last_column = coarse.shape[0] - 1, coarse.shape[1] - 1
-    filled = color.copy()
-    for row in range(height):
-        # The centre of fine texel r lies at r / 2 - 1 / 4 among coarse centres: 3/4 of its parent, 1/4 of the next.
-        near_y, far_y = row // 2, min(max(row // 2 + (1 if row % 2 else -1), 0), last_row)
-        for column in range(width):
-            if known[row, column]:
-                continue
-            near_x, far_x = column // 2, min(max(column // 2 + (1 if column % 2 else -1), 0), last_column)
-            for channel in range(3):
-                filled[row, column, channel] = np.float32(0.0625) * (
-                    9.0 * coarse[near_y, near_x, channel] + 3.0 * coarse[near_y, far_x, channel]
-                    + 3.0 * coarse[far_y, near_x, channel] + coarse[far_y, far_x, channel]
-                )  # fmt: skip
-    return filled
+    A footprint of up to one texel is magnification: the point look-up of the texture's own filter. A larger one is
+    summed in a level where its short side spans `minor_texels` at most: the more, the less does the level's grid show.
+    """
+    height, width = samplers[sampler, 1], samplers[sampler, 2]
+    along_x, along_y = norm(ux * width, vx * height), norm(uy * width, vy * height)
+    if not (along_x > 1.0 + SLACK_TEXELS or along_y > 1.0 + SLACK_TEXELS):
+        return look_up(u, v, texels, samplers, sampler, decode, samplers[sampler, 5] != 0)
+    along_x, along_y = min(along_x, HUGE_TEXELS), min(along_y, HUGE_TEXELS)
+    level, last = -1, samplers[sampler, 7] - 1
+    while level < last and (min(along_x, along_y) > minor_texels or max(along_x, along_y) > MAJOR_TEXELS):
+        level, along_x, along_y = level + 1, along_x * 0.5, along_y * 0.5
+    probes_x = np.int64(max(np.ceil(min(along_x, MAJOR_TEXELS) - SLACK_TEXELS), 1.0))
+    probes_y = np.int64(max(np.ceil(min(along_y, MAJOR_TEXELS) - SLACK_TEXELS), 1.0))
+    step_x, step_y = probe_step(along_x, probes_x), probe_step(along_y, probes_y)
+    red, green, blue, alpha, total = 0.0, 0.0, 0.0, 0.0, 0.0
+    for y in range(probes_y):
+        share_y = (y - 0.5 * (probes_y - 1)) * step_y
+        for x in range(probes_x):
+            share_x = (x - 0.5 * (probes_x - 1)) * step_x
+            at_u, at_v = u + share_x * ux + share_y * uy, v + share_x * vx + share_y * vy
+            if level < 0:
+                r, g, b, a = look_up(at_u, at_v, texels, samplers, sampler, decode, False)
+            else:
+                r, g, b, a = look_up_mip(
+                    at_u, at_v, mips, levels, samplers[sampler, 6] + level, samplers[sampler, 3], samplers[sampler, 4]
+                )
+            weight = max(a, 1e-4) if alpha_weighted else 1.0
+            red, green, blue, total = red + weight * r, green + weight * g, blue + weight * b, total + weight
+            alpha += a
+    return red / total, green / total, blue / total, alpha / (probes_x * probes_y)

@@ -15,9 +15,9 @@ from geometry.raster import Rasterizer
 from geometry.raster_cpu import CpuRasterizer
 from geometry.raster_cuda import CudaRasterizer
 from geometry.rigs import RigConfig, rig_cameras
-from pipeline.bake import BakeConfig, bake_uv, round_trip_psnr
-from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
+from pipeline.bake import BakeConfig, bake_uv, round_trip
 from pipeline.blender.host import REMEDY, BlenderConfig, convert
+from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.judge import NO_LAYOUT, JudgeConfig, judge
 from pipeline.load import load_asset
 from pipeline.measure import measure
@@ -205,8 +205,12 @@ def _make_sample(
         mv_only = replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}")
     else:
         baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer)
-        psnr = round_trip_psnr(views, unwrapped, baked, cameras, cfg.views, rasterizer)
-        measurements = replace(measure_map(measurements, unwrapped, baked), round_trip_psnr=psnr)
+        proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer)
+        measurements = replace(
+            measure_map(measurements, unwrapped, baked),
+            round_trip_psnr=proof.psnr_db,
+            round_trip_off_share=proof.off_share,
+        )
         verdict = judge(measurements, cfg.judge)
         mv_only = verdict.fault
         if verdict.regime is Regime.TEXTURED:
@@ -363,8 +367,8 @@ def warm_up() -> None:
     views = render_views(mesh, cameras, RenderConfig(resolution=8), rasterizer)
     measure_views(measure(mesh), views, cameras)
     bake_uv(mesh, uv_mesh, BakeConfig(resolution=8), rasterizer)
-    grown_layout(corners.astype(np.float64), uv_mesh.faces.astype(np.int64), 64, 2)
     render_lit(mesh, cameras, RenderConfig(resolution=8), rasterizer)
+    grown_layout(corners.astype(np.float64), uv_mesh.faces.astype(np.int64), 64, 2)
 
 
 def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:

@@ -9,7 +9,7 @@ from geometry.cameras import project, seqtex4
 from geometry.frames import bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import sample_image, srgb_to_linear
-from pipeline.bake import BakeConfig, bake_geometry, bake_uv, round_trip_psnr
+from pipeline.bake import BakeConfig, bake_geometry, bake_uv, round_trip
 from pipeline.load import load_mesh
 from pipeline.render import RenderConfig, psnr_db, render_baked, render_views
 from schemas.mesh import AlphaMode, Material, Texture, TexturedMesh, UvMesh, Wrap
@@ -139,8 +139,13 @@ def test_holes_show_what_lies_behind_in_every_map():
     inside_back = views.normal[0][..., 1] > 0.99
     assert inside_back.sum() > 1000
     np.testing.assert_allclose(views.position[0][inside_back][:, 1], 1.0, atol=1e-5)
-    baked = bake_uv(box(image, alpha_mode=AlphaMode.MASK), UV_BOX, MAPS, RASTERIZER)
-    np.testing.assert_array_equal(baked.rgb, bake_uv(box(image), UV_BOX, MAPS, RASTERIZER).rgb)
+    baked, opaque = (
+        bake_uv(box(image, alpha_mode=mode), UV_BOX, MAPS, RASTERIZER) for mode in (AlphaMode.MASK, AlphaMode.OPAQUE)
+    )
+    assert opaque.opacity is None and baked.opacity is not None
+    one_sided = baked.mask & ((baked.opacity == 0) | (baked.opacity == 255))
+    assert one_sided.sum() > 0.9 * baked.mask.sum()
+    np.testing.assert_array_equal(baked.rgb[one_sided], opaque.rgb[one_sided])  # colour is there behind a hole, too
 
 
 def test_the_lid_is_seen_from_above_at_the_top_of_the_picture():
@@ -229,11 +234,14 @@ def test_a_baked_checkerboard_looks_like_its_source():
     baked = render_baked(UV_BOX, maps.rgb, CAMERAS, VIEWS, RASTERIZER)
     np.testing.assert_array_equal(baked.mask, views.mask)
     np.testing.assert_array_equal(baked.position, views.position)
-    psnr = round_trip_psnr(views, UV_BOX, maps, CAMERAS, VIEWS, RASTERIZER)
-    assert psnr == psnr_db(views.rgb, baked.rgb, views.mask)
-    assert psnr > 33.0
+    proof = round_trip(views, UV_BOX, maps, CAMERAS, VIEWS, RASTERIZER)
+    assert proof.psnr_db == psnr_db(views.rgb, baked.rgb, views.mask)
+    off = (np.abs(views.rgb.astype(int) - baked.rgb).max(axis=-1) > 8)[views.mask]
+    assert proof.off_share == pytest.approx(off.mean())
+    assert proof.psnr_db > 33.0
     mirrored = replace(maps, rgb=np.ascontiguousarray(maps.rgb[:, ::-1]))
-    assert round_trip_psnr(views, UV_BOX, mirrored, CAMERAS, VIEWS, RASTERIZER) < 20.0
+    wrong = round_trip(views, UV_BOX, mirrored, CAMERAS, VIEWS, RASTERIZER)
+    assert wrong.psnr_db < 20.0 and wrong.off_share > 0.4
 
 
 def test_psnr_is_that_of_the_mask():
@@ -273,7 +281,7 @@ def test_authored_layouts_survive_the_round_trip(assets_dir, name, psnr_floor):
     uv_mesh = UvMesh(vertices=mesh.vertices, normals=mesh.normals, uv=mesh.uv, faces=mesh.faces, layout="authored")
     views = render_views(mesh, cameras, RenderConfig(), RASTERIZER)
     maps = bake_uv(mesh, uv_mesh, BakeConfig(), RASTERIZER)
-    assert round_trip_psnr(views, uv_mesh, maps, cameras, RenderConfig(), RASTERIZER) > psnr_floor
+    assert round_trip(views, uv_mesh, maps, cameras, RenderConfig(), RASTERIZER).psnr_db > psnr_floor
     image = mesh.textures[0].image
     if image.shape[:2] == maps.mask.shape and mesh.materials[0].base_color[:3] == (1.0, 1.0, 1.0):
         # Same size, same layout: the map is the texture, up to the mean over a texel.

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from geometry.gutter import dilate
 from geometry.raster import Fragments
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import (
-    dilate,
     encode_srgb8,
     linear_to_srgb,
     pack_surface,
@@ -89,7 +89,7 @@ def test_look_up_equals_the_reference(nearest, wrap_u, wrap_v, shape):
     image = RNG.integers(0, 256, (*shape, 4), dtype=np.uint8)
     texture = Texture(image=image, wrap_u=wrap_u, wrap_v=wrap_v, nearest=nearest)
     span = np.array([[-2.37, 3.71], [4.13, 3.71], [4.13, -3.19], [-2.37, -3.19]])
-    size = 24
+    size = 64  # pixels smaller than texels: magnification
     _, color = drawn(quad(span, Material(texture=0), (texture,)), size)
     steps = (np.arange(size) + 0.5) / size
     for row, column in RNG.integers(0, size, (60, 2)):

@@ -1,0 +1,63 @@
+"""Compiled arithmetic of footprints: the part of a face under a pixel, and how far it reaches in its texture."""
+
+# mypy: disable-error-code="arg-type, return-value, assignment"
+# (scalars are numba's, annotated as the Python types they stand for)
+
+import numpy as np
+from numba import njit
+
+FRAME_SIZE = 15
+"""Numbers that `fill_frame` keeps of a face."""
+
+
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+def fill_frame(
+    clip: np.ndarray, i: int, j: int, k: int, u0: float, v0: float, u1: float, v1: float, u2: float, v2: float,
+    frame: np.ndarray,
+) -> None:  # fmt: skip
+    """What the derivatives of u and v need of a face: with homogeneous edge functions W_i(x, y), linear in normalised
+    device coordinates, the weight of corner i is W_i / sum W and u = sum W_i u_i / sum W.
+
+    frame: x and y slopes and constant of sum W; (u0, v0); slopes of sum W_i (u_i - u0), of sum W_i (v_i - v0); x and y
+    slopes of each W_i.
+    """
+    x0, y0, w0 = np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 3])
+    x1, y1, w1 = np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 3])
+    x2, y2, w2 = np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 3])
+    frame[9], frame[10] = y1 * w2 - y2 * w1, w1 * x2 - w2 * x1
+    frame[11], frame[12] = y2 * w0 - y0 * w2, w2 * x0 - w0 * x2
+    frame[13], frame[14] = y0 * w1 - y1 * w0, w0 * x1 - w1 * x0
+    frame[0], frame[1] = frame[9] + frame[11] + frame[13], frame[10] + frame[12] + frame[14]
+    frame[2] = x1 * y2 - x2 * y1 + x2 * y0 - x0 * y2 + x0 * y1 - x1 * y0
+    frame[3], frame[4] = u0, v0
+    frame[5] = frame[11] * (u1 - u0) + frame[13] * (u2 - u0)
+    frame[6] = frame[12] * (u1 - u0) + frame[14] * (u2 - u0)
+    frame[7] = frame[11] * (v1 - v0) + frame[13] * (v2 - v0)
+    frame[8] = frame[12] * (v1 - v0) + frame[14] * (v2 - v0)
+
+
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+def slopes(frame: np.ndarray, ndc_x: float, ndc_y: float, u: float, v: float) -> tuple[float, float, float, float]:
+    """du/dx, dv/dx, du/dy, dv/dy at a point of the face that `frame` describes; 0 where it is seen edge-on."""
+    total = frame[0] * ndc_x + frame[1] * ndc_y + frame[2]
+    scale = 1.0 / total if total != 0.0 else 0.0
+    off_u, off_v = u - frame[3], v - frame[4]
+    return (
+        (frame[5] - off_u * frame[0]) * scale, (frame[7] - off_v * frame[0]) * scale,
+        (frame[6] - off_u * frame[1]) * scale, (frame[8] - off_v * frame[1]) * scale,
+    )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+def inside_span(frame: np.ndarray, axis: int, b0: float, b1: float, length: float) -> tuple[float, float]:
+    """The part of a line of this length, along x (0) or y (1) and centred on a point of a face, that stays on the face:
+    its two ends. For faces of a flat layout (w = 1), whose weights are linear."""
+    low, high, scale = -0.5 * length, 0.5 * length, 1.0 / frame[2] if frame[2] != 0.0 else 0.0
+    for corner in range(3):
+        weight = b0 if corner == 0 else (b1 if corner == 1 else 1.0 - b0 - b1)
+        slope = frame[9 + 2 * corner + axis] * scale
+        if slope > 0.0:
+            low = max(low, min(-weight / slope, 0.0))
+        elif slope < 0.0:
+            high = min(high, max(-weight / slope, 0.0))
+    return low, high

@@ -1,0 +1,98 @@
+"""Filling what no chart covers, so that neither bilinear look-ups at a border nor mip levels mix in colours from
+nowhere."""
+
+import numpy as np
+from jaxtyping import Bool, Float32
+from numba import njit
+
+RING_TEXELS = 4
+"""Width of the rim that repeats the nearest colours around a chart; beyond it colours are only smooth."""
+
+
+def dilate(
+    values: Float32[np.ndarray, "height width channels"], mask: Bool[np.ndarray, "height width"]
+) -> Float32[np.ndarray, "height width channels"]:
+    """Values everywhere: a rim of neighbouring ones around each chart, then a smooth fill (push-pull). Texels in the
+    mask stay."""
+    filled, known = np.where(mask[..., None], values, np.float32(0.0)), mask.copy()
+    if not known.any():
+        return filled
+    for _ in range(RING_TEXELS):
+        filled, known = grow_once(filled, known)
+    return fill_smoothly(filled, known)
+
+
+def fill_smoothly(
+    values: Float32[np.ndarray, "height width channels"], known: Bool[np.ndarray, "height width"]
+) -> Float32[np.ndarray, "height width channels"]:
+    """Push-pull: unknown texels from the mean of the known ones at half the size, and so on."""
+    if known.all():
+        return values
+    coarse, coarse_known = pull(values, known)
+    return push(values, known, fill_smoothly(coarse, coarse_known))
+
+
+@njit(nogil=True, cache=True)
+def grow_once(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unknown texels next to known ones become the mean of those among their 8 neighbours."""
+    height, width, channels = values.shape
+    grown, now_known = values.copy(), known.copy()
+    for row in range(height):
+        for column in range(width):
+            if known[row, column]:
+                continue
+            count = 0
+            for y in range(max(row - 1, 0), min(row + 2, height)):
+                for x in range(max(column - 1, 0), min(column + 2, width)):
+                    if known[y, x]:
+                        count += 1
+                        for channel in range(channels):
+                            grown[row, column, channel] += values[y, x, channel]
+            if count:
+                now_known[row, column] = True
+                for channel in range(channels):
+                    grown[row, column, channel] /= np.float32(count)
+    return grown, now_known
+
+
+@njit(nogil=True, cache=True)
+def pull(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Half the size (rounded up): mean of the known texels of each 2 x 2 block."""
+    height, width, channels = values.shape
+    coarse = np.zeros(((height + 1) // 2, (width + 1) // 2, channels), np.float32)
+    coarse_known = np.zeros(coarse.shape[:2], np.bool_)
+    for row in range(coarse.shape[0]):
+        for column in range(coarse.shape[1]):
+            count = 0
+            for y in range(2 * row, min(2 * row + 2, height)):
+                for x in range(2 * column, min(2 * column + 2, width)):
+                    if known[y, x]:
+                        count += 1
+                        for channel in range(channels):
+                            coarse[row, column, channel] += values[y, x, channel]
+            if count:
+                coarse_known[row, column] = True
+                for channel in range(channels):
+                    coarse[row, column, channel] /= np.float32(count)
+    return coarse, coarse_known
+
+
+@njit(nogil=True, cache=True)
+def push(values: np.ndarray, known: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+    """Unknown texels from the level of half the size, bilinearly."""
+    height, width, channels = values.shape
+    last_row, last_column = coarse.shape[0] - 1, coarse.shape[1] - 1
+    filled = values.copy()
+    for row in range(height):
+        # The centre of fine texel r lies at r / 2 - 1 / 4 among coarse centres: 3/4 of its parent, 1/4 of the next.
+        near_y, far_y = row // 2, min(max(row // 2 + (1 if row % 2 else -1), 0), last_row)
+        for column in range(width):
+            if known[row, column]:
+                continue
+            near_x, far_x = column // 2, min(max(column // 2 + (1 if column % 2 else -1), 0), last_column)
+            for channel in range(channels):
+                filled[row, column, channel] = np.float32(0.0625) * (
+                    9.0 * coarse[near_y, near_x, channel] + 3.0 * coarse[near_y, far_x, channel]
+                    + 3.0 * coarse[far_y, near_x, channel] + coarse[far_y, far_x, channel]
+                )  # fmt: skip
+    return filled
