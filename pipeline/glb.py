@@ -18,15 +18,22 @@ _FLOAT, _UINT = 5126, 5125
 _ARRAY_BUFFER, _ELEMENT_BUFFER = 34962, 34963
 
 
-def write_glb(path: Path, uv_mesh: UvMesh, rgb: UInt8[np.ndarray, "height width 3"], frame: Frame | None) -> None:
+def write_glb(
+    path: Path,
+    uv_mesh: UvMesh,
+    rgb: UInt8[np.ndarray, "height width 3"],
+    frame: Frame | None,
+    opacity: UInt8[np.ndarray, "height width"] | None = None,
+) -> None:
     """Write one mesh with one base-colour texture; the file appears whole or not at all.
 
-    `uv_mesh` in the dataset frame (Z up); `rgb` sRGB, row 0 at v = 1. With `frame` the file has the asset's own place
-    and size, without it the dataset's [-1, 1]; either way glTF's Y points up.
+    `uv_mesh` in the dataset frame (Z up); `rgb` sRGB, row 0 at v = 1; the surface is cut out where `opacity` is below
+    one half. With `frame` the file has the asset's own place and size, without it the dataset's [-1, 1]; either way
+    glTF's Y points up.
     """
     points = frame.to_asset(uv_mesh.vertices) if frame is not None else z_up_to_y_up(uv_mesh.vertices)
     png = io.BytesIO()
-    Image.fromarray(rgb).save(png, format="PNG")
+    Image.fromarray(rgb if opacity is None else np.dstack([rgb, opacity])).save(png, format="PNG")
     uv_down = np.stack([uv_mesh.uv[:, 0], 1.0 - uv_mesh.uv[:, 1]], axis=1)
     blocks = [
         points.astype("<f4").tobytes(),
@@ -35,7 +42,10 @@ def write_glb(path: Path, uv_mesh: UvMesh, rgb: UInt8[np.ndarray, "height width 
         uv_mesh.faces.astype("<u4").tobytes(),
         png.getvalue(),
     ]
-    write_file(path, _glb(_tree(uv_mesh, points.astype("<f4"), blocks), b"".join(_padded(b) for b in blocks)))
+    tree = _tree(uv_mesh, points.astype("<f4"), blocks)
+    if opacity is not None:
+        tree["materials"][0] |= {"alphaMode": "MASK", "alphaCutoff": 0.5}
+    write_file(path, _glb(tree, b"".join(_padded(b) for b in blocks)))
 
 
 def _tree(uv_mesh: UvMesh, points: np.ndarray, blocks: list[bytes]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from geometry.frames import normalise
 from pipeline.glb import write_glb
 from pipeline.load import load_mesh
 from pipeline.preflight import AssetFacts, PreflightConfig, preflight
-from schemas.mesh import TexturedMesh, UvMesh
+from schemas.mesh import AlphaMode, TexturedMesh, UvMesh
 from tests.small_gltf import QUADRANTS, box
 
 
@@ -62,6 +62,16 @@ def test_another_reader_sees_it_upright(tmp_path: Path) -> None:
     top = other.vertices[:, 1] > 0.99
     np.testing.assert_allclose(other.visual.uv[top, 1], 1, atol=1e-6)  # trimesh has v up, as we do
     np.testing.assert_allclose(other.visual.uv[~top, 1], 0, atol=1e-6)
+
+
+def test_holes_are_written_and_read_again(tmp_path: Path) -> None:
+    _, uv_mesh, _ = uv_box(tmp_path)
+    opacity = np.linspace(0, 255, QUADRANTS[..., 0].size).astype(np.uint8).reshape(QUADRANTS.shape[:2])
+    write_glb(tmp_path / "out.glb", uv_mesh, QUADRANTS, None, opacity)
+    again = load_mesh(tmp_path / "out.glb")
+    assert isinstance(again, TexturedMesh)
+    np.testing.assert_array_equal(again.textures[0].image, np.dstack([QUADRANTS, opacity]))
+    assert again.materials[0].alpha_mode is AlphaMode.MASK and again.materials[0].alpha_cutoff == 0.5
 
 
 def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
