@@ -4,7 +4,8 @@ from schemas.ledger import Reason, Rejected
 
 
 class AssetFault(Exception):
-    """The asset is at fault. Raised by the readers, caught only by `preflight` and `load_mesh`."""
+    """The asset is at fault. Raised by the readers; caught by `preflight` and `load_asset`, and where what is missing
+    can be done without."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
