@@ -11,6 +11,9 @@ CHECKED = [
     "geometry.frames",
     "geometry.cameras",
     "geometry.raster",
+    "geometry.raster_cuda",
+    "geometry.rigs",
+    "geometry.shading",
     "pipeline",
     "training",
 ]
