@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from cli.judge import built_with
 from cli.progress import build_progress, log_event
 from cli.table import print_table
 from geometry.raster_cuda import require_cuda
@@ -76,6 +77,7 @@ def report(dataset: Path, samples: int = 24) -> int:
         summary=f"{info.planned} assets, built by seqtex-forge {info.code_version}",
         rows=[outcome.row() for part in read_ledger(dataset) for outcome in part.outcomes],
         samples=some_samples(dataset, samples),
+        judge=built_with(dataset),
     )
     path = dataset / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)

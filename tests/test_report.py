@@ -1,5 +1,6 @@
 """The report page: what it counts, what it shows, and that text from assets stays text."""
 
+import dataclasses
 import re
 from base64 import b64decode
 from io import BytesIO
@@ -10,8 +11,9 @@ from PIL import Image
 
 from geometry.cameras import seqtex4
 from pipeline.report.images import as_rgb, data_uri
-from pipeline.report.page import Section, funnel, loss_curve, render_page
-from schemas.ledger import Reason, Status
+from pipeline.report.measured import GROUPS
+from pipeline.report.page import Section, funnel, loss_curve, render_page, sample_card
+from schemas.ledger import Measurements, Reason, Status
 from schemas.sample import Regime, TextureSample, Views
 
 
@@ -51,6 +53,37 @@ def test_funnel_counts_every_asset_once_in_order_of_fate():
         ("failed: timeout", 1),
     ]
     assert sum(s.share for s in steps) == pytest.approx(1)
+
+
+def test_the_funnel_tells_rules_of_one_reason_apart():
+    rows = [
+        row("a", Status.REJECTED, None, Reason.UNTEXTURED, "min_color_std: standard deviation of colour 0, at least 1"),
+        row("b", Status.REJECTED, None, Reason.UNTEXTURED, "min_distinct_colors: distinct colours 1, at least 2"),
+        row("c", Status.ACCEPTED, Regime.MV_ONLY, Reason.ROUND_TRIP, "min_round_trip_db: 3 dB, at least 30"),
+        row("d", Status.ACCEPTED, Regime.MV_ONLY, Reason.UNWRAP_BUDGET, "no_layout: too many faces"),
+    ]
+    assert [step.label for step in funnel(rows)] == [
+        "multi-view only: round trip (min_round_trip_db)",
+        "multi-view only: unwrap budget",
+        "rejected: untextured (min_color_std)",
+        "rejected: untextured (min_distinct_colors)",
+    ]
+
+
+def test_a_card_says_what_was_measured_and_what_looks_suspicious():
+    measured = Measurements(
+        faces=4510, parts=3, nonmanifold_edges=0, uv_fill=0.603, round_trip_psnr=45.62, baked_light=0.47
+    )
+    plain = sample("x", "a bottle")
+    card = sample_card(dataclasses.replace(plain, meta=plain.meta | {"measurements": dataclasses.asdict(measured)}))
+    assert card.measured == [("shape", "4,510 faces, 3 parts"), ("map", "fills 60%, round trip 45.6 dB")]
+    assert card.suspicions == ("light may be baked in",)
+    assert sample_card(plain).measured == [] and sample_card(plain).suspicions == ()
+
+
+def test_cards_show_measurements_that_exist():
+    shown = {name for formats in GROUPS.values() for name, _ in formats}
+    assert shown <= {field.name for field in dataclasses.fields(Measurements)}
 
 
 def test_text_from_assets_is_escaped():

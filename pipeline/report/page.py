@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
+from pipeline.judge import RULES, JudgeConfig, rule_of, suspicions
 from pipeline.report.images import as_rgb, data_uri, in_rows, side_by_side
+from pipeline.report.measured import as_measurements, measured_lines
 from schemas.ledger import Reason, Status
 from schemas.sample import Regime, TextureSample
 
 THUMBNAIL_PX = 160
 """Height of one row of a contact sheet."""
+DEFAULT_JUDGE = JudgeConfig()
+THRESHOLDS = frozenset(rule.name for rule in RULES)
 VIEWS_PER_ROW = 6
 """Further views stand in further rows, so that a row fits a page."""
 
@@ -57,22 +61,25 @@ class SampleCard:
     uid: str
     regime: str
     caption: str
-    facts: str
     licence: str
+    measured: Sequence[tuple[str, str]] = ()
+    """Subject and facts."""
+    suspicions: Sequence[str] = ()
+    """What a person should look at."""
     figures: Sequence[Figure] = field(default_factory=tuple)
 
 
 def funnel(rows: Sequence[dict[str, Any]]) -> list[FunnelStep]:
     """Ledger rows grouped by what became of them, largest group first: accepted ones by regime (and why they are
-    multi-view-only), the others by reason."""
+    multi-view-only), the others by reason; both by the rule that fired, where one did."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         status, regime, reason = row["status"], row["regime"], row["reason"]
         if status == Status.ACCEPTED:
-            label = "textured" if regime == Regime.TEXTURED else f"multi-view only: {_words(reason)}"
+            label = "textured" if regime == Regime.TEXTURED else f"multi-view only: {_words(reason)}{_rule(row)}"
             groups.setdefault((str(regime), label), []).append(row["uid"])
         else:
-            groups.setdefault((status, f"{status}: {_words(reason)}"), []).append(row["uid"])
+            groups.setdefault((status, f"{status}: {_words(reason)}{_rule(row)}"), []).append(row["uid"])
     order = [str(tone) for tone in (Regime.TEXTURED, Regime.MV_ONLY, Status.REJECTED, Status.FAILED)]
     steps = [
         FunnelStep(label=label, count=len(uids), share=len(uids) / len(rows), tone=tone, uids=tuple(uids))
@@ -85,8 +92,14 @@ def _words(reason: Reason | str | None) -> str:
     return str(reason).replace("_", " ") if reason else "no reason given"
 
 
-def sample_card(sample: TextureSample) -> SampleCard:
-    """Colour, light where there is any, normal and position of the views, then the UV maps."""
+def _rule(row: dict[str, Any]) -> str:
+    """The threshold behind a reason, in brackets."""
+    rule = rule_of(row["detail"])
+    return f" ({rule})" if rule in THRESHOLDS else ""
+
+
+def sample_card(sample: TextureSample, judge: JudgeConfig = DEFAULT_JUDGE) -> SampleCard:
+    """What was measured; colour, light where there is any, normal and position of the views, then the UV maps."""
     views = sample.views
     pictures = {
         "views: colour": views.rgb,
@@ -102,15 +115,13 @@ def sample_card(sample: TextureSample) -> SampleCard:
         maps = np.stack([uv.rgb, as_rgb(uv.normal) * uv.mask[..., None], as_rgb(uv.position) * uv.mask[..., None]])
         figures.append(Figure(src=data_uri(side_by_side(maps), THUMBNAIL_PX), caption="UV: colour, normal, position"))
     measured = sample.meta.get("measurements", {})
-    facts = [f"{measured['faces']:,} faces"] if measured.get("faces") else []
-    facts += [f"{measured['layout']} UVs"] if measured.get("layout") else []
-    facts += [f"round trip {measured['round_trip_psnr']:.1f} dB"] if measured.get("round_trip_psnr") else []
     source = sample.meta["source"]
     return SampleCard(
         uid=sample.uid,
         regime=str(sample.regime),
         caption=sample.meta["caption"],
-        facts=", ".join(facts),
+        measured=measured_lines(measured),
+        suspicions=suspicions(as_measurements(measured), judge),
         licence=", ".join(filter(None, (source["licence"], source["attribution"]))),
         figures=figures,
     )
@@ -159,8 +170,10 @@ def render_page(
     rows: Sequence[dict[str, Any]],
     samples: Sequence[TextureSample],
     sections: Sequence[Section] = (),
+    judge: JudgeConfig = DEFAULT_JUDGE,
 ) -> str:
-    """HTML of the whole page. Names, captions and details of assets are untrusted text and are escaped."""
+    """HTML of the whole page; `judge` decides what looks suspicious. Names, captions and details of assets are
+    untrusted text and are escaped."""
     here = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("page.html").render(
@@ -168,7 +181,7 @@ def render_page(
         summary=summary,
         planned=len(rows),
         funnel=funnel(rows),
-        cards=[sample_card(sample) for sample in samples],
+        cards=[sample_card(sample, judge) for sample in samples],
         sections=sections,
         rejections=rejections(rows),
         style=(here / "page.css").read_text(),
