@@ -14,7 +14,8 @@ def layout_stretch(
     vertices: Float32[np.ndarray, "n 3"], faces: Int32[np.ndarray, "f 3"], uv: Float32[np.ndarray, "n 2"]
 ) -> float | None:
     """L2 stretch of a layout (Sander et al. 2001), scaled so that 1 keeps every length; over the 99.9 % of the surface
-    that is stretched least, as one needle without area in the layout would make it infinite. None without area."""
+    that is stretched least, as one needle without area in the layout would make it infinite. None without area,
+    or where more than that has none in the layout."""
     corners = vertices.astype(np.float64)[faces]
     first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     base = np.linalg.norm(first, axis=1)
@@ -29,7 +30,8 @@ def layout_stretch(
     if not len(chosen):
         return None
     area, used = doubled[chosen].sum() / 2, np.abs(signed[chosen]).sum()
-    return float(np.sqrt((energy[chosen] * doubled[chosen]).sum() / 2 / area * used / area))
+    stretch = float(np.sqrt((energy[chosen] * doubled[chosen]).sum() / 2 / area * used / area))
+    return stretch if np.isfinite(stretch) else None
 
 
 def seam_length(uv_mesh: UvMesh) -> float:
