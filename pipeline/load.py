@@ -87,10 +87,14 @@ def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], ha
     def slot(use: TextureUse | None) -> int | None:
         return store.slot_or_none(use.image, use.wrap_u, use.wrap_v, use.nearest) if use and has_uv else None
 
+    rough, roughness = slot(found.metallic_roughness), found.roughness
+    if (use := found.glossiness) and has_uv:
+        rough = store.slot_or_none(use.image, use.wrap_u, use.wrap_v, use.nearest, glossiness=1.0 - roughness)
+        roughness = roughness if rough is None else 1.0  # then the texture holds the factor
     return Shading(
         metallic=found.metallic,
-        roughness=found.roughness,
-        metallic_roughness=slot(found.metallic_roughness),
+        roughness=roughness,
+        metallic_roughness=rough,
         emissive=found.emissive,
         emissive_texture=slot(found.emissive_texture),
         normal_map=slot(found.normal_map),

@@ -172,6 +172,24 @@ def test_specular_glossiness_texture(tmp_path: Path) -> None:
     assert mesh.materials == (Material(texture=0, shading=Shading(metallic=0.0, roughness=0.75)),)
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_glossiness_becomes_roughness(tmp_path: Path, broken: bool) -> None:
+    builder = box()
+    stored = np.tile(np.array([[[9, 9, 9, 0], [9, 9, 9, 100], [9, 9, 9, 255]]], np.uint8), (2, 1, 1))
+    number = builder.image(png(stored)[: 40 if broken else None])
+    builder.tree["textures"].append({"source": number})
+    gloss = {"diffuseTexture": {"index": 0}, "specularGlossinessTexture": {"index": 1}, "glossinessFactor": 0.5}
+    builder.tree["materials"][0]["extensions"] = {"KHR_materials_pbrSpecularGlossiness": gloss}
+    mesh = loaded(tmp_path, builder, shading=True)
+    found = mesh.materials[0].shading
+    if broken:
+        assert found == Shading(roughness=0.5) and len(mesh.textures) == 1
+    else:
+        assert found == Shading(roughness=1.0, metallic_roughness=1)
+        expected = [[0, 255, 0, 255], [0, 205, 0, 255], [0, 128, 0, 255]]  # 255 * (1 - 0.5 * A), no metal
+        np.testing.assert_allclose(mesh.textures[1].image[0], expected, atol=1)
+
+
 def shaded() -> Builder:
     """Every part of the answer to light, each image of its own grey."""
     builder = box()

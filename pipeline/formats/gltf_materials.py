@@ -54,6 +54,8 @@ class SceneShading:
     emissive: tuple[float, float, float]
     normal_scale: float
     metallic_roughness: TextureUse | None
+    glossiness: TextureUse | None
+    """Of KHR_materials_pbrSpecularGlossiness: glossiness in A, its factor 1 - `roughness`."""
     emissive_texture: TextureUse | None
     normal_map: TextureUse | None
 
@@ -104,6 +106,7 @@ def read_shading(material: SceneMaterial, container: Container) -> SceneShading:
         emissive=(red, green, blue),
         normal_scale=_lenient(lambda: normal.number("scale", 1.0), 1.0),
         metallic_roughness=_sharing(rough, "metallicRoughnessTexture", material, container) if plain else None,
+        glossiness=_sharing(gloss, "specularGlossinessTexture", material, container) if gloss and not unlit else None,
         emissive_texture=_sharing(entry, "emissiveTexture", material, container),
         normal_map=_sharing(entry, "normalTexture", material, container) if unlit is None else None,
     )

@@ -55,10 +55,14 @@ class TextureStore(Generic[Key]):
     def __init__(self, fetch: Callable[[Key], tuple[bytes | memoryview, str]], max_decoded_bytes: int) -> None:
         self._fetch, self._limit = fetch, max_decoded_bytes
         self._pixels: dict[Key, UInt8[np.ndarray, "height width 4"]] = {}
-        self._slots: dict[tuple[Key, Wrap, Wrap, bool], int] = {}
+        self._slots: dict[tuple[Key, Wrap, Wrap, bool, float | None], int] = {}
 
-    def slot(self, image: Key, wrap_u: Wrap, wrap_v: Wrap, nearest: bool = False) -> int:
-        """Index of a texture, its image decoded when new; a fault where that does not do."""
+    def slot(
+        self, image: Key, wrap_u: Wrap, wrap_v: Wrap, nearest: bool = False, glossiness: float | None = None
+    ) -> int:
+        """Index of a texture, its image decoded when new; a fault where that does not do.
+
+        `glossiness`: the factor of an image with glossiness in A, of which a metallic-roughness texture is made."""
         if image not in self._pixels:
             data, where = self._fetch(image)
             width, height = image_size(data, where)
@@ -68,17 +72,32 @@ class TextureStore(Generic[Key]):
                     Reason.TOO_LARGE, f"{where}: images decode to {decoded:,} bytes, limit {self._limit:,}"
                 )
             self._pixels[image] = decode_image(data, where)
-        return self._slots.setdefault((image, wrap_u, wrap_v, nearest), len(self._slots))
+        return self._slots.setdefault((image, wrap_u, wrap_v, nearest, glossiness), len(self._slots))
 
-    def slot_or_none(self, image: Key, wrap_u: Wrap, wrap_v: Wrap, nearest: bool = False) -> int | None:
+    def slot_or_none(
+        self, image: Key, wrap_u: Wrap, wrap_v: Wrap, nearest: bool = False, glossiness: float | None = None
+    ) -> int | None:
         """The same for a texture that one can do without."""
         try:
-            return self.slot(image, wrap_u, wrap_v, nearest)
+            return self.slot(image, wrap_u, wrap_v, nearest, glossiness)
         except AssetFault:
             return None
 
     def textures(self) -> list[Texture]:
         return [
-            Texture(image=self._pixels[image], wrap_u=wrap_u, wrap_v=wrap_v, nearest=nearest)
-            for image, wrap_u, wrap_v, nearest in self._slots
+            Texture(
+                image=self._pixels[image] if glossiness is None else _rough(self._pixels[image], glossiness),
+                wrap_u=wrap_u,
+                wrap_v=wrap_v,
+                nearest=nearest,
+            )
+            for image, wrap_u, wrap_v, nearest, glossiness in self._slots
         ]
+
+
+def _rough(pixels: UInt8[np.ndarray, "height width 4"], glossiness: float) -> UInt8[np.ndarray, "height width 4"]:
+    """Roughness in G, no metal in B, as glTF's metallic-roughness textures have them."""
+    table = np.round(255.0 - glossiness * np.arange(256)).astype(np.uint8)
+    found = np.zeros_like(pixels)
+    found[..., 1], found[..., 3] = table[pixels[..., 3]], 255
+    return found
