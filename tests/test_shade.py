@@ -20,6 +20,7 @@ from pipeline.render import RenderConfig, render_views
 from pipeline.shade import render_lit
 from pipeline.sources.procedural import procedural
 from schemas.codec import decode, encode
+from schemas.errors import UsageError
 from schemas.mesh import AlphaMode, Material, Shading, Texture, TexturedMesh
 from schemas.sample import TextureSample
 
@@ -270,6 +271,11 @@ def test_a_build_stores_lit_views_and_says_which_light(tmp_path):
     np.testing.assert_array_equal(back.views.lit, sample.views.lit)
     assert (back.views.lit[~back.views.mask] == 0).all()
     assert (back.views.lit[back.views.mask] != back.views.rgb[back.views.mask]).any()
+
+
+def test_cycles_without_blender_is_refused():
+    with pytest.raises(UsageError, match=r"views\.lit is cycles, which needs Blender: run `make blender`"):
+        BuildConfig(views=RenderConfig(lit="cycles"))
 
 
 @pytest.mark.assets
