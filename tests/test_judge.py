@@ -1,6 +1,8 @@
 """Every rule at its threshold; the verdict of a record, whole or half measured; other thresholds on a ledger."""
 
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -118,6 +120,21 @@ def test_suspicion_is_no_reason() -> None:
 def test_details_of_other_origin_name_no_rule() -> None:
     assert rule_of("") is None and rule_of("sha256 abc where def was planned") is None
     assert rule_of("error: unreadable") is None
+
+
+def test_the_guide_names_every_rule_with_its_default_and_every_measurement() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "building.md").read_text()
+    rows = re.findall(
+        r"^\| `((?:min|max)_\w+)` \| (\S+) \| `(\w+)` \| `(\w+)` \| (views|nothing) \|$", text, re.MULTILINE
+    )
+    assert [(name, float(value), measurement, reason, left) for name, value, measurement, reason, left in rows] == [
+        (rule.name, getattr(CFG, rule.name), rule.measurement, rule.reason, "views" if rule.regime else "nothing")
+        for rule in RULES
+    ]
+    section = text.partition("| group | columns |")[2].partition("```")[0]
+    columns = [name for cell in re.findall(r"`([\w ]+)`", section) for name in cell.split()]
+    assert columns == [field.name for field in fields(Measurements)]
+    assert f"({CFG.suspect_baked_light:g})" in text
 
 
 # other thresholds on a ledger

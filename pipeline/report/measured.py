@@ -47,7 +47,8 @@ def measured_lines(measured: dict[str, Any]) -> list[tuple[str, str]]:
     out."""
     lines = []
     for subject, formats in GROUPS.items():
-        facts = [shown.format(measured[name]) for name, shown in formats if measured.get(name)]
+        told = [shown.format(measured[name]) for name, shown in formats if measured.get(name)]
+        facts = [fact for fact in told if not fact.startswith(("0% ", "0.0% "))]
         if facts:
             lines.append((subject, ", ".join(facts)))
     return lines
