@@ -77,6 +77,12 @@ COMMANDS = {
         summary="train SeqTex on a dataset",
         example="seqtex train --preset tiny --data.directory /data/forge --run.directory /data/run",
     ),
+    "weights": Command(
+        module="cli.weights",
+        summary="write a checkpoint's weights as the released SeqTex code reads them, or its LoRA alone",
+        example="seqtex weights /data/run/checkpoint --out /data/seqtex --lora merged",
+        positional="checkpoint",
+    ),
     "evaluate": Command(
         module="cli.evaluate",
         summary="measure a checkpoint on the meshes of a dataset",
@@ -119,6 +125,9 @@ def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> 
     parser.add_function_arguments(function, skip={"cfg", positional or ""}, as_group=False)
     if config_class := stage_config(function):
         parser.add_class_arguments(config_class, as_group=False)
+    for action in parser._actions:  # a flag may stand alone: --dry_run is --dry_run true
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
     if default_config := getattr(import_module(COMMANDS[name].module), "default_config", None):
         parser.set_defaults(dict(leaves(default_config(arguments))))
 

@@ -155,7 +155,7 @@ PRESETS = {
         run=RunConfig(max_steps=50_000, precision="bfloat16"),
     ),
     "full": TrainConfig(
-        model=ModelConfig(checkpointing="selective", compile_blocks=True),
+        model=ModelConfig(checkpointing="full", compile_blocks=True),
         data=DataConfig(batch_size=16, keep_latents=False, window=1, workers=4),
         run=RunConfig(precision="bfloat16"),
     ),

@@ -1,0 +1,321 @@
+"""What a training run costs, from its configuration alone: parameters, tokens, floating-point operations, memory.
+
+No weight is made or read: the full preset takes a second. Operations are those of matrix products and attention, two
+per multiplication with its addition; everything else is small. A product of [n, i] by [i, o] costs 2 n i o, its
+backward pass as much again for each of the two gradients that is needed. Attention of n queries to m keys costs
+4 n m d, twice that backward, once where keys and values are of a frozen text (what fused kernels do beyond is not
+counted).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from training.data import ImageSizes
+from training.model.checkpoint import empty_model, trainable_parameters
+from training.presets import ModelConfig, TrainConfig
+from training.tasks import TASKS
+
+LATENT_STRIDE = 8
+LATENT_CHANNELS = 16
+PATCH = 2
+PATCH_CHANNELS = LATENT_CHANNELS * PATCH**2
+TEXT_TOKENS = {"none": 1, "umt5": 512}
+ENCODER_PARAMETERS = {"dct": 0, "none": 0, "wan": 126_892_531, "umt5": 5_680_910_336}
+"""Of the frozen VAE and text encoder of Wan2.1, which share the GPU in float32."""
+GPU_GB = (24, 40, 48, 80, 96, 141, 180)
+"""Memory of common GPUs."""
+USABLE = 0.92
+"""Share of it that tensors may take: the rest is the driver's, the libraries' and lost between blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Tokens of one sample."""
+
+    frames: int
+    """Views and UV map."""
+    mv: int
+    uv: int
+    """0 where the UV branch is skipped."""
+    text: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One linear layer of one sample: [rows, inner] by [inner, outer]."""
+
+    rows: int
+    inner: int
+    outer: int
+    weight_trains: bool
+    input_trains: bool = True
+    """Whether a gradient flows on to the layer's input."""
+
+    @property
+    def forward(self) -> int:
+        return 2 * self.rows * self.inner * self.outer
+
+    @property
+    def backward(self) -> int:
+        return self.forward * (self.weight_trains + self.input_trains)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flops:
+    """Of one sample."""
+
+    forward: int
+    backward: int
+    recomputed: int
+    """By checkpointing."""
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward + self.recomputed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    weights: int
+    """float32, and the copies that autocast makes of matrices."""
+    gradients: int
+    optimizer: int
+    """Its state, and the averaged weights."""
+    encoders: int
+    activations_per_sample: int
+
+    @property
+    def fixed(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.encoders
+
+
+def count_tokens(sizes: ImageSizes, text_encoder: str, needs_uv: bool = True) -> Tokens:
+    side = LATENT_STRIDE * PATCH
+    uv = (sizes.uv_resolution // side) ** 2 if needs_uv and sizes.uv_resolution else 0
+    mv = sizes.views * (sizes.view_resolution // side) ** 2
+    return Tokens(frames=sizes.views + 1, mv=mv, uv=uv, text=TEXT_TOKENS[text_encoder])
+
+
+def block_products(cfg: ModelConfig, tokens: Tokens, first: bool) -> list[Product]:
+    """Linear layers of one block. first: nothing before it trains, unless everything does."""
+    dim, ffn, everything = cfg.num_attention_heads * cfg.attention_head_dim, cfg.ffn_dim, cfg.trained == "all"
+    shared = cfg.uv_branch == "shared"
+    n, m, uv_trains = tokens.mv, tokens.uv, everything or not shared
+    reads_keys = everything and tokens.text > 1
+
+    def linear(
+        rows: int, inner: int, outer: int, trains: bool = everything, input_trains: bool = True, lora: bool = False
+    ) -> list[Product]:
+        parts = [Product(rows=rows, inner=inner, outer=outer, weight_trains=trains, input_trains=input_trains)]
+        if lora and cfg.lora_rank:
+            parts += [
+                Product(rows=rows, inner=inner, outer=cfg.lora_rank, weight_trains=True, input_trains=input_trains),
+                Product(rows=rows, inner=cfg.lora_rank, outer=outer, weight_trains=True),
+            ]
+        return parts
+
+    def cross(rows: int) -> list[Product]:
+        if tokens.text == 1:  # one key: every query reads the same value
+            return linear(1, dim, dim, input_trains=everything)
+        return 2 * linear(rows, dim, dim)
+
+    products = linear(tokens.text, dim, dim, input_trains=everything)  # values of the text, then its keys
+    products += linear(tokens.text, dim, dim, trains=reads_keys, input_trains=reads_keys)
+    with_geometry = {"off": 0, "mv": n, "mv_uv": n + m}[cfg.geometry_attention]
+    products += linear(with_geometry, dim, dim, trains=True)
+    products += 3 * linear(n, dim, dim, input_trains=everything or not first, lora=True)
+    products += linear(n, dim, dim, lora=True) + cross(n)
+    products += linear(n, dim, ffn, lora=True) + linear(n, ffn, dim, lora=True)
+    if m:
+        keys = m if shared else n + m
+        early = uv_trains or not first
+        products += linear(m, dim, dim, trains=uv_trains, input_trains=early, lora=shared)
+        products += 2 * linear(keys, dim, dim, trains=uv_trains, input_trains=early, lora=shared)
+        products += linear(m, dim, dim, trains=uv_trains, lora=shared) + cross(m)
+        products += linear(m, dim, ffn, trains=uv_trains, lora=shared)
+        products += linear(m, ffn, dim, trains=uv_trains, lora=shared)
+    return products
+
+
+def outer_products(cfg: ModelConfig, tokens: Tokens) -> list[Product]:
+    """Linear layers before and after the blocks."""
+    dim, everything = cfg.num_attention_heads * cfg.attention_head_dim, cfg.trained == "all"
+    n, m = tokens.mv, tokens.uv
+    with_geometry = {"off": 0, "mv": n, "mv_uv": n + m}[cfg.geometry_attention]
+
+    def linear(rows: int, inner: int, outer: int, trains: bool, input_trains: bool) -> Product:
+        return Product(rows=rows, inner=inner, outer=outer, weight_trains=trains, input_trains=input_trains)
+
+    return [
+        linear(n + m, PATCH_CHANNELS, dim, everything, False),
+        linear(2 * with_geometry, PATCH_CHANNELS, dim, True, False),
+        linear(tokens.frames, cfg.freq_dim, dim, everything, False),
+        linear(tokens.frames, dim, dim, everything, everything),
+        linear(tokens.frames, dim, 6 * dim, everything, everything),
+        linear(tokens.text, cfg.text_dim, dim, everything, False),
+        linear(tokens.text, dim, dim, everything, everything),
+        linear(n + m, dim, PATCH_CHANNELS, everything, True),
+    ]
+
+
+def attention_flops(cfg: ModelConfig, tokens: Tokens) -> tuple[int, int]:
+    """Forward, of one block: views to views and UV map to all; both to the text."""
+    dim, n, m = cfg.num_attention_heads * cfg.attention_head_dim, tokens.mv, tokens.uv
+    text = tokens.text if tokens.text > 1 else 0
+    return 4 * dim * (n * n + m * (n + m)), 4 * dim * (n + m) * text
+
+
+def count_flops(cfg: ModelConfig, tokens: Tokens) -> Flops:
+    first, rest = block_products(cfg, tokens, first=True), block_products(cfg, tokens, first=False)
+    outer, (among, to_text) = outer_products(cfg, tokens), attention_flops(cfg, tokens)
+    attention, later = among + to_text, cfg.num_layers - 1
+    attention_backward = 2 * among + (2 if cfg.trained == "all" else 1) * to_text
+    block_forward = sum(product.forward for product in rest)
+    forward = sum(product.forward for product in outer) + cfg.num_layers * (block_forward + attention)
+    backward = sum(product.backward for product in outer + first) + later * sum(product.backward for product in rest)
+    checkpointed = -(-cfg.num_layers // cfg.checkpoint_every)
+    again = {"none": 0, "selective": block_forward, "full": block_forward + attention}[cfg.checkpointing]
+    backward += cfg.num_layers * attention_backward
+    return Flops(forward=forward, backward=backward, recomputed=checkpointed * again)
+
+
+def block_activations(cfg: ModelConfig, tokens: Tokens, compute_bytes: int) -> dict[str, int]:
+    """Bytes that one block keeps for its backward pass, per sample: `all` uncompiled (compiled blocks keep about half),
+    `attention` the share that `selective` keeps, `input` what `full` keeps.
+
+    Norms, modulated streams and rotated queries and keys are kept in float32, inputs of products in compute_bytes.
+    """
+    dim, ffn = cfg.num_attention_heads * cfg.attention_head_dim, cfg.ffn_dim
+    n, m, text = tokens.mv, tokens.uv, tokens.text if tokens.text > 1 else 0
+    copies = 1 if compute_bytes < 4 else 0  # inputs of norms are copied to float32 where they are not yet
+    keys = m if cfg.uv_branch == "shared" else n + m
+
+    def stream(rows: int, keys: int) -> int:
+        """Self-attention, cross-attention and feed-forward of one branch; keys: rows of its keys and values."""
+        wide = rows * (2 + 1 + 2 + 1 + copies) * dim  # two modulated norms: input and normed; update; ffn update
+        wide += (rows + keys) * dim * (1 + copies)  # queries and keys before their norm and after their rotation
+        narrow = (rows * 2 + keys * 2) * dim + rows * 2 * ffn  # modulated, attended; context, values; feed-forward
+        if text:
+            wide += rows * 2 * dim
+            narrow += rows * 3 * dim + text * 3 * dim
+        else:
+            wide += rows * dim
+        lora = rows * cfg.lora_rank * 6
+        return 4 * wide + compute_bytes * (narrow + lora)
+
+    everything = stream(n, n) + (stream(m, keys) if m else 0)
+    attention = compute_bytes * dim * (n + m) * (2 if text else 1)
+    return {"all": everything, "attention": attention, "input": compute_bytes * dim * (n + m)}
+
+
+def activation_bytes(cfg: ModelConfig, tokens: Tokens, compute_bytes: int) -> int:
+    """Per sample, at the peak: what all blocks keep, and one block in full while it is computed again."""
+    kept = block_activations(cfg, tokens, compute_bytes)
+    if cfg.checkpointing == "none":
+        return cfg.num_layers * kept["all"]
+    checkpointed = -(-cfg.num_layers // cfg.checkpoint_every)
+    each = kept["input"] + (kept["attention"] if cfg.checkpointing == "selective" else 0)
+    return checkpointed * each + (cfg.num_layers - checkpointed) * kept["all"] + kept["all"]
+
+
+def count_parameters(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Parameters and those that train, by part of the model."""
+    model = empty_model(cfg.architecture())
+    trained = trainable_parameters(model, cfg.trained)
+    counts = dict.fromkeys(("view branch", "LoRA", "UV branch", "geometry", "embeddings and output"), (0, 0))
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        total, training = counts[part]
+        counts[part] = total + parameter.numel(), training + parameter.numel() * (name in trained)
+    return counts
+
+
+def part_of(name: str) -> str:
+    if ".lora_" in name:
+        return "LoRA"
+    if "uv" in name:
+        return "UV branch"
+    if any(word in name for word in ("geometry_caster", "pos_patch", "norm_patch")):
+        return "geometry"
+    return "view branch" if name.startswith("blocks.") else "embeddings and output"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Everything that `seqtex train --dry_run` says."""
+
+    sizes: ImageSizes
+    parameters: dict[str, tuple[int, int]]
+    tokens: Tokens
+    flops: dict[str, Flops]
+    """By task."""
+    memory: dict[str, Memory]
+    """By checkpointing policy."""
+    batch_per_gpu: int
+
+    def gpu_needed(self, policy: str, shards: int = 1) -> int | None:
+        """Memory in GB of the smallest common GPU that holds the run; with FSDP, weights, gradients and optimiser are
+        spread over so many GPUs (shards). None: smaller batches are needed."""
+        memory = self.memory[policy]
+        spread = (memory.fixed - memory.encoders) / shards
+        needed = spread + memory.encoders + self.batch_per_gpu * memory.activations_per_sample
+        return next((size for size in GPU_GB if size * 1e9 * USABLE >= needed), None)
+
+    def largest_batch(self, policy: str, gpu_gb: int) -> int:
+        """Samples that fit on one GPU."""
+        memory = self.memory[policy]
+        return max(0, int((gpu_gb * 1e9 * USABLE - memory.fixed) // memory.activations_per_sample))
+
+    def as_json(self) -> dict[str, Any]:
+        totals = {name: {**asdict(flops), "total": flops.total} for name, flops in self.flops.items()}
+        memory = {
+            name: {
+                **asdict(entry),
+                "gpu_gb": self.gpu_needed(name),
+                "gpu_gb_fsdp_8": self.gpu_needed(name, 8),
+                "largest_batch": {str(size): self.largest_batch(name, size) for size in GPU_GB},
+            }
+            for name, entry in self.memory.items()
+        }
+        return {
+            "sizes": asdict(self.sizes),
+            "parameters": {name: {"all": a, "trained": t} for name, (a, t) in self.parameters.items()},
+            "tokens": asdict(self.tokens),
+            "flops_per_sample": totals,
+            "memory": memory,
+            "batch_per_gpu": self.batch_per_gpu,
+        }
+
+
+def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
+    """The cost of a run on samples of these sizes."""
+    text = cfg.latents.text_encoder
+    tokens = count_tokens(sizes, text)
+    names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
+    flops = {name: count_flops(cfg.model, count_tokens(sizes, text, TASKS[name].needs_uv)) for name in names}
+    parameters = count_parameters(cfg.model)
+    return Cost(
+        sizes=sizes,
+        parameters=parameters,
+        tokens=tokens,
+        flops=flops,
+        memory={policy: _memory(cfg, parameters, tokens, policy) for policy in ("none", "selective", "full")},
+        batch_per_gpu=-(-cfg.data.batch_size // (cfg.run.devices * cfg.run.nodes)),
+    )
+
+
+def _memory(cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str) -> Memory:
+    total, trained = (sum(column) for column in zip(*parameters.values(), strict=True))
+    half = cfg.run.precision == "bfloat16"
+    state = 8 if cfg.optimizer.muon_learning_rate is None else 4
+    model = ModelConfig(**{**asdict(cfg.model), "checkpointing": policy})
+    encoders = ENCODER_PARAMETERS[cfg.latents.codec] + ENCODER_PARAMETERS[cfg.latents.text_encoder]
+    return Memory(
+        weights=total * (6 if half else 4),
+        gradients=4 * trained,
+        optimizer=(state + 4) * trained,
+        encoders=4 * encoders,
+        activations_per_sample=activation_bytes(model, tokens, 2 if half else 4),
+    )
