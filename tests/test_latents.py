@@ -12,7 +12,7 @@ from scipy.fft import dctn
 from schemas.errors import UserError
 from training.checkpoints import load_checkpoint
 from training.latents import ZIGZAG, DctCodec, NullTextEncoder, Umt5Encoder, WanCodec
-from training.model.checkpoint import save_model
+from training.model.checkpoint import export_released
 from training.model.seqtex import SeqTexTransformer3DModel
 
 REAL_TEXTURES_DB = {
@@ -262,7 +262,7 @@ def test_released_weights_have_no_card_and_take_wans_parts(vae_dir, umt5_dir, tm
     model = SeqTexTransformer3DModel(
         num_layers=1, num_attention_heads=2, attention_head_dim=16, ffn_dim=32, text_dim=16, freq_dim=16
     )
-    save_model(model, tmp_path / "released")
+    export_released(model, tmp_path / "released")
     wan = tmp_path / "wan"
     for part in (vae_dir / "vae", umt5_dir / "text_encoder", umt5_dir / "tokenizer"):
         shutil.copytree(part, wan / part.name)

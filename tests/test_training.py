@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ import torch
 from schemas.errors import UserError
 from schemas.sample import Regime
 from tests.small_dataset import UV_SIZE, VIEW_SIZE, write_dataset
-from training.batch import encode_batch
+from training.batch import Batch, LatentBatch, encode_batch
 from training.checkpoints import CARD, AtomicCheckpointIO, load_checkpoint, newest_state, verified
 from training.data import BatchStream
-from training.fit import make_module, train
+from training.fit import TrainResult, make_module, train
+from training.guards import Diverged
 from training.latents import DctCodec
+from training.module import TextureModule
 from training.presets import TrainConfig, preset
 
 WORKER = """
@@ -181,12 +184,98 @@ def test_a_damaged_trainer_state_is_passed_over_and_an_older_one_taken(tmp_path:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_change(dataset: Path, tmp_path: Path) -> None:
-    cfg = small_config(dataset, tmp_path, max_steps=20)
-    cfg = replace(cfg, optimizer=replace(cfg.optimizer, learning_rate=1e30, warmup_steps=1, gradient_clip=0.0))
-    with pytest.raises(UserError, match="learning_rate and resume"):
+def broken_at(monkeypatch: pytest.MonkeyPatch, numbers: range | set[int]) -> None:
+    """Losses of these batches of the stream are no numbers."""
+    real = TextureModule.training_step
+
+    def step(self: TextureModule, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
+        result = real(self, batch, batch_idx)
+        return result | {"loss": result["loss"] * float("nan")} if batch.number in numbers else result
+
+    monkeypatch.setattr(TextureModule, "training_step", step)
+
+
+def weights(result: TrainResult) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(result.checkpoint).model.state_dict())
+
+
+def test_a_gradient_that_is_no_number_changes_nothing(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_at(monkeypatch, {3, 4})
+    result = train(small_config(dataset, tmp_path, max_steps=5, state_every=1))
+    assert [row["loss"] is None for row in result.losses] == [False] * 3 + [True] * 2
+    fourth, fifth = (load_state(tmp_path, step) for step in (4, 5))
+    assert all(torch.equal(value, fifth["state_dict"][name]) for name, value in fourth["state_dict"].items())
+    moments = [[part["state"] for part in state["optimizer_states"][0]["parts"]] for state in (fourth, fifth)]
+    assert str(moments[0]) == str(moments[1]), "nor did its momenta decay"
+    result = train(small_config(dataset, tmp_path, max_steps=7))
+    assert all(torch.isfinite(value).all() for value in weights(result).values())
+    assert [row["loss"] is None for row in result.losses] == [False] * 3 + [True] * 2 + [False] * 2
+
+
+def load_state(run: Path, step: int) -> dict[str, Any]:
+    return torch.load(run / "states" / f"step-{step:08d}.ckpt", weights_only=True)
+
+
+def test_beyond_the_budget_a_run_goes_back_and_on_behind_what_broke_it(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches 4 to 8 are bad, two may be passed over: the run stops in 6, returns to the state after 4 batches, goes on
+    with batch 7, passes over 7 and 8, and ends."""
+    broken_at(monkeypatch, range(4, 9))
+    cfg = small_config(dataset, tmp_path, max_steps=8, state_every=2)
+    cfg = replace(cfg, optimizer=replace(cfg.optimizer, skip_budget=2))
+    result = train(cfg)
+    assert [row["step"] for row in result.losses] == list(range(1, 9))
+    lost = [row["step"] for row in result.losses if row["loss"] is None]
+    assert lost == [5, 6, 7, 8] or lost == [5, 6]
+    assert all(torch.isfinite(value).all() for value in weights(result).values())
+
+
+def test_a_run_that_cannot_be_saved_says_what_to_do(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_at(monkeypatch, range(2, 1000))
+    cfg = small_config(dataset, tmp_path, max_steps=40, state_every=1)
+    cfg = replace(cfg, optimizer=replace(cfg.optimizer, skip_budget=1))
+    with pytest.raises(Diverged, match=r"skip_budget \(1\): lower optimizer.learning_rate"):
         train(cfg)
     assert not (tmp_path / "checkpoint").exists()
+
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from cli.main import main
+import cli.train
+dataset, run, step, name = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+from tests.test_training import small_config
+def train(cfg, report):
+    def told(row):
+        if row["step"] == step:
+            os.kill(os.getpid(), getattr(signal, name))
+        report(row)
+    return cli.train.train_for_test(small_config(dataset, run, max_steps=6, state_every=100), told)
+cli.train.train_for_test, cli.train.run_training = cli.train.run_training, train
+sys.exit(main(["train", "--preset", "tiny"]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_the_state_at_the_end_of_the_batch_and_the_run_resumes_exactly(
+    dataset: Path, tmp_path: Path, name: str
+) -> None:
+    # sent while step 4 is reported, after its own check: noticed at the end of step 5
+    arguments = [sys.executable, "-c", STOPPED, str(dataset), str(tmp_path / "run"), "4", name]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 75, ended.stderr
+    assert f"stopped by {name} after step 5, state saved" in ended.stderr
+    assert newest_state(tmp_path / "run" / "states") == tmp_path / "run" / "states" / "step-00000005.ckpt"
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    resumed = train(small_config(dataset, tmp_path / "run", max_steps=6))
+    straight = train(small_config(dataset, tmp_path / "straight", max_steps=6))
+    assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(resumed).items())
 
 
 def test_a_checkpoint_of_other_latents_is_refused(dataset: Path, tmp_path: Path) -> None:

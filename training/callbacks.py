@@ -12,7 +12,6 @@ import lightning
 import torch
 from torch import Tensor
 
-from schemas.errors import UserError
 from training.checkpoints import trainer_states
 from training.data import TextureDataModule
 from training.module import OptimizerConfig
@@ -134,25 +133,21 @@ class LossLog(lightning.Callback):
         self.rows = [row for row in read_losses(self.path) if row["step"] <= trainer.global_step]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
-    def on_before_backward(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
-    ) -> None:
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"{self.path}: the loss of step {trainer.global_step + 1} is {loss.item()}; the weights are still "
-                "those of the step before: lower optimizer.learning_rate and resume"
-            )
-
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        numbers = {name: float(value) if isinstance(value, Tensor) else value for name, value in outputs.items()}
+        numbers = {name: number(value) if isinstance(value, Tensor) else value for name, value in outputs.items()}
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         row = {"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)} | numbers | {"learning_rate": rate}
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.report(row | {"progress": self.clock.progress(trainer.global_step)})
+
+
+def number(value: Tensor) -> float | None:
+    """None for what is no number: JSON has no word for it."""
+    return value.item() if torch.isfinite(value) else None
 
 
 def read_losses(path: Path) -> list[dict[str, Any]]:

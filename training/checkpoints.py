@@ -17,7 +17,7 @@ from schemas.dataset import code_version, file_sha256, sync_directory, write_fil
 from schemas.errors import UserError
 from training.flow import SHIFT
 from training.latents import DctCodec, LatentCodec, NullTextEncoder, TextEncoder, Umt5Encoder, WanCodec
-from training.model.checkpoint import load_model, save_model
+from training.model.checkpoint import is_released, load_model, save_model
 from training.model.seqtex import SeqTexTransformer3DModel
 
 CARD = "seqtex.json"
@@ -169,7 +169,7 @@ def load_checkpoint(
 
 def read_card(directory: Path) -> Card:
     path = directory / CARD
-    if not path.is_file() and (directory / "config.json").is_file():
+    if not path.is_file() and is_released(directory):
         return RELEASED_CARD
     try:
         entries = json.loads(path.read_bytes())

@@ -136,6 +136,8 @@ class TextureDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.encoder = encoder
         self.consumed_samples = 0
+        self.resume_at = 0
+        """The stream goes on no earlier than this sample."""
 
     def train_dataloader(self) -> DataLoader[AnyBatch]:
         trainer = self.trainer
@@ -155,8 +157,12 @@ class TextureDataModule(lightning.LightningDataModule):
         """To be called after each optimised batch."""
         self.consumed_samples = (batch.number + 1) * self.cfg.batch_size
 
+    def skip_failed(self) -> None:
+        """The next run goes on behind the batch that was at work, whatever state it starts from."""
+        self.resume_at = self.consumed_samples + self.cfg.batch_size
+
     def state_dict(self) -> dict[str, Any]:
         return {"consumed_samples": self.consumed_samples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.consumed_samples = state_dict["consumed_samples"]
+        self.consumed_samples = max(state_dict["consumed_samples"], self.resume_at)

@@ -26,11 +26,15 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.data import TextureDataModule, image_sizes
+from training.guards import Diverged, FiniteGuard, StopSignals
 from training.latents import LatentCodec
 from training.model.checkpoint import from_wan, load_model, trainable_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.module import TextureModule
 from training.presets import ModelConfig, TrainConfig, as_json
+
+MAX_ROLLBACKS = 3
+"""How often a run goes back to an older state before it gives up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,8 @@ def train(cfg: TrainConfig, report: Callable[[dict[str, Any]], None] = lambda ro
     log with the share of the run that is done as `progress`.
 
     Raises:
-        UserError: dataset, weights or trainer state are missing, damaged or do not fit.
+        UserError: dataset, weights or trainer state are missing, damaged or do not fit; too many gradients were no
+            numbers (`Diverged`); a signal stopped the run, which then saved its state (`Interrupted`).
     """
     if cfg.run.threads:
         torch.set_num_threads(cfg.run.threads)
@@ -61,17 +66,27 @@ def train(cfg: TrainConfig, report: Callable[[dict[str, Any]], None] = lambda ro
     write_file(cfg.run.directory / "config.json", json.dumps(as_json(cfg), indent=2).encode() + b"\n")
     device = "cuda" if cfg.run.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, device)
-    data = TextureDataModule(
-        cfg.data, seed=cfg.run.seed, encoder=partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
-    )
+    encoder = partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
+    data = TextureDataModule(cfg.data, seed=cfg.run.seed, encoder=encoder)
     module = make_module(cfg, codec, device)
     clock = Clock(cfg.run.max_steps, cfg.run.max_seconds)
     average = AveragedWeights(cfg.optimizer.ema_decay)
     log = LossLog(cfg.run.directory / "losses.jsonl", clock, report)
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data)
-    trainer = make_trainer(cfg, [clock, LearningRate(cfg.optimizer, clock), average, log, states])
-    state = newest_state(states.directory) if cfg.run.resume else None
-    trainer.fit(module, datamodule=data, ckpt_path=str(state) if state else None, weights_only=True)
+    signals = StopSignals()
+    for rollbacks in range(MAX_ROLLBACKS + 1):
+        guard = FiniteGuard(cfg.optimizer.skip_budget)
+        callbacks = [clock, LearningRate(cfg.optimizer, clock), average, guard, signals, log, states]
+        trainer = make_trainer(cfg, callbacks)
+        state = newest_state(states.directory) if cfg.run.resume or rollbacks else None
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=str(state) if state else None, weights_only=True)
+            break
+        except Diverged:
+            if rollbacks == MAX_ROLLBACKS or newest_state(states.directory) is None:
+                raise
+            data.skip_failed()
+    signals.check(trainer)
     if trainer.global_step == 0:
         raise UserError(f"{cfg.run.directory}: no step was trained; raise run.max_steps or run.max_seconds")
     checkpoint = cfg.run.directory / "checkpoint"

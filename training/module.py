@@ -42,6 +42,9 @@ class OptimizerConfig:
     """TEXGen."""
     gradient_clip: float = 1.0
     """Largest gradient norm (TEXGen)."""
+    skip_budget: int = 10
+    """Gradients that are no numbers, of any 1000 steps, that are passed over; one more, and the run goes back to its
+    newest trainer state and on behind the batch that broke it (ours)."""
     warmup_steps: int = 1000
     """Linear from 0 (ours)."""
     final_share: float = 1.0

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -123,6 +124,11 @@ def trainable_parameters(model: nn.Module, mode: Literal["released", "all"]) -> 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(mode == "all" or not trained_parts.isdisjoint(name.split(".")))
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def is_released(directory: Path) -> bool:
+    """Whether the directory says that it holds weights in the released layout, not a checkpoint of ours."""
+    return (directory / CONFIG).is_file() and read_config(directory).get("_class_name") == RELEASED_CLASS
 
 
 def save_model(model: SeqTexTransformer3DModel, directory: str | os.PathLike[str], max_shard_size: str = "5GB") -> None:

@@ -1,0 +1,102 @@
+"""What protects a run: a signal becomes a saved state at the end of the batch, a gradient that is no number nothing."""
+
+import signal
+from collections import deque
+from types import FrameType
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from schemas.errors import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""A scheduler's last warning: SLURM's --signal=USR1@120, Kubernetes' SIGTERM."""
+SKIP_WINDOW = 1000
+"""Steps over which the skip budget counts."""
+
+
+class Interrupted(UserError):
+    """The run was told to stop and saved its state: exit code 75 (EX_TEMPFAIL), so that a scheduler runs it again."""
+
+    exit_code = 75
+
+
+class Diverged(UserError):
+    """Too many gradients were no numbers."""
+
+
+class StopSignals(lightning.Callback):
+    """Notes SIGTERM and SIGUSR1 in a flag and stops the run at the end of the batch, on every rank at the same one.
+    Must stand before the callback that saves states."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Over Lightning's own handlers: those save inside the handler, or not at all.
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            self.received = self.received or SIGNALS[0]
+            trainer.should_stop = True
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._restore()
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def check(self, trainer: lightning.Trainer) -> None:
+        """Raises Interrupted where the run was stopped by a signal."""
+        if self.received is not None:
+            name = signal.Signals(self.received).name
+            raise Interrupted(
+                f"stopped by {name} after step {trainer.global_step}, state saved; run the same command to go on"
+            )
+
+
+class FiniteGuard(lightning.Callback):
+    """Drops gradients that are not finite before they reach the optimiser, whose state stays as it was, too."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.skipped: deque[int] = deque()
+        """Steps passed over, of the last `SKIP_WINDOW`."""
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if trainer.strategy.reduce_boolean_decision(finite(gradients), all=True):
+            return
+        for parameter in pl_module.parameters():
+            parameter.grad = None
+        step = trainer.global_step + 1
+        self.skipped.append(step)
+        while self.skipped[0] <= step - SKIP_WINDOW:
+            self.skipped.popleft()
+        if len(self.skipped) > self.budget:
+            raise Diverged(
+                f"{len(self.skipped)} gradients of the last {SKIP_WINDOW} steps were no numbers, the last one in step "
+                f"{step}, more than optimizer.skip_budget ({self.budget}): lower optimizer.learning_rate and resume"
+            )
+
+
+def finite(gradients: list[Tensor]) -> bool:
+    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
