@@ -224,7 +224,8 @@ def texel_rows(
     -> out [h, w, 3 or 4], known [h, w], seen [f]: faces that some sample met.
 
     A texel inside a chart is one look-up over its whole footprint, so that a map of the source's own layout and size is
-    the source. One on a border is the mean of its covered samples, each over its own part of its own face.
+    the source; next to a border it ends with its face. A texel on a border is the mean of its covered samples, each
+    over its own part of its own face.
     """
     height, width, channels = out.shape
     framed = -1

@@ -118,21 +118,13 @@ def probe_step(texels: float, probes: int) -> float:
     return (min(texels, MAJOR_TEXELS) - 1.0) / ((probes - 1) * texels) if probes > 1 else 0.0
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
-def area_mean(
-    u: float, v: float, ux: float, vx: float, uy: float, vy: float,
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+def sum_probes(
+    u: float, v: float, ux: float, vx: float, uy: float, vy: float, along_x: float, along_y: float,
     texels: np.ndarray, mips: np.ndarray, levels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray,
     alpha_weighted: bool, minor_texels: float,
 ) -> tuple[float, float, float, float]:  # fmt: skip
-    """Linear RGBA of a texture, mean over the parallelogram with centre (u, v) and sides (ux, vx), (uy, vy).
-
-    A footprint of up to one texel is magnification: the point look-up of the texture's own filter. A larger one is
-    summed in a level where its short side spans `minor_texels` at most: the more, the less does the level's grid show.
-    """
-    height, width = samplers[sampler, 1], samplers[sampler, 2]
-    along_x, along_y = norm(ux * width, vx * height), norm(uy * width, vy * height)
-    if not (along_x > 1.0 + SLACK_TEXELS or along_y > 1.0 + SLACK_TEXELS):
-        return look_up(u, v, texels, samplers, sampler, decode, samplers[sampler, 5] != 0)
+    """`area_mean` of a footprint whose sides are `along_x` and `along_y` texels long, one of them more than one."""
     along_x, along_y = min(along_x, HUGE_TEXELS), min(along_y, HUGE_TEXELS)
     level, last = -1, samplers[sampler, 7] - 1
     while level < last and (min(along_x, along_y) > minor_texels or max(along_x, along_y) > MAJOR_TEXELS):
@@ -156,3 +148,24 @@ def area_mean(
             red, green, blue, total = red + weight * r, green + weight * g, blue + weight * b, total + weight
             alpha += a
     return red / total, green / total, blue / total, alpha / (probes_x * probes_y)
+
+
+@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+def area_mean(
+    u: float, v: float, ux: float, vx: float, uy: float, vy: float,
+    texels: np.ndarray, mips: np.ndarray, levels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray,
+    alpha_weighted: bool, minor_texels: float,
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """Linear RGBA of a texture, mean over the parallelogram with centre (u, v) and sides (ux, vx), (uy, vy).
+
+    A footprint of up to one texel is magnification: the point look-up of the texture's own filter. A larger one is
+    summed in a level where its short side spans `minor_texels` at most: the more, the less does the level's grid show.
+    """
+    height, width = samplers[sampler, 1], samplers[sampler, 2]
+    along_x, along_y = norm(ux * width, vx * height), norm(uy * width, vy * height)
+    if not (along_x > 1.0 + SLACK_TEXELS or along_y > 1.0 + SLACK_TEXELS):
+        return look_up(u, v, texels, samplers, sampler, decode, samplers[sampler, 5] != 0)
+    return sum_probes(
+        u, v, ux, vx, uy, vy, along_x, along_y, texels, mips, levels, samplers, sampler, decode, alpha_weighted,
+        minor_texels,
+    )  # fmt: skip

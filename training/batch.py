@@ -117,12 +117,13 @@ def views_to_model(views: Views) -> Maps:
 
 
 def uv_maps_to_model(maps: UvMaps) -> Maps:
-    """[1, H, W, C]. The colour keeps its dilation beyond the mask."""
+    """[1, H, W, C]. The colour keeps its dilation beyond the mask; what is cut out is no truth and leaves the mask."""
+    mask = maps.mask if maps.opacity is None else maps.mask & (maps.opacity >= 128)
     return Maps(
         rgb=uv_to_model(maps.rgb),
         position=uv_to_model(maps.position),
         normal=uv_to_model(maps.normal),
-        mask=uv_to_model(maps.mask[..., None]),
+        mask=uv_to_model(mask[..., None]),
     )
 
 
