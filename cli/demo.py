@@ -188,7 +188,7 @@ def run_trial(name: str, path: Path, sample: TextureSample, network: Checkpoint,
     """Textures the mesh in `path` from the sample's front view, as `seqtex texture` does."""
     assert sample.uv is not None
     size = len(sample.uv.mask)
-    subject = open_subject(path, UnwrapConfig(), size)
+    subject = open_subject(path, UnwrapConfig(), network.card)
     front, mask = sample.views.rgb[0], sample.views.mask[0]
     condition, sampler = Condition(images={0: front}), SamplerConfig(steps=cfg.sample_steps)
     (result,) = texture_subjects([subject], [condition], network, sampler, seeds=[0])

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from geometry.cameras import seqtex4
 from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
+from geometry.rigs import RigConfig, rig_cameras
 from pipeline.bake import bake_geometry
 from pipeline.formats.fault import AssetFault
 from pipeline.formats.images import decode_image
@@ -25,7 +25,7 @@ from schemas.errors import UserError
 from schemas.ledger import Rejected
 from schemas.mesh import UvMesh
 from training.batch import to_uint8, uv_to_image, uv_to_model
-from training.checkpoints import Checkpoint
+from training.checkpoints import Card, Checkpoint
 from training.sampler import Geometry, Given, SamplerConfig, Text, prepare_image, resident, sample
 
 
@@ -56,16 +56,22 @@ class TexturedSubject:
     views_rgb: UInt8[np.ndarray, "views h w 3"]
 
 
-def open_subject(path: Path, cfg: UnwrapConfig, uv_resolution: int) -> Subject:
-    """Checks, loads, normalises and unwraps a mesh. Raises UserError where it cannot be textured."""
+def open_subject(path: Path, cfg: UnwrapConfig, card: Card) -> Subject:
+    """Checks, loads, normalises and unwraps a mesh, and puts the cameras around it that the network knows. Raises
+    UserError where it cannot be textured."""
+    assert card.uv_resolution is not None
     loaded = load_mesh(path)
     if isinstance(loaded, Rejected):
         raise UserError(f"{path}: {loaded.reason} ({loaded.detail}); mend the file or export it again")
     mesh, frame = normalise(loaded)
-    uv_mesh = unwrap(mesh, measure(mesh, None), cfg, uv_resolution)
+    uv_mesh = unwrap(mesh, measure(mesh, None), cfg, card.uv_resolution)
     if isinstance(uv_mesh, Rejected):
         raise UserError(f"{path}: {uv_mesh.reason} ({uv_mesh.detail}); give it a UV layout or raise --max_unwrap_faces")
-    return Subject(uv_mesh=uv_mesh, frame=frame, cameras=seqtex4(*bounding_box(mesh.vertices, mesh.faces)))
+    return Subject(
+        uv_mesh=uv_mesh,
+        frame=frame,
+        cameras=rig_cameras(RigConfig(**card.rig), *bounding_box(mesh.vertices, mesh.faces)),
+    )
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "height width 4"]:

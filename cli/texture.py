@@ -188,10 +188,7 @@ def open_items(
     for item in items:
         try:
             condition = read_condition(item, network.card.views)
-            assert network.card.uv_resolution is not None
-            yield Ready(
-                item=item, condition=condition, subject=open_subject(item.mesh, cfg, network.card.uv_resolution)
-            )
+            yield Ready(item=item, condition=condition, subject=open_subject(item.mesh, cfg, network.card))
         except UserError as error:
             if alone:
                 raise

@@ -1,6 +1,7 @@
 """`seqtex texture` on meshes that stand nowhere else: every kind of condition, batches, and what is wrong with them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_the_right_flow_ends_in_the_assets_own_texture_upright_on_the_mesh(meshe
     assert isinstance(sample, TextureSample)
     network = load_checkpoint(checkpoint)
     network.model.forward = TrueFlow(sample)  # type: ignore[method-assign]
-    subject = open_subject(Path(ref.uri), UnwrapConfig(), UV)
+    subject = open_subject(Path(ref.uri), UnwrapConfig(), network.card)
     condition = Condition(images={0: sample.views.rgb[0]})
     (result,) = texture_subjects([subject], [condition], network, SamplerConfig(steps=4), seeds=[0])
     write_glb(tmp_path / "out.glb", subject.uv_mesh, result.uv_rgb, subject.frame)
@@ -169,3 +170,15 @@ def test_the_right_flow_ends_in_the_assets_own_texture_upright_on_the_mesh(meshe
     both = source.mask & written.mask
     shown, control = psnr_db(source.rgb, written.rgb, both), psnr_db(source.rgb, flipped.rgb, both)
     assert shown > 40 and control < 20, "as close as the codec keeps it, and not so with the map upside down"
+
+
+def test_cameras_are_those_of_the_data_that_was_trained_on(meshes, checkpoint):
+    card = load_checkpoint(checkpoint).card
+    path = Path(meshes[0].uri)
+    plain = open_subject(path, UnwrapConfig(), card).cameras
+    assert len(plain.projection) == 4
+    six = open_subject(path, UnwrapConfig(), replace(card, rig={"name": "ortho6"})).cameras
+    assert len(six.projection) == 6
+    assert (six.projection[:, 3, 3] == 1).all(), "parallel projection"
+    raised = open_subject(path, UnwrapConfig(), replace(card, rig={"name": "seqtex4", "elevation_deg": 25.0})).cameras
+    assert raised.world_to_cam[0, 1, 2] == pytest.approx(np.cos(np.radians(25.0)), abs=1e-6)

@@ -6,7 +6,7 @@ another sum in it, the state does not count. A finished checkpoint is a model di
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,9 @@ def newest_state(directory: Path) -> Path | None:
     return next((path for path in reversed(trainer_states(directory)) if verified(path)), None)
 
 
+JITTER = ("jitter_azimuth_deg", "jitter_elevation_deg", "jitter_fov_deg")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """`seqtex.json`: what sampling must know beside the weights."""
@@ -104,6 +107,8 @@ class Card:
     """Normalisation of the DCT codec when the weights were trained; empty for a codec with its own statistics."""
     latent_std: tuple[float, ...] = ()
     steps: int
+    rig: dict[str, Any] = field(default_factory=dict)
+    """Options of `geometry.rigs.RigConfig`: the cameras that the views were made with, their jitter left out."""
     code_version: str = ""
 
 

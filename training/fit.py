@@ -12,11 +12,12 @@ from typing import Any
 import lightning
 import torch
 
-from schemas.dataset import write_file
+from schemas.dataset import read_dataset_json, write_file
 from schemas.errors import UserError
 from training.batch import encode_batch
 from training.callbacks import AveragedWeights, Clock, LearningRate, LossLog, SavedStates
 from training.checkpoints import (
+    JITTER,
     AtomicCheckpointIO,
     Card,
     latent_statistics,
@@ -171,6 +172,7 @@ def make_trainer(cfg: TrainConfig, callbacks: list[lightning.Callback]) -> light
 
 def make_card(cfg: TrainConfig, codec: LatentCodec, steps: int) -> Card:
     sizes = image_sizes(cfg.data.directory)
+    rig = read_dataset_json(cfg.data.directory).config.get("rig", {})
     mean, std = latent_statistics(codec)
     return Card(
         preset=cfg.preset,
@@ -182,5 +184,6 @@ def make_card(cfg: TrainConfig, codec: LatentCodec, steps: int) -> Card:
         latent_mean=mean,
         latent_std=std,
         steps=steps,
+        rig={name: value for name, value in rig.items() if name not in JITTER},
         **asdict(sizes),
     )
