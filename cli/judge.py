@@ -55,7 +55,7 @@ def judge(dataset: Path, cfg: JudgeOptions, out: Path | None = None) -> int:
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"--out {out}: give a file that ends in .parquet")
     outcomes = [outcome for part in read_ledger(dataset) for outcome in part.outcomes]
-    found = list(changes(outcomes, built_with(dataset), cfg.judge))
+    found = list(changes(outcomes, cfg.judge))
     if out is not None:
         write_changes(out, found)
     if sys.stdout.isatty():

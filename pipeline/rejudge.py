@@ -42,13 +42,13 @@ class Change:
         return rule_of(self.before if self.kind in NEEDS_REBUILD else self.after)
 
 
-def changes(outcomes: Iterable[Outcome], built_with: JudgeConfig, cfg: JudgeConfig) -> Iterator[Change]:
+def changes(outcomes: Iterable[Outcome], cfg: JudgeConfig) -> Iterator[Change]:
     """Assets that `cfg` judges otherwise than the ledger says, in ledger order. Those that failed, or that ended before
     they were judged, stay as they are."""
     for outcome in outcomes:
         if outcome.status is Status.FAILED:
             continue
-        if outcome.status is Status.REJECTED and judge(outcome.measurements, built_with).regime is not None:
+        if outcome.status is Status.REJECTED and rule_of(outcome.detail) is None:
             continue  # ended by something else: its bytes, or its loading
         verdict = judge(outcome.measurements, cfg)
         if kind := _kind(outcome, verdict):

@@ -1,5 +1,6 @@
 """The 47 real assets through `seqtex build`: one row each with the outcome a person would give it, whatever happens."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,27 @@ def test_accepted_textures_pass_the_round_trip(dataset):
     textured = [o for part in read_ledger(dataset) for o in part.outcomes if o.regime is Regime.TEXTURED]
     assert len(textured) == sum(regime == TEXTURED for regime, _ in (EXPECTED | AFTER_BAKING).values())
     assert min(o.measurements.round_trip_psnr for o in textured) >= 30
+
+
+OF_THE_VIEWS = ("visible_share_min", "visible_share_opposite", "single_surface_share", "edge_score", "texture_score")
+OF_THE_MAP = ("layout", "uv_fill", "layout_density", "layout_density_spread", "round_trip_psnr", "round_trip_off_share")
+
+
+def test_accepted_assets_were_measured_to_the_end(dataset):
+    accepted = [o for part in read_ledger(dataset) for o in part.outcomes if o.status is Status.ACCEPTED]
+    for outcome in accepted:
+        m, textured = outcome.measurements, outcome.regime is Regime.TEXTURED
+        proven = textured or outcome.reason is Reason.ROUND_TRIP
+        assert (m.layout_fault is None) == proven, outcome.uid
+        for column in (*OF_THE_VIEWS, *(OF_THE_MAP if proven else ())):
+            assert getattr(m, column) is not None, (outcome.uid, column)
+        assert 0 <= m.single_surface_share < 0.9 and m.visible_share_opposite >= 0.0075
+
+
+def test_judging_again_changes_nothing(dataset, capsys):
+    capsys.readouterr()
+    assert main(["judge", str(dataset)]) == 0
+    assert json.loads(capsys.readouterr().out)["changes"] == 0
 
 
 def test_verify_finds_nothing_wrong(dataset):
