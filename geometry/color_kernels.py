@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 
 from geometry.footprint_kernels import fill_frame, inside_span, slopes
+from geometry.jit import BORROWING
 from geometry.texture_kernels import area_mean, norm
 
 SAME_CHART = 0.1
@@ -23,7 +24,7 @@ LEAST_WEIGHT = 1.0 / 512.0
 """Weight in a mean of colours of what is cut out altogether."""
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def face_uv(surface: Any, f: int, b0: float, b1: float) -> tuple[float, float]:
     """Texture coordinates at a point of a face, in float64: they may be large."""
     i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
@@ -36,7 +37,7 @@ def face_uv(surface: Any, f: int, b0: float, b1: float) -> tuple[float, float]:
     )
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def frame_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, frame: np.ndarray) -> None:
     """`fill_frame` for face `f` of a surface whose corners lie at `clip`."""
     i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
@@ -48,13 +49,13 @@ def frame_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, fra
     )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def has_texture(surface: Any, f: int) -> bool:
     """Whether a face shows a texture."""
     return surface.material_sampler[surface.face_material[f]] >= 0 and surface.face_has_uv[f]
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def face_color(
     surface: Any, f: int, b0: float, b1: float,
     frame: np.ndarray, ndc_x: float, ndc_y: float, step_x: float, step_y: float, minor_texels: float,
@@ -86,7 +87,7 @@ def face_color(
     return red, green, blue, alpha
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def color_rows(
     surface: Any,
     face: np.ndarray,
@@ -128,13 +129,13 @@ def color_rows(
             out[row, column, 3] = 0.0 if alpha < surface.cutoffs[surface.face_material[f]] else 1.0
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def opacity_of(alpha: float, cutoff: float) -> float:
     """Alpha shifted so that the cut lies at one half; 1 for opaque materials."""
     return 1.0 if cutoff < 0.0 else min(max(alpha - cutoff + 0.5, 0.0), 1.0)
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def continues(
     surface: Any, f: int, g: int, frame: np.ndarray, ndc_x: float, ndc_y: float, step_x: float, step_y: float,
     u: float, v: float, at_x: float, at_y: float, b0: float, b1: float,
@@ -153,7 +154,7 @@ def continues(
     return norm(off_u, off_v) <= SAME_CHART * max(1.0, min(along_x, along_y))
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def is_one_chart(
     surface: Any, f: int, b0: float, b1: float, frame: np.ndarray, face: np.ndarray, bary: np.ndarray,
     row: int, column: int, s: int, rim: int,
@@ -179,7 +180,7 @@ def is_one_chart(
     return True
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def clip_footprint(
     frame: np.ndarray, b0: float, b1: float, width: int, height: int, step_x: float, step_y: float
 ) -> tuple[float, float, float, float]:
@@ -198,7 +199,7 @@ def clip_footprint(
     return b0, b1, step_x, step_y
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def look_around(face: np.ndarray, f: int, row: int, column: int, s: int, seen: np.ndarray) -> tuple[int, bool]:
     """Number of a texel's samples that lie on some face, which are marked as seen, and whether these and those just
     around them all lie on face `f`."""
@@ -213,7 +214,7 @@ def look_around(face: np.ndarray, f: int, row: int, column: int, s: int, seen: n
     return count, uniform
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def texel_rows(
     surface: Any, centre_face: np.ndarray, centre_bary: np.ndarray, face: np.ndarray, bary: np.ndarray, s: int,
     clip: np.ndarray, clip_faces: np.ndarray, frame: np.ndarray, out: np.ndarray, known: np.ndarray, seen: np.ndarray,
@@ -283,7 +284,7 @@ def texel_rows(
                 out[row, column, channel] /= total
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def average_rows(color: np.ndarray, covered: np.ndarray, s: int, rgb: np.ndarray, any_covered: np.ndarray) -> None:
     """Mean over the covered of s x s samples: color [h s, w s, 4], covered [h s, w s] -> rgb [h, w, 3], [h, w]."""
     for row in range(rgb.shape[0]):
@@ -301,7 +302,7 @@ def average_rows(color: np.ndarray, covered: np.ndarray, s: int, rgb: np.ndarray
             any_covered[row, column] = count > 0
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def encode_rows(linear: np.ndarray, steps: np.ndarray, guess: np.ndarray, out: np.ndarray) -> None:
     """Linear light [n] to the 8-bit sRGB level [n] whose interval of `steps` holds it."""
     for i in range(linear.shape[0]):

@@ -6,11 +6,13 @@
 import numpy as np
 from numba import njit
 
+from geometry.jit import BORROWING
+
 FRAME_SIZE = 15
 """Numbers that `fill_frame` keeps of a face."""
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def fill_frame(
     clip: np.ndarray, i: int, j: int, k: int, u0: float, v0: float, u1: float, v1: float, u2: float, v2: float,
     frame: np.ndarray,
@@ -36,7 +38,7 @@ def fill_frame(
     frame[8] = frame[12] * (v1 - v0) + frame[14] * (v2 - v0)
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def slopes(frame: np.ndarray, ndc_x: float, ndc_y: float, u: float, v: float) -> tuple[float, float, float, float]:
     """du/dx, dv/dx, du/dy, dv/dy at a point of the face that `frame` describes; 0 where it is seen edge-on."""
     total = frame[0] * ndc_x + frame[1] * ndc_y + frame[2]
@@ -48,7 +50,7 @@ def slopes(frame: np.ndarray, ndc_x: float, ndc_y: float, u: float, v: float) ->
     )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def inside_span(frame: np.ndarray, axis: int, b0: float, b1: float, length: float) -> tuple[float, float]:
     """The part of a line of this length, along x (0) or y (1) and centred on a point of a face, that stays on the face:
     its two ends. For faces of a flat layout (w = 1), whose weights are linear."""

@@ -6,6 +6,7 @@
 import numpy as np
 from numba import njit
 
+from geometry.jit import BORROWING
 from geometry.mips import MIP_SCALE
 
 MAJOR_TEXELS = 16.0
@@ -16,13 +17,13 @@ HUGE_TEXELS = 1e9
 """Longer footprints belong to faces seen edge-on; they are cut to this."""
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def norm(x: float, y: float) -> float:
     """Length of a vector (`np.hypot` guards against overflow at ten times the price)."""
     return np.sqrt(x * x + y * y)
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def reduce_coordinate(coordinate: float, wrap: int) -> float:
     """A texture coordinate brought near [0, 1] before it becomes a texel index (they may be 1e20); NaN counts as 0."""
     if not np.isfinite(coordinate):
@@ -34,7 +35,7 @@ def reduce_coordinate(coordinate: float, wrap: int) -> float:
     return min(max(coordinate, -1.0), 2.0)
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def wrap_index(index: int, size: int, wrap: int) -> int:
     """Texel index in [0, size) under repeat (0), mirror (1) or clamp (2), one texel around a reduced coordinate: -1 to
     size, or to 2 size when mirrored. (A division per texel would cost more than the rest of the look-up.)"""
@@ -45,7 +46,7 @@ def wrap_index(index: int, size: int, wrap: int) -> int:
     return min(max(index, 0), size - 1)
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def corners(
     x: float, y: float, first: int, height: int, width: int, wrap_u: int, wrap_v: int
 ) -> tuple[int, int, int, int, float, float, float, float]:
@@ -65,7 +66,7 @@ def corners(
     return t00, t01, t10, t11, gx * gy, fx * gy, gx * fy, fx * fy
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def look_up(
     u: float, v: float, texels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray, nearest: bool
 ) -> tuple[float, float, float, float]:
@@ -89,7 +90,7 @@ def look_up(
     return red, green, blue, alpha * np.float32(1.0 / 255.0)
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def look_up_mip(
     u: float, v: float, mips: np.ndarray, levels: np.ndarray, level: int, wrap_u: int, wrap_v: int
 ) -> tuple[float, float, float, float]:
@@ -111,14 +112,14 @@ def look_up_mip(
     return red, green, blue, alpha
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def probe_step(texels: float, probes: int) -> float:
     """Distance between probes, as a share of a footprint `texels` long. A bilinear probe is a box one texel wide: n of
     them side by side are a box of n texels exactly, and in between they overlap evenly and reach just as far."""
     return (min(texels, MAJOR_TEXELS) - 1.0) / ((probes - 1) * texels) if probes > 1 else 0.0
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@njit(**BORROWING)
 def sum_probes(
     u: float, v: float, ux: float, vx: float, uy: float, vy: float, along_x: float, along_y: float,
     texels: np.ndarray, mips: np.ndarray, levels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray,
@@ -150,7 +151,7 @@ def sum_probes(
     return red / total, green / total, blue / total, alpha / (probes_x * probes_y)
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy", inline="always")
+@njit(inline="always", **BORROWING)
 def area_mean(
     u: float, v: float, ux: float, vx: float, uy: float, vy: float,
     texels: np.ndarray, mips: np.ndarray, levels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray,
