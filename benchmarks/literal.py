@@ -109,8 +109,8 @@ def embed(state: State, name: str, latents: Tensor) -> Tensor:
 def embed_time(state: State, timestep: Tensor, freq_dim: int) -> tuple[Tensor, Tensor]:
     """Embedding [b, f, d] and modulation [b, f, 6, d] of each frame's timestep."""
     half = freq_dim // 2
-    angles = timestep[..., None] * torch.exp(-math.log(10000) * torch.arange(half) / half)
-    waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    angles = timestep.float()[..., None] * torch.exp(-math.log(10000) * torch.arange(half) / half)
+    waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(timestep.dtype)
     hidden = F.silu(linear(state, "condition_embedder.time_embedder.linear_1", waves))
     temb = linear(state, "condition_embedder.time_embedder.linear_2", hidden)
     return temb, linear(state, "condition_embedder.time_proj", F.silu(temb)).unflatten(-1, (6, -1))
@@ -160,7 +160,6 @@ def feed_forward(block: State, name: str, x: Tensor) -> Tensor:
 
 
 def norm(x: Tensor, eps: float) -> Tensor:
-    x = x.float()
     centred = x - x.mean(dim=-1, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
 
