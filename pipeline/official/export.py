@@ -64,7 +64,7 @@ def write_model(folder: Path, sample: TextureSample) -> None:
     frame = Frame(
         center=np.array(sample.meta["frame"]["center"], np.float64), scale=float(sample.meta["frame"]["scale"])
     )
-    write_glb(folder / MODEL, sample.mesh, sample.uv.rgb, frame)
+    write_glb(folder / MODEL, sample.mesh, sample.uv.rgb, frame, sample.uv.opacity)
     write_file(folder / JPEG, encode_image(sample.uv.rgb, "JPEG", quality=JPEG_QUALITY, subsampling=0))
 
 
