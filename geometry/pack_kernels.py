@@ -6,6 +6,8 @@
 import numpy as np
 from numba import njit
 
+ROWS_PER_STEP = 24
+"""Height of a chart from which on every second row is tried, and so on: slopes make each row slow."""
 TURNS = 18
 """Angles tried, over a quarter turn, for the smallest bounding box of a chart."""
 
@@ -147,9 +149,10 @@ def lowest_place(
     next_taken: np.ndarray, next_free: np.ndarray, runs: np.ndarray, w: int, h: int, width: int, start: int, below: int
 ) -> tuple[int, int]:
     """Leftmost of the lowest places (x, y) for runs in a box of w by h, from row `start` on and below row `below`;
-    (-1, -1) for none."""
+    (-1, -1) for none. Tall ones are tried on every few rows and then let down."""
+    step = 1 + h // ROWS_PER_STEP
     run = 0
-    for y in range(start, min(below, len(next_taken) - h + 1)):
+    for y in range(start, min(below, len(next_taken) - h + 1), step):
         x, clear = 0, 0  # `clear` runs passed since the last collision; the one that collided is tried first
         while x <= width - w:
             row, first = y + runs[run, 0], runs[run, 1]
@@ -160,9 +163,20 @@ def lowest_place(
                 continue
             clear += 1
             if clear == len(runs):
-                return x, y
+                return x, lowered(next_taken, runs, x, y)
             run = run + 1 if run + 1 < len(runs) else 0
     return -1, -1
+
+
+@njit(nogil=True, cache=True)
+def lowered(next_taken: np.ndarray, runs: np.ndarray, x: int, y: int) -> int:
+    """The row to which runs that lie free at (x, y) fall."""
+    while y > 0:
+        for run in range(len(runs)):
+            if next_taken[y - 1 + runs[run, 0], x + runs[run, 1]] < x + runs[run, 2]:
+                return y
+        y -= 1
+    return y
 
 
 @njit(nogil=True, cache=True)

@@ -47,12 +47,13 @@ def measure_map(measurements: Measurements, uv_mesh: UvMesh, maps: UvMaps) -> Me
     """With the measurements of the final layout filled in; `uv_mesh` in the dataset frame."""
     corners = uv_mesh.vertices.astype(np.float64)[uv_mesh.faces]
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
-    median, spread = density_spread(signed_areas(uv_mesh.uv, uv_mesh.faces), areas)
+    uv_areas = signed_areas(uv_mesh.uv, uv_mesh.faces)
+    median, spread = density_spread(uv_areas, areas)
     return replace(
         measurements,
         layout=uv_mesh.layout,
         uv_fill=float(maps.mask.mean()),
-        layout_charts=len(np.unique(topology(uv_mesh).chart)),
+        layout_charts=len(np.unique(topology(uv_mesh).chart[uv_areas != 0])),
         layout_stretch=layout_stretch(uv_mesh.vertices, uv_mesh.faces, uv_mesh.uv),
         layout_density=None if median is None else median * len(maps.mask),
         layout_density_spread=spread,

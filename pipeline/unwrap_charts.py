@@ -54,7 +54,7 @@ def sum_pairs(
     apart = low != high
     size = int(high.max(initial=0)) + 1
     keys, place = np.unique(low[apart] * size + high[apart], return_inverse=True)
-    return *np.divmod(keys, size), np.bincount(place, weights=shared[apart], minlength=len(keys))
+    return *np.divmod(keys, size), np.bincount(place, shared[apart], len(keys)).astype(np.float64)
 
 
 def _costs(

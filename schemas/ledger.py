@@ -192,7 +192,7 @@ class Measurements:
     uv_fill: float | None = None
     """Share of texels of the final layout covered by a face."""
     layout_charts: int | None = None
-    """Charts of the final layout, counted as `uv_charts`."""
+    """Charts of the final layout, counted as `uv_charts` over the faces that have an area in it."""
     layout_stretch: float | None = None
     """L2 stretch of the final layout (Sander et al. 2001) over the 99.9 % of the surface stretched least; 1 keeps every
     length."""

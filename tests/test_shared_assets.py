@@ -52,9 +52,8 @@ EXPECTED: dict[str, tuple[str, str | Reason]] = {
     "alien_flat_materials.glb": (TEXTURED, GROWN),
     "japanese_bridge_meshopt_no_uv.glb": (TEXTURED, GROWN),
     "icosahedron_no_base_color_texture.glb": (TEXTURED, GROWN),  # two flat colours
-    # textured, layouts overlap, more faces than the unwrap budget: views only
-    "chess_board_179k_draco.glb": (MV_ONLY, Reason.UNWRAP_BUDGET),
-    "flight_helmet_95k_multi_material.glb": (MV_ONLY, Reason.UNWRAP_BUDGET),
+    "chess_board_179k_draco.glb": (TEXTURED, GROWN),  # layouts overlap
+    "flight_helmet_95k_multi_material.glb": (TEXTURED, GROWN),  # one square per material
     # one colour, or none
     "vr_hand_skinned_no_texture.glb": ("rejected", Reason.UNTEXTURED),
     "underwater_scene_no_material.glb": ("rejected", Reason.UNTEXTURED),

@@ -1,6 +1,7 @@
 """Layouts: kept where good, new where not, never with two places on one texel."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,23 @@ from geometry.raster_cpu import CpuRasterizer
 from pipeline.bake import rasterize_layout
 from pipeline.load import load_mesh
 from pipeline.measure import measure
+from pipeline.measure_layout import signed_areas
+from pipeline.measure_shape import topology
 from pipeline.unwrap import UnwrapConfig, unwrap
+from pipeline.unwrap_layout import grown_layout
+from pipeline.unwrap_stretch import layout_stretch, seam_length
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Material, TexturedMesh, UvMesh
 from tests.small_gltf import box
 
 CFG = UnwrapConfig()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_kernels() -> None:
+    """As in a build: the children that make layouts find the compiled loops at hand."""
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float64)
+    grown_layout(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]), 64, 2)
 
 
 def sphere(rows: int, columns: int) -> TexturedMesh:
@@ -107,19 +119,155 @@ def test_new_layout_has_room_and_whole_charts() -> None:
         assert len(places) < 1.5 * len(mesh.vertices)  # 6 per vertex if faces were apart
 
 
-def test_padding_keeps_charts_apart(tmp_path: Path) -> None:
-    """The sides of a box are charts of their own: between two of them lie at least the 2 texels asked for."""
+@pytest.mark.parametrize("resolution", [256, 1024])
+def test_padding_keeps_charts_apart(resolution: int) -> None:
+    """Between two charts lie at least the 2 texels asked for, whatever the size of the map."""
+    mesh = replace(sphere(24, 48), face_has_uv=np.zeros(24 * 48 * 2, bool))
+    found = unwrap(mesh, measure(mesh), CFG, resolution)
+    assert isinstance(found, UvMesh)
+    chart = topology(found).chart
+    face = rasterize_layout(found, resolution, CpuRasterizer()).face[0]
+    seen = np.where(face >= 0, chart[np.maximum(face, 0)], -1)
+    assert len(np.unique(chart)) > 3
+    for down in range(-2, 3):
+        for right in range(3):
+            near = np.roll(seen, (down, right), axis=(0, 1))[2:-2, 2:-2]
+            here = seen[2:-2, 2:-2]
+            assert not ((near != here) & (near >= 0) & (here >= 0)).any()
+
+
+def bare(vertices: np.ndarray, faces: np.ndarray) -> TexturedMesh:
+    """A mesh without texture coordinates."""
+    return TexturedMesh(
+        vertices=np.ascontiguousarray(vertices, np.float32),
+        normals=np.tile(np.array([0, 0, 1], np.float32), (len(vertices), 1)),
+        uv=np.zeros((len(vertices), 2), np.float32),
+        colors=np.ones((len(vertices), 4), np.float32),
+        faces=np.ascontiguousarray(faces, np.int32),
+        face_material=np.zeros(len(faces), np.int32),
+        face_has_uv=np.zeros(len(faces), bool),
+        materials=(Material(),),
+        textures=(),
+    )
+
+
+def moebius(columns: int = 100) -> TexturedMesh:
+    angle, across = np.linspace(0, 2 * np.pi, columns, endpoint=False)[:, None], np.array([-0.2, 0.0, 0.2])
+    radius = 1 + across * np.cos(angle / 2)
+    points = np.stack([radius * np.cos(angle), radius * np.sin(angle), across * np.sin(angle / 2)], -1)
+    here = np.arange(columns)[:, None] * 3 + np.array([0, 1])
+    there, beyond = here + 3, here + 4
+    there[-1], beyond[-1] = [2, 1], [1, 0]
+    faces = np.stack([np.stack([here, there, here + 1], -1), np.stack([here + 1, there, beyond], -1)])
+    return bare(points.reshape(-1, 3), faces.reshape(-1, 3))
+
+
+def twice_both_ways() -> TexturedMesh:
+    mesh = sphere(12, 24)
+    return bare(mesh.vertices, np.concatenate([mesh.faces, mesh.faces, mesh.faces[:, ::-1]]))
+
+
+def book(pages: int = 60) -> TexturedMesh:
+    """All faces on one edge."""
+    angle = np.arange(pages) / pages
+    points = np.concatenate([[[0, 0, 0], [0, 0, 1]], np.stack([np.cos(angle), np.sin(angle), angle * 0], 1)])
+    return bare(points, np.stack([angle * 0, angle * 0 + 1, np.arange(pages) + 2], 1))
+
+
+def confetti(parts: int = 300) -> TexturedMesh:
+    rng = np.random.default_rng(0)
+    points = rng.random((parts, 1, 3)) + rng.normal(size=(parts, 3, 3)) * 0.01
+    return bare(points.reshape(-1, 3), np.arange(3 * parts).reshape(-1, 3))
+
+
+def crumpled(side: int = 30) -> TexturedMesh:
+    """A height field of noise: hardly two faces look one way."""
+    row, column = np.indices((side, side))
+    height = np.random.default_rng(0).random((side, side)) * 5
+    corner = (row * side + column)[:-1, :-1].reshape(-1, 1)
+    faces = corner + np.array([[0, side, 1, 1, side, side + 1]])
+    return bare(np.stack([row, column, height], -1).reshape(-1, 3), faces.reshape(-1, 3))
+
+
+def ring(rows: int = 30, columns: int = 80) -> TexturedMesh:
+    """A torus with bumps."""
+    around = np.linspace(0, 2 * np.pi, columns, endpoint=False)
+    across = np.linspace(0, 2 * np.pi, rows, endpoint=False)[:, None]
+    tube = 0.3 + 0.06 * np.sin(9 * around) * np.cos(5 * across)
+    radius = 0.65 + tube * np.cos(across)
+    points = np.stack([radius * np.cos(around), radius * np.sin(around), tube * np.sin(across)], -1)
+    index = np.arange(rows * columns).reshape(rows, columns)
+    a, b, c = index, np.roll(index, -1, 1), np.roll(index, -1, 0)
+    faces = np.stack([np.stack([a, b, c], -1), np.stack([b, np.roll(b, -1, 0), c], -1)])
+    return bare(points.reshape(-1, 3), faces.reshape(-1, 3))
+
+
+def charts(uv_mesh: UvMesh) -> int:
+    """Of the faces with area."""
+    return len(np.unique(topology(uv_mesh).chart[signed_areas(uv_mesh.uv, uv_mesh.faces) != 0]))
+
+
+@pytest.mark.parametrize("make", [moebius, twice_both_ways, book, confetti, crumpled])
+def test_unfriendly_shapes_get_sound_layouts(make: Callable[[], TexturedMesh]) -> None:
+    """Every face is laid flat face up, in a place of its own."""
+    mesh = make()
+    found = checked(mesh)
+    corners = mesh.vertices[mesh.faces]
+    doubled = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    assert (signed_areas(found.uv, found.faces)[doubled > 1e-7] > 0).all()
+    assert found.layout == "grown" and len(found.faces) == len(mesh.faces)
+
+
+def test_more_charts_than_the_map_can_hold() -> None:
+    mesh = confetti()
+    found = unwrap(mesh, measure(mesh), CFG, resolution=32)
+    assert isinstance(found, Rejected) and found.reason == Reason.UNWRAP_FAILED and "too many" in found.detail
+
+
+def test_poor_layouts_are_refused() -> None:
+    """A tape two hundred thousand times as long as wide covers nothing of a square."""
+    along = np.repeat(np.arange(500.0), 2)
+    corner = np.arange(0, 998, 2)[:, None]
+    faces = (corner + np.array([[0, 2, 1, 2, 3, 1]])).reshape(-1, 3)
+    mesh = bare(np.stack([along, np.tile([0, 2.5e-3], 500), along * 0], 1), faces)
+    found = unwrap(mesh, measure(mesh), CFG)
+    assert isinstance(found, Rejected) and found.reason == Reason.UNWRAP_POOR and "map are used" in found.detail
+    for cfg in (UnwrapConfig(max_charts=1), UnwrapConfig(max_stretch=1.0)):
+        mesh = replace(sphere(16, 32), face_has_uv=np.zeros(1024, bool))
+        found = unwrap(mesh, measure(mesh), cfg)
+        assert isinstance(found, Rejected) and found.reason == Reason.UNWRAP_POOR
+
+
+def test_against_xatlas() -> None:
+    """Up to the number asked for xatlas makes the layout; ours of a bumpy ring has fewer charts and shorter seams."""
+    mesh = ring()
+    ours = checked(mesh, UnwrapConfig(max_xatlas_faces=len(mesh.faces) - 1))
+    theirs = checked(mesh, UnwrapConfig(max_xatlas_faces=len(mesh.faces), max_stretch=10.0))
+    assert (ours.layout, theirs.layout) == ("grown", "xatlas")
+    assert charts(ours) < charts(theirs) and seam_length(ours) < seam_length(theirs)
+
+
+def test_stretch_of_known_layouts() -> None:
+    """A square squeezed to the width w: its lengths grow by 1 / w and 1 on the way back, its area by 1 / w, so that
+    sqrt(w * (1 / w^2 + 1) / 2) is left once the areas are made equal."""
+    square = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], np.float32)
+    faces = np.array([[0, 1, 2], [1, 3, 2]], np.int32)
+    for width, expected in ((1.0, 1.0), (0.5, 1.25**0.5), (0.25, (17 / 8) ** 0.5)):
+        uv = square[:, :2] * np.array([width, 1], np.float32)
+        assert layout_stretch(square, faces, uv) == pytest.approx(expected)
+
+
+def test_seams_of_a_cube_with_six_charts(tmp_path: Path) -> None:
+    """Twelve edges of side 1 over the root of six squares."""
     path = tmp_path / "box.glb"
     path.write_bytes(box().glb())
     mesh = load_mesh(path)
     assert isinstance(mesh, TexturedMesh)
     found = checked(mesh)
-    assert found.layout == "grown"
-    face = rasterize_layout(found, 1024, CpuRasterizer()).face[0]
-    side = np.where(face >= 0, np.abs(mesh.normals[mesh.faces[np.maximum(face, 0)]]).argmax(axis=-1)[..., 0], -1)
-    for axis in (0, 1):
-        a, b = (np.roll(side, -1, axis), side)
-        assert not ((a != b) & (a >= 0) & (b >= 0)).any()
+    assert charts(found) == 6  # a side is a sixth of the surface: none are sewn
+    edge = np.ptp(mesh.vertices, axis=0)
+    area = 2 * (edge[0] * edge[1] + edge[1] * edge[2] + edge[0] * edge[2])
+    assert seam_length(found) == pytest.approx(4 * edge.sum() / area**0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e20])
@@ -166,6 +314,15 @@ def test_budget_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     found = unwrap(mesh, measure(mesh), UnwrapConfig(timeout_s=0.5))
     assert time.monotonic() - start < 5
     assert isinstance(found, Rejected) and found.reason == Reason.UNWRAP_BUDGET and "0.5 s" in found.detail
+
+
+def test_xatlas_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> dict[str, np.ndarray]:
+        raise RuntimeError("no atlas")
+
+    monkeypatch.setattr(pipeline.unwrap, "xatlas_layout", broken)
+    mesh = replace(sphere(4, 8), face_has_uv=np.zeros(64, bool))
+    assert checked(mesh, UnwrapConfig(max_xatlas_faces=100)).layout == "grown"
 
 
 @pytest.mark.parametrize("fault", ["charts", "nan", "faces", "outside"])
