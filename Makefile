@@ -44,6 +44,7 @@ blender: .venv-blender/.installed  ## Blender's interpreter in .venv-blender (87
 
 bench: $(STAMP)  ## side-by-side benchmarks; prints tables
 	$(BIN)/python -m benchmarks.raster
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.blender
 
 clean:  ## remove build products and demo output (keeps .venv)
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

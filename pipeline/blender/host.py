@@ -48,9 +48,9 @@ class Answer:
 
     version: str
     start_s: float
-    """Seconds until its first command."""
+    """Processor seconds until its first command."""
     seconds: tuple[dict[str, float], ...]
-    """Stages of each command."""
+    """Processor seconds of the stages of each command."""
 
 
 def convert(path: Path, target: Path, cfg: BlenderConfig, max_file_bytes: int) -> Path | Rejected:

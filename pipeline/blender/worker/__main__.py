@@ -1,16 +1,15 @@
 """Runs in Blender's interpreter, as `python -I worker REQUEST.json`; our packages never import it, nor it them.
 
 The request is `{"answer": path, "threads": int, "commands": [{"command": "convert" | "render" | "bake", ...}]}`. The
-answer, `{"blender", "start_s", "results": [{"fault": [reason, detail] | null, "seconds": {...}}]}`, is written last: an
-exit code of 0 with an answer is the only success. An exception is a bug and ends the process."""
+answer, `{"blender", "start_s", "results": [{"fault": [reason, detail] | null, "seconds": {...}}]}`, in seconds of
+processor time, is written last: an exit code of 0 with an answer is the only success. An exception is a bug and ends
+the process."""
 
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-START = time.perf_counter()
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
 
     commands = {"convert": convert, "render": render, "bake": bake}
     factory_settings(request["threads"])
-    answer: dict[str, Any] = {"blender": bpy.app.version_string, "start_s": time.perf_counter() - START, "results": []}
+    answer: dict[str, Any] = {"blender": bpy.app.version_string, "start_s": time.process_time(), "results": []}
     for number, command in enumerate(request["commands"]):
         if number:
             factory_settings(request["threads"])
