@@ -194,6 +194,19 @@ def texel_color(
     return out, known, seen
 
 
+def visible_fragments(
+    surface: PackedSurface,
+    clip: Float32[np.ndarray, "images vertices 4"],
+    height: int,
+    width: int,
+    rasterizer: Rasterizer,
+) -> Fragments:
+    """Front fragments that are not cut out. Where nothing can be, no colour is looked up."""
+    if surface.has_holes():
+        return visible_surface(surface, clip, height, width, rasterizer)[0]
+    return rasterizer.rasterize(clip, surface.faces, height, width)
+
+
 def visible_surface(
     surface: PackedSurface,
     clip: Float32[np.ndarray, "images vertices 4"],

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float32, Int64
 from geometry.gutter import dilate
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import PackedSurface, encode_srgb8, pack_surface, surface_color, texel_color
-from pipeline.render import RenderConfig, interpolate_geometry, psnr_db, render_baked
+from pipeline.render import RenderConfig, interpolate_geometry, psnr_db, render_colors, wear
 from schemas.camera import Cameras
 from schemas.errors import require_between
 from schemas.mesh import TexturedMesh, UvMesh
@@ -143,8 +143,8 @@ def round_trip(
     views: Views, uv_mesh: UvMesh, maps: UvMaps, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer
 ) -> RoundTrip:
     """Views from the baked map against views of the source."""
-    baked = render_baked(uv_mesh, maps.rgb, cameras, cfg, rasterizer, maps.opacity)
-    covered = views.mask | baked.mask
-    psnr = psnr_db(views.rgb, baked.rgb, covered)
-    difference = np.abs(views.rgb[covered].astype(np.int16) - baked.rgb[covered])
+    rgb, mask = render_colors(wear(uv_mesh, maps.rgb, maps.opacity), cameras, cfg, rasterizer)
+    covered = views.mask | mask
+    psnr = psnr_db(views.rgb, rgb, covered)
+    difference = np.abs(views.rgb[covered].astype(np.int16) - rgb[covered])
     return RoundTrip(psnr_db=psnr, off_share=float((difference.max(axis=-1) > OFF_LEVELS).mean()))

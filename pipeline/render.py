@@ -1,7 +1,7 @@
 """Views of a mesh: unlit colour, position and normal as the cameras see them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ from geometry.texture import (
     average_samples,
     encode_srgb8,
     pack_surface,
+    surface_color,
+    visible_fragments,
     visible_surface,
 )
 from schemas.camera import Cameras
@@ -55,13 +57,10 @@ def render_views(mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, raster
     """Views of a mesh in the dataset frame. Both sides of every face are seen."""
     surface = pack_surface(mesh)
     clip = project(mesh.vertices, cameras.world_to_clip)
-    fragments, centre_color = visible_surface(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
+    fragments = visible_fragments(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
     mask = fragments.face >= 0
     position, normal = interpolate_geometry(fragments, mesh, rasterizer)
-    rgb, coverage = centre_color[..., :3], mask.astype(np.uint8) * np.uint8(255)
-    if cfg.supersample > 1:
-        samples = [supersampled(surface, clip[v], rgb[v], mask[v], cfg, rasterizer) for v in range(len(clip))]
-        rgb, coverage = (np.stack(images) for images in zip(*samples, strict=True))
+    rgb, coverage = view_colors(surface, clip, fragments, cfg, rasterizer)
     return Views(
         rgb=encode_srgb8(rgb * mask[..., None]),
         mask=mask,
@@ -71,22 +70,28 @@ def render_views(mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, raster
     )
 
 
-def supersampled(
+def view_colors(
     surface: PackedSurface,
-    clip: Float32[np.ndarray, "vertices 4"],
-    centre_rgb: Float32[np.ndarray, "height width 3"],
-    centre_mask: Bool[np.ndarray, "height width"],
+    clip: Float32[np.ndarray, "views vertices 4"],
+    centres: Fragments,
     cfg: RenderConfig,
     rasterizer: Rasterizer,
-) -> tuple[Float32[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"]]:
-    """Linear colour of one view, mean of the covered samples of each pixel (its centre's where none is covered), and
+) -> tuple[Float32[np.ndarray, "views height width 3"], UInt8[np.ndarray, "views height width"]]:
+    """Linear colour of the views, mean of the covered samples of each pixel (its centre's where none is covered), and
     the share of those samples."""
-    size = cfg.resolution * cfg.supersample
-    fragments, color = visible_surface(surface, clip[None], size, size, rasterizer)
-    mean, covered = average_samples(color, fragments.face >= 0, cfg.supersample)
-    coverage = np.empty(centre_mask.shape, np.uint8)
-    coverage_rows(fragments.face[0], centre_mask, cfg.supersample, coverage)
-    return np.where(covered[0, ..., None], mean[0], centre_rgb), coverage
+    mask = centres.face >= 0
+    if cfg.supersample == 1:
+        return surface_color(surface, centres, clip)[..., :3], mask.astype(np.uint8) * np.uint8(255)
+    rgb, coverage = np.empty((*mask.shape, 3), np.float32), np.empty(mask.shape, np.uint8)
+    sampled, size = np.empty(mask.shape, bool), cfg.resolution * cfg.supersample
+    for view in range(len(clip)):  # one at a time: samples take cfg.supersample^2 times the memory
+        fragments, color = visible_surface(surface, clip[view : view + 1], size, size, rasterizer)
+        mean, covered = average_samples(color, fragments.face >= 0, cfg.supersample)
+        rgb[view], sampled[view] = mean[0], covered[0]
+        coverage_rows(fragments.face[0], mask[view], cfg.supersample, coverage[view])
+    missed = mask & ~sampled
+    only_missed = replace(centres, face=np.where(missed, centres.face, np.int32(-1)))
+    return rgb + surface_color(surface, only_missed, clip)[..., :3], coverage
 
 
 def render_baked(
@@ -99,6 +104,18 @@ def render_baked(
 ) -> Views:
     """Views of a mesh that wears a baked map (sRGB, row 0 = v 1), cut out where its opacity is below one half."""
     return render_views(wear(uv_mesh, rgb, opacity), cameras, cfg, rasterizer)
+
+
+def render_colors(
+    mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer
+) -> tuple[UInt8[np.ndarray, "views height width 3"], Bool[np.ndarray, "views height width"]]:
+    """Colour and mask of `render_views` alone."""
+    surface = pack_surface(mesh)
+    clip = project(mesh.vertices, cameras.world_to_clip)
+    fragments = visible_fragments(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
+    rgb, _ = view_colors(surface, clip, fragments, cfg, rasterizer)
+    mask = fragments.face >= 0
+    return encode_srgb8(rgb * mask[..., None]), mask
 
 
 def wear(
