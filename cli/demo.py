@@ -265,8 +265,9 @@ class Pictures:
 def render_trial(trial: Trial) -> Pictures:
     rasterizer, cameras = CpuRasterizer(threads=2), trial.subject.cameras
     assert trial.sample.uv is not None
-    after = render_baked(trial.subject.uv_mesh, trial.result.uv_rgb, cameras, PICTURE, rasterizer)
-    truth = render_baked(trial.subject.uv_mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer)
+    opacity = trial.sample.uv.opacity
+    after = render_baked(trial.subject.uv_mesh, trial.result.uv_rgb, cameras, PICTURE, rasterizer, opacity)
+    truth = render_baked(trial.subject.uv_mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer, opacity)
     return Pictures(before=clay(after.normal), after=after.rgb, truth=truth.rgb)
 
 

@@ -169,7 +169,7 @@ def judge_result(sample: TextureSample, result: TexturedSubject, task: str) -> J
     assert sample.uv is not None and sample.mesh is not None
     views, uv = sample.views, sample.uv
     render = RenderConfig(resolution=views.mask.shape[1])
-    renders = render_baked(sample.mesh, result.uv_rgb, sample.cameras, render, CpuRasterizer()).rgb
+    renders = render_baked(sample.mesh, result.uv_rgb, sample.cameras, render, CpuRasterizer(), uv.opacity).rgb
     seen = Seen(position=views.position, normal=views.normal, mask=views.mask, cameras=sample.cameras)
     unseen = uv.mask & ~visible_texels(uv.position, uv.normal, uv.mask, seen)
     fill = mean_color_fill(views.rgb[FRONT], views.mask[FRONT], *uv.mask.shape)
