@@ -23,6 +23,7 @@ from pipeline.run import BuildEvent, BuildReport, build
 from pipeline.shards import committed
 from pipeline.sources.procedural import procedural
 from pipeline.sources.spec import open_source
+from pipeline.unwrap import UnwrapConfig
 from pipeline.verify import verify
 from schemas.dataset import file_sha256, read_ledger, read_parquet, shard_path
 from schemas.errors import UsageError, UserError
@@ -35,6 +36,7 @@ CFG = BuildConfig(
     views=RenderConfig(resolution=64),
     uv=BakeConfig(resolution=128),
     judge=JudgeConfig(min_round_trip_db=15.0),
+    unwrap=UnwrapConfig(max_faces=40_000),  # so that the dense assets end as views alone
 )
 COUNT = 10
 SEED = 5

@@ -14,12 +14,6 @@ from tests.test_shared_assets import EXPECTED, MV_ONLY, TEXTURED
 
 pytestmark = [pytest.mark.assets, pytest.mark.slow]
 
-AFTER_BAKING = {
-    # its charts cut holes by alpha; a texture without alpha cannot show them
-    "alpha_blend_mode_test.glb": (MV_ONLY, Reason.ROUND_TRIP),
-}
-"""Assets that fail the round trip, which the table of `test_shared_assets` does not reach."""
-
 
 def build(out: Path, source: Path, workers: int, *options: str) -> int:
     return main(["build", "--source", f"folder:{source}", "--out", str(out), "--workers", str(workers), *options])
@@ -47,12 +41,12 @@ def test_every_asset_ends_as_a_person_would_judge_it(dataset, assets_dir):
             found[name] = (TEXTURED, outcome.measurements.layout) if textured else (MV_ONLY, outcome.reason)
         else:
             found[name] = (str(outcome.status), outcome.reason)
-    assert found == EXPECTED | AFTER_BAKING
+    assert found == EXPECTED
 
 
 def test_accepted_textures_pass_the_round_trip(dataset):
     textured = [o for part in read_ledger(dataset) for o in part.outcomes if o.regime is Regime.TEXTURED]
-    assert len(textured) == sum(regime == TEXTURED for regime, _ in (EXPECTED | AFTER_BAKING).values())
+    assert len(textured) == sum(regime == TEXTURED for regime, _ in EXPECTED.values())
     assert min(o.measurements.round_trip_psnr for o in textured) >= 30
 
 
