@@ -67,7 +67,7 @@ def loss_of(model, arguments):
     "sizes", [{}, {"views": 1}, {"views": 6, "grid": (2, 10)}, {"views": 12, "uv_grid": (2, 14)}, {"text": 1}]
 )
 def test_agrees_with_the_literal_twin(lora_rank, sizes):
-    """Any number of views, rectangular views and maps; outputs and gradients. In float64, but our rotations are float32."""
+    """Any number of views, rectangular ones too; outputs and gradients. In float64, but our rotations are float32."""
     model = tiny_model(lora_rank=lora_rank).double()
     arguments = [tensor.double() for tensor in inputs(**sizes)]
     state, results = dict(model.named_parameters()), []
