@@ -8,6 +8,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cli.main import main
 from schemas.errors import UserError
 from training.model.checkpoint import (
     RELEASED_CLASS,
@@ -381,3 +382,21 @@ def test_training_split_freezes_the_rest_and_can_be_undone():
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in released), name
     assert set(trainable_parameters(model, "all")) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("lora", ["separate", "merged", "alone"])
+def test_the_weights_command(tmp_path, capsys, lora):
+    model = tiny_model(lora_rank=2)
+    save_model(model, tmp_path / "run")
+    assert main(["weights", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--lora", lora]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == str(tmp_path / "out")
+    if lora == "alone":
+        twin = tiny_model(lora_rank=2)
+        load_lora(twin, tmp_path / "out")
+        assert states_equal(twin, model)
+    else:
+        again = load_model(tmp_path / "out")
+        with torch.no_grad():
+            assert relative_error(again(*inputs())[0], model(*inputs())[0]) < 1e-5
+    assert main(["weights", str(tmp_path / "run"), "--out", str(tmp_path / "run")]) == 2
+    assert main(["weights", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 1
