@@ -1,6 +1,9 @@
 """Model files, the start from Wan, and the trainable split."""
 
+import hashlib
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -400,3 +403,68 @@ def test_the_weights_command(tmp_path, capsys, lora):
             assert relative_error(again(*inputs())[0], model(*inputs())[0]) < 1e-5
     assert main(["weights", str(tmp_path / "run"), "--out", str(tmp_path / "run")]) == 2
     assert main(["weights", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 1
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as a download needs; the repository owner/model is the server's `folder`."""
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        path = self.path.split("?")[0]
+        files = {f"/owner/model/resolve/{COMMIT}/{file.name}": file for file in self.server.folder.iterdir()}
+        if path.startswith("/api/models/owner/model/revision/"):
+            siblings = [{"rfilename": file.name} for file in files.values()]
+            content = json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": siblings}).encode()
+        elif path.startswith("/api/models/owner/model/tree/"):
+            content = json.dumps(
+                [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in files.values()]
+            ).encode()
+        elif path in files:
+            content = files[path].read_bytes()
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+COMMIT = "0123456789" * 4
+
+
+def test_a_hub_repository_is_downloaded_as_it_stands(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    model = tiny_model(lora_rank=2)
+    export_released(model, tmp_path / "repository", max_shard_size="50KB")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.folder = tmp_path / "repository"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        loaded = SeqTexTransformer3DModel.from_pretrained("owner/model")
+        with pytest.raises(UserError, match="the hub does not give"):
+            SeqTexTransformer3DModel.from_pretrained("owner/other")
+        server.shutdown()
+    with torch.no_grad():
+        assert relative_error(loaded(*inputs())[1], model(*inputs())[1]) < 1e-5
