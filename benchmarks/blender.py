@@ -27,10 +27,10 @@ from pipeline.bake import BakeConfig, bake_uv
 from pipeline.blender.host import REMEDY, BlenderConfig, run_worker
 from pipeline.blender.lit import describe, read_views, scene
 from pipeline.load import load_asset
-from pipeline.measure import measure
+from pipeline.measure.mesh import measure
 from pipeline.preflight import PreflightConfig
 from pipeline.render import RenderConfig, psnr_db, render_views
-from pipeline.unwrap import UnwrapConfig, unwrap
+from pipeline.unwrap.choose import UnwrapConfig, unwrap
 from schemas.camera import Cameras
 from schemas.ledger import Rejected
 from schemas.mesh import TexturedMesh, UvMesh

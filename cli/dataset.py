@@ -12,7 +12,7 @@ from geometry.raster_cuda import require_cuda
 from pipeline import run
 from pipeline import verify as verification
 from pipeline.blender.host import tried
-from pipeline.process import BuildConfig
+from pipeline.config import BuildConfig
 from pipeline.report.page import render_page
 from pipeline.shards import read_shard
 from pipeline.sources.spec import left_out

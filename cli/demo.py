@@ -17,15 +17,16 @@ from cli.progress import bar, build_progress, log_event
 from cli.subject import Condition, Subject, TexturedSubject, open_subject, texture_subjects
 from cli.table import print_table
 from geometry.raster_cpu import CpuRasterizer
+from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig
 from pipeline.glb import write_glb
-from pipeline.process import BuildConfig, process_asset
 from pipeline.render import RenderConfig, render_baked
 from pipeline.report.images import data_uri, side_by_side
 from pipeline.report.page import Figure, Section, loss_curve, render_page
 from pipeline.run import build
 from pipeline.sources.procedural import procedural
-from pipeline.unwrap import UnwrapConfig
+from pipeline.unwrap.choose import UnwrapConfig
 from pipeline.verify import verify
 from schemas.dataset import read_ledger, write_file
 from schemas.errors import UserError

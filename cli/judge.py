@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from cli.progress import log_event
 from cli.table import print_table
+from pipeline.config import config_from_dict
 from pipeline.judge import JudgeConfig
-from pipeline.process import config_from_dict
 from pipeline.rejudge import NEEDS_REBUILD, Change, changes
 from schemas.dataset import read_dataset_json, read_ledger, write_file
 from schemas.errors import UsageError, UserError

@@ -5,9 +5,9 @@ from typing import Literal
 
 from cli.dataset import build
 from cli.progress import bar, log_event
+from pipeline.config import BuildConfig
 from pipeline.official.export import export as write_layout
 from pipeline.official.layout import Layout
-from pipeline.process import BuildConfig
 from schemas.dataset import read_ledger
 from schemas.errors import UserError
 

@@ -17,9 +17,9 @@ from pipeline.bake import bake_geometry
 from pipeline.formats.fault import AssetFault
 from pipeline.formats.images import decode_image
 from pipeline.load import load_mesh
-from pipeline.measure import measure
+from pipeline.measure.mesh import measure
 from pipeline.render import render_geometry
-from pipeline.unwrap import UnwrapConfig, unwrap
+from pipeline.unwrap.choose import UnwrapConfig, unwrap
 from schemas.camera import Cameras
 from schemas.errors import UserError
 from schemas.ledger import Rejected

@@ -13,7 +13,7 @@ from PIL import Image
 from cli.progress import bar, log_event
 from cli.subject import Condition, Subject, TexturedSubject, open_subject, read_image, texture_subjects
 from pipeline.glb import write_glb
-from pipeline.unwrap import UnwrapConfig
+from pipeline.unwrap.choose import UnwrapConfig
 from schemas.errors import UsageError, UserError
 from training.checkpoints import Checkpoint, load_checkpoint
 from training.sampler import SamplerConfig

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
-from geometry.raster_kernels import project_points
+from geometry.kernels.raster import project_points
 from schemas.camera import Cameras
 
 RELEASED_FOV_DEG = 2.0 * math.degrees(math.atan(36.0 / 100.0))

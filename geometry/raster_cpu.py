@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from geometry.kernels.raster import interpolate_rows, rasterize_rows, snap_vertices
 from geometry.raster import Fragments
-from geometry.raster_kernels import interpolate_rows, rasterize_rows, snap_vertices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
+from geometry.kernels.shading import halve, shade_rows
 from geometry.raster import Fragments
-from geometry.shading_kernels import halve, shade_rows
 from geometry.texture import SRGB_DECODE, WRAP_CODE
 from schemas.camera import Cameras
 from schemas.mesh import Shading, TexturedMesh

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8, UInt16
 
-from geometry.color_kernels import average_rows, color_rows, encode_rows, texel_rows
-from geometry.footprint_kernels import FRAME_SIZE
+from geometry.kernels.color import average_rows, color_rows, encode_rows, texel_rows
+from geometry.kernels.footprint import FRAME_SIZE
 from geometry.mips import mip_levels
 from geometry.raster import Fragments, Rasterizer
 from schemas.mesh import AlphaMode, Material, TexturedMesh, Wrap

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from geometry.cameras import project
+from geometry.kernels.raster import coverage_rows, normalise_rows
 from geometry.raster import Fragments, Rasterizer
-from geometry.raster_kernels import coverage_rows, normalise_rows
 from geometry.texture import (
     PackedSurface,
     average_samples,

@@ -15,8 +15,9 @@ import ray
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from pipeline.card import dataset_card
+from pipeline.config import BuildConfig
 from pipeline.plan import ShardJob, plan_bytes, plan_difference, plan_jobs, read_plan
-from pipeline.process import BuildConfig, JobReport, process_job
+from pipeline.process import JobReport, process_job
 from pipeline.sandbox import REPO
 from pipeline.shards import committed, remove_leftovers
 from pipeline.sources.spec import open_source

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
-from pipeline.process import BuildConfig, process_asset
+from pipeline.config import BuildConfig
 from pipeline.render import RenderConfig
 from pipeline.sources.procedural import procedural
 from schemas.sample import TextureSample

@@ -12,12 +12,13 @@ import pytest
 from geometry.cameras import seqtex4
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import sample_image
+from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
 from pipeline.blender.host import BlenderConfig, convert, run_worker, tried
 from pipeline.blender.lit import describe, read_views, render_cycles, scene
+from pipeline.config import BuildConfig
 from pipeline.glb import write_glb
 from pipeline.load import load_mesh
-from pipeline.process import BuildConfig, process_asset
 from pipeline.render import RenderConfig, psnr_db, render_views, wear
 from pipeline.sources.folder import folder, passed_over
 from schemas.codec import encode

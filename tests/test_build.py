@@ -15,15 +15,15 @@ import pytest
 
 from cli.main import main
 from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig
 from pipeline.judge import JudgeConfig
 from pipeline.plan import read_plan
-from pipeline.process import BuildConfig
 from pipeline.render import RenderConfig
 from pipeline.run import BuildEvent, BuildReport, build
 from pipeline.shards import committed
 from pipeline.sources.procedural import procedural
 from pipeline.sources.spec import open_source
-from pipeline.unwrap import UnwrapConfig
+from pipeline.unwrap.choose import UnwrapConfig
 from pipeline.verify import verify
 from schemas.dataset import file_sha256, read_ledger, read_parquet, shard_path
 from schemas.errors import UsageError, UserError

@@ -12,10 +12,10 @@ from geometry.raster_cpu import CpuRasterizer
 from geometry.rigs import RigConfig, rig_cameras
 from pipeline.judge import JudgeConfig, judge
 from pipeline.load import load_mesh
-from pipeline.measure import measure
-from pipeline.measure_layout import coverage
-from pipeline.measure_surface import hsv_entropy
-from pipeline.measure_views import measure_map, measure_views, opposite_pairs
+from pipeline.measure.layout import coverage
+from pipeline.measure.mesh import measure
+from pipeline.measure.surface import hsv_entropy
+from pipeline.measure.views import measure_map, measure_views, opposite_pairs
 from pipeline.render import RenderConfig, render_views
 from schemas.ledger import Measurements, Reason
 from schemas.mesh import AlphaMode, Material, Texture, TexturedMesh, UvMesh

@@ -13,13 +13,14 @@ from PIL import Image
 from cli.main import main
 from geometry.cameras import project
 from geometry.rigs import RigConfig
+from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig
 from pipeline.official.depth import read_depth, write_depth
 from pipeline.official.export import export
 from pipeline.official.layout import Layout, item_folder, items
 from pipeline.official.renders import RenderedViews, RendersConfig, read_renders
 from pipeline.plan import plan_bytes, plan_jobs, read_plan
-from pipeline.process import BuildConfig, process_asset
 from pipeline.render import RenderConfig, psnr_db
 from pipeline.shards import commit, read_shard
 from pipeline.sources.official import official

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig, config_from_dict
 from pipeline.judge import JudgeConfig, rule_of
 from pipeline.plan import ShardJob
-from pipeline.process import BuildConfig, config_from_dict, process_asset, process_job
+from pipeline.process import process_job
 from pipeline.render import RenderConfig
 from pipeline.sandbox import LimitsConfig
 from pipeline.shards import read_shard

@@ -12,9 +12,10 @@ from PIL import Image
 from geometry.cameras import RELEASED_FOV_DEG, project, seqtex4, view_depth
 from geometry.raster_cpu import CpuRasterizer
 from geometry.rigs import RigConfig, radical_inverse, rig_cameras, rig_directions
+from pipeline.asset import process_asset, seed_of
 from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig
 from pipeline.judge import JudgeConfig
-from pipeline.process import BuildConfig, process_asset, seed_of
 from pipeline.render import RenderConfig, render_geometry, require_views_fit
 from pipeline.report.page import sample_card
 from pipeline.sources.procedural import procedural

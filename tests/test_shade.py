@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from geometry.frames import normalise
+from geometry.kernels.shading import brdf, reflectances, surroundings
 from geometry.raster_cpu import CpuRasterizer
 from geometry.rigs import RigConfig, rig_cameras
 from geometry.shading import Light, ggx_directions, lobe_spread, pack_shading, split_sum_table
-from geometry.shading_kernels import brdf, reflectances, surroundings
 from geometry.texture import linear_to_srgb, srgb_to_linear
+from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig
 from pipeline.judge import JudgeConfig
 from pipeline.load import load_mesh
 from pipeline.preflight import PreflightConfig
-from pipeline.process import BuildConfig, process_asset
 from pipeline.render import RenderConfig, render_views
 from pipeline.shade import render_lit
 from pipeline.sources.procedural import procedural

@@ -9,10 +9,10 @@ import pytest
 
 from pipeline.judge import JudgeConfig, judge
 from pipeline.load import load_mesh
-from pipeline.measure import measure
+from pipeline.measure.mesh import measure
 from pipeline.preflight import PreflightConfig, preflight
 from pipeline.sources.folder import folder
-from pipeline.unwrap import UnwrapConfig, unwrap
+from pipeline.unwrap.choose import UnwrapConfig, unwrap
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.mesh import TexturedMesh
 

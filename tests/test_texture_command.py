@@ -13,13 +13,14 @@ from cli.subject import Condition, open_subject, texture_subjects
 from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
+from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig
 from pipeline.glb import write_glb
 from pipeline.load import load_mesh
-from pipeline.process import BuildConfig, process_asset
 from pipeline.render import RenderConfig, psnr_db, render_views
 from pipeline.sources.procedural import procedural
-from pipeline.unwrap import UnwrapConfig
+from pipeline.unwrap.choose import UnwrapConfig
 from schemas.mesh import MeshRef, TexturedMesh
 from schemas.sample import TextureSample
 from tests.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint

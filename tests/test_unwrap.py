@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline.unwrap
+import pipeline.unwrap.choose
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.bake import rasterize_layout
 from pipeline.load import load_mesh
-from pipeline.measure import measure
-from pipeline.measure_layout import signed_areas
-from pipeline.measure_shape import topology
-from pipeline.unwrap import UnwrapConfig, unwrap
-from pipeline.unwrap_layout import grown_layout
-from pipeline.unwrap_stretch import layout_stretch, seam_length
+from pipeline.measure.layout import signed_areas
+from pipeline.measure.mesh import measure
+from pipeline.measure.shape import topology
+from pipeline.unwrap.choose import UnwrapConfig, unwrap
+from pipeline.unwrap.grow import grown_layout
+from pipeline.unwrap.stretch import layout_stretch, seam_length
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Material, TexturedMesh, UvMesh
 from tests.small_gltf import box
@@ -308,7 +308,7 @@ def test_budget_in_faces() -> None:
 
 def test_budget_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that hangs for ever is killed, and the asset keeps its views."""
-    monkeypatch.setattr(pipeline.unwrap, "grown_layout", lambda *_: time.sleep(600))
+    monkeypatch.setattr(pipeline.unwrap.choose, "grown_layout", lambda *_: time.sleep(600))
     mesh = replace(sphere(4, 8), face_has_uv=np.zeros(64, bool))
     start = time.monotonic()
     found = unwrap(mesh, measure(mesh), UnwrapConfig(timeout_s=0.5))
@@ -320,14 +320,14 @@ def test_xatlas_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> dict[str, np.ndarray]:
         raise RuntimeError("no atlas")
 
-    monkeypatch.setattr(pipeline.unwrap, "xatlas_layout", broken)
+    monkeypatch.setattr(pipeline.unwrap.choose, "xatlas_layout", broken)
     mesh = replace(sphere(4, 8), face_has_uv=np.zeros(64, bool))
     assert checked(mesh, UnwrapConfig(max_xatlas_faces=100)).layout == "grown"
 
 
 @pytest.mark.parametrize("fault", ["charts", "nan", "faces", "outside"])
 def test_silent_failures_are_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    real = pipeline.unwrap.grown_layout
+    real = pipeline.unwrap.choose.grown_layout
 
     def broken(*arguments: object) -> dict[str, np.ndarray]:
         out = real(*arguments)  # type: ignore[arg-type]
@@ -341,7 +341,7 @@ def test_silent_failures_are_noticed(monkeypatch: pytest.MonkeyPatch, fault: str
             out["uv"][3] = 1.5
         return out
 
-    monkeypatch.setattr(pipeline.unwrap, "grown_layout", broken)
+    monkeypatch.setattr(pipeline.unwrap.choose, "grown_layout", broken)
     mesh = replace(sphere(4, 8), face_has_uv=np.zeros(64, bool))
     found = unwrap(mesh, measure(mesh), CFG)
     assert isinstance(found, Rejected) and found.reason == Reason.UNWRAP_FAILED and found.detail

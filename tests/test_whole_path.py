@@ -6,10 +6,11 @@ import pytest
 from geometry.cameras import seqtex4
 from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
+from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig
 from pipeline.glb import write_glb
 from pipeline.load import load_mesh
-from pipeline.process import BuildConfig, process_asset
 from pipeline.render import RenderConfig, render_views
 from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
 from schemas.codec import decode, encode

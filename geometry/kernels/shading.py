@@ -6,7 +6,7 @@
 import numpy as np
 from numba import njit
 
-from geometry.texture_kernels import reduce_coordinate, wrap_index
+from geometry.kernels.texture import reduce_coordinate, wrap_index
 
 MIN_LAMP_ALPHA = 0.02
 """The lamp has a width: its reflection in a smooth surface is no smaller than this lobe."""

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from geometry.sew_kernels import sew
-from pipeline.unwrap_charts import chart_faces, sum_pairs
-from pipeline.unwrap_surface import Surface
+from geometry.kernels.sew import sew
+from pipeline.unwrap.charts import chart_faces, sum_pairs
+from pipeline.unwrap.surface import Surface
 
 MIN_SHARED = 0.12
 """Smallest share of the shorter border that a seam must take up."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
-from geometry.measure_kernels import count_bits, cover_layout
+from geometry.kernels.measure import count_bits, cover_layout
 
 UV_TOLERANCE = 1e-3
 """Texture coordinates may leave [0, 1] this far: one texel of a 1024 map; they are clipped."""

@@ -6,7 +6,7 @@
 import numpy as np
 from numba import njit
 
-from geometry.jit import BORROWING
+from geometry.kernels.jit import BORROWING
 from geometry.mips import MIP_SCALE
 
 MAJOR_TEXELS = 16.0

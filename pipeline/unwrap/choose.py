@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from pipeline.formats.parts import face_vectors
-from pipeline.measure import DEGENERATE_AREA
-from pipeline.measure_layout import coverage
+from pipeline.measure.layout import coverage
+from pipeline.measure.mesh import DEGENERATE_AREA
 from pipeline.sandbox import run_limited
-from pipeline.unwrap_layout import grown_layout
-from pipeline.unwrap_stretch import layout_stretch
-from pipeline.unwrap_xatlas import xatlas_layout
+from pipeline.unwrap.grow import grown_layout
+from pipeline.unwrap.stretch import layout_stretch
+from pipeline.unwrap.xatlas import xatlas_layout
 from pipeline.weld import weld
 from schemas.errors import require_between
 from schemas.ledger import Measurements, Reason, Rejected

@@ -6,8 +6,8 @@
 import numpy as np
 from numba import njit
 
-from geometry.flatten_kernels import relax
-from geometry.stretch_kernels import box_sides, count_shared, face_stretch
+from geometry.kernels.flatten import relax
+from geometry.kernels.stretch import box_sides, count_shared, face_stretch
 
 MAX_STRETCH = 1.06
 """Largest L2 stretch of a sewn chart (1: none)."""

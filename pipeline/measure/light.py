@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from geometry.raster_cpu import CpuRasterizer
-from pipeline.measure_surface import SurfaceSamples
+from pipeline.measure.surface import SurfaceSamples
 from schemas.mesh import TexturedMesh
 
 EVERY = 4

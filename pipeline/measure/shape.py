@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from geometry.measure_kernels import count_components, edge_keys, walk_edges
+from geometry.kernels.measure import count_components, edge_keys, walk_edges
 from pipeline.weld import weld
 from schemas.mesh import TexturedMesh, UvMesh
 

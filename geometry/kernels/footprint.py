@@ -6,7 +6,7 @@
 import numpy as np
 from numba import njit
 
-from geometry.jit import BORROWING
+from geometry.kernels.jit import BORROWING
 
 FRAME_SIZE = 15
 """Numbers that `fill_frame` keeps of a face."""

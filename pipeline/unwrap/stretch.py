@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from geometry.stretch_kernels import face_stretch
+from geometry.kernels.stretch import face_stretch
 from pipeline.formats.parts import face_vectors
-from pipeline.unwrap_surface import make_surface
+from pipeline.unwrap.surface import make_surface
 from pipeline.weld import weld
 from schemas.mesh import UvMesh
 

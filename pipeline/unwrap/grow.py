@@ -4,13 +4,13 @@ cut where they are unwieldy, and packed."""
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from geometry.chart_kernels import connected_pieces
-from geometry.stretch_kernels import box_sides
-from pipeline.unwrap_charts import chart_faces, grow_charts
-from pipeline.unwrap_flatten import flatten_charts, index_charts, rest_shapes
-from pipeline.unwrap_pack import pack
-from pipeline.unwrap_stitch import stitch_charts
-from pipeline.unwrap_surface import Surface, make_surface
+from geometry.kernels.chart import connected_pieces
+from geometry.kernels.stretch import box_sides
+from pipeline.unwrap.charts import chart_faces, grow_charts
+from pipeline.unwrap.flatten import flatten_charts, index_charts, rest_shapes
+from pipeline.unwrap.pack import pack
+from pipeline.unwrap.stitch import stitch_charts
+from pipeline.unwrap.surface import Surface, make_surface
 
 EXPECTED_FILL = 0.65
 """Of the map, to know the size of a texel before packing."""

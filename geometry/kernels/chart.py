@@ -6,7 +6,7 @@
 import numpy as np
 from numba import njit
 
-from geometry.measure_kernels import find_root, join
+from geometry.kernels.measure import find_root, join
 
 MAX_FACES_AT_EDGE = 16
 """Edges with more faces than this are left open: pairing them takes quadratic time, and no layout needs it."""

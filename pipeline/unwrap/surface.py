@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from geometry.chart_kernels import join_corners, pair_edges
+from geometry.kernels.chart import join_corners, pair_edges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

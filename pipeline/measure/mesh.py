@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from pipeline.formats.parts import face_vectors
-from pipeline.measure_layout import (
+from pipeline.measure.layout import (
     DEGENERATE_TEXELS,
     OVERLAP_RESOLUTION,
     coverage,
@@ -15,9 +15,9 @@ from pipeline.measure_layout import (
     signed_areas,
     uv_score,
 )
-from pipeline.measure_light import baked_light
-from pipeline.measure_shape import topology
-from pipeline.measure_surface import (
+from pipeline.measure.light import baked_light
+from pipeline.measure.shape import topology
+from pipeline.measure.surface import (
     SurfaceSamples,
     color_shares,
     grey_share,

@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
 from geometry.cameras import project
-from geometry.measure_kernels import sum_gradients
-from pipeline.measure_layout import density_spread, signed_areas
-from pipeline.measure_shape import topology
-from pipeline.unwrap_stretch import layout_stretch
+from geometry.kernels.measure import sum_gradients
+from pipeline.measure.layout import density_spread, signed_areas
+from pipeline.measure.shape import topology
+from pipeline.unwrap.stretch import layout_stretch
 from schemas.camera import Cameras
 from schemas.ledger import Measurements
 from schemas.mesh import UvMesh

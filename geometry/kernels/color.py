@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.footprint_kernels import fill_frame, inside_span, slopes
-from geometry.jit import BORROWING
-from geometry.texture_kernels import area_mean, norm
+from geometry.kernels.footprint import fill_frame, inside_span, slopes
+from geometry.kernels.jit import BORROWING
+from geometry.kernels.texture import area_mean, norm
 
 SAME_CHART = 0.1
 """Two faces of a texel belong to one chart of the source if one's coordinates, continued to a point of the other, miss

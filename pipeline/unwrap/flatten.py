@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from geometry.flatten_kernels import relax_all
-from geometry.stretch_kernels import sound_charts
-from pipeline.unwrap_surface import Surface
+from geometry.kernels.flatten import relax_all
+from geometry.kernels.stretch import sound_charts
+from pipeline.unwrap.surface import Surface
 
 TURNS = 12
 """Local and global steps per chart."""

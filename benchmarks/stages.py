@@ -1,0 +1,120 @@
+"""Where the time of an asset goes: every stage of the pipeline on real assets, one core: `python -m benchmarks.stages`.
+
+Assets: the folder in $SEQTEX_ASSETS, else ../shared/assets, else procedural ones. Each is processed in this process
+as a job's child does it, several times; the fastest time of every stage counts.
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import asset as stages
+from pipeline.asset import BuildConfig, process_asset, warm_up
+from pipeline.sources.folder import folder
+from pipeline.sources.procedural import procedural
+from schemas.codec import encode
+from schemas.mesh import MeshRef
+from schemas.sample import TextureSample
+
+STAGES = {
+    "load": ("load_asset", "normalise"),
+    "measure": ("measure", "measure_views", "measure_map"),
+    "views": ("render_views",),
+    "unwrap": ("unwrap",),
+    "bake": ("bake_uv",),
+    "round trip": ("round_trip",),
+}
+"""Functions of `pipeline.asset` that make up each stage."""
+
+
+@contextmanager
+def clocks() -> Iterator[dict[str, float]]:
+    """Seconds by stage, of whatever is processed meanwhile."""
+    seconds: dict[str, float] = defaultdict(float)
+    originals = {name: getattr(stages, name) for names in STAGES.values() for name in names}
+
+    def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                seconds[stage] += time.perf_counter() - start
+
+        return run
+
+    for stage, names in STAGES.items():
+        for name in names:
+            setattr(stages, name, timed(stage, originals[name]))
+    try:
+        yield seconds
+    finally:
+        for name, function in originals.items():
+            setattr(stages, name, function)
+
+
+def measure_asset(ref: MeshRef, cfg: BuildConfig) -> tuple[str, dict[str, float]]:
+    """What became of an asset, and its seconds by stage, encoding and the whole included."""
+    start = time.perf_counter()
+    with clocks() as seconds:
+        processed = process_asset(ref, cfg)
+        kind = "rejected"
+        if isinstance(processed.result, TextureSample):
+            kind = f"textured, {processed.measurements.layout}" if processed.result.uv is not None else "mv_only"
+            begun = time.perf_counter()
+            encode(processed.result)
+            seconds["encode"] = time.perf_counter() - begun
+    seconds["whole"] = time.perf_counter() - start
+    return kind, dict(seconds)
+
+
+def assets(directory: Path) -> list[MeshRef]:
+    found = Path(os.environ.get("SEQTEX_ASSETS", "../shared/assets"))
+    return list(folder(found)) if found.is_dir() else list(procedural(40, directory))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="times that each asset is processed")
+    parser.add_argument("--each", action="store_true", help="also print every asset")
+    options = parser.parse_args()
+    warm_up()
+    cfg, groups = BuildConfig(), defaultdict[str, list[dict[str, float]]](list)
+    with tempfile.TemporaryDirectory() as directory:
+        for ref in assets(Path(directory)):
+            rounds = [measure_asset(ref, cfg) for _ in range(options.rounds)]
+            kind = rounds[0][0]
+            best = {stage: min(times.get(stage, 0.0) for _, times in rounds) for stage in rounds[0][1]}
+            groups[kind].append(best)
+            if options.each:
+                print(f"{ref.uid[:48]:<48} {kind:<20} {best['whole']:6.2f} s", flush=True)
+    accepted = [best for kind, rows in groups.items() if kind != "rejected" for best in rows]
+    table("accepted", accepted)
+    for kind, rows in sorted(groups.items()):
+        table(kind, rows)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\npeak memory of the process that did all of them: {peak:,.0f} MB")
+
+
+def table(title: str, rows: list[dict[str, float]]) -> None:
+    if not rows:
+        return
+    names = [*STAGES, "encode", "whole"]
+    print(f"\n{title}: {len(rows)} assets, milliseconds, one core")
+    print("".join(f"{name:>12}" for name in ["", *names]))
+    for label, share in (("median", 50), ("p95", 95)):
+        values = [1e3 * np.percentile([row.get(name, 0.0) for row in rows], share) for name in names]
+        print(f"{label:>12}" + "".join(f"{value:12.0f}" for value in values))
+
+
+if __name__ == "__main__":
+    main()

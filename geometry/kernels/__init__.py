@@ -1,0 +1,1 @@
+"""Compiled loops: numba, on plain threads, without the interpreter lock."""

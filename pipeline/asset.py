@@ -1,0 +1,212 @@
+"""One asset from bytes to sample."""
+
+import hashlib
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from geometry.frames import Frame, bounding_box, normalise
+from geometry.raster import Rasterizer
+from geometry.raster_cpu import CpuRasterizer
+from geometry.raster_cuda import CudaRasterizer
+from geometry.rigs import RigConfig, rig_cameras
+from pipeline.bake import BakeConfig, bake_uv, round_trip
+from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
+from pipeline.blender.host import convert
+from pipeline.config import BuildConfig
+from pipeline.judge import NO_LAYOUT, judge
+from pipeline.load import load_asset
+from pipeline.measure.mesh import measure
+from pipeline.measure.views import measure_map, measure_views
+from pipeline.official.layout import JPEG
+from pipeline.official.renders import read_renders
+from pipeline.official.texture import wear_jpeg
+from pipeline.preflight import AssetFacts
+from pipeline.render import RenderConfig, render_views, wear
+from pipeline.shade import light_views, render_lit
+from pipeline.unwrap.choose import unwrap
+from pipeline.unwrap.grow import grown_layout
+from schemas.camera import Cameras
+from schemas.codec import SCHEMA_VERSION, cameras_json
+from schemas.dataset import code_version
+from schemas.ledger import Measurements, Reason, Rejected
+from schemas.mesh import AssetKind, MeshRef, TexturedMesh, UvMesh
+from schemas.sample import Regime, TextureSample, UvMaps, Views
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processed:
+    """What became of one asset."""
+
+    result: TextureSample | Rejected
+    measurements: Measurements
+    mv_only: Rejected | None = None
+    """Why an accepted sample has no UV maps."""
+
+
+def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
+    """One asset to a sample, or to the reason why not. An exception is a bug."""
+    path = Path(ref.uri)
+    if changed := _changed(path, ref):
+        return Processed(result=changed, measurements=Measurements())
+    if ref.kind is AssetKind.OFFICIAL_RENDERS:
+        return _from_renders(ref, cfg)
+    opened = _open(path, cfg)
+    if isinstance(opened, Rejected):
+        size = path.stat().st_size if path.is_file() else None
+        return Processed(result=opened, measurements=Measurements(bytes=size))
+    facts, loaded = opened
+    measurements = Measurements(bytes=facts.bytes, faces=facts.faces, vertices=facts.vertices)
+    if ref.kind is AssetKind.OFFICIAL_MODEL and not isinstance(loaded, Rejected):
+        loaded = wear_jpeg(loaded, path.with_name(JPEG), cfg.preflight)
+    if isinstance(loaded, Rejected):
+        return Processed(result=loaded, measurements=measurements)
+    if fault := _without_extent(loaded):
+        return Processed(result=fault, measurements=measurements)
+    measurements = measure(loaded, facts)
+    if rejected := _rejected(measurements, cfg):
+        return Processed(result=rejected, measurements=measurements)
+    mesh, frame = normalise(loaded)
+    return _make_sample(ref, mesh, frame, measurements, cfg)
+
+
+def _rejected(measurements: Measurements, cfg: BuildConfig) -> Rejected | None:
+    """Why an asset can be nothing, as far as it has been measured."""
+    verdict = judge(measurements, cfg.judge)
+    return verdict.fault if verdict.regime is None else None
+
+
+def _open(path: Path, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
+    """Facts and mesh of a file, or of what Blender makes of it."""
+    shading = cfg.views.lit != "none"
+    if not (cfg.blender.python and path.suffix.lower() in BLENDER_SUFFIXES):
+        return load_asset(path, cfg.preflight, shading=shading)
+    with tempfile.TemporaryDirectory(prefix="converted-") as name:
+        converted = convert(path, Path(name) / "asset.glb", cfg.blender, cfg.preflight.max_file_bytes)
+        opened = converted if isinstance(converted, Rejected) else load_asset(converted, cfg.preflight, shading=shading)
+    if isinstance(opened, Rejected):
+        return opened
+    facts, mesh = opened
+    return replace(facts, bytes=path.stat().st_size), mesh
+
+
+def seed_of(uid: str) -> int:
+    """Of the random numbers of one asset: the same wherever and whenever it is processed."""
+    return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8])
+
+
+def _changed(path: Path, ref: MeshRef) -> Rejected | None:
+    """The file is no longer the one that was planned."""
+    if ref.sha256 is None or not path.is_file():
+        return None  # the preflight tells of a missing file
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found == ref.sha256:
+        return None
+    return Rejected(reason=Reason.INPUT_CHANGED, detail=f"sha256 {found[:12]} where {ref.sha256[:12]} was planned")
+
+
+def _without_extent(mesh: TexturedMesh) -> Rejected | None:
+    if not len(mesh.faces):
+        return Rejected(reason=Reason.NO_GEOMETRY, detail="0 faces")
+    lower, upper = bounding_box(mesh.vertices, mesh.faces)
+    side = float((upper - lower).max())
+    if np.isfinite(side) and side > 0:
+        return None
+    return Rejected(reason=Reason.DEGENERATE, detail=f"the largest side of the bounding box is {side}")
+
+
+def _from_renders(ref: MeshRef, cfg: BuildConfig) -> Processed:
+    """Images of somebody else's renderer: a sample without a mesh."""
+    read = read_renders(Path(ref.uri), cfg.renders, cfg.views.resolution)
+    if isinstance(read, Rejected):
+        return Processed(result=read, measurements=Measurements())
+    measurements = measure_views(Measurements(layout_fault=str(Reason.NO_MESH)), read.views, read.cameras)
+    if rejected := _rejected(measurements, cfg):
+        return Processed(result=rejected, measurements=measurements)
+    sample = _sample(ref, read.views, read.cameras, read.frame, None, None, measurements)
+    mv_only = Rejected(reason=Reason.NO_MESH, detail=f"{NO_LAYOUT}: came as rendered images")
+    return Processed(result=sample, measurements=measurements, mv_only=mv_only)
+
+
+def _make_sample(
+    ref: MeshRef, mesh: TexturedMesh, frame: Frame, measurements: Measurements, cfg: BuildConfig
+) -> Processed:
+    """Views of a mesh that was found fit, and its UV maps where they can be had."""
+    rasterizer: Rasterizer = CpuRasterizer() if cfg.rasterizer == "cpu" else CudaRasterizer()
+    cameras = rig_cameras(cfg.rig, *bounding_box(mesh.vertices, mesh.faces), seed=seed_of(ref.uid))
+    views = render_views(mesh, cameras, cfg.views, rasterizer)
+    measurements = measure_views(measurements, views, cameras)
+    if rejected := _rejected(measurements, cfg):
+        return Processed(result=rejected, measurements=measurements)
+    uv_mesh, maps, mv_only = None, None, None
+    unwrapped = unwrap(mesh, measurements, cfg.unwrap, cfg.uv.resolution)
+    if isinstance(unwrapped, Rejected):
+        measurements = replace(measurements, layout_fault=str(unwrapped.reason))
+        mv_only = replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}")
+    else:
+        baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer)
+        proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer)
+        measurements = replace(
+            measure_map(measurements, unwrapped, baked),
+            round_trip_psnr=proof.psnr_db,
+            round_trip_off_share=proof.off_share,
+        )
+        verdict = judge(measurements, cfg.judge)
+        mv_only = verdict.fault
+        if verdict.regime is Regime.TEXTURED:
+            uv_mesh, maps = unwrapped, baked
+    lit = light_views(mesh, cameras, views, cfg.views, cfg.blender, rasterizer, seed_of(ref.uid))
+    if isinstance(lit, Rejected):
+        return Processed(result=lit, measurements=measurements)
+    views = replace(views, lit=lit.images)
+    sample = _sample(ref, views, cameras, frame, maps, uv_mesh, measurements)
+    if lit.images is not None:
+        sample.meta["shading"] = lit.shading
+    return Processed(result=sample, measurements=measurements, mv_only=mv_only)
+
+
+def _sample(
+    ref: MeshRef,
+    views: Views,
+    cameras: Cameras,
+    frame: Frame,
+    maps: UvMaps | None,
+    uv_mesh: UvMesh | None,
+    measurements: Measurements,
+) -> TextureSample:
+    regime = Regime.MV_ONLY if maps is None else Regime.TEXTURED
+    meta = {
+        "uid": ref.uid,
+        "schema_version": SCHEMA_VERSION,
+        # the file's name alone: where it lay when the dataset was built must not decide the bytes
+        "source": asdict(ref.source) | {"uri": ref.uri if "://" in ref.uri else Path(ref.uri).name},
+        "caption": ref.caption,
+        "regime": str(regime),
+        "cameras": cameras_json(cameras),
+        "frame": {"center": frame.center.tolist(), "scale": frame.scale},
+        "measurements": asdict(measurements),
+        "versions": {"seqtex-forge": code_version()},
+    }
+    return TextureSample(uid=ref.uid, regime=regime, views=views, cameras=cameras, uv=maps, mesh=uv_mesh, meta=meta)
+
+
+def warm_up() -> None:
+    """Load the compiled kernels once, so that the children of this process find them at hand."""
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    uv_mesh = UvMesh(
+        vertices=corners,
+        normals=np.tile(np.array([0, 0, 1], np.float32), (4, 1)),
+        uv=corners[:, :2],
+        faces=np.array([[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]], np.int32),
+        layout="authored",
+    )
+    mesh, rasterizer = wear(uv_mesh, np.zeros((4, 4, 3), np.uint8)), CpuRasterizer()
+    cameras = rig_cameras(RigConfig(), corners.min(axis=0), corners.max(axis=0))
+    views = render_views(mesh, cameras, RenderConfig(resolution=8), rasterizer)
+    measure_views(measure(mesh), views, cameras)
+    bake_uv(mesh, uv_mesh, BakeConfig(resolution=8), rasterizer)
+    render_lit(mesh, cameras, RenderConfig(resolution=8), rasterizer)
+    grown_layout(corners.astype(np.float64), uv_mesh.faces.astype(np.int64), 64, 2)

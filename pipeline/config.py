@@ -1,0 +1,61 @@
+"""The whole configuration of a build."""
+
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from geometry.rigs import RigConfig
+from pipeline.bake import BakeConfig
+from pipeline.blender.host import REMEDY, BlenderConfig
+from pipeline.judge import JudgeConfig
+from pipeline.official.renders import RendersConfig
+from pipeline.preflight import PreflightConfig
+from pipeline.render import RenderConfig, require_views_fit
+from pipeline.sandbox import LimitsConfig
+from pipeline.unwrap.choose import UnwrapConfig
+from schemas.errors import UsageError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Everything that decides what a dataset holds, its assets aside."""
+
+    assets_per_job: int = 64
+    """Assets in one job, the unit of work and of resume (ours)."""
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    """Checks before an asset is opened."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """What makes an asset fit to learn from."""
+    unwrap: UnwrapConfig = field(default_factory=UnwrapConfig)
+    """UV layouts."""
+    rig: RigConfig = field(default_factory=RigConfig)
+    """Where the cameras stand."""
+    views: RenderConfig = field(default_factory=RenderConfig)
+    """Multi-view images."""
+    rasterizer: Literal["cpu", "cuda"] = "cpu"
+    """What draws views and maps: `cuda` is nvdiffrast (extra `gpu`), whose edges differ by fractions of a pixel."""
+    uv: BakeConfig = field(default_factory=BakeConfig)
+    """Texture-space maps."""
+    renders: RendersConfig = field(default_factory=RendersConfig)
+    """Assets that come as images."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """What one asset may use."""
+    blender: BlenderConfig = field(default_factory=BlenderConfig)
+    """For formats that only Blender reads, and for lit views by Cycles."""
+
+    def __post_init__(self) -> None:
+        require_views_fit(self.rig.view_count, self.views.resolution)
+        if self.views.lit == "cycles" and not self.blender.python:
+            raise UsageError(f"views.lit is cycles, which needs Blender: {REMEDY}")
+
+
+def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:
+    """The inverse of `dataclasses.asdict` for a configuration that went through JSON."""
+    hints, values = get_type_hints(kind), dict(entries)
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            values[name] = config_from_dict(hints[name], value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    return kind(**values)

@@ -1,0 +1,1 @@
+"""What is measured on an asset: one ledger column each."""

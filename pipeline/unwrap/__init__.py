@@ -1,0 +1,1 @@
+"""From a surface to one UV layout in the unit square."""
