@@ -95,6 +95,6 @@ def show_cost(cost: Cost, cfg: TrainConfig, json: bool) -> int:
         for policy in cost.memory
     ]  # fmt: skip
     batch = f"GB for {cost.batch_per_gpu}"
-    columns = ("checkpointing", *(f"{size}" for size in GPU_GB), batch, f"{batch}, FSDP over 8")
-    print_table(columns, fitting, "Samples that fit on a GPU of so many GB, and the GPU that this batch needs")
+    by_gpu = ("checkpointing", *(f"{size}" for size in GPU_GB), batch, f"{batch}, FSDP over 8")
+    print_table(by_gpu, fitting, "Samples that fit on a GPU of so many GB, and the GPU that this batch needs")
     return 0

@@ -126,12 +126,9 @@ def test_training_from_wan_starts_with_a_finite_falling_loss(wan):
         optimizer.step()
     assert torch.isfinite(torch.tensor(losses)).all()
     assert losses[-1] < 0.8 * losses[0]
-    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start_of(wan)[name])}
+    start = from_wan(wan, lora_rank=3).state_dict()
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
     assert moved == set(trainable_parameters(model, "released"))
-
-
-def start_of(wan):
-    return from_wan(wan, lora_rank=3).state_dict()
 
 
 def test_a_shared_uv_branch_starts_as_wan_on_one_more_frame(wan):
