@@ -14,17 +14,21 @@ from torch import Tensor
 
 from training.checkpoints import trainer_states
 from training.data import TextureDataModule
-from training.module import OptimizerConfig
+from training.optimizers import OptimizerConfig, trained_parameters
+from training.sharding import gathered, local, part_of_whole
+from training.steps import StepCallback, count_batches_anew, is_step_end
 
 
-class Clock(lightning.Callback):
-    """Seconds of training, over all resumed parts; ends the run at its time limit."""
+class Clock(StepCallback):
+    """Seconds of training, over all resumed parts; ends the run at its time limit, on all ranks at once."""
 
     def __init__(self, max_steps: int, max_seconds: float | None) -> None:
         self.max_steps = max_steps
         self.max_seconds = max_seconds
         self._before = 0.0
         self._start: float | None = None
+        self._agreed = 0.0
+        """Seconds after the last step, the same on every rank."""
 
     @property
     def seconds(self) -> float:
@@ -32,16 +36,16 @@ class Clock(lightning.Callback):
 
     def progress(self, step: int) -> float:
         """Share of the run that is done, by steps or by time, whichever is further."""
-        by_time = self.seconds / self.max_seconds if self.max_seconds else 0.0
+        by_time = self._agreed / self.max_seconds if self.max_seconds else 0.0
         return min(1.0, max(step / self.max_steps, by_time))
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._start = time.monotonic()
+        self._start, self._agreed = time.monotonic(), self._before
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.max_seconds and self.seconds >= self.max_seconds:
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        seconds = torch.tensor(self.seconds, device=pl_module.device)
+        self._agreed = float(trainer.strategy.reduce(seconds)) if self.max_seconds else self.seconds
+        if self.max_seconds and self._agreed >= self.max_seconds:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, float]:
@@ -75,74 +79,94 @@ class LearningRate(lightning.Callback):
             group["lr"] = share * peak
 
 
-class AveragedWeights(lightning.Callback):
-    """Exponential moving average of the trained weights; shorter while there are few steps to average."""
+class AveragedWeights(StepCallback):
+    """Exponential moving average of the trained weights; shorter while there are few steps to average. In a sharded run
+    each rank averages its shards; the state holds whole tensors, so that any number of ranks can go on."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
+        self._parameters: dict[str, torch.nn.Parameter] = {}
         self._average: dict[str, Tensor] = {}
+        """This rank's part."""
+        self._restored: dict[str, Tensor] = {}
+        """Whole, until training starts."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        device = pl_module.device
-        start = {name: p.detach().float().clone() for name, p in trained(pl_module).items()}
-        self._average = {name: self._average.get(name, value).to(device) for name, value in start.items()}
+        self._parameters = trained_parameters(pl_module)
+        self._average = {
+            name: part_of_whole(self._restored[name], p)
+            if name in self._restored
+            else local(p).detach().float().clone()
+            for name, p in self._parameters.items()
+        }
+        self._restored = {}
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
-        current = [p.detach().float() for p in trained(pl_module).values()]
+        current = [local(p).detach().float() for p in self._parameters.values()]
         torch._foreach_lerp_(list(self._average.values()), current, 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self._average)
+        return gathered(self._average, self._parameters)
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        self._average = dict(state_dict)
+        self._restored = dict(state_dict)
 
     @contextmanager
-    def applied(self, pl_module: lightning.LightningModule) -> Iterator[None]:
-        """The module with the averaged weights in place of the trained ones."""
-        parameters = trained(pl_module)
-        kept = {name: p.detach().clone() for name, p in parameters.items()}
+    def applied(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones."""
+        shards = {name: local(p.detach()) for name, p in self._parameters.items()}
+        kept = {name: shard.clone() for name, shard in shards.items()}
         try:
-            for name, p in parameters.items():
-                p.data.copy_(self._average[name])
+            for name, shard in shards.items():
+                shard.copy_(self._average[name])
             yield
         finally:
-            for name, p in parameters.items():
-                p.data.copy_(kept[name])
-
-
-def trained(pl_module: lightning.LightningModule) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+            for name, shard in shards.items():
+                shard.copy_(kept[name])
 
 
 class LossLog(lightning.Callback):
     """One JSON line per step in `losses.jsonl`: step, seconds, loss, loss_mv, loss_uv, task, regime, learning rate.
-    Resumed runs go on in the same file, from the step they resume at."""
+    Losses are means over the whole batch, whatever ranks it lay on. Resumed runs go on in the same file, from the step
+    they resume at."""
 
     def __init__(self, path: Path, clock: Clock, report: Callable[[dict[str, Any]], None]) -> None:
-        """`report` gets every row, with the share of the run that is done as `progress`."""
+        """`report` gets every row, with the share of the run that is done as `progress`; on rank 0 alone."""
         self.path = path
         self.clock = clock
         self.report = report
         self.rows: list[dict[str, Any]] = []
+        self._sums: dict[str, Tensor] = {}
+        """Of the batches of this step."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.rows = [row for row in read_losses(self.path) if row["step"] <= trainer.global_step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        numbers = {name: number(value) if isinstance(value, Tensor) else value for name, value in outputs.items()}
+        turns = trainer.accumulate_grad_batches
+        for name, value in outputs.items():
+            if isinstance(value, Tensor):  # Lightning has divided the loss itself, and it alone, by the turns
+                share = value if name == "loss" else value / turns
+                self._sums[name] = self._sums[name] + share if name in self._sums else share
+        if not is_step_end(trainer):
+            return
+        means = trainer.strategy.reduce(torch.stack([value.float() for value in self._sums.values()]))
+        words = {name: value for name, value in outputs.items() if not isinstance(value, Tensor)}
+        numbers = dict(zip(self._sums, map(number, means.cpu()), strict=True)) | words
+        self._sums = {}
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         row = {"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)} | numbers | {"learning_rate": rate}
         self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.report(row | {"progress": self.clock.progress(trainer.global_step)})
+        if trainer.is_global_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.report(row | {"progress": self.clock.progress(trainer.global_step)})
 
 
 def number(value: Tensor) -> float | None:
@@ -158,7 +182,7 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-class SavedStates(lightning.Callback):
+class SavedStates(StepCallback):
     """A trainer state every so many steps and at the end; the newest `keep` are kept. Also tells the data module how
     far it has come, so it must stand last among the callbacks."""
 
@@ -168,14 +192,16 @@ class SavedStates(lightning.Callback):
         self.every_steps = every_steps
         self.keep = keep
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        count_batches_anew(trainer)
+
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         self.data.consumed(batch)
         if trainer.global_step % self.every_steps == 0 or trainer.should_stop:
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt")
-        for path in trainer_states(self.directory)[: -self.keep]:
-            trainer.strategy.checkpoint_io.remove_checkpoint(path)
+        if trainer.is_global_zero:
+            for path in trainer_states(self.directory)[: -self.keep]:
+                trainer.strategy.checkpoint_io.remove_checkpoint(path)

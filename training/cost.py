@@ -12,6 +12,7 @@ from typing import Any
 
 from training.data import ImageSizes
 from training.model.checkpoint import empty_model, trainable_parameters
+from training.optimizers import part_of
 from training.presets import ModelConfig, TrainConfig
 from training.tasks import TASKS
 
@@ -227,19 +228,11 @@ def count_parameters(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
     counts = dict.fromkeys(("view branch", "LoRA", "UV branch", "geometry", "embeddings and output"), (0, 0))
     for name, parameter in model.named_parameters():
         part = part_of(name)
+        if part == "rest":
+            part = "view branch" if name.startswith("blocks.") else "embeddings and output"
         total, training = counts[part]
         counts[part] = total + parameter.numel(), training + parameter.numel() * (name in trained)
     return counts
-
-
-def part_of(name: str) -> str:
-    if ".lora_" in name:
-        return "LoRA"
-    if "uv" in name:
-        return "UV branch"
-    if any(word in name for word in ("geometry_caster", "pos_patch", "norm_patch")):
-        return "geometry"
-    return "view branch" if name.startswith("blocks.") else "embeddings and output"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +295,7 @@ def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
         tokens=tokens,
         flops=flops,
         memory={policy: _memory(cfg, parameters, tokens, policy) for policy in ("none", "selective", "full")},
-        batch_per_gpu=-(-cfg.data.batch_size // (cfg.run.devices * cfg.run.nodes)),
+        batch_per_gpu=-(-cfg.data.batch_size // (cfg.run.ranks * cfg.run.accumulate)),
     )
 
 

@@ -86,11 +86,14 @@ class BatchStream(Dataset[AnyBatch]):
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        turns: int = 1,
         encoder: Encoder | None = None,
     ) -> None:
-        if cfg.batch_size % ranks:
+        parts = ranks * turns
+        if cfg.batch_size % parts:
             raise UserError(
-                f"batch_size {cfg.batch_size} does not divide among {ranks} ranks; use a multiple of {ranks}"
+                f"batch_size {cfg.batch_size} does not divide among {ranks} ranks x {turns} turns; use a multiple of "
+                f"{parts}"
             )
         by_regime = shards_by_regime(cfg.directory)
         ratio = cfg.mv_only_ratio if Regime.MV_ONLY in by_regime else 0.0
@@ -98,14 +101,19 @@ class BatchStream(Dataset[AnyBatch]):
         self.order = {r: SampleOrder(tuple(s.count for s in g), seed, cfg.window) for r, g in by_regime.items()}
         self.reader = {r: ShardReader(cfg.directory, g, cfg.window) for r, g in by_regime.items()}
         self.batch_size = cfg.batch_size
-        self.slots = range(rank * cfg.batch_size // ranks, (rank + 1) * cfg.batch_size // ranks)
+        self.turns = turns
+        self.rank = rank
+        self.part_size = cfg.batch_size // parts
         self.encoder = encoder
         self._latents: dict[tuple[Regime, int, int], LatentBatch] = {}
 
-    def __getitem__(self, number: int) -> AnyBatch:
+    def __getitem__(self, index: int) -> AnyBatch:
+        number, turn = divmod(index, self.turns)
         regime, earlier = self.schedule(number)
-        places = [self.order[regime](earlier * self.batch_size + slot) for slot in self.slots]
-        samples = tuple(number * self.batch_size + slot for slot in self.slots)
+        first = (self.rank * self.turns + turn) * self.part_size
+        slots = range(first, first + self.part_size)
+        places = [self.order[regime](earlier * self.batch_size + slot) for slot in slots]
+        samples = tuple(number * self.batch_size + slot for slot in slots)
         return replace(join([self._sample(regime, *place) for place in places]), number=number, samples=samples)
 
     def _sample(self, regime: Regime, shard: int, index: int) -> AnyBatch:
@@ -130,8 +138,10 @@ class CountFrom(Sampler[int]):
 class TextureDataModule(lightning.LightningDataModule):
     """The training stream of one dataset. Its state is the number of samples consumed."""
 
-    def __init__(self, cfg: DataConfig, *, seed: int, encoder: Encoder | None = None) -> None:
+    def __init__(self, cfg: DataConfig, *, seed: int, turns: int = 1, encoder: Encoder | None = None) -> None:
+        """turns: parts that a rank's share of a batch is worked through in."""
         super().__init__()
+        self.turns = turns
         self.cfg = cfg
         self.seed = seed
         self.encoder = encoder
@@ -142,11 +152,11 @@ class TextureDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[AnyBatch]:
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        stream = BatchStream(self.cfg, seed=self.seed, rank=rank, ranks=ranks, encoder=self.encoder)
+        stream = BatchStream(self.cfg, seed=self.seed, rank=rank, ranks=ranks, turns=self.turns, encoder=self.encoder)
         return DataLoader(
             stream,
             batch_size=None,
-            sampler=CountFrom(self.consumed_samples // self.cfg.batch_size),
+            sampler=CountFrom(self.consumed_samples // self.cfg.batch_size * self.turns),
             num_workers=self.cfg.workers,
         )
 

@@ -1,6 +1,5 @@
 """A training run from its configuration to a checkpoint that can be sampled."""
 
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -11,8 +10,9 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.strategies import Strategy
 
-from schemas.dataset import read_dataset_json, write_file
+from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
 from training.batch import encode_batch
 from training.callbacks import AveragedWeights, Clock, LearningRate, LossLog, SavedStates
@@ -26,14 +26,21 @@ from training.checkpoints import (
     newest_state,
     save_checkpoint,
 )
+from training.cost import estimate
+from training.curves import Curves
 from training.data import TextureDataModule, image_sizes
 from training.guards import Diverged, FiniteGuard, StopSignals
 from training.latents import LatentCodec
+from training.meters import Meter, Work
 from training.model.checkpoint import from_wan, load_model, trainable_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.module import TextureModule
-from training.presets import ModelConfig, TrainConfig, as_json
+from training.pictures import Pictures, Validation
+from training.presets import ModelConfig, TrainConfig
+from training.sharding import whole_model
+from training.strategies import choose, make_strategy, memory_of, own_device
 
+CHECKPOINT = "checkpoint"
 MAX_ROLLBACKS = 3
 """How often a run goes back to an older state before it gives up."""
 
@@ -49,11 +56,18 @@ class TrainResult:
     rate."""
     parameters: int
     seconds: float
+    is_main: bool
+    """Whether this is the process that speaks for all ranks."""
 
 
-def train(cfg: TrainConfig, report: Callable[[dict[str, Any]], None] = lambda row: None) -> TrainResult:
+def train(
+    cfg: TrainConfig,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    validation: Validation | None = None,
+) -> TrainResult:
     """Runs to the step or time limit, resuming what is in `run.directory`. `report` gets each step's row of the loss
-    log with the share of the run that is done as `progress`.
+    log with the share of the run that is done as `progress`, and the figures of `Meter`. `validation`: what is textured
+    every `validation.every` steps.
 
     Raises:
         UserError: dataset, weights or trainer state are missing, damaged or do not fit; too many gradients were no
@@ -64,21 +78,25 @@ def train(cfg: TrainConfig, report: Callable[[dict[str, Any]], None] = lambda ro
     # bfloat16 products inside float32 layers, on processors that have them: a fifth faster on two cores.
     torch.set_float32_matmul_precision("medium")
     cfg.run.directory.mkdir(parents=True, exist_ok=True)
-    write_file(cfg.run.directory / "config.json", json.dumps(as_json(cfg), indent=2).encode() + b"\n")
-    device = "cuda" if cfg.run.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, device)
+    sizes, device, ranks = image_sizes(cfg.data.directory), own_device(cfg.run.accelerator), cfg.run.ranks
+    strategy = choose(cfg, estimate(cfg, sizes), memory_of(device)).name
+    codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
     encoder = partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
-    data = TextureDataModule(cfg.data, seed=cfg.run.seed, encoder=encoder)
-    module = make_module(cfg, codec, device)
+    data = TextureDataModule(cfg.data, seed=cfg.run.seed, encoder=encoder, turns=cfg.run.accumulate)
+    module = make_module(cfg, codec, str(device))
     clock = Clock(cfg.run.max_steps, cfg.run.max_seconds)
-    average = AveragedWeights(cfg.optimizer.ema_decay)
-    log = LossLog(cfg.run.directory / "losses.jsonl", clock, report)
+    average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
+    meter, curves = Meter(Work.of(cfg, sizes, device)), Curves(cfg)
+    log = LossLog(cfg.run.directory / "losses.jsonl", clock, lambda row: tell(row | meter.figures(), curves, report))
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data)
-    signals = StopSignals()
+    finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec), average, signals)
+    later: list[lightning.Callback] = [log, states, finish]
+    if validation is not None and cfg.validation.every:
+        later.append(Pictures(cfg, validation, average, curves, meter))
     for rollbacks in range(MAX_ROLLBACKS + 1):
         guard = FiniteGuard(cfg.optimizer.skip_budget)
-        callbacks = [clock, LearningRate(cfg.optimizer, clock), average, guard, signals, log, states]
-        trainer = make_trainer(cfg, callbacks)
+        callbacks = [clock, LearningRate(cfg.optimizer, clock), average, guard, signals, curves, *later, meter]
+        trainer = make_trainer(cfg, make_strategy(strategy, device, ranks), callbacks)
         state = newest_state(states.directory) if cfg.run.resume or rollbacks else None
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(state) if state else None, weights_only=True)
@@ -87,14 +105,43 @@ def train(cfg: TrainConfig, report: Callable[[dict[str, Any]], None] = lambda ro
             if rollbacks == MAX_ROLLBACKS or newest_state(states.directory) is None:
                 raise
             data.skip_failed()
-    signals.check(trainer)
+    if trainer.is_global_zero:  # alone, so that the exit code is that of one process
+        signals.check(trainer)
     if trainer.global_step == 0:
         raise UserError(f"{cfg.run.directory}: no step was trained; raise run.max_steps or run.max_seconds")
-    checkpoint = cfg.run.directory / "checkpoint"
-    with average.applied(module):
-        save_checkpoint(checkpoint, module.model, make_card(cfg, codec, trainer.global_step))
-    count = sum(p.numel() for p in module.model.parameters())
-    return TrainResult(checkpoint=checkpoint, losses=log.rows, parameters=count, seconds=clock.seconds)
+    return TrainResult(
+        checkpoint=finish.directory,
+        losses=log.rows,
+        parameters=sum(p.numel() for p in module.model.parameters()),
+        seconds=clock.seconds,
+        is_main=trainer.is_global_zero,
+    )
+
+
+def tell(row: dict[str, Any], curves: Curves, report: Callable[[dict[str, Any]], None]) -> None:
+    curves.tell(row)
+    report(row)
+
+
+class Finish(lightning.Callback):
+    """Writes the finished checkpoint where training came to its end, before the ranks of a sharded run part."""
+
+    def __init__(
+        self, directory: Path, card: Callable[[int], Card], average: AveragedWeights, signals: StopSignals
+    ) -> None:
+        self.directory = directory
+        self.card = card
+        self.average = average
+        self.signals = signals
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.signals.received is not None or trainer.global_step == 0:
+            return
+        assert isinstance(pl_module, TextureModule)
+        with self.average.applied():
+            model = whole_model(pl_module.model)
+            if trainer.is_global_zero:
+                save_checkpoint(self.directory, model, self.card(trainer.global_step))
 
 
 def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
@@ -149,16 +196,18 @@ def make_module(cfg: TrainConfig, codec: LatentCodec, device: str) -> TextureMod
     )
 
 
-def make_trainer(cfg: TrainConfig, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return lightning.Trainer(
         default_root_dir=cfg.run.directory,
+        strategy=strategy,
         accelerator=cfg.run.accelerator,
         devices=cfg.run.devices,
         num_nodes=cfg.run.nodes,
         max_epochs=-1,
         max_steps=cfg.run.max_steps,
+        accumulate_grad_batches=cfg.run.accumulate,
         gradient_clip_val=cfg.optimizer.gradient_clip,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],

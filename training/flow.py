@@ -59,6 +59,12 @@ def seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
+def logit_normal(uniform: Float[Tensor, " batch"], mean: float, std: float) -> Float[Tensor, " batch"]:
+    """Uniform numbers as noise levels in [0, 1) whose logit is normally distributed: the inverse of that distribution's
+    function, so that each sample still takes one number from its generator."""
+    return torch.sigmoid(mean + std * torch.special.ndtri(uniform.double())).to(uniform)
+
+
 def shift_sigma(s: Float[Tensor, "*shape"], shift: float = SHIFT) -> Float[Tensor, "*shape"]:
     """Moves a uniform level s in [0, 1] towards noise: 5 s / (1 + 4 s) at shift 5."""
     return shift * s / (1 + (shift - 1) * s)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
+from training.sharding import local
+from training.steps import StepCallback
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """A scheduler's last warning: SLURM's --signal=USR1@120, Kubernetes' SIGTERM."""
@@ -27,7 +29,7 @@ class Diverged(UserError):
     """Too many gradients were no numbers."""
 
 
-class StopSignals(lightning.Callback):
+class StopSignals(StepCallback):
     """Notes SIGTERM and SIGUSR1 in a flag and stops the run at the end of the batch, on every rank at the same one.
     Must stand before the callback that saves states."""
 
@@ -42,9 +44,7 @@ class StopSignals(lightning.Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             self.received = self.received or SIGNALS[0]
             trainer.should_stop = True
@@ -82,7 +82,7 @@ class FiniteGuard(lightning.Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        gradients = [local(p.grad) for p in pl_module.parameters() if p.grad is not None]
         if trainer.strategy.reduce_boolean_decision(finite(gradients), all=True):
             return
         for parameter in pl_module.parameters():

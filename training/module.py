@@ -1,7 +1,7 @@
 """One training step of SeqTex, as the paper's algorithm box: encode, draw the task, interpolate, predict, loss, log."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from training.batch import Batch, LatentBatch, encode_batch
-from training.flow import SHIFT, draw, interpolate, masked_mse, shift_sigma, velocity
+from training.flow import SHIFT, draw, interpolate, logit_normal, masked_mse, shift_sigma, velocity
 from training.latents import LatentCodec, TextEncoder
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.optimizers import muon_adamw
+from training.optimizers import OptimizerConfig, make_optimizer, trained_parameters
+from training.sharding import shard
 from training.tasks import TaskConfig, draw_task, given_views, plan_frames
 
 
@@ -22,35 +23,22 @@ class FlowConfig:
 
     shift: float = SHIFT
     """Of the noise levels, in training and sampling (released code)."""
+    levels: Literal["uniform", "logit_normal"] = "uniform"
+    """How a sample's noise level is drawn before the shift: evenly, or mostly in the middle (Esser 2024)."""
+    logit_mean: float = 0.0
+    """Of logit_normal: below 0 little noise, above 0 much."""
+    logit_std: float = 1.0
+    """Of logit_normal: the smaller, the closer to the middle."""
     uv_weight: float = 1.0
     """Of the UV map's mean squared error; that of the views has weight 1 (ours)."""
     text_dropout: float = 0.1
     """Share of captions replaced by "", for classifier-free guidance (ours)."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW, or Muon and AdamW, with warm-up and decay."""
-
-    learning_rate: float = 2e-4
-    """Peak (TEXGen)."""
-    muon_learning_rate: float | None = None
-    """Peak for the matrices of the blocks, which Muon then optimises; None: AdamW everywhere (TEXGen)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """TEXGen."""
-    weight_decay: float = 0.05
-    """TEXGen."""
-    gradient_clip: float = 1.0
-    """Largest gradient norm (TEXGen)."""
-    skip_budget: int = 10
-    """Gradients that are no numbers, of any 1000 steps, that are passed over; one more, and the run goes back to its
-    newest trainer state and on behind the batch that broke it (ours)."""
-    warmup_steps: int = 1000
-    """Linear from 0 (ours)."""
-    final_share: float = 1.0
-    """Learning rate at the end of the run as a share of the peak, reached along a cosine; 1: constant (ours)."""
-    ema_decay: float = 0.9999
-    """Of the averaged weights that are sampled and saved (TEXGen)."""
+    def sigma(self, uniform: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Noise levels, from one number in [0, 1) each."""
+        if self.levels == "logit_normal":
+            uniform = logit_normal(uniform, self.logit_mean, self.logit_std)
+        return shift_sigma(uniform, self.shift)
 
 
 class TextureModule(lightning.LightningModule):
@@ -83,7 +71,7 @@ class TextureModule(lightning.LightningModule):
         task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
         branches = [latents.mv, latents.uv] if task.needs_uv and latents.uv else [latents.mv]
         draws = draw(self.seed, latents.samples, [branch.rgb.shape[1:] for branch in branches]).to(self.device)
-        plan = plan_frames(task, given_views(task, draws.view_order), shift_sigma(draws.level, self.flow.shift))
+        plan = plan_frames(task, given_views(task, draws.view_order), self.flow.sigma(draws.level))
         views = latents.mv.rgb.shape[2]
         frames = [slice(0, views), slice(views, None)]
 
@@ -107,17 +95,8 @@ class TextureModule(lightning.LightningModule):
         return self.text_encoder.encode(kept).to(self.device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        cfg = self.optimizer_cfg
-        if cfg.muon_learning_rate is not None:
-            return muon_adamw(
-                named,
-                learning_rate=cfg.learning_rate,
-                muon_learning_rate=cfg.muon_learning_rate,
-                betas=cfg.betas,
-                weight_decay=cfg.weight_decay,
-            )
-        parameters = [p for _, p in named]
-        return torch.optim.AdamW(
-            parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
-        )
+        return make_optimizer(self.optimizer_cfg, trained_parameters(self))
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])

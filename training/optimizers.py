@@ -1,16 +1,119 @@
-"""Muon for the matrices of the transformer blocks, AdamW for all other parameters, as one optimiser."""
+"""AdamW, or Muon for the matrices of the transformer blocks and AdamW for the rest, by part of the model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from schemas.errors import UsageError
+
+MUON_MOMENTUM = 0.95
+"""Its authors'."""
+PARTS = ("LoRA", "UV branch", "geometry", "rest")
+"""What may have a learning rate of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, or Muon and AdamW, with warm-up and decay."""
+
+    learning_rate: float = 2e-4
+    """Peak (TEXGen)."""
+    lora_factor: float = 1.0
+    """Learning rate of LoRA as a multiple of the others (ours)."""
+    uv_factor: float = 1.0
+    """Of the UV branch."""
+    geometry_factor: float = 1.0
+    """Of geometry embeddings and casters."""
+    muon_learning_rate: float | None = None
+    """Peak for the matrices of the blocks, which Muon then optimises; None: AdamW everywhere (TEXGen)."""
+    eight_bit: bool = False
+    """AdamW with its two moments in 8 bits: 6 bytes less per trained weight; needs the `eightbit` extra (torchao)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """TEXGen."""
+    weight_decay: float = 0.05
+    """TEXGen."""
+    gradient_clip: float = 1.0
+    """Largest gradient norm (TEXGen)."""
+    skip_budget: int = 10
+    """Gradients that are no numbers, of any 1000 steps, that are passed over; one more, and the run goes back to its
+    newest trainer state and on behind the batch that broke it (ours)."""
+    warmup_steps: int = 1000
+    """Linear from 0 (ours)."""
+    final_share: float = 1.0
+    """Learning rate at the end of the run as a share of the peak, reached along a cosine; 1: constant (ours)."""
+    ema_decay: float = 0.9999
+    """Of the averaged weights that are sampled and saved (TEXGen)."""
+
+    def factor(self, part: str) -> float:
+        factors = {"LoRA": self.lora_factor, "UV branch": self.uv_factor, "geometry": self.geometry_factor}
+        return factors.get(part, 1.0)
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to, by its name."""
+    if ".lora_" in name:
+        return "LoRA"
+    if "uv" in name:
+        return "UV branch"
+    if any(word in name for word in ("geometry_caster", "pos_patch", "norm_patch")):
+        return "geometry"
+    return "rest"
+
+
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def make_optimizer(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of these parameters. Raises UsageError where what was asked for cannot be had."""
+    if cfg.muon_learning_rate is None:
+        return make_adamw(cfg, groups(cfg, named, cfg.learning_rate))
+    if cfg.eight_bit:
+        raise UsageError("optimizer.eight_bit is for AdamW alone; leave optimizer.muon_learning_rate out")
+    matrices = {name: p for name, p in named.items() if is_block_matrix(name, p)}
+    rest = {name: p for name, p in named.items() if name not in matrices}
+    muon = torch.optim.Muon(
+        groups(cfg, matrices, cfg.muon_learning_rate), weight_decay=cfg.weight_decay, momentum=MUON_MOMENTUM
+    )
+    return MuonAdamW(muon, make_adamw(cfg, groups(cfg, rest, cfg.learning_rate)))
+
+
+def groups(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
+    """Parameter groups by part of the model, the rest last; parts without a parameter are left out."""
+    found = {part: [p for name, p in named.items() if part_of(name) == part] for part in PARTS}
+    return [
+        {"params": parameters, "lr": learning_rate * cfg.factor(part), "part": part}
+        for part, parameters in found.items()
+        if parameters
+    ]
+
+
+def make_adamw(cfg: OptimizerConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if not cfg.eight_bit:
+        return torch.optim.AdamW(
+            parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
+        )
+    try:
+        from torchao.optim import AdamW8bit  # an extra
+    except ImportError as error:
+        raise UsageError(
+            f"optimizer.eight_bit needs torchao ({error}); pip install 'seqtex-forge[eightbit]', or leave it out"
+        ) from error
+    return AdamW8bit(parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay)
+
+
+def is_block_matrix(name: str, parameter: Tensor) -> bool:
+    """What Muon is for: weights of linear layers inside the transformer blocks."""
+    return parameter.ndim == 2 and "blocks" in name.split(".")
+
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Lightning drives one optimiser per loss; this one is two, each with its own learning rate and parameters."""
+    """Lightning drives one optimiser per loss; this one is two, each with its own learning rates and parameters."""
 
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
         self.parts: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
         super().__init__([p for part in self.parts for group in part.param_groups for p in group["params"]], {})
         self._share_groups()
@@ -36,27 +139,3 @@ class MuonAdamW(torch.optim.Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
-
-
-def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """What Muon is for: weights of linear layers inside the transformer blocks."""
-    return parameter.ndim == 2 and "blocks" in name.split(".")
-
-
-def muon_adamw(
-    named: Iterable[tuple[str, nn.Parameter]],
-    *,
-    learning_rate: float,
-    muon_learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-) -> MuonAdamW:
-    """Muon with momentum 0.95 (its authors') on block matrices at `muon_learning_rate`, AdamW on the rest."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in named:
-        (matrices if is_block_matrix(name, parameter) else rest).append(parameter)
-    return MuonAdamW(
-        torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, momentum=0.95),
-        torch.optim.AdamW(rest, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True),
-    )

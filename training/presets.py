@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from schemas.errors import UsageError
 from training.data import DataConfig
-from training.module import FlowConfig, OptimizerConfig
+from training.module import FlowConfig
+from training.optimizers import OptimizerConfig
 from training.tasks import OFFICIAL_TASKS, TaskConfig
 
 NOT_ARCHITECTURE = {"start", "start_path", "trained", "checkpointing", "checkpoint_every", "compile_blocks"}
@@ -69,7 +70,8 @@ class RunConfig:
     """Length, place and machine of a run."""
 
     directory: Path = Path("run")
-    """Receives `losses.jsonl`, `states/` and, at the end, `checkpoint/`."""
+    """Receives `config.json`, `environment.json`, `losses.jsonl`, `states/`, `tensorboard/`, `pictures/` and, at the
+    end, `checkpoint/`."""
     max_steps: int = 100_000
     max_seconds: float | None = None
     """Ends the run even before `max_steps`; the learning rate decays with whichever is nearer. None: no limit."""
@@ -82,9 +84,37 @@ class RunConfig:
     """Of the model's matrix products (autocast); weights and everything else stay float32."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
+    """GPUs (or processes, on a CPU) of each node."""
     nodes: int = 1
+    strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
+    """`ddp`: a copy of everything per device. `fsdp`: weights, gradients and optimiser state sharded over all of them.
+    `auto`: one device alone; several with ddp where a GPU holds it, else fsdp."""
+    accumulate: int = 1
+    """Parts that a device's share of a batch is worked through in, for batches that memory does not hold: equal steps,
+    less memory."""
+    logger: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Curves and pictures: events in `directory`/tensorboard, or Weights & Biases (its package must be installed)."""
     threads: int = 0
     """CPU threads of torch; 0: leave as it is."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train, one a device."""
+        return self.devices * self.nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Pictures and PSNR of some samples while training goes on."""
+
+    every: int = 1000
+    """Steps between two validations; 0: none."""
+    directory: Path | None = None
+    """A dataset of meshes that are not trained on; None: the first samples of the training data."""
+    samples: int = 4
+    """Textured samples that are shown."""
+    steps: int = 8
+    """Denoising steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +129,7 @@ class TrainConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     tasks: TaskConfig = field(default_factory=TaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 

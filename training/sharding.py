@@ -1,0 +1,69 @@
+"""One model over many GPUs: fully sharded blocks (FSDP2), and whole tensors from shards and back.
+
+Every function here is called by all ranks together."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from training.model.seqtex import SeqTexTransformer3DModel
+
+
+def shard(model: SeqTexTransformer3DModel, mesh: DeviceMesh) -> None:
+    """Spreads weights, gradients and optimiser state over the ranks of the mesh, block by block. Weights stay float32:
+    autocast narrows what is computed, as on one GPU. Batches that leave the UV branch out reduce no gradient of it:
+    which ones do is known to every rank. Does nothing the second time."""
+    if isinstance(model, FSDPModule):
+        return
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # so that sampling, too, leaves shards behind
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor as it is. Shares memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(parts: Mapping[str, Tensor], likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The full tensors whose parts on this rank, by the layout of `likes`, these are: as they are where nothing is
+    sharded, else on rank 0 in its memory, and none on the others."""
+    full = {}
+    for name, part in parts.items():
+        like = likes[name]
+        if not isinstance(like, DTensor):
+            full[name] = part
+            continue
+        sharded = DTensor.from_local(
+            part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+        tensor = sharded.full_tensor()
+        if torch.distributed.get_rank() == 0:
+            full[name] = tensor.cpu()
+    return full
+
+
+def part_of_whole(full: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `gathered` for one tensor that every rank holds."""
+    if not isinstance(like, DTensor):
+        return full.to(like.device)
+    full = full.to(like.device_mesh.device_type)
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def whole_model(model: SeqTexTransformer3DModel) -> SeqTexTransformer3DModel:
+    """The model with all of its weights: itself, or on rank 0 of a sharded run a copy on the CPU (elsewhere nothing is
+    in it)."""
+    if not isinstance(model, FSDPModule):
+        return model
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    with torch.device("meta"):
+        copy = SeqTexTransformer3DModel(**{name: value for name, value in model.config.items() if name[0] != "_"})
+    copy.load_state_dict(state, assign=True, strict=bool(state))
+    return copy
