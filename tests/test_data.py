@@ -214,7 +214,7 @@ def test_a_shard_with_a_pickle_in_it_runs_nothing(tmp_path: Path) -> None:
         bytes=len(forged),
         count=1,
     )
-    stream.reader[Regime.TEXTURED].shards = (honest_sum,)
+    stream.sources[Regime.TEXTURED][0].reader.shards = (honest_sum,)
     with pytest.raises(UserError, match=r"textured-000000\.tar"):
         stream[0]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from schemas.errors import UserError
@@ -52,10 +52,15 @@ class Batch:
     """Of the global batch in the stream."""
     samples: tuple[int, ...] = ()
     """Numbers of these samples in the stream: the seeds of their noise."""
+    condition: Float[Tensor, "batch views h w 3"] | None = None
+    """Each view as it enters where it is given; None: as it is."""
+    passed_over: tuple[str, ...] = ()
+    """Shards that could not be read; other samples stand in for theirs."""
 
     def to(self, device: torch.device) -> "Batch":
         uv = self.uv.map(lambda x: x.to(device)) if self.uv else None
-        return replace(self, mv=self.mv.map(lambda x: x.to(device)), uv=uv)
+        condition = None if self.condition is None else self.condition.to(device)
+        return replace(self, mv=self.mv.map(lambda x: x.to(device)), uv=uv, condition=condition)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,25 @@ class BranchLatents:
     rgb: Float[Tensor, "batch 16 frames h w"]
     geometry: Float[Tensor, "batch 32 frames h w"]
     """Position, then normal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFeatures:
+    """What a text encoder made of captions, without the zeros behind each."""
+
+    captions: tuple[Float[Tensor, "_ dim"], ...]
+    empty: Float[Tensor, "_ dim"]
+    """Of the empty prompt."""
+    length: int
+    """Tokens that the model gets."""
+
+    def tokens(self, kept: Sequence[bool]) -> Float[Tensor, "batch length dim"]:
+        """Padded with zeros; where a caption is not kept, the empty prompt takes its place."""
+        rows = [own if keep else self.empty for own, keep in zip(self.captions, kept, strict=True)]
+        padded = torch.zeros(len(rows), self.length, self.empty.shape[1])
+        for target, row in zip(padded, rows, strict=True):
+            target[: len(row)] = row
+        return padded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +102,24 @@ class LatentBatch:
     captions: tuple[str, ...]
     number: int = 0
     samples: tuple[int, ...] = ()
+    condition: Float[Tensor, "batch 16 views h w"] | None = None
+    passed_over: tuple[str, ...] = ()
+    text: TextFeatures | None = None
+    """Of the captions, where they were encoded beforehand."""
 
     def to(self, device: torch.device) -> "LatentBatch":
         def move(branch: BranchLatents) -> BranchLatents:
             return BranchLatents(rgb=branch.rgb.to(device), geometry=branch.geometry.to(device))
 
-        return replace(self, mv=move(self.mv), uv=move(self.uv) if self.uv else None)
+        condition = None if self.condition is None else self.condition.to(device)
+        return replace(self, mv=move(self.mv), uv=move(self.uv) if self.uv else None, condition=condition)
+
+    def given(self, condition: Bool[Tensor, "batch views"]) -> "LatentBatch":
+        """With the condition images in the place of the views that are given."""
+        if self.condition is None:
+            return self
+        rgb = torch.where(condition[:, None, :, None, None], self.condition, self.mv.rgb)
+        return replace(self, mv=replace(self.mv, rgb=rgb))
 
 
 def uv_to_model(image: np.ndarray) -> Float[Tensor, "1 h w c"]:
@@ -127,14 +163,15 @@ def uv_maps_to_model(maps: UvMaps) -> Maps:
     )
 
 
-def to_model(sample: TextureSample) -> Batch:
-    """One sample as a batch of one."""
+def to_model(sample: TextureSample, condition: UInt8[np.ndarray, "views h w 3"] | None = None) -> Batch:
+    """One sample as a batch of one; `condition`: its views as they enter where they are given."""
     return Batch(
         mv=views_to_model(sample.views).map(lambda x: x[None]),
         uv=uv_maps_to_model(sample.uv).map(lambda x: x[None]) if sample.uv else None,
         regime=sample.regime,
         uids=(sample.uid,),
         captions=(str(sample.meta.get("caption", "")),),
+        condition=None if condition is None else _float(condition)[None],
     )
 
 
@@ -159,31 +196,41 @@ def encode_batch(batch: Batch, codec: LatentCodec) -> LatentBatch:
         captions=batch.captions,
         number=batch.number,
         samples=batch.samples,
+        condition=None if batch.condition is None else codec.encode(batch.condition),
+        passed_over=batch.passed_over,
     )
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch | LatentBatch)
 
 
-def join(parts: Sequence[AnyBatch]) -> AnyBatch:
+def join(parts: Sequence[AnyBatch], datasets: Sequence[str] = ()) -> AnyBatch:
     """Several batches of one regime as one.
+
+    datasets: that of each part, for the message.
 
     Raises:
         UserError: their images differ in size.
     """
     first = parts[0]
     if len(sizes := {_sizes(part) for part in parts}) > 1:
+        places = f" (of {', '.join(sorted(set(datasets)))})" if datasets else ""
         raise UserError(
-            f"samples {', '.join(uid for part in parts for uid in part.uids)} differ in views or resolution: "
+            f"samples {', '.join(uid for part in parts for uid in part.uids)}{places} differ in views or resolution: "
             f"{sorted(sizes, key=str)}; build the dataset with one resolution and one camera rig"
         )
-    branches: dict[str, Any] = {
+    joined: dict[str, Any] = {
         "mv": _concatenate([part.mv for part in parts]),
         "uv": _concatenate([part.uv for part in parts]) if first.uv else None,
     }
-    uids = tuple(uid for part in parts for uid in part.uids)
-    captions = tuple(caption for part in parts for caption in part.captions)
-    return replace(first, uids=uids, captions=captions, **branches)
+    if first.condition is not None:
+        joined["condition"] = torch.cat([part.condition for part in parts if part.condition is not None])
+    if isinstance(first, LatentBatch) and first.text:
+        captions = tuple(row for part in parts for row in part.text.captions)  # type: ignore[union-attr]
+        joined["text"] = replace(first.text, captions=captions)
+    for name in ("uids", "captions", "samples", "passed_over"):
+        joined[name] = tuple(entry for part in parts for entry in getattr(part, name))
+    return replace(first, **joined)
 
 
 def _sizes(part: Batch | LatentBatch) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,8 +1,9 @@
-"""From a dataset directory to batches: regimes mixed by ratio, in an order that depends on the seed alone."""
+"""From dataset directories to batches: regimes and datasets mixed by ratio, in an order that the seed alone decides."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from schemas.dataset import ShardRecord, read_dataset_json, read_ledger
-from schemas.errors import UserError
-from schemas.sample import Regime
+from schemas.errors import UsageError, UserError, require_between
+from schemas.sample import Regime, TextureSample
+from training.augment import AugmentConfig, condition_images, draw_augmentation, rotate_views
 from training.batch import Batch, LatentBatch, join, to_model
-from training.stream import SampleOrder, Schedule, ShardReader
+from training.latent_cache import StoredLatents, codec_header, rotated
+from training.latents import LatentCodec
+from training.sources import ImageSizes as ImageSizes
+from training.sources import Source, open_sources
+from training.sources import image_sizes as image_sizes
+from training.storage import DatasetFiles, ShardError, open_dataset
+from training.stream import Draws, Schedule, SkipBudget
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,52 +32,51 @@ class DataConfig:
 
     directory: Path = Path("dataset")
     """A directory made by `seqtex build`."""
+    directories: dict[str, float] = field(default_factory=dict)
+    """Several of them, each with its weight, in place of `directory`: paths, or addresses such as s3://bucket/forge. A
+    sample comes from a dataset with the probability that its weight has among those with samples of that regime."""
     batch_size: int = 16
     """Samples in a global batch, over all ranks."""
     mv_only_ratio: float = 0.3
-    """Share of batches that are multi-view-only, where the dataset has both regimes (ours)."""
+    """Share of batches that are multi-view-only, where there are samples of both regimes (ours)."""
     window: int = 16
-    """Shards per regime held in memory, among which samples are shuffled (ours)."""
+    """Shards per dataset and regime that are open at a time, among which samples are shuffled (ours)."""
     keep_latents: bool = True
-    """Encode every sample once and keep its latents in memory: for datasets of some thousand small samples."""
+    """Encode every sample once and keep its latents in memory: for datasets of some thousand small samples. Of no effect
+    with `latents`, or where `augment` makes new images of a sample every time."""
+    latents: bool = False
+    """Read the latents that `seqtex encode` has made instead of the images."""
+    draw_posterior: bool = False
+    """With `latents`: colours are drawn from the codec's posterior, anew in every epoch, instead of being its mean."""
     workers: int = 0
     """Processes that read and decode; 0: the training process itself."""
+    skip_budget: int = 0
+    """Shards that may be missing or damaged; other samples stand in for theirs. One more ends the run."""
+    cache_directory: Path = Path("~/.cache/seqtex")
+    """Receives the shards of remote datasets; ranks and runs of a machine share it."""
+    cache_gb: float = 50.0
+    """Its size, 10^9 bytes; the shards used longest ago go first."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What may happen to a sample on its way."""
+
+    def __post_init__(self) -> None:
+        require_between("data.mv_only_ratio", self.mv_only_ratio, 0, 1)
+        if any(not weight > 0 for weight in self.directories.values()):
+            raise UsageError(f"data.directories is {self.directories}; give every dataset a weight above 0")
+        if self.latents and self.augment.condition:
+            raise UsageError("data.augment changes the given view, which needs its image: set data.latents false")
+        if self.draw_posterior and not self.latents:
+            raise UsageError("data.draw_posterior draws from stored latents: set data.latents true")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each dataset by its location."""
+        return self.directories or {str(self.directory): 1.0}
 
 
-def shards_by_regime(directory: Path) -> dict[Regime, tuple[ShardRecord, ...]]:
-    """The shards that the ledger vouches for, by name; regimes without a sample are left out.
-
-    Raises:
-        UserError: no dataset, a damaged ledger, or no sample in it.
-    """
-    read_dataset_json(directory)
-    records = [shard for part in read_ledger(directory) for shard in part.shards if shard.count]
-    if not records:
-        raise UserError(f"{directory}: no finished shard with a sample in it; run `seqtex build` to its end first")
-    groups = {regime: tuple(record for record in records if record.regime is regime) for regime in Regime}
-    return {regime: group for regime, group in groups.items() if group}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSizes:
-    """Of the samples of a dataset."""
-
-    views: int
-    view_resolution: int
-    """Pixels."""
-    uv_resolution: int | None
-    """Texels; None where no sample has a UV map."""
-
-
-def image_sizes(directory: Path) -> ImageSizes:
-    """As the first sample of each regime has them; a dataset is built at one resolution."""
-    first = {
-        regime: ShardReader(directory, shards, window=1)(0, 0) for regime, shards in shards_by_regime(directory).items()
-    }
-    textured = first.get(Regime.TEXTURED)
-    views, height = (textured or first[Regime.MV_ONLY]).views.mask.shape[:2]
-    resolution = len(textured.uv.mask) if textured and textured.uv else None
-    return ImageSizes(views=views, view_resolution=height, uv_resolution=resolution)
+def open_datasets(cfg: DataConfig) -> list[DatasetFiles]:
+    """The files of every dataset, the first one first."""
+    return [open_dataset(location, cfg.cache_directory, int(cfg.cache_gb * 1e9)) for location in cfg.weights]
 
 
 AnyBatch = Batch | LatentBatch
@@ -76,7 +84,8 @@ Encoder = Callable[[Batch], LatentBatch]
 
 
 class BatchStream(Dataset[AnyBatch]):
-    """Batch `number` of the endless stream, as one rank sees it. A pure function of the number: which process asks, and
+    """The endless stream, as one rank sees it: item `number` is its share of global batch `number`, or, with `turns`
+    above 1, item `number * turns + turn` a part of that share. A pure function of the number: which process asks, and
     what it asked before, changes nothing."""
 
     def __init__(
@@ -88,41 +97,76 @@ class BatchStream(Dataset[AnyBatch]):
         ranks: int = 1,
         turns: int = 1,
         encoder: Encoder | None = None,
+        codec: LatentCodec | None = None,
     ) -> None:
-        parts = ranks * turns
-        if cfg.batch_size % parts:
+        """encoder: makes the latents that `cfg.keep_latents` keeps. codec: that of the run, for `cfg.latents`."""
+        if cfg.batch_size % (ranks * turns):
+            by_turns = f" in {turns} turns" if turns > 1 else ""
             raise UserError(
-                f"batch_size {cfg.batch_size} does not divide among {ranks} ranks x {turns} turns; use a multiple of "
-                f"{parts}"
+                f"batch_size {cfg.batch_size} does not divide among {ranks} ranks{by_turns}; "
+                f"use a multiple of {ranks * turns}"
             )
-        by_regime = shards_by_regime(cfg.directory)
-        ratio = cfg.mv_only_ratio if Regime.MV_ONLY in by_regime else 0.0
-        self.schedule = Schedule(seed, ratio if Regime.TEXTURED in by_regime else 1.0)
-        self.order = {r: SampleOrder(tuple(s.count for s in g), seed, cfg.window) for r, g in by_regime.items()}
-        self.reader = {r: ShardReader(cfg.directory, g, cfg.window) for r, g in by_regime.items()}
-        self.batch_size = cfg.batch_size
+        self.cfg = cfg
+        self.seed = seed
+        self.budget = SkipBudget(cfg.skip_budget)
+        header = codec_header(codec) if cfg.latents and codec else None
+        self.sources = open_sources(cfg, open_datasets(cfg), seed, header, self.budget)
+        ratio = cfg.mv_only_ratio if Regime.MV_ONLY in self.sources else 0.0
+        self.schedule = Schedule(seed, ratio if Regime.TEXTURED in self.sources else 1.0)
+        self.mixture = {
+            regime: Draws((seed, 1 + list(Regime).index(regime)), [source.weight for source in group])
+            for regime, group in self.sources.items()
+        }
         self.turns = turns
-        self.rank = rank
-        self.part_size = cfg.batch_size // parts
-        self.encoder = encoder
-        self._latents: dict[tuple[Regime, int, int], LatentBatch] = {}
+        self.share = cfg.batch_size // (ranks * turns)
+        self.first_slot = rank * turns * self.share
+        self.encoder = None if cfg.latents or cfg.augment.condition else encoder
+        self._latents: dict[tuple[Regime, int, int, int], LatentBatch] = {}
 
-    def __getitem__(self, index: int) -> AnyBatch:
-        number, turn = divmod(index, self.turns)
+    def __getitem__(self, item: int) -> AnyBatch:
+        number, turn = divmod(item, self.turns)
         regime, earlier = self.schedule(number)
-        first = (self.rank * self.turns + turn) * self.part_size
-        slots = range(first, first + self.part_size)
-        places = [self.order[regime](earlier * self.batch_size + slot) for slot in slots]
-        samples = tuple(number * self.batch_size + slot for slot in slots)
-        return replace(join([self._sample(regime, *place) for place in places]), number=number, samples=samples)
+        size, first = self.cfg.batch_size, self.first_slot + turn * self.share
+        slots = range(first, first + self.share)
+        parts = [self._sample(regime, earlier * size + slot, number * size + slot) for slot in slots]
+        joined = join([part for part, _ in parts], [source.name for _, source in parts])
+        return replace(joined, number=number, samples=tuple(number * size + slot for slot in slots))
 
-    def _sample(self, regime: Regime, shard: int, index: int) -> AnyBatch:
-        if self.encoder is None:
-            return to_model(self.reader[regime](shard, index))
-        place = (regime, shard, index)
-        if place not in self._latents:
-            self._latents[place] = self.encoder(to_model(self.reader[regime](shard, index)))
-        return self._latents[place]
+    def _sample(self, regime: Regime, position: int, number: int) -> tuple[AnyBatch, Source[Any]]:
+        """The sample at a position of its regime's stream. Where it cannot be read, another one of its dataset stands
+        in for it, the same on every rank and for any number of ranks: no rank has to ask another."""
+        kind, nth = self.mixture[regime](position)
+        source = self.sources[regime][kind]
+        passed_over: dict[str, None] = {}
+        for shard, index in source.places(nth):
+            try:
+                part = self._load((regime, kind, shard, index), number)
+                return replace(part, passed_over=tuple(passed_over)), source
+            except ShardError as error:
+                name = source.reader.name(shard)
+                self.budget.spend(name, error)
+                passed_over[name] = None
+        raise UserError(f"{source.name}: none of its {regime} shards can be read: {', '.join(passed_over)}")
+
+    def _load(self, place: tuple[Regime, int, int, int], number: int) -> AnyBatch:
+        regime, kind, shard, index = place
+        if self.encoder is None or place not in self._latents:
+            stored = self.sources[regime][kind].reader(shard, index)
+            if self.encoder is None:
+                return self._augmented(stored, number)
+            self._latents[place] = self.encoder(to_model(stored))
+        return self._rotated(self._latents[place], number)
+
+    def _augmented(self, stored: TextureSample | StoredLatents, number: int) -> AnyBatch:
+        cfg = self.cfg
+        if isinstance(stored, StoredLatents):
+            return self._rotated(stored.drawn(self.seed, number) if cfg.draw_posterior else stored.batch, number)
+        drawn = draw_augmentation(cfg.augment, len(stored.views.rgb), self.seed, number)
+        turned = rotate_views(stored, drawn.shift)
+        return to_model(turned, condition_images(turned.views, drawn) if cfg.augment.condition else None)
+
+    def _rotated(self, latents: LatentBatch, number: int) -> LatentBatch:
+        return rotated(latents, draw_augmentation(self.cfg.augment, latents.mv.rgb.shape[2], self.seed, number).shift)
 
 
 class CountFrom(Sampler[int]):
@@ -136,23 +180,35 @@ class CountFrom(Sampler[int]):
 
 
 class TextureDataModule(lightning.LightningDataModule):
-    """The training stream of one dataset. Its state is the number of samples consumed."""
+    """The training stream of a run. Its state is the number of samples consumed."""
 
-    def __init__(self, cfg: DataConfig, *, seed: int, turns: int = 1, encoder: Encoder | None = None) -> None:
-        """turns: parts that a rank's share of a batch is worked through in."""
+    def __init__(
+        self,
+        cfg: DataConfig,
+        *,
+        seed: int,
+        turns: int = 1,
+        encoder: Encoder | None = None,
+        codec: LatentCodec | None = None,
+    ) -> None:
+        """turns: batches of the loader in one global batch. encoder, codec: see `BatchStream`."""
         super().__init__()
-        self.turns = turns
         self.cfg = cfg
         self.seed = seed
+        self.turns = turns
         self.encoder = encoder
+        self.codec = codec
         self.consumed_samples = 0
         self.resume_at = 0
         """The stream goes on no earlier than this sample."""
+        self.passed_over: dict[str, None] = {}
+        """Shards that this rank could not read, in the order in which it met them."""
 
     def train_dataloader(self) -> DataLoader[AnyBatch]:
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        stream = BatchStream(self.cfg, seed=self.seed, rank=rank, ranks=ranks, turns=self.turns, encoder=self.encoder)
+        stream = BatchStream(self.cfg, seed=self.seed, rank=rank, ranks=ranks, encoder=self.encoder, codec=self.codec)
+        self._name(stream.budget.passed_over)
         return DataLoader(
             stream,
             batch_size=None,
@@ -164,8 +220,18 @@ class TextureDataModule(lightning.LightningDataModule):
         return batch.to(device)
 
     def consumed(self, batch: AnyBatch) -> None:
-        """To be called after each optimised batch."""
+        """To be called after each optimised global batch, with the last part of it."""
         self.consumed_samples = (batch.number + 1) * self.cfg.batch_size
+        self._name(dict.fromkeys(batch.passed_over, "see `seqtex verify`"))
+
+    def _name(self, shards: Mapping[str, str]) -> None:
+        for name, reason in shards.items():
+            if name not in self.passed_over:
+                self.passed_over[name] = None
+                log.warning(
+                    "shard passed over, %d of at most %d: %s (%s); other samples stand in for its own",
+                    len(self.passed_over), self.cfg.skip_budget, name, reason,
+                )  # fmt: skip
 
     def skip_failed(self) -> None:
         """The next run goes on behind the batch that was at work, whatever state it starts from."""

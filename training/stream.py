@@ -1,117 +1,228 @@
-"""Which sample comes when, and where it is read. Regime and order are pure functions of the seed, so that a stream is
-resumed by one number: the samples consumed so far."""
+"""Which sample comes when, and where it is read. Regime, source and order are pure functions of the seed, so that a
+stream is resumed by one number: the samples consumed so far."""
 
-import hashlib
-import io
+import mmap
+import tarfile
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
+from itertools import chain
+from typing import BinaryIO, Generic, TypeVar
 
 import numpy as np
-import webdataset as wds
 from jaxtyping import Int
 
-from schemas.codec import decode
-from schemas.dataset import ShardRecord, shard_path
+from schemas.dataset import ShardRecord
 from schemas.errors import UserError
-from schemas.sample import Regime, TextureSample
+from schemas.sample import Regime
+from training.storage import REMEDY, DatasetFiles, ShardError
 
-REMEDY = "run `seqtex verify` on the dataset, delete the shard and build again"
 CHUNK = 4096
-"""Batches whose regime is drawn by one generator."""
+"""Draws that are made by one generator."""
+Sample = TypeVar("Sample")
+
+
+class Draws:
+    """An endless row of independent draws among a few kinds, by weight. A pure function of the place in it."""
+
+    def __init__(self, seed: tuple[int, ...], weights: Sequence[float]) -> None:
+        """seed: (seed, what is drawn); what is drawn may be left out where it is 0."""
+        self.seed = seed
+        self.bounds = np.cumsum(weights)[:-1] / np.sum(weights)
+        self._counts = [np.zeros(len(weights), dtype=np.int64)]
+        self._chunk = lru_cache(maxsize=4)(self._draw)
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        """Kind of draw `number`, and how many draws of that kind came before it."""
+        chunk, within = divmod(number, CHUNK)
+        while len(self._counts) <= chunk:
+            kinds = self._draw(len(self._counts) - 1)
+            self._counts.append(self._counts[-1] + np.bincount(kinds, minlength=len(self._counts[0])))
+        kinds = self._chunk(chunk)
+        kind = int(kinds[within])
+        return kind, int(self._counts[chunk][kind] + np.count_nonzero(kinds[:within] == kind))
+
+    def _draw(self, chunk: int) -> Int[np.ndarray, " draws"]:
+        seed, *rest = self.seed
+        return np.searchsorted(self.bounds, np.random.default_rng((seed, chunk, *rest)).random(CHUNK), side="right")
 
 
 class Schedule:
     """The regime of every batch, and which batch of its regime it is."""
 
     def __init__(self, seed: int, mv_only_ratio: float) -> None:
-        self.seed = seed
-        self.mv_only_ratio = mv_only_ratio
-        self._mv_only = np.zeros(0, dtype=bool)
-        self._earlier_mv_only = np.zeros(0, dtype=np.int64)
+        self._draws = Draws((seed,), (mv_only_ratio, 1 - mv_only_ratio))
 
     def __call__(self, number: int) -> tuple[Regime, int]:
         """Regime of batch `number`, and how many batches of that regime came before it."""
-        while number >= len(self._mv_only):
-            chunk = len(self._mv_only) // CHUNK
-            draws = np.random.default_rng((self.seed, chunk)).random(CHUNK) < self.mv_only_ratio
-            before = self._mv_only.sum() + np.cumsum(draws) - draws
-            self._mv_only = np.concatenate([self._mv_only, draws])
-            self._earlier_mv_only = np.concatenate([self._earlier_mv_only, before])
-        earlier = int(self._earlier_mv_only[number])
-        if self._mv_only[number]:
-            return Regime.MV_ONLY, earlier
-        return Regime.TEXTURED, number - earlier
+        kind, earlier = self._draws(number)
+        return (Regime.TEXTURED if kind else Regime.MV_ONLY), earlier
 
 
 class SampleOrder:
-    """The order of one regime's samples: every epoch each sample once. Shards are shuffled, then the samples within
-    windows of `window` shards, so that only so many need to be at hand."""
+    """The order of one source's samples of one regime: every epoch each sample once. Shards are shuffled, then the
+    samples within windows of `window` shards, so that only so many need to be at hand."""
 
-    def __init__(self, counts: tuple[int, ...], seed: int, window: int) -> None:
-        self.counts = counts
+    def __init__(self, counts: tuple[int, ...], seed: int, window: int, source: int = 0) -> None:
+        self.counts = np.array(counts)
         self.total = sum(counts)
         self.seed = seed
         self.window = window
+        self.source = source
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, position: int) -> tuple[int, int]:
         """(shard, sample within it) at a position of the endless stream."""
         epoch, within = divmod(position, self.total)
-        shard, sample = self._epoch(epoch)[within]
+        shard, sample = self._epoch(epoch)[0][within]
         return int(shard), int(sample)
 
-    def _shuffle(self, epoch: int) -> Int[np.ndarray, "samples 2"]:
-        rng = np.random.default_rng((self.seed, epoch))
+    def replacements(self, position: int) -> Iterator[tuple[int, int]]:
+        """What to read where the sample at a position cannot be read: a random one of the same window, and so on; then
+        of the same epoch. A pure function of seed and position, too: every rank comes to the same without asking."""
+        epoch, within = divmod(position, self.total)
+        places, starts = self._epoch(epoch)
+        end = np.searchsorted(starts, within, side="right")
+        start, stop = starts[end - 1], starts[end] if end < len(starts) else self.total
+        rng = np.random.default_rng((self.seed, position, self.source, 1))
+        for at in chain(start + rng.permutation(stop - start), rng.permutation(self.total)):
+            yield int(places[at][0]), int(places[at][1])
+
+    def _shuffle(self, epoch: int) -> tuple[Int[np.ndarray, "samples 2"], Int[np.ndarray, " windows"]]:
+        """Places in their order, and where each window starts."""
+        rng = np.random.default_rng((self.seed, epoch, self.source))
         shards = rng.permutation(len(self.counts))
         windows = []
         for start in range(0, len(shards), self.window):
-            places = [(shard, i) for shard in shards[start : start + self.window] for i in range(self.counts[shard])]
-            windows.append(rng.permutation(np.array(places, dtype=np.int64).reshape(-1, 2)))
-        return np.concatenate(windows)
+            chosen = shards[start : start + self.window]
+            counts = self.counts[chosen]
+            samples = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            windows.append(rng.permutation(np.stack([np.repeat(chosen, counts), samples], axis=1).astype(np.int32)))
+        starts = np.cumsum([0, *(len(window) for window in windows[:-1])])
+        return np.concatenate(windows), starts
 
 
-class ShardReader:
-    """Samples by place. Holds the bytes of the `window` shards used last; a shard is checked against its ledger record
-    whenever it is read from disk."""
+class ShardFile:
+    """A tar of samples, mapped into memory: its pages are shared by all processes and held by none. Nothing in it is
+    decoded, run or unpickled here."""
 
-    def __init__(self, directory: Path, shards: tuple[ShardRecord, ...], window: int) -> None:
-        self.directory = directory
+    def __init__(self, file: BinaryIO) -> None:
+        """Raises ValueError naming the member where it is no tar of `uid.extension` files, each sample's together."""
+        with file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.uids: list[str] = []
+            self._members: list[dict[str, slice]] = []
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    for member in tar:
+                        self._add(member)
+            except tarfile.TarError as error:
+                raise ValueError(f"not a whole tar ({error})") from error
+        if len(set(self.uids)) != len(self.uids):
+            raise ValueError("the members of a sample are apart")
+
+    def _add(self, member: tarfile.TarInfo) -> None:
+        uid, _, extension = member.name.partition(".")
+        place = slice(member.offset_data, member.offset_data + member.size)
+        if not member.isreg() or not uid or not extension or "/" in member.name or place.stop > len(self._bytes):
+            raise ValueError(f"member {member.name!r} is not a whole field of a sample")
+        if not self.uids or self.uids[-1] != uid:
+            self.uids.append(uid)
+            self._members.append({})
+        if extension in self._members[-1]:
+            raise ValueError(f"member {member.name!r} is repeated")
+        self._members[-1][extension] = place
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, index: int) -> "Fields":
+        return Fields(self._bytes, self._members[index])
+
+
+class Fields(Mapping[str, bytes]):
+    """The fields of one sample by extension; read when asked for."""
+
+    def __init__(self, data: mmap.mmap, places: dict[str, slice]) -> None:
+        self._data = data
+        self._places = places
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._data[self._places[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class ShardReader(Generic[Sample]):
+    """Samples by place. The `window` shards used last stay open; a shard is checked against its record when opened."""
+
+    def __init__(
+        self,
+        files: DatasetFiles,
+        folder: str,
+        shards: tuple[ShardRecord, ...],
+        window: int,
+        decode: Callable[[Mapping[str, bytes]], Sample],
+    ) -> None:
+        """decode: a sample from its fields; raises ValueError where they are none."""
+        self.files = files
+        self.folder = folder
         self.shards = shards
         self.window = window
-        self._held: OrderedDict[int, list[dict[str, bytes]]] = OrderedDict()
+        self.decode = decode
+        self._open: OrderedDict[int, ShardFile] = OrderedDict()
+        self._bad: dict[int, ShardError] = {}
 
-    def __call__(self, shard: int, index: int) -> TextureSample:
-        """Raises UserError naming the file where a shard is missing, damaged, or holds what is no sample."""
-        record = self.shards[shard]
-        path = shard_path(self.directory, record.name)
-        if shard not in self._held:
-            self._held[shard] = read_shard(path, record)
-        self._held.move_to_end(shard)
-        while len(self._held) > self.window:
-            self._held.popitem(last=False)
+    def name(self, shard: int) -> str:
+        return f"{self.files.location}/{self.folder}/{self.shards[shard].name}"
+
+    def __call__(self, shard: int, index: int) -> Sample:
+        """Raises ShardError naming the file where a shard is missing, damaged, or holds what is no sample."""
+        if shard in self._bad:
+            raise self._bad[shard]
+        if shard not in self._open:
+            try:
+                self._open[shard] = self._read(shard)
+            except ShardError as error:
+                self._bad[shard] = error  # neither fetched nor summed again for each of its samples
+                raise
+        self._open.move_to_end(shard)
+        while len(self._open) > self.window:
+            self._open.popitem(last=False)
         try:
-            return decode(self._held[shard][index])
+            return self.decode(self._open[shard][index])
         except ValueError as error:
-            raise UserError(f"{path}: sample {index}: {error}; {REMEDY}") from error
+            raise ShardError(f"{self.name(shard)}: sample {index}: {error}; {REMEDY}") from error
+
+    def _read(self, shard: int) -> ShardFile:
+        record = self.shards[shard]
+        try:
+            file = ShardFile(self.files.open(f"{self.folder}/{record.name}", record.sha256, record.bytes))
+        except ValueError as error:
+            raise ShardError(f"{self.name(shard)}: {error}; {REMEDY}") from error
+        if len(file) != record.count:
+            raise ShardError(f"{self.name(shard)}: holds {len(file)} samples, its record says {record.count}; {REMEDY}")
+        return file
 
 
-def read_shard(path: Path, record: ShardRecord) -> list[dict[str, bytes]]:
-    """The encoded samples of a shard. Nothing in them is decoded, run or unpickled here.
+class SkipBudget:
+    """The shards that were passed over so far, in this process."""
 
-    Raises:
-        UserError: the file is missing or is not what the ledger says.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: the ledger names this shard but it is missing; {REMEDY}")
-    data = path.read_bytes()
-    if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
-        raise UserError(f"{path}: its {len(data)} bytes are not those that the ledger records; {REMEDY}")
-    members = wds.tariterators.tar_file_expander([{"url": str(path), "stream": io.BytesIO(data)}])
-    samples = [
-        {name: value for name, value in fields.items() if not name.startswith("__")}
-        for fields in wds.tariterators.group_by_keys(members)
-    ]
-    if len(samples) != record.count:
-        raise UserError(f"{path}: holds {len(samples)} samples, the ledger says {record.count}; {REMEDY}")
-    return samples
+    def __init__(self, shards: int) -> None:
+        self.shards = shards
+        self.passed_over: dict[str, str] = {}
+        """Why, by name."""
+
+    def spend(self, name: str, error: ShardError) -> None:
+        """Raises UserError where one more shard is too many."""
+        if name in self.passed_over:
+            return
+        self.passed_over[name] = str(error)
+        if len(self.passed_over) > self.shards:
+            raise UserError(
+                f"{error} (shards passed over: {len(self.passed_over)}, more than data.skip_budget, {self.shards})"
+            ) from error
