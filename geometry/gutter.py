@@ -14,11 +14,10 @@ def dilate(
 ) -> Float32[np.ndarray, "height width channels"]:
     """Values everywhere: a rim of neighbouring ones around each chart, then a smooth fill (push-pull). Texels in the
     mask stay."""
-    filled, known = np.where(mask[..., None], values, np.float32(0.0)), mask.copy()
-    if not known.any():
-        return filled
-    for _ in range(RING_TEXELS):
-        filled, known = grow_once(filled, known)
+    if not mask.any():
+        return np.zeros_like(values)
+    filled, known = values.copy(), mask.copy()
+    grow(filled, known, RING_TEXELS)
     return fill_smoothly(filled, known)
 
 
@@ -33,26 +32,51 @@ def fill_smoothly(
 
 
 @njit(nogil=True, cache=True)
-def grow_once(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unknown texels next to known ones become the mean of those among their 8 neighbours."""
+def grow(values: np.ndarray, known: np.ndarray, rings: int) -> None:
+    """Unknown texels next to known ones become the mean of those among their 8 neighbours, ring by ring, in place."""
     height, width, channels = values.shape
-    grown, now_known = values.copy(), known.copy()
+    reached = np.zeros((height, width), np.bool_)
+    front = [(0, 0) for _ in range(0)]
     for row in range(height):
         for column in range(width):
-            if known[row, column]:
-                continue
+            if not known[row, column] and touches(known, row, column):
+                reached[row, column] = True
+                front.append((row, column))
+    for ring in range(rings):
+        for row, column in front:
             count = 0
+            for channel in range(channels):
+                values[row, column, channel] = 0.0
             for y in range(max(row - 1, 0), min(row + 2, height)):
                 for x in range(max(column - 1, 0), min(column + 2, width)):
                     if known[y, x]:
                         count += 1
                         for channel in range(channels):
-                            grown[row, column, channel] += values[y, x, channel]
-            if count:
-                now_known[row, column] = True
-                for channel in range(channels):
-                    grown[row, column, channel] /= np.float32(count)
-    return grown, now_known
+                            values[row, column, channel] += values[y, x, channel]
+            for channel in range(channels):
+                values[row, column, channel] /= np.float32(count)
+        for row, column in front:
+            known[row, column] = True
+        if ring == rings - 1:
+            return
+        further = [(0, 0) for _ in range(0)]
+        for row, column in front:
+            for y in range(max(row - 1, 0), min(row + 2, height)):
+                for x in range(max(column - 1, 0), min(column + 2, width)):
+                    if not known[y, x] and not reached[y, x]:
+                        reached[y, x] = True
+                        further.append((y, x))
+        front = further
+
+
+@njit(nogil=True, cache=True)
+def touches(known: np.ndarray, row: int, column: int) -> bool:
+    """Whether one of the 8 neighbours is known."""
+    for y in range(max(row - 1, 0), min(row + 2, known.shape[0])):
+        for x in range(max(column - 1, 0), min(column + 2, known.shape[1])):
+            if known[y, x]:
+                return True
+    return False
 
 
 @njit(nogil=True, cache=True)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8, UInt16
 
-from geometry.kernels.color import average_rows, color_rows, encode_rows, texel_rows
+from geometry.kernels.average import average_rows, encode_rows
+from geometry.kernels.color import color_rows, pixel_rows
 from geometry.kernels.footprint import FRAME_SIZE
+from geometry.kernels.texel import texel_rows
 from geometry.mips import mip_levels
 from geometry.raster import Fragments, Rasterizer
 from schemas.mesh import AlphaMode, Material, TexturedMesh, Wrap
@@ -163,6 +165,21 @@ def surface_color(
             out[image],
         )
     return out
+
+
+def pixel_color(
+    surface: PackedSurface, samples: Fragments, clip: Float32[np.ndarray, "images vertices 4"], s: int
+) -> tuple[Float32[np.ndarray, "images height width 3"], Bool[np.ndarray, "images height width"]]:
+    """Linear RGB of the pixels of views whose s x s samples are given, mean of the covered ones, and whether there were
+    any. For surfaces without holes: what is cut out would count as covered."""
+    images, height, width = len(samples.face), samples.face.shape[1] // s, samples.face.shape[2] // s
+    rgb, sampled = np.empty((images, height, width, 3), np.float32), np.empty((images, height, width), bool)
+    for image in range(images):
+        pixel_rows(
+            surface, samples.face[image], samples.bary[image], clip[image], s, np.zeros(FRAME_SIZE), rgb[image],
+            sampled[image],
+        )  # fmt: skip
+    return rgb, sampled
 
 
 def texel_color(

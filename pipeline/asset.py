@@ -12,6 +12,7 @@ from geometry.raster import Rasterizer
 from geometry.raster_cpu import CpuRasterizer
 from geometry.raster_cuda import CudaRasterizer
 from geometry.rigs import RigConfig, rig_cameras
+from geometry.texture import pack_surface
 from pipeline.bake import BakeConfig, bake_uv, round_trip
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.blender.host import convert
@@ -137,7 +138,8 @@ def _make_sample(
     """Views of a mesh that was found fit, and its UV maps where they can be had."""
     rasterizer: Rasterizer = CpuRasterizer() if cfg.rasterizer == "cpu" else CudaRasterizer()
     cameras = rig_cameras(cfg.rig, *bounding_box(mesh.vertices, mesh.faces), seed=seed_of(ref.uid))
-    views = render_views(mesh, cameras, cfg.views, rasterizer)
+    surface = pack_surface(mesh)
+    views = render_views(mesh, cameras, cfg.views, rasterizer, surface)
     measurements = measure_views(measurements, views, cameras)
     if rejected := _rejected(measurements, cfg):
         return Processed(result=rejected, measurements=measurements)
@@ -147,7 +149,7 @@ def _make_sample(
         measurements = replace(measurements, layout_fault=str(unwrapped.reason))
         mv_only = replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}")
     else:
-        baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer)
+        baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer, surface)
         proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer)
         measurements = replace(
             measure_map(measurements, unwrapped, baked),

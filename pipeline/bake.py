@@ -42,12 +42,18 @@ class RoundTrip:
     """Share of pixels of which a channel differs by more than 8/255."""
 
 
-def bake_uv(mesh: TexturedMesh, uv_mesh: UvMesh, cfg: BakeConfig, rasterizer: Rasterizer) -> UvMaps:
+def bake_uv(
+    mesh: TexturedMesh,
+    uv_mesh: UvMesh,
+    cfg: BakeConfig,
+    rasterizer: Rasterizer,
+    surface: PackedSurface | None = None,
+) -> UvMaps:
     """Maps of `uv_mesh`, coloured by the mesh it came from (same faces, same corners). Alpha cuts no holes into them:
-    it is a map of its own."""
+    it is a map of its own. `surface`: the mesh, packed already."""
     if mesh.faces.shape != uv_mesh.faces.shape:
         raise ValueError(f"{len(uv_mesh.faces)} unwrapped faces for a mesh of {len(mesh.faces)}: they must correspond")
-    surface = pack_surface(mesh)
+    surface = surface or pack_surface(mesh)
     centre = rasterize_layout(uv_mesh, cfg.resolution, rasterizer)
     samples = rasterize_layout(uv_mesh, cfg.resolution * cfg.supersample, rasterizer)
     values, known, seen = texel_color(surface, layout_clip(uv_mesh), uv_mesh.faces, centre, samples)

@@ -15,6 +15,7 @@ from geometry.texture import (
     average_samples,
     encode_srgb8,
     pack_surface,
+    pixel_color,
     surface_color,
     visible_fragments,
     visible_surface,
@@ -53,9 +54,15 @@ def require_views_fit(num_views: int, resolution: int) -> None:
     require_between(f"views.resolution of {num_views} views", resolution, 1, highest)
 
 
-def render_views(mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer) -> Views:
-    """Views of a mesh in the dataset frame. Both sides of every face are seen."""
-    surface = pack_surface(mesh)
+def render_views(
+    mesh: TexturedMesh,
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    surface: PackedSurface | None = None,
+) -> Views:
+    """Views of a mesh in the dataset frame. Both sides of every face are seen. `surface`: the mesh, packed already."""
+    surface = surface or pack_surface(mesh)
     clip = project(mesh.vertices, cameras.world_to_clip)
     fragments = visible_fragments(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
     mask = fragments.face >= 0
@@ -85,8 +92,13 @@ def view_colors(
     rgb, coverage = np.empty((*mask.shape, 3), np.float32), np.empty(mask.shape, np.uint8)
     sampled, size = np.empty(mask.shape, bool), cfg.resolution * cfg.supersample
     for view in range(len(clip)):  # one at a time: samples take cfg.supersample^2 times the memory
-        fragments, color = visible_surface(surface, clip[view : view + 1], size, size, rasterizer)
-        mean, covered = average_samples(color, fragments.face >= 0, cfg.supersample)
+        corners = clip[view : view + 1]
+        if surface.has_holes():
+            fragments, color = visible_surface(surface, corners, size, size, rasterizer)
+            mean, covered = average_samples(color, fragments.face >= 0, cfg.supersample)
+        else:
+            fragments = rasterizer.rasterize(corners, surface.faces, size, size)
+            mean, covered = pixel_color(surface, fragments, corners, cfg.supersample)
         rgb[view], sampled[view] = mean[0], covered[0]
         coverage_rows(fragments.face[0], mask[view], cfg.supersample, coverage[view])
     missed = mask & ~sampled
