@@ -13,10 +13,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int8, Shaped, UInt8
+from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from schemas.camera import Cameras
-from schemas.images import check_size, decode_deltas, decode_image, encode_deltas, encode_image, field_bytes
+from schemas.images import (
+    check_size,
+    decode_image,
+    decode_scaled,
+    decode_units,
+    encode_deltas,
+    encode_image,
+    field_bytes,
+)
 from schemas.mesh import UvMesh
 from schemas.sample import Regime, TextureSample, UvMaps, Views
 
@@ -246,25 +254,12 @@ def _decode_maps(fields: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np
     """rgb, mask, position and normal of one kind, all of one size."""
     rgb = decode_image(fields, f"{prefix}rgb.webp", "WEBP", "RGB")
     mask = decode_image(fields, f"{prefix}mask.png", "PNG", "1")
-    steps = decode_deltas(fields, f"{prefix}position.dz", 2)
-    directions = decode_deltas(fields, f"{prefix}normal.dz", 1)
-    for name, array in (("mask.png", mask), ("position.dz", steps), ("normal.dz", directions)):
+    position = decode_scaled(fields, f"{prefix}position.dz", np.float32(1 / POSITION_STEPS))
+    normal = decode_units(fields, f"{prefix}normal.dz")
+    for name, array in (("mask.png", mask), ("position.dz", position), ("normal.dz", normal)):
         if array.shape[:2] != rgb.shape[:2]:
             raise ValueError(f"field '{prefix}{name}' is {array.shape[:2]} pixels, '{prefix}rgb.webp' {rgb.shape[:2]}")
-    position = np.multiply(steps, np.float32(1 / POSITION_STEPS), dtype=np.float32)
-    return rgb, mask, position, _unit(directions)
-
-
-def _unit(directions: Int8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
-    """Unit vectors along `directions`; 0 stays 0."""
-    normal = directions.astype(np.float32)
-    x, y, z = normal[..., 0], normal[..., 1], normal[..., 2]
-    length = x * x  # by component: four times faster than a norm over the last axis
-    length += y * y
-    length += z * z
-    np.sqrt(np.maximum(length, 1, out=length), out=length)
-    normal /= length[..., None]
-    return normal
+    return rgb, mask, position, normal
 
 
 # mesh

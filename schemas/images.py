@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int8, Int16
+from jaxtyping import Float32, Int8, Int16
 from PIL import Image
+
+from schemas.delta_kernels import scaled_rows, unit_rows
 
 MAX_SIDE = 16_383
 """Longest side of a stored image, pixels (WebP's own limit)."""
@@ -18,7 +20,6 @@ ZSTD_LEVEL = 9
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _HEADER = struct.Struct("<4sBBHII")
 _MAGIC = b"SFDZ"
-_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<i1"), 2: np.dtype("<i2")}
 
 
 def field_bytes(fields: Mapping[str, Any], name: str) -> bytes:
@@ -64,7 +65,25 @@ def encode_deltas(image: Int16[np.ndarray, "h w c"] | Int8[np.ndarray, "h w c"])
     return header + pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(planes.tobytes(), asbytes=True)
 
 
-def decode_deltas(fields: Mapping[str, Any], name: str, itemsize: int) -> np.ndarray:
+def decode_scaled(fields: Mapping[str, Any], name: str, scale: np.float32) -> Float32[np.ndarray, "height width 3"]:
+    """16-bit values times `scale`."""
+    height, width, raw = _deltas(fields, name, 2)
+    low, high = np.frombuffer(raw, np.uint8).reshape(2, height, width * 3)
+    image = np.empty((height, width * 3), np.float32)
+    scaled_rows(low, high, scale, image)
+    return image.reshape(height, width, 3)
+
+
+def decode_units(fields: Mapping[str, Any], name: str) -> Float32[np.ndarray, "height width 3"]:
+    """8-bit values as unit vectors along them; 0 stays 0."""
+    height, width, raw = _deltas(fields, name, 1)
+    image = np.empty((height, width, 3), np.float32)
+    unit_rows(np.frombuffer(raw, np.int8).reshape(height, width, 3), image)
+    return image
+
+
+def _deltas(fields: Mapping[str, Any], name: str, itemsize: int) -> tuple[int, int, bytes]:
+    """Height, width and the unpacked bytes: differences between rows, bytes of equal significance together."""
     data = field_bytes(fields, name)
     if len(data) < _HEADER.size:
         raise ValueError(f"field {name!r} is shorter than its header")
@@ -77,8 +96,4 @@ def decode_deltas(fields: Mapping[str, Any], name: str, itemsize: int) -> np.nda
         raw = pa.Codec("zstd").decompress(memoryview(data)[_HEADER.size :], decompressed_size=size, asbytes=True)
     except OSError as error:
         raise ValueError(f"field {name!r} does not hold {height} x {width} pixels: {error}") from error
-    image = np.empty((height, width * channels), _DTYPES[itemsize])
-    image.view(np.uint8).reshape(-1, itemsize)[:] = np.frombuffer(raw, np.uint8).reshape(itemsize, -1).T
-    for row in range(1, height):  # several times faster than np.add.accumulate over the first axis
-        np.add(image[row], image[row - 1], out=image[row])
-    return image.reshape(height, width, channels)
+    return height, width, raw

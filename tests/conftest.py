@@ -7,7 +7,13 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = [
-    "schemas",
+    "schemas.camera",
+    "schemas.codec",
+    "schemas.dataset",
+    "schemas.images",
+    "schemas.ledger",
+    "schemas.mesh",
+    "schemas.sample",
     "geometry.frames",
     "geometry.cameras",
     "geometry.raster",

@@ -139,7 +139,7 @@ def to_uint8(rgb: Float[Tensor, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
 def _float(array: np.ndarray) -> Tensor:
     """Float32; bytes become [0, 1]."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+    return tensor.float().div_(255) if tensor.dtype == torch.uint8 else tensor.float()
 
 
 def views_to_model(views: Views) -> Maps:
