@@ -207,7 +207,15 @@ class TextureDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[AnyBatch]:
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        stream = BatchStream(self.cfg, seed=self.seed, rank=rank, ranks=ranks, encoder=self.encoder, codec=self.codec)
+        stream = BatchStream(
+            self.cfg,
+            seed=self.seed,
+            rank=rank,
+            ranks=ranks,
+            turns=self.turns,
+            encoder=self.encoder,
+            codec=self.codec,
+        )
         self._name(stream.budget.passed_over)
         return DataLoader(
             stream,
