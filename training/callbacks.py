@@ -191,9 +191,17 @@ class SavedStates(StepCallback):
         self.directory = directory
         self.every_steps = every_steps
         self.keep = keep
+        self._started = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        count_batches_anew(trainer)
+        self._started = False
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._started:
+            count_batches_anew(trainer)
+            self._started = True
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         self.data.consumed(batch)

@@ -55,7 +55,8 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         if not verified(Path(path)):
             raise UserError(f"{path}: not the trainer state that was saved; resume from an older one, or start anew")
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        # mapped, so that the ranks of a node share its pages
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         path = Path(path)

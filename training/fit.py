@@ -38,7 +38,7 @@ from training.module import TextureModule
 from training.pictures import Pictures, Validation
 from training.presets import ModelConfig, TrainConfig
 from training.sharding import whole_model
-from training.strategies import choose, make_strategy, memory_of, own_device
+from training.strategies import check_run, choose, make_strategy, memory_of, own_device
 
 CHECKPOINT = "checkpoint"
 MAX_ROLLBACKS = 3
@@ -70,9 +70,11 @@ def train(
     every `validation.every` steps.
 
     Raises:
+        UsageError: options contradict each other.
         UserError: dataset, weights or trainer state are missing, damaged or do not fit; too many gradients were no
             numbers (`Diverged`); a signal stopped the run, which then saved its state (`Interrupted`).
     """
+    check_run(cfg)
     if cfg.run.threads:
         torch.set_num_threads(cfg.run.threads)
     # bfloat16 products inside float32 layers, on processors that have them: a fifth faster on two cores.

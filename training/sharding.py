@@ -3,9 +3,10 @@
 Every function here is called by all ranks together."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -54,6 +55,51 @@ def part_of_whole(full: Tensor, like: Tensor) -> Tensor:
         return full.to(like.device)
     full = full.to(like.device_mesh.device_type)
     return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Fills a sharded module from whole tensors that every rank holds."""
+    targets = module.state_dict()
+    if targets.keys() != state.keys():
+        raise ValueError(
+            f"state of another model: {sorted(targets.keys() ^ state.keys())[:3]} are in one of them alone"
+        )
+    with torch.no_grad():
+        for name, target in targets.items():
+            local(target).copy_(part_of_whole(state[name], target))
+
+
+def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state as one device would have it, on rank 0; on the others without its tensors. What never had a
+    gradient has none here either."""
+    state = optimizer.state_dict()
+    full = {
+        number: {name: value for name, value in entries.items() if not isinstance(value, DTensor)}
+        | gathered_tensors({name: value for name, value in entries.items() if isinstance(value, DTensor)})
+        for number, entries in state["state"].items()
+    }
+    return state | {"state": full}
+
+
+def gathered_tensors(tensors: Mapping[str, DTensor]) -> dict[str, Tensor]:
+    return gathered({name: tensor.to_local() for name, tensor in tensors.items()}, tensors)
+
+
+def load_whole_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of `whole_optimizer_state`, from a state that every rank holds."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def spread(value: Any, like: Tensor) -> Any:
+        if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+            return value
+        full = value.to(like.device_mesh.device_type)
+        return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
+
+    sharded = {
+        number: {name: spread(value, parameters[number]) for name, value in entries.items()}
+        for number, entries in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": sharded})
 
 
 def whole_model(model: SeqTexTransformer3DModel) -> SeqTexTransformer3DModel:

@@ -11,12 +11,13 @@ def is_step_end(trainer: lightning.Trainer) -> bool:
 
 
 def count_batches_anew(trainer: lightning.Trainer) -> None:
-    """After a resume: the batches behind us are those of the steps behind us at today's `run.accumulate`."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    count = trainer.global_step * trainer.accumulate_grad_batches
-    for part in (progress.total, progress.current):
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(part, name, count)
+    """To be called as the first batch starts. Lightning steps when the batches that it counts fill a step; after a
+    resume it counts one too many, or counts by the `run.accumulate` of an earlier run."""
+    current = trainer.fit_loop.epoch_loop.batch_progress.current
+    done = trainer.global_step * trainer.accumulate_grad_batches
+    current.reset()
+    current.increment_by(done)
+    current.ready = done + 1
 
 
 class StepCallback(lightning.Callback):

@@ -1,15 +1,20 @@
 """How a run is spread over devices: one, copies that average their gradients (DDP), or shards of one model (FSDP2)."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch.optim import Optimizer
 
 from schemas.errors import UsageError
 from training.cost import USABLE, Cost
 from training.presets import TrainConfig
+from training.sharding import load_whole, load_whole_optimizer_state, whole_optimizer_state
 
 Name = Literal["single", "ddp", "fsdp"]
 
@@ -33,21 +38,16 @@ class Choice:
 
 
 def choose(cfg: TrainConfig, cost: Cost, device_bytes: int | None) -> Choice:
-    """What `run.strategy` names; for `auto` the simplest that the memory of the devices allows.
-
-    Raises:
-        UsageError: the options contradict each other.
-    """
+    """What `run.strategy` names; for `auto` the simplest that the memory of the devices allows."""
     ranks = cfg.run.ranks
-    check(cfg, ranks)
     needs = {name: bytes_needed(cfg, cost, name, ranks) for name in get_args(Name)}
     name: Name
     if cfg.run.strategy != "auto":
         name, reason = cfg.run.strategy, "as asked"
     elif ranks == 1:
         name, reason = "single", "one device"
-    elif cfg.optimizer.muon_learning_rate is not None:
-        name, reason = "ddp", "Muon needs whole matrices"
+    elif cfg.optimizer.muon_learning_rate is not None or cfg.optimizer.eight_bit:
+        name, reason = "ddp", "the optimiser needs whole weights"
     elif device_bytes is None:
         name, reason = "ddp", "no GPU"
     elif needs["ddp"] <= USABLE * device_bytes:
@@ -57,19 +57,24 @@ def choose(cfg: TrainConfig, cost: Cost, device_bytes: int | None) -> Choice:
     return Choice(name=name, reason=reason, bytes_per_device=needs[name], device_bytes=device_bytes)
 
 
-def check(cfg: TrainConfig, ranks: int) -> None:
+def check_run(cfg: TrainConfig) -> None:
     """Raises UsageError naming the options that contradict each other."""
-    name, parts = cfg.run.strategy, ranks * cfg.run.accumulate
+    name, ranks = cfg.run.strategy, cfg.run.ranks
+    parts = ranks * cfg.run.accumulate
     if name == "single" and ranks > 1:
         raise UsageError(f"run.strategy single is for one device; {ranks} are asked for (run.devices, run.nodes)")
     if name == "fsdp" and ranks == 1:
         raise UsageError("run.strategy fsdp shards over several devices; raise run.devices, or use single")
     if name == "fsdp" and cfg.optimizer.muon_learning_rate is not None:
         raise UsageError("Muon needs whole matrices: leave optimizer.muon_learning_rate out with run.strategy fsdp")
-    if cfg.run.accumulate < 1 or cfg.data.batch_size % parts:
+    if name == "fsdp" and cfg.optimizer.eight_bit:
+        raise UsageError("optimizer.eight_bit is for whole weights; run.strategy fsdp spreads the moments instead")
+    if cfg.run.accumulate < 1:
+        raise UsageError(f"run.accumulate is {cfg.run.accumulate}; give 1 or more")
+    if cfg.data.batch_size % parts:
         raise UsageError(
             f"data.batch_size {cfg.data.batch_size} is not {ranks} devices x run.accumulate {cfg.run.accumulate} "
-            f"equal parts; use a multiple of {max(parts, 1)}"
+            f"equal parts; use a multiple of {parts}"
         )
 
 
@@ -88,7 +93,31 @@ def make_strategy(name: Name, device: torch.device, ranks: int) -> Strategy:
         # Batches of views alone leave out the UV branch, captionless ones text attention. DDP then finds what takes no
         # part and leaves its gradient unset, as on one device: no decay, no momentum.
         return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
-    return ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return Sharded(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+
+class Sharded(ModelParallelStrategy):
+    """FSDP2 with the trainer states of one device: rank 0 saves whole tensors, through the same checked and atomic
+    files, and any strategy and number of ranks can go on from them. (Lightning's own loading reads past the checks, and
+    refuses parameters that no batch has used yet.)"""
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=True)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        load_whole(self.lightning_module, checkpoint["state_dict"])
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return whole_optimizer_state(optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            load_whole_optimizer_state(optimizer, state)
 
 
 def own_device(accelerator: str) -> torch.device:
