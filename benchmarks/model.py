@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks.literal import literal_forward
 from training.cost import count_tokens
-from training.data import ImageSizes
 from training.model.checkpoint import trainable_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.presets import PRESETS, ModelConfig
+from training.sources import ImageSizes
 
 FULL = PRESETS["full"].model
 

@@ -72,6 +72,12 @@ COMMANDS = {
         example="seqtex export /data/forge --layout seqtex-3d --out /data/official",
         positional="dataset",
     ),
+    "encode": Command(
+        module="cli.encode",
+        summary="write the latents of a dataset, for training without its images",
+        example="seqtex encode /data/forge --codec wan --text_encoder umt5 --device cuda",
+        positional="dataset",
+    ),
     "train": Command(
         module="cli.train",
         summary="train SeqTex on a dataset",

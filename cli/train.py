@@ -9,10 +9,11 @@ from typing import Any
 from cli.progress import bar, log_event
 from cli.table import print_table
 from training.cost import GPU_GB, Cost, estimate
-from training.data import ImageSizes, image_sizes
+from training.data import open_datasets
 from training.fit import train as run_training
 from training.presets import TrainConfig
 from training.presets import preset as named_preset
+from training.sources import ImageSizes, image_sizes
 
 LOG_EVERY = 50
 """Steps between two lines of the log."""
@@ -51,8 +52,8 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
 
 def sizes_of_samples(cfg: TrainConfig) -> ImageSizes:
     """Those of the dataset, or the preset's own where there is none yet."""
-    if (cfg.data.directory / "dataset.json").is_file():
-        return image_sizes(cfg.data.directory)
+    if cfg.data.directories or (cfg.data.directory / "dataset.json").is_file():
+        return image_sizes(open_datasets(cfg.data)[0])
     if cfg.preset == "tiny":
         return ImageSizes(views=4, view_resolution=64, uv_resolution=128)
     return ImageSizes(views=4, view_resolution=512, uv_resolution=1024)

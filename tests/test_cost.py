@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import training.cost
 from cli.main import main
 from training.cost import block_activations, count_flops, count_parameters, count_tokens, estimate
-from training.data import ImageSizes
 from training.model.checkpoint import trainable_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.presets import PRESETS, ModelConfig
+from training.sources import ImageSizes
 
 SIZES = ImageSizes(views=4, view_resolution=64, uv_resolution=128)
 SCRATCH = ModelConfig(

@@ -13,8 +13,9 @@ from schemas.errors import UserError
 from schemas.sample import Regime
 from tests.small_dataset import UV_SIZE, VIEW_SIZE, small_sample, write_dataset
 from training.batch import Batch, LatentBatch, encode_batch, to_model, uv_to_image, uv_to_model
-from training.data import BatchStream, DataConfig, TextureDataModule, image_sizes
+from training.data import BatchStream, DataConfig, TextureDataModule
 from training.latents import DctCodec
+from training.sources import image_sizes
 from training.stream import SampleOrder, Schedule
 
 TEXTURED = [(f"t{i}", Regime.TEXTURED) for i in range(6)]

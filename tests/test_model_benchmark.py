@@ -5,8 +5,8 @@ from diffusers import AutoencoderKLWan
 
 from benchmarks.model import CASES, compare, on_cpu
 from benchmarks.model_gpu import on_gpu
-from training.data import ImageSizes
 from training.presets import ModelConfig
+from training.sources import ImageSizes
 
 SMALL = ModelConfig(
     num_layers=1,

@@ -124,7 +124,7 @@ class LatentBatch:
 
 def uv_to_model(image: np.ndarray) -> Float[Tensor, "1 h w c"]:
     """A UV map in image orientation as one frame of the model's: float32, row 0 at v = 0."""
-    return _float(image[::-1])[None]
+    return stack([image], upside_down=True)
 
 
 def uv_to_image(rgb: Float[Tensor, "1 h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -136,43 +136,79 @@ def to_uint8(rgb: Float[Tensor, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
     return (rgb.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def _float(array: np.ndarray) -> Tensor:
-    """Float32; bytes become [0, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.float().div_(255) if tensor.dtype == torch.uint8 else tensor.float()
+def stack(images: Sequence[np.ndarray], upside_down: bool = False) -> Float[Tensor, "..."]:
+    """Float32; bytes become [0, 1]. Converted, turned and put in their place in one pass."""
+    stacked = torch.empty((len(images), *images[0].shape))
+    for target, image in zip(stacked.numpy(), images, strict=True):
+        turned = image[::-1] if upside_down else image
+        if image.dtype == np.uint8:
+            np.divide(turned, np.float32(255), out=target)
+        else:
+            target[...] = turned
+    return stacked
 
 
-def views_to_model(views: Views) -> Maps:
-    """[V, h, w, C]."""
+def views_to_model(views: Sequence[Views]) -> Maps:
+    """[B, V, h, w, C]."""
     return Maps(
-        rgb=_float(views.rgb),
-        position=_float(views.position),
-        normal=_float(views.normal),
-        mask=_float(views.mask)[..., None],
+        rgb=stack([each.rgb for each in views]),
+        position=stack([each.position for each in views]),
+        normal=stack([each.normal for each in views]),
+        mask=stack([each.mask for each in views])[..., None],
     )
 
 
-def uv_maps_to_model(maps: UvMaps) -> Maps:
-    """[1, H, W, C]. The colour keeps its dilation beyond the mask; what is cut out is no truth and leaves the mask."""
-    mask = maps.mask if maps.opacity is None else maps.mask & (maps.opacity >= 128)
+def uv_maps_to_model(maps: Sequence[UvMaps]) -> Maps:
+    """[B, 1, H, W, C]. Colour keeps its dilation beyond the mask; what is cut out is no truth and leaves the mask."""
+    masks = [each.mask if each.opacity is None else each.mask & (each.opacity >= 128) for each in maps]
     return Maps(
-        rgb=uv_to_model(maps.rgb),
-        position=uv_to_model(maps.position),
-        normal=uv_to_model(maps.normal),
-        mask=uv_to_model(mask[..., None]),
+        rgb=stack([each.rgb for each in maps], upside_down=True)[:, None],
+        position=stack([each.position for each in maps], upside_down=True)[:, None],
+        normal=stack([each.normal for each in maps], upside_down=True)[:, None],
+        mask=stack(masks, upside_down=True)[:, None, ..., None],
     )
 
 
-def to_model(sample: TextureSample, condition: UInt8[np.ndarray, "views h w 3"] | None = None) -> Batch:
-    """One sample as a batch of one; `condition`: its views as they enter where they are given."""
+Condition = UInt8[np.ndarray, "views height width 3"]
+"""The views of a sample as they enter where they are given."""
+
+
+def to_model(sample: TextureSample, condition: Condition | None = None) -> Batch:
+    """One sample as a batch of one."""
+    return stack_samples([(sample, condition)])
+
+
+def stack_samples(parts: Sequence[tuple[TextureSample, Condition | None]], datasets: Sequence[str] = ()) -> Batch:
+    """Samples of one regime as a batch. Either all have condition images or none.
+
+    datasets: that of each sample, for the message.
+
+    Raises:
+        UserError: their images differ in size.
+    """
+    samples = [sample for sample, _ in parts]
+    uids = tuple(sample.uid for sample in samples)
+    check_alike(uids, [(s.views.mask.shape, s.uv.mask.shape if s.uv else ()) for s in samples], datasets)
+    conditions = [condition for _, condition in parts if condition is not None]
+    maps = [sample.uv for sample in samples if sample.uv]
     return Batch(
-        mv=views_to_model(sample.views).map(lambda x: x[None]),
-        uv=uv_maps_to_model(sample.uv).map(lambda x: x[None]) if sample.uv else None,
-        regime=sample.regime,
-        uids=(sample.uid,),
-        captions=(str(sample.meta.get("caption", "")),),
-        condition=None if condition is None else _float(condition)[None],
+        mv=views_to_model([sample.views for sample in samples]),
+        uv=uv_maps_to_model(maps) if maps else None,
+        regime=samples[0].regime,
+        uids=uids,
+        captions=tuple(str(sample.meta.get("caption", "")) for sample in samples),
+        condition=stack(conditions) if conditions else None,
     )
+
+
+def check_alike(uids: Sequence[str], sizes: Sequence[tuple[tuple[int, ...], ...]], datasets: Sequence[str]) -> None:
+    """Raises UserError where samples differ in size."""
+    if len(set(sizes)) > 1:
+        places = f" (of {', '.join(sorted(set(datasets)))})" if datasets else ""
+        raise UserError(
+            f"samples {', '.join(uids)}{places} differ in views or resolution: {sorted(set(sizes), key=str)}; "
+            "build the dataset with one resolution and one camera rig"
+        )
 
 
 def encode_geometry(
@@ -205,20 +241,9 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch | LatentBatch)
 
 
 def join(parts: Sequence[AnyBatch], datasets: Sequence[str] = ()) -> AnyBatch:
-    """Several batches of one regime as one.
-
-    datasets: that of each part, for the message.
-
-    Raises:
-        UserError: their images differ in size.
-    """
+    """Several batches of one regime as one. datasets, errors: as of `stack_samples`."""
     first = parts[0]
-    if len(sizes := {_sizes(part) for part in parts}) > 1:
-        places = f" (of {', '.join(sorted(set(datasets)))})" if datasets else ""
-        raise UserError(
-            f"samples {', '.join(uid for part in parts for uid in part.uids)}{places} differ in views or resolution: "
-            f"{sorted(sizes, key=str)}; build the dataset with one resolution and one camera rig"
-        )
+    check_alike([uid for part in parts for uid in part.uids], [_sizes(part) for part in parts], datasets)
     joined: dict[str, Any] = {
         "mv": _concatenate([part.mv for part in parts]),
         "uv": _concatenate([part.uv for part in parts]) if first.uv else None,

@@ -10,10 +10,10 @@ counted).
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from training.data import ImageSizes
 from training.model.checkpoint import empty_model, trainable_parameters
 from training.optimizers import part_of
 from training.presets import ModelConfig, TrainConfig
+from training.sources import ImageSizes
 from training.tasks import TASKS
 
 LATENT_STRIDE = 8

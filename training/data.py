@@ -14,12 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from schemas.errors import UsageError, UserError, require_between
 from schemas.sample import Regime, TextureSample
 from training.augment import AugmentConfig, condition_images, draw_augmentation, rotate_views
-from training.batch import Batch, LatentBatch, join, to_model
+from training.batch import Batch, Condition, LatentBatch, join, stack_samples, to_model
 from training.latent_cache import StoredLatents, codec_header, rotated
 from training.latents import LatentCodec
-from training.sources import ImageSizes as ImageSizes
-from training.sources import Source, open_sources
-from training.sources import image_sizes as image_sizes
+from training.sources import open_sources
 from training.storage import DatasetFiles, ShardError, open_dataset
 from training.stream import Draws, Schedule, SkipBudget
 
@@ -42,8 +40,8 @@ class DataConfig:
     window: int = 16
     """Shards per dataset and regime that are open at a time, among which samples are shuffled (ours)."""
     keep_latents: bool = True
-    """Encode every sample once and keep its latents in memory: for datasets of some thousand small samples. Of no effect
-    with `latents`, or where `augment` makes new images of a sample every time."""
+    """Encode every sample once and keep its latents in memory: for datasets of some thousand small samples. Of no
+    effect with `latents`, or where `augment` makes new images of a sample every time."""
     latents: bool = False
     """Read the latents that `seqtex encode` has made instead of the images."""
     draw_posterior: bool = False
@@ -61,6 +59,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_between("data.mv_only_ratio", self.mv_only_ratio, 0, 1)
+        if ":/" in str(self.directory):  # a Path has lost the second slash of an address
+            raise UsageError(f"data.directory is {self.directory}: give addresses in data.directories, with a weight")
         if any(not weight > 0 for weight in self.directories.values()):
             raise UsageError(f"data.directories is {self.directories}; give every dataset a weight above 0")
         if self.latents and self.augment.condition:
@@ -81,6 +81,8 @@ def open_datasets(cfg: DataConfig) -> list[DatasetFiles]:
 
 AnyBatch = Batch | LatentBatch
 Encoder = Callable[[Batch], LatentBatch]
+Prepared = tuple[TextureSample, Condition | None]
+"""A sample and its condition images."""
 
 
 class BatchStream(Dataset[AnyBatch]):
@@ -128,42 +130,47 @@ class BatchStream(Dataset[AnyBatch]):
         regime, earlier = self.schedule(number)
         size, first = self.cfg.batch_size, self.first_slot + turn * self.share
         slots = range(first, first + self.share)
-        parts = [self._sample(regime, earlier * size + slot, number * size + slot) for slot in slots]
-        joined = join([part for part, _ in parts], [source.name for _, source in parts])
-        return replace(joined, number=number, samples=tuple(number * size + slot for slot in slots))
+        parts: list[Any] = []
+        passed_over: dict[str, None] = {}
+        for slot in slots:
+            parts.append(self._sample(regime, earlier * size + slot, number * size + slot, passed_over))
+        names = [self.sources[regime][kind].name for kind, _ in parts]
+        stored = [part for _, part in parts]
+        batch = join(stored, names) if isinstance(stored[0], LatentBatch) else stack_samples(stored, names)
+        samples = tuple(number * size + slot for slot in slots)
+        return replace(batch, number=number, samples=samples, passed_over=tuple(passed_over))
 
-    def _sample(self, regime: Regime, position: int, number: int) -> tuple[AnyBatch, Source[Any]]:
-        """The sample at a position of its regime's stream. Where it cannot be read, another one of its dataset stands
-        in for it, the same on every rank and for any number of ranks: no rank has to ask another."""
+    def _sample(
+        self, regime: Regime, position: int, number: int, passed_over: dict[str, None]
+    ) -> tuple[int, LatentBatch | Prepared]:
+        """Source and sample at a position of the regime's stream. Where it cannot be read, another one of its dataset
+        stands in for it, the same on every rank and for any number of ranks: no rank has to ask another."""
         kind, nth = self.mixture[regime](position)
         source = self.sources[regime][kind]
-        passed_over: dict[str, None] = {}
         for shard, index in source.places(nth):
             try:
-                part = self._load((regime, kind, shard, index), number)
-                return replace(part, passed_over=tuple(passed_over)), source
+                return kind, self._load((regime, kind, shard, index), number)
             except ShardError as error:
                 name = source.reader.name(shard)
                 self.budget.spend(name, error)
                 passed_over[name] = None
         raise UserError(f"{source.name}: none of its {regime} shards can be read: {', '.join(passed_over)}")
 
-    def _load(self, place: tuple[Regime, int, int, int], number: int) -> AnyBatch:
+    def _load(self, place: tuple[Regime, int, int, int], number: int) -> LatentBatch | Prepared:
         regime, kind, shard, index = place
-        if self.encoder is None or place not in self._latents:
-            stored = self.sources[regime][kind].reader(shard, index)
-            if self.encoder is None:
-                return self._augmented(stored, number)
-            self._latents[place] = self.encoder(to_model(stored))
-        return self._rotated(self._latents[place], number)
-
-    def _augmented(self, stored: TextureSample | StoredLatents, number: int) -> AnyBatch:
-        cfg = self.cfg
+        if self.encoder is not None and place in self._latents:
+            return self._rotated(self._latents[place], number)
+        stored = self.sources[regime][kind].reader(shard, index)
         if isinstance(stored, StoredLatents):
-            return self._rotated(stored.drawn(self.seed, number) if cfg.draw_posterior else stored.batch, number)
-        drawn = draw_augmentation(cfg.augment, len(stored.views.rgb), self.seed, number)
+            batch = stored.drawn(self.seed, number) if self.cfg.draw_posterior else stored.batch
+            return self._rotated(batch, number)
+        if self.encoder is not None:
+            self._latents[place] = self.encoder(to_model(stored))
+            return self._rotated(self._latents[place], number)
+        augment = self.cfg.augment
+        drawn = draw_augmentation(augment, len(stored.views.rgb), self.seed, number)
         turned = rotate_views(stored, drawn.shift)
-        return to_model(turned, condition_images(turned.views, drawn) if cfg.augment.condition else None)
+        return turned, condition_images(turned.views, drawn) if augment.condition else None
 
     def _rotated(self, latents: LatentBatch, number: int) -> LatentBatch:
         return rotated(latents, draw_augmentation(self.cfg.augment, latents.mv.rgb.shape[2], self.seed, number).shift)

@@ -28,7 +28,7 @@ from training.checkpoints import (
 )
 from training.cost import estimate
 from training.curves import Curves
-from training.data import TextureDataModule, image_sizes
+from training.data import TextureDataModule, open_datasets
 from training.guards import Diverged, FiniteGuard, StopSignals
 from training.latents import LatentCodec
 from training.meters import Meter, Work
@@ -38,6 +38,7 @@ from training.module import TextureModule
 from training.pictures import Pictures, Validation
 from training.presets import ModelConfig, TrainConfig
 from training.sharding import whole_model
+from training.sources import image_sizes
 from training.strategies import check_run, choose, make_strategy, memory_of, own_device
 
 CHECKPOINT = "checkpoint"
@@ -80,11 +81,11 @@ def train(
     # bfloat16 products inside float32 layers, on processors that have them: a fifth faster on two cores.
     torch.set_float32_matmul_precision("medium")
     cfg.run.directory.mkdir(parents=True, exist_ok=True)
-    sizes, device, ranks = image_sizes(cfg.data.directory), own_device(cfg.run.accelerator), cfg.run.ranks
+    sizes, device, ranks = image_sizes(open_datasets(cfg.data)[0]), own_device(cfg.run.accelerator), cfg.run.ranks
     strategy = choose(cfg, estimate(cfg, sizes), memory_of(device)).name
     codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
     encoder = partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
-    data = TextureDataModule(cfg.data, seed=cfg.run.seed, encoder=encoder, turns=cfg.run.accumulate)
+    data = TextureDataModule(cfg.data, seed=cfg.run.seed, turns=cfg.run.accumulate, encoder=encoder, codec=codec)
     module = make_module(cfg, codec, str(device))
     clock = Clock(cfg.run.max_steps, cfg.run.max_seconds)
     average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
@@ -222,8 +223,9 @@ def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning
 
 
 def make_card(cfg: TrainConfig, codec: LatentCodec, steps: int) -> Card:
-    sizes = image_sizes(cfg.data.directory)
-    rig = read_dataset_json(cfg.data.directory).config.get("rig", {})
+    dataset = open_datasets(cfg.data)[0]
+    sizes = image_sizes(dataset)
+    rig = read_dataset_json(dataset.folder).config.get("rig", {})
     mean, std = latent_statistics(codec)
     return Card(
         preset=cfg.preset,

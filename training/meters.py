@@ -11,8 +11,8 @@ import lightning
 import torch
 
 from training.cost import Flops, Tokens, count_flops, count_tokens
-from training.data import ImageSizes
 from training.presets import TrainConfig
+from training.sources import ImageSizes
 from training.steps import is_step_end
 from training.tasks import TASKS
 

@@ -73,13 +73,14 @@ class TextureModule(lightning.LightningModule):
         draws = draw(self.seed, latents.samples, [branch.rgb.shape[1:] for branch in branches]).to(self.device)
         plan = plan_frames(task, given_views(task, draws.view_order), self.flow.sigma(draws.level))
         views = latents.mv.rgb.shape[2]
+        branches[0] = latents.given(plan.condition[:, :views]).mv
         frames = [slice(0, views), slice(views, None)]
 
         inputs: list[Tensor | None] = [
             torch.cat([interpolate(branch.rgb, noise, plan.sigma[:, at]), branch.geometry], dim=1)
             for branch, noise, at in zip(branches, draws.noise, frames, strict=False)
         ]
-        text = self.embed_text(latents.captions, draws.drop_text)
+        text = self.embed_text(latents, draws.drop_text)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             flows = self.model(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
         losses = [
@@ -90,9 +91,12 @@ class TextureModule(lightning.LightningModule):
         record = {name: part.detach() for name, part in zip(("loss_mv", "loss_uv"), losses, strict=False)}
         return {"loss": loss} | record | {"task": task.name, "regime": str(latents.regime)}
 
-    def embed_text(self, captions: tuple[str, ...], drop: Float[Tensor, " batch"]) -> Float[Tensor, "batch l d"]:
-        kept = ["" if d < self.flow.text_dropout else c for c, d in zip(captions, drop.tolist(), strict=True)]
-        return self.text_encoder.encode(kept).to(self.device)
+    def embed_text(self, latents: LatentBatch, drop: Float[Tensor, " batch"]) -> Float[Tensor, "batch l d"]:
+        kept = [d >= self.flow.text_dropout for d in drop.tolist()]
+        if latents.text is not None:
+            return latents.text.tokens(kept).to(self.device)
+        prompts = [caption if keep else "" for caption, keep in zip(latents.captions, kept, strict=True)]
+        return self.text_encoder.encode(prompts).to(self.device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.optimizer_cfg, trained_parameters(self))

@@ -187,12 +187,12 @@ PRESETS = {
     ),
     "full": TrainConfig(
         model=ModelConfig(checkpointing="full", compile_blocks=True),
-        data=DataConfig(batch_size=16, keep_latents=False, window=1, workers=4),
+        data=DataConfig(batch_size=16, keep_latents=False, workers=4),
         run=RunConfig(precision="bfloat16"),
     ),
     "official": TrainConfig(
         preset="official",
-        data=DataConfig(batch_size=16, keep_latents=False, window=1, workers=4),
+        data=DataConfig(batch_size=16, keep_latents=False, workers=4),
         tasks=OFFICIAL_TASKS,
         run=RunConfig(precision="bfloat16"),
     ),

@@ -1,0 +1,58 @@
+"""`seqtex encode`: the latents of a dataset, made once."""
+
+from pathlib import Path
+from typing import Literal
+
+from cli.progress import bar, log_event
+from schemas.errors import UsageError
+
+
+def encode(
+    dataset: Path,
+    codec: Literal["dct", "wan"] = "wan",
+    codec_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    text_encoder: Literal["none", "umt5"] = "none",
+    text_encoder_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    device: str = "auto",
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    part: int = 0,
+    parts: int = 1,
+) -> int:
+    """Write the latents of every sample beside the shards, in DATASET/latents/CODEC/, for training with data.latents.
+    A run that was interrupted goes on with the next shard.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        codec: dct is built in; wan is the VAE of the released weights
+        codec_path: directory or hub repository of the Wan VAE
+        text_encoder: umt5 also stores the features of every caption
+        text_encoder_path: directory or hub repository of the text encoder
+        device: cpu, cuda, cuda:1, ...; auto: a GPU where there is one
+        dtype: of the numbers stored
+        part: which of `parts`, counted from 0: every `parts`-th shard is encoded, so that several processes or GPUs
+            share the work; the last one to end writes the record
+        parts: how many processes share the work
+    """
+    # Seconds to import, and not needed to print help.
+    import torch
+
+    from training.checkpoints import make_codec, make_text_encoder
+    from training.latent_encode import encode_dataset, make_encoders
+
+    if not 0 <= part < parts:
+        raise UsageError(f"--part {part} of --parts {parts}: parts count from 0")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    text = None if text_encoder == "none" else make_text_encoder(text_encoder, text_encoder_path, 0, device)
+    encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype)
+    with bar("encoding", 100, "%") as update:
+
+        def notify(done: int, of: int) -> None:
+            update(100 * done // max(of, 1), f"shard {done} of {of}")
+
+        folder = encode_dataset(dataset, encoders, part, parts, notify)
+    if folder is None:
+        log_event("encoded_part", dataset=str(dataset), part=part, parts=parts)
+    else:
+        log_event("encoded", latents=str(folder), **{"codec": codec, "dtype": dtype})
+    return 0
