@@ -79,9 +79,7 @@ def import_wandb() -> Any:
     try:
         import wandb  # never installed by us
     except ImportError as error:
-        raise UsageError(
-            "run.logger wandb: it is not installed; pip install wandb, or leave it out"
-        ) from error
+        raise UsageError("run.logger wandb: it is not installed; pip install wandb, or leave it out") from error
     return wandb
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from schemas.dataset import code_version, file_sha256, part_paths, write_file
+from training.data import open_datasets
 from training.presets import TrainConfig, as_json
 
 PACKAGES = ("torch", "lightning", "numpy", "diffusers", "transformers", "peft", "safetensors", "webdataset", "pyarrow")
@@ -18,7 +19,8 @@ PACKAGES = ("torch", "lightning", "numpy", "diffusers", "transformers", "peft", 
 
 def write_record(cfg: TrainConfig, device: torch.device) -> None:
     """`config.json`, every option, and `environment.json`."""
-    made_with = environment(device, cfg.run.ranks) | {"dataset_sha256": dataset_hash(cfg.data.directory)}
+    data = {files.location: dataset_hash(files.folder) for files in open_datasets(cfg.data)}
+    made_with = environment(device, cfg.run.ranks) | {"dataset_sha256": data}
     for name, entries in (("config.json", as_json(cfg)), ("environment.json", made_with)):
         write_file(cfg.run.directory / name, json.dumps(entries, indent=2).encode() + b"\n")
 
