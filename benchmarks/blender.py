@@ -23,6 +23,7 @@ import numpy as np
 from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
+from geometry.texture import pack_surface
 from pipeline.bake import BakeConfig, bake_uv
 from pipeline.blender.host import REMEDY, BlenderConfig, run_worker
 from pipeline.blender.lit import describe, read_views, scene
@@ -119,8 +120,9 @@ def compare(path: Path, cfg: BlenderConfig, rounds: int) -> Row | Rejected:
         return case
 
     def ours() -> None:
-        render_views(case.mesh, case.cameras, VIEWS, RASTERIZER)
-        bake_uv(case.mesh, case.uv_mesh, MAP, RASTERIZER)
+        surface = pack_surface(case.mesh)
+        render_views(case.mesh, case.cameras, VIEWS, RASTERIZER, surface)
+        bake_uv(case.mesh, case.uv_mesh, MAP, RASTERIZER, surface)
 
     best: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:

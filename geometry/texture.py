@@ -168,18 +168,21 @@ def surface_color(
 
 
 def pixel_color(
-    surface: PackedSurface, samples: Fragments, clip: Float32[np.ndarray, "images vertices 4"], s: int
-) -> tuple[Float32[np.ndarray, "images height width 3"], Bool[np.ndarray, "images height width"]]:
-    """Linear RGB of the pixels of views whose s x s samples are given, mean of the covered ones, and whether there were
-    any. For surfaces without holes: what is cut out would count as covered."""
-    images, height, width = len(samples.face), samples.face.shape[1] // s, samples.face.shape[2] // s
-    rgb, sampled = np.empty((images, height, width, 3), np.float32), np.empty((images, height, width), bool)
-    for image in range(images):
+    surface: PackedSurface,
+    centres: Fragments,
+    samples: Fragments,
+    clip: Float32[np.ndarray, "images vertices 4"],
+) -> Float32[np.ndarray, "images height width 3"]:
+    """Linear RGB of the pixels of views: mean of the covered ones among their samples, which form a multiple of the
+    views; the centre's where there are none. For surfaces without holes: what is cut out would count as covered."""
+    rgb = np.empty((*centres.face.shape, 3), np.float32)
+    s = samples.face.shape[1] // rgb.shape[1]
+    for image in range(len(rgb)):
         pixel_rows(
-            surface, samples.face[image], samples.bary[image], clip[image], s, np.zeros(FRAME_SIZE), rgb[image],
-            sampled[image],
+            surface, centres.face[image], centres.bary[image], samples.face[image], samples.bary[image], clip[image], s,
+            np.zeros(FRAME_SIZE), rgb[image],
         )  # fmt: skip
-    return rgb, sampled
+    return rgb
 
 
 def texel_color(

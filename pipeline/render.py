@@ -90,20 +90,24 @@ def view_colors(
     if cfg.supersample == 1:
         return surface_color(surface, centres, clip)[..., :3], mask.astype(np.uint8) * np.uint8(255)
     rgb, coverage = np.empty((*mask.shape, 3), np.float32), np.empty(mask.shape, np.uint8)
-    sampled, size = np.empty(mask.shape, bool), cfg.resolution * cfg.supersample
+    size = cfg.resolution * cfg.supersample
     for view in range(len(clip)):  # one at a time: samples take cfg.supersample^2 times the memory
-        corners = clip[view : view + 1]
+        corners, centre = clip[view : view + 1], one_image(centres, view)
         if surface.has_holes():
-            fragments, color = visible_surface(surface, corners, size, size, rasterizer)
-            mean, covered = average_samples(color, fragments.face >= 0, cfg.supersample)
+            samples, color = visible_surface(surface, corners, size, size, rasterizer)
+            mean, covered = average_samples(color, samples.face >= 0, cfg.supersample)
+            missed = replace(centre, face=np.where(mask[view] & ~covered, centre.face, np.int32(-1)))
+            rgb[view] = (mean + surface_color(surface, missed, corners)[..., :3])[0]
         else:
-            fragments = rasterizer.rasterize(corners, surface.faces, size, size)
-            mean, covered = pixel_color(surface, fragments, corners, cfg.supersample)
-        rgb[view], sampled[view] = mean[0], covered[0]
-        coverage_rows(fragments.face[0], mask[view], cfg.supersample, coverage[view])
-    missed = mask & ~sampled
-    only_missed = replace(centres, face=np.where(missed, centres.face, np.int32(-1)))
-    return rgb + surface_color(surface, only_missed, clip)[..., :3], coverage
+            samples = rasterizer.rasterize(corners, surface.faces, size, size)
+            rgb[view] = pixel_color(surface, centre, samples, corners)[0]
+        coverage_rows(samples.face[0], mask[view], cfg.supersample, coverage[view])
+    return rgb, coverage
+
+
+def one_image(fragments: Fragments, image: int) -> Fragments:
+    part = slice(image, image + 1)
+    return Fragments(face=fragments.face[part], bary=fragments.bary[part], depth=fragments.depth[part])
 
 
 def render_baked(

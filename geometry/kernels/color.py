@@ -123,12 +123,14 @@ def color_rows(
 
 @njit(**BORROWING)
 def pixel_rows(
-    surface: Any, face: np.ndarray, bary: np.ndarray, clip: np.ndarray, s: int, frame: np.ndarray, out: np.ndarray,
-    sampled: np.ndarray,
+    surface: Any, centre_face: np.ndarray, centre_bary: np.ndarray, face: np.ndarray, bary: np.ndarray,
+    clip: np.ndarray, s: int, frame: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
     """Linear RGB of the pixels of a view that looks through nothing, mean of the covered ones among s x s samples, each
-    over its own footprint: face [h s, w s], bary [h s, w s, 2], clip [v, 4] -> out [h, w, 3], sampled [h, w]."""
-    height, width = sampled.shape
+    over its own footprint; where none is, the colour at the centre over the whole pixel.
+
+    centre_face [h, w], centre_bary [h, w, 2]; face [h s, w s], bary [h s, w s, 2]; clip [v, 4] -> out [h, w, 3]."""
+    height, width = centre_face.shape
     step_x, step_y = 2.0 / (width * s), 2.0 / (height * s)
     framed = -1
     for row in range(height):
@@ -147,6 +149,13 @@ def pixel_rows(
                         (x + 0.5) * step_x - 1.0, (y + 0.5) * step_y - 1.0, step_x, step_y, VIEW_TEXELS,
                     )  # fmt: skip
                     red, green, blue, count = red + r, green + g, blue + b, count + 1
+            if count == 0 and centre_face[row, column] >= 0:
+                f, framed, count = centre_face[row, column], centre_face[row, column], 1
+                frame_of(surface, f, clip, surface.faces, frame)
+                red, green, blue, _ = face_color(
+                    surface, f, centre_bary[row, column, 0], centre_bary[row, column, 1], frame,
+                    (column + 0.5) * step_x * s - 1.0, (row + 0.5) * step_y * s - 1.0, step_x * s, step_y * s,
+                    VIEW_TEXELS,
+                )  # fmt: skip
             scale = 1.0 / count if count else 0.0
             out[row, column, 0], out[row, column, 1], out[row, column, 2] = red * scale, green * scale, blue * scale
-            sampled[row, column] = count > 0

@@ -100,13 +100,17 @@ def look_around(face: np.ndarray, f: int, row: int, column: int, s: int, seen: n
     """Number of a texel's samples that lie on some face, which are marked as seen, and whether these and those just
     around them all lie on face `f`."""
     count, uniform = 0, f >= 0
-    for y in range(max(row * s - 1, 0), min(row * s + s + 1, face.shape[0])):
-        for x in range(max(column * s - 1, 0), min(column * s + s + 1, face.shape[1])):
+    for y in range(row * s, row * s + s):
+        for x in range(column * s, column * s + s):
             g = face[y, x]
             uniform = uniform and g == f
-            if g >= 0 and row * s <= y < row * s + s and column * s <= x < column * s + s:
+            if g >= 0:
                 seen[g] = True
                 count += 1
+    if uniform:
+        for y in range(max(row * s - 1, 0), min(row * s + s + 1, face.shape[0])):
+            for x in range(max(column * s - 1, 0), min(column * s + s + 1, face.shape[1])):
+                uniform = uniform and face[y, x] == f
     return count, uniform
 
 
