@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from cli.dataset import some_samples, stored_samples
-from cli.progress import bar, build_progress, log_event
+from cli.progress import bar, build_progress, log_event, training_note
 from cli.subject import Condition, Subject, TexturedSubject, open_subject, texture_subjects
 from cli.table import print_table
 from geometry.raster_cpu import CpuRasterizer
@@ -154,11 +154,12 @@ def train_tiny(dataset: Path, directory: Path, cfg: DemoConfig) -> TrainResult:
         max_steps=MAX_STEPS,
         max_seconds=cfg.train_seconds,
         threads=cfg.workers,
+        logger="none",
     )
     with bar("training", 100, "%") as update:
         return train(
             replace(tiny, data=replace(tiny.data, directory=dataset), run=run),
-            lambda row: update(int(100 * row["progress"]), f"step {row['step']}, loss {row['loss']:.3f}"),
+            lambda row: update(int(100 * row["progress"]), training_note(row)),
         )
 
 

@@ -36,6 +36,13 @@ def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[in
         yield lambda done, note: progress.update(task, completed=done, note=note)
 
 
+def training_note(row: dict[str, Any]) -> str:
+    """What stands beside the bar of a training run: step, loss, and how fast it goes where that is known."""
+    loss = "no number" if row["loss"] is None else f"{row['loss']:.3f}"
+    rate = f", {row['samples_per_s']:.3g} samples/s, waits {row['wait']:.0%}" if "samples_per_s" in row else ""
+    return f"step {row['step']}, loss {loss}{rate}"
+
+
 @contextmanager
 def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
     """What `pipeline.run.build` reports to: assets done out of assets planned."""

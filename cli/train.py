@@ -4,16 +4,22 @@ import json as json_format
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
-from cli.progress import bar, log_event
+from lightning.pytorch.utilities import rank_zero_only
+
+from cli.progress import bar, log_event, training_note
 from cli.table import print_table
+from cli.validation import validation_of
 from training.cost import GPU_GB, Cost, estimate
 from training.data import open_datasets
 from training.fit import train as run_training
 from training.presets import TrainConfig
 from training.presets import preset as named_preset
 from training.sources import ImageSizes, image_sizes
+from training.strategies import Choice, check_run, choose, memory_of, own_device
 
 LOG_EVERY = 50
 """Steps between two lines of the log."""
@@ -36,17 +42,26 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
         dry_run: train nothing, but print parameters, tokens, operations and memory of this configuration
         json: with dry_run, print one line of JSON instead of tables (as without a terminal)
     """
+    check_run(cfg)
+    cost = estimate(cfg, sizes_of_samples(cfg))
+    strategy = choose(cfg, cost, memory_of(own_device(cfg.run.accelerator)))
     if dry_run:
-        return show_cost(estimate(cfg, sizes_of_samples(cfg)), cfg, json or not sys.stdout.isatty())
-    with bar("training", 100, "%") as update:
+        return show_cost(cost, strategy, cfg, json or not sys.stdout.isatty())
+    speaks = rank_zero_only.rank == 0  # of several processes, each of which runs this
+    if speaks:
+        log_event("strategy", **asdict(strategy))
+    with bar("training", 100, "%") if speaks else nullcontext(lambda done, note: None) as update:
 
         def report(row: dict[str, Any]) -> None:
-            update(int(100 * row["progress"]), f"step {row['step']}, loss {row['loss']:.3f}")
+            update(int(100 * row["progress"]), training_note(row))
             if row["step"] % LOG_EVERY == 0:
                 log_event("step", **row)
 
-        result = run_training(cfg, report)
-    log_event("trained", checkpoint=str(result.checkpoint), steps=len(result.losses), seconds=round(result.seconds, 1))
+        result = run_training(cfg, report, validation_of(cfg))
+    if speaks:
+        log_event(
+            "trained", checkpoint=str(result.checkpoint), steps=len(result.losses), seconds=round(result.seconds, 1)
+        )
     return 0
 
 
@@ -59,10 +74,11 @@ def sizes_of_samples(cfg: TrainConfig) -> ImageSizes:
     return ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
 
 
-def show_cost(cost: Cost, cfg: TrainConfig, json: bool) -> int:
+def show_cost(cost: Cost, strategy: Choice, cfg: TrainConfig, json: bool) -> int:
     """One line of JSON, or tables of parameters, operations by task, and memory by checkpointing policy."""
     if json:
-        sys.stdout.write(json_format.dumps({"event": "dry_run", "preset": cfg.preset} | cost.as_json()) + "\n")
+        told = {"event": "dry_run", "preset": cfg.preset} | cost.as_json() | {"strategy": asdict(strategy)}
+        sys.stdout.write(json_format.dumps(told) + "\n")
         return 0
     counts = [(name, everything / 1e6, trained / 1e6) for name, (everything, trained) in cost.parameters.items()]
     totals = ("all", sum(row[1] for row in counts), sum(row[2] for row in counts))
@@ -98,4 +114,5 @@ def show_cost(cost: Cost, cfg: TrainConfig, json: bool) -> int:
     batch = f"GB for {cost.batch_per_gpu}"
     by_gpu = ("checkpointing", *(f"{size}" for size in GPU_GB), batch, f"{batch}, FSDP over 8")
     print_table(by_gpu, fitting, "Samples that fit on a GPU of so many GB, and the GPU that this batch needs")
+    sys.stdout.write(f"{strategy.words}\n")
     return 0
