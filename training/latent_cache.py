@@ -216,7 +216,7 @@ class StoredLatents:
         generator = seeded(seed, sample, DRAW_STREAM)
 
         def draw(branch: BranchLatents, name: str) -> BranchLatents:
-            posterior = Posterior(mean=branch.rgb, log_variance=self.log_variance[name])
+            posterior = Posterior(mean=branch.rgb, log_variance=self.log_variance[name].expand_as(branch.rgb))
             return replace(branch, rgb=posterior.draw(generator))
 
         mv = draw(self.batch.mv, "mv_rgb")
