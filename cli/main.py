@@ -95,6 +95,11 @@ COMMANDS = {
         example="seqtex evaluate /data/held_out --checkpoint /data/run/checkpoint --meshes 64 --out metrics.json",
         positional="dataset",
     ),
+    "ablate": Command(
+        module="cli.ablate",
+        summary="train variants of the model on made-up meshes and compare them on held-out ones",
+        example="seqtex ablate --out out/ablation --minutes 30 --seeds 3",
+    ),
     "texture": Command(
         module="cli.texture",
         summary="texture a mesh from one image, several views, or a text",

@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from cli.progress import bar, log_event, training_note
 from cli.table import print_table
 from cli.validation import validation_of
@@ -19,7 +17,7 @@ from training.fit import train as run_training
 from training.presets import TrainConfig
 from training.presets import preset as named_preset
 from training.sources import ImageSizes, image_sizes
-from training.strategies import Choice, check_run, choose, memory_of, own_device
+from training.strategies import Choice, check_run, choose, is_first_process, memory_of, own_device
 
 LOG_EVERY = 50
 """Steps between two lines of the log."""
@@ -47,7 +45,7 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
     strategy = choose(cfg, cost, memory_of(own_device(cfg.run.accelerator)))
     if dry_run:
         return show_cost(cost, strategy, cfg, json or not sys.stdout.isatty())
-    speaks = rank_zero_only.rank == 0  # of several processes, each of which runs this
+    speaks = is_first_process()
     if speaks:
         log_event("strategy", **asdict(strategy))
     with bar("training", 100, "%") if speaks else nullcontext(lambda done, note: None) as update:

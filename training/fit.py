@@ -202,6 +202,7 @@ def make_module(cfg: TrainConfig, codec: LatentCodec, device: str) -> TextureMod
 def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning's, under torch 2.13
     return lightning.Trainer(
         default_root_dir=cfg.run.directory,
         strategy=strategy,

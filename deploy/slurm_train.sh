@@ -1,0 +1,40 @@
+#!/bin/bash
+# Trains on several nodes and goes on after preemption or the time limit, exactly where it stopped:
+#   sbatch --nodes 4 deploy/slurm_train.sh --preset full --data.directory /data/forge --run.directory /data/run
+# Two minutes before the limit, or on preemption, SLURM signals the ranks; they save their state at the end of the
+# batch and exit with 75, upon which this job queues itself again. Any other failure ends it.
+#SBATCH --job-name=seqtex
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=seqtex-%j.log
+
+set -euo pipefail
+
+readonly INTERRUPTED=75
+: "${SEQTEX:=seqtex}" # the command, for an environment elsewhere: SEQTEX=/shared/venv/bin/seqtex
+
+if [[ $# -eq 0 ]]; then
+    echo "usage: sbatch [sbatch options] $0 <options of seqtex train>" >&2
+    exit 2
+fi
+
+# One process a GPU. Never more threads than the process has cores: ranks that wait for each other gain nothing.
+export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+
+status=0
+srun --kill-on-bad-exit=0 "$SEQTEX" train "$@" \
+    --run.nodes "$SLURM_JOB_NUM_NODES" --run.devices "$SLURM_NTASKS_PER_NODE" || status=$?
+
+if [[ $status -eq $INTERRUPTED ]]; then
+    echo "interrupted with its state saved: job $SLURM_JOB_ID queues again"
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit "$status"
