@@ -1,5 +1,6 @@
 """Mixtures of datasets, their order, and what happens when shards are bad."""
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -184,6 +185,14 @@ def test_more_bad_shards_than_the_budget_end_the_run(damaged: Path) -> None:
         uids(one(damaged, skip_budget=3), range(1))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_worker_s_fault_is_told_in_one_line(damaged: Path, workers: int) -> None:
+    module = TextureDataModule(one(damaged, workers=workers), seed=1)
+    with pytest.raises(UserError) as caught:
+        list(itertools.islice(module.train_dataloader(), 4))
+    assert "textured-000001.tar" in str(caught.value) and "Traceback" not in str(caught.value)
+
+
 def test_a_stand_in_is_the_same_for_every_rank_and_order_of_asking(damaged: Path) -> None:
     cfg = one(damaged, skip_budget=1)
     whole = uids(cfg, range(12))
@@ -217,7 +226,7 @@ def test_datasets_that_do_not_mix_are_named(tmp_path: Path) -> None:
         BatchStream(cfg, seed=0)
 
 
-RANKS, STEPS = 2, 200
+RANKS, STEPS = 2, 400
 
 
 def uneven_rank(rank: int, meeting: str, cfg: DataConfig, out: Path) -> None:

@@ -186,6 +186,32 @@ class CountFrom(Sampler[int]):
         return itertools.count(self.start)
 
 
+class Told(Dataset[AnyBatch | UserError]):
+    """A stream whose faults come as values: DataLoader would bury a worker's message in its traceback."""
+
+    def __init__(self, stream: BatchStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, item: int) -> AnyBatch | UserError:
+        try:
+            return self.stream[item]
+        except UserError as error:
+            return error
+
+
+class BatchLoader(DataLoader[AnyBatch | UserError]):
+    """Batches of a stream from one item on, read and decoded by `workers` processes."""
+
+    def __init__(self, stream: BatchStream, start: int, workers: int) -> None:
+        super().__init__(Told(stream), batch_size=None, sampler=CountFrom(start), num_workers=workers)
+
+    def __iter__(self) -> Iterator[AnyBatch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
 class TextureDataModule(lightning.LightningDataModule):
     """The training stream of a run. Its state is the number of samples consumed."""
 
@@ -211,7 +237,7 @@ class TextureDataModule(lightning.LightningDataModule):
         self.passed_over: dict[str, None] = {}
         """Shards that this rank could not read, in the order in which it met them."""
 
-    def train_dataloader(self) -> DataLoader[AnyBatch]:
+    def train_dataloader(self) -> BatchLoader:
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         stream = BatchStream(
@@ -224,12 +250,7 @@ class TextureDataModule(lightning.LightningDataModule):
             codec=self.codec,
         )
         self._name(stream.budget.passed_over)
-        return DataLoader(
-            stream,
-            batch_size=None,
-            sampler=CountFrom(self.consumed_samples // self.cfg.batch_size * self.turns),
-            num_workers=self.cfg.workers,
-        )
+        return BatchLoader(stream, self.consumed_samples // self.cfg.batch_size * self.turns, self.cfg.workers)
 
     def transfer_batch_to_device(self, batch: AnyBatch, device: torch.device, dataloader_idx: int) -> AnyBatch:
         return batch.to(device)
