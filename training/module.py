@@ -81,7 +81,9 @@ class TextureModule(lightning.LightningModule):
             for branch, noise, at in zip(branches, draws.noise, frames, strict=False)
         ]
         text = self.embed_text(latents, draws.drop_text)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        # A narrow copy of every weight, kept for the whole pass, would undo what sharding saves.
+        keep = self.device_mesh is None
+        with torch.autocast(self.device.type, self.autocast, self.autocast is not None, cache_enabled=keep):
             flows = self.model(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
         losses = [
             masked_mse(flow, velocity(branch.rgb, noise), plan.generated[:, at])
