@@ -144,12 +144,15 @@ class FileCache:
         """Raises ShardError where the file cannot be had or is not the one on record."""
         path = self.directory / "files" / sha256
         with self._lock(sha256[:2]):  # one process fetches, the others wait for it
-            if not (path.is_file() and path.stat().st_size == size):
-                self._fetch(url, path, size)
-            os.utime(path)
-            return path.open("rb")  # stays readable when another process makes room
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                file = self._fetch(url, path, size)
+            os.utime(file.fileno())
+            return file
 
-    def _fetch(self, url: str, path: Path, size: int) -> None:
+    def _fetch(self, url: str, path: Path, size: int) -> BinaryIO:
+        """Opened before it is in its place: another process that makes room cannot take it away."""
         self._make_room(size)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -160,22 +163,28 @@ class FileCache:
             found = temporary.stat().st_size
             if found != size or file_sha256(temporary) != path.name:
                 raise ShardError(f"{url}: its {found} bytes are not those on record; {REMEDY}")
+            file = temporary.open("rb")
             temporary.replace(path)
+            return file
         finally:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         """Removes what was used longest ago until `size` more bytes fit."""
         with self._lock("room"):
-            files = [(path, path.stat()) for path in (self.directory / "files").iterdir()]
-            total = size
-            for path, stat in sorted(files, key=lambda entry: entry[1].st_mtime, reverse=True):
-                if path.name.startswith("."):  # being written
-                    if time.time() - stat.st_mtime > STALE_SECONDS:
-                        path.unlink(missing_ok=True)
-                    continue
-                total += stat.st_size
-                if total > self.max_bytes:
+            files = []
+            for path in (self.directory / "files").iterdir():
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:
+                    continue  # written to its end by another process, under its other name now
+                if not path.name.startswith("."):
+                    files.append((stat.st_mtime_ns, stat.st_size, path))
+                elif time.time() - stat.st_mtime > STALE_SECONDS:
+                    path.unlink(missing_ok=True)
+            for _, taken, path in sorted(files, reverse=True):
+                size += taken
+                if size > self.max_bytes:
                     path.unlink(missing_ok=True)
 
     @contextmanager
