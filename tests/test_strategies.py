@@ -19,10 +19,10 @@ from tests.small_dataset import write_dataset
 from tests.test_training import small_config
 from training.checkpoints import load_checkpoint, newest_state
 from training.cost import estimate
-from training.data import ImageSizes
 from training.fit import train
 from training.module import TextureModule
 from training.presets import TrainConfig, preset
+from training.sources import ImageSizes
 from training.strategies import choose
 
 REPO = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def scenarios(dataset: Path, runs: Path) -> None:
             found[f"{name} {part}"] = recorded(
                 config(dataset, runs / f"{name}_parts", **two, strategy=name, max_steps=part, state_every=2)
             )
-    found["elastic"] = recorded(config(dataset, runs / "elastic", **two, max_steps=4, state_every=2))
+    found["elastic"] = recorded(config(dataset, runs / "elastic", **two, strategy="fsdp", max_steps=4, state_every=2))
     (runs / f"rank{rank}.json").write_text(json.dumps(found))
     recorded(config(dataset, runs / "killed", **two, state_every=2), stop_at=3)
 

@@ -206,3 +206,16 @@ def test_a_logger_that_is_not_installed_is_named(dataset, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UsageError, match="pip install wandb"):
         open_board(small_config(dataset, tmp_path, logger="wandb"), 1)
+
+
+def test_eight_bit_moments_train_and_resume_exactly(dataset, tmp_path):
+    pytest.importorskip("torchao", reason="an extra: pip install 'seqtex-forge[eightbit]'")
+
+    def run(name: str, steps: int) -> list[float]:
+        cfg = small_config(dataset, tmp_path / name, max_steps=steps, state_every=2, logger="none")
+        adamw = replace(cfg.optimizer, muon_learning_rate=None, eight_bit=True, final_share=1.0)
+        return [row["loss"] for row in train(replace(cfg, optimizer=adamw)).losses]
+
+    whole = run("whole", 4)
+    assert run("parts", 2) == whole[:2]
+    assert run("parts", 4) == whole

@@ -66,7 +66,7 @@ class LearningRate(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # Before a trainer state is restored: a resumed run goes on with the rates of its own configuration.
-        self._peaks = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        self._peaks = [float(group["lr"]) for group in trainer.optimizers[0].param_groups]
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -76,7 +76,10 @@ class LearningRate(lightning.Callback):
         cosine = (1 + math.cos(math.pi * self.clock.progress(step))) / 2
         share = warm * (self.cfg.final_share + (1 - self.cfg.final_share) * cosine)
         for group, peak in zip(trainer.optimizers[0].param_groups, self._peaks, strict=True):
-            group["lr"] = share * peak
+            if isinstance(group["lr"], Tensor):  # of 8-bit AdamW, whose compiled step must not see a new one
+                group["lr"].fill_(share * peak)
+            else:
+                group["lr"] = share * peak
 
 
 class AveragedWeights(StepCallback):
@@ -160,7 +163,7 @@ class LossLog(lightning.Callback):
         words = {name: value for name, value in outputs.items() if not isinstance(value, Tensor)}
         numbers = dict(zip(self._sums, map(number, means.cpu()), strict=True)) | words
         self._sums = {}
-        rate = trainer.optimizers[0].param_groups[-1]["lr"]
+        rate = float(trainer.optimizers[0].param_groups[-1]["lr"])
         row = {"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)} | numbers | {"learning_rate": rate}
         self.rows.append(row)
         if trainer.is_global_zero:
@@ -209,7 +212,7 @@ class SavedStates(StepCallback):
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt")
+        trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
         if trainer.is_global_zero:
             for path in trainer_states(self.directory)[: -self.keep]:
                 trainer.strategy.checkpoint_io.remove_checkpoint(path)

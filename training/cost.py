@@ -302,7 +302,7 @@ def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
 def _memory(cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str) -> Memory:
     total, trained = (sum(column) for column in zip(*parameters.values(), strict=True))
     half = cfg.run.precision == "bfloat16"
-    state = 8 if cfg.optimizer.muon_learning_rate is None else 4
+    state = 4 if cfg.optimizer.muon_learning_rate is not None else 2 if cfg.optimizer.eight_bit else 8
     model = ModelConfig(**{**asdict(cfg.model), "checkpointing": policy})
     encoders = ENCODER_PARAMETERS[cfg.latents.codec] + ENCODER_PARAMETERS[cfg.latents.text_encoder]
     return Memory(

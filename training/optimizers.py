@@ -92,17 +92,21 @@ def groups(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter], learning_rat
 
 
 def make_adamw(cfg: OptimizerConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    if not cfg.eight_bit:
-        return torch.optim.AdamW(
-            parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
-        )
+    options: dict[str, Any] = {"lr": cfg.learning_rate, "betas": cfg.betas, "weight_decay": cfg.weight_decay}
+    if cfg.eight_bit:
+        return import_torchao().AdamW8bit(parameters, **options)
+    return torch.optim.AdamW(parameters, **options, fused=True)
+
+
+def import_torchao() -> Any:
+    """Its optimisers. To be called before a trainer state with 8-bit moments is read: this makes their type known."""
     try:
-        from torchao.optim import AdamW8bit  # an extra
+        import torchao.optim  # an extra
     except ImportError as error:
         raise UsageError(
             f"optimizer.eight_bit needs torchao ({error}); pip install 'seqtex-forge[eightbit]', or leave it out"
         ) from error
-    return AdamW8bit(parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay)
+    return torchao.optim
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:

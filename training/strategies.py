@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from schemas.errors import UsageError
 from training.cost import USABLE, Cost
+from training.optimizers import import_torchao
 from training.presets import TrainConfig
 from training.sharding import load_whole, load_whole_optimizer_state, whole_optimizer_state
 
@@ -69,6 +70,8 @@ def check_run(cfg: TrainConfig) -> None:
         raise UsageError("Muon needs whole matrices: leave optimizer.muon_learning_rate out with run.strategy fsdp")
     if name == "fsdp" and cfg.optimizer.eight_bit:
         raise UsageError("optimizer.eight_bit is for whole weights; run.strategy fsdp spreads the moments instead")
+    if cfg.optimizer.eight_bit:
+        import_torchao()
     if cfg.run.accumulate < 1:
         raise UsageError(f"run.accumulate is {cfg.run.accumulate}; give 1 or more")
     if cfg.data.batch_size % parts:
