@@ -1,7 +1,11 @@
 """Mixtures of datasets, their order, and what happens when shards are bad."""
 
+import io
 import itertools
 import json
+import os
+import tarfile
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +20,10 @@ from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
 from tests.small_dataset import write_dataset
 from training.data import BatchStream, DataConfig, TextureDataModule
-from training.stream import Draws, SampleOrder
+from training.latent_cache import LatentDecoder, codec_header
+from training.latents import DctCodec
+from training.sources import decode_pixels
+from training.stream import Draws, SampleOrder, ShardFile
 from training.tasks import TaskConfig, draw_task
 
 Z99 = 2.576
@@ -274,3 +281,70 @@ def test_the_order_of_an_epoch_does_not_depend_on_how_it_is_written() -> None:
             places = [(shard, i) for shard in shards[start : start + 2] for i in range(counts[shard])]
             expected += rng.permutation(np.array(places)).tolist()
         assert [list(order(6 * epoch + i)) for i in range(6)] == expected
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes, bytes]]) -> Path:
+    """Members: name, type, content."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, content in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, "/etc/passwd", len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+FILE = tarfile.REGTYPE
+HOSTILE = {
+    "a path as a key": [("../../evil.json", FILE, b"{}")],
+    "an absolute path": [("/tmp/evil.json", FILE, b"{}")],
+    "no extension": [("evil", FILE, b"{}")],
+    "no key": [(".json", FILE, b"{}")],
+    "a link": [("a.json", tarfile.SYMTYPE, b"")],
+    "a hard link": [("a.json", tarfile.LNKTYPE, b"")],
+    "a device": [("a.json", tarfile.CHRTYPE, b"")],
+    "a folder": [("a.json", tarfile.DIRTYPE, b"")],
+    "a field twice": [("a.json", FILE, b"{}"), ("a.json", FILE, b"[]")],
+    "a sample in two places": [("a.json", FILE, b"{}"), ("b.json", FILE, b"{}"), ("a.rgb.webp", FILE, b"")],
+}
+
+
+@pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_shard_is_refused_before_anything_is_decoded(
+    tmp_path: Path, members: list[tuple[str, bytes, bytes]]
+) -> None:
+    with pytest.raises(ValueError, match="member"):
+        ShardFile(tar_of(tmp_path / "shard.tar", members).open("rb"))
+
+
+def test_members_larger_than_their_shard_take_no_memory(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "shard.tar", [("a.json", FILE, b"{}")])
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"%011o\0" % (1 << 32)
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="whole"):
+        ShardFile(path.open("rb"))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_a_shard_cut_off_while_it_is_read_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "shard.tar", [("a.json", FILE, bytes(50_000))])
+    shard = ShardFile(path.open("rb"))
+    os.truncate(path, 10_000)
+    with pytest.raises(ValueError, match="cut off"):
+        shard[0]["json"]
+
+
+@pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "pth", "npy", "npz", "yaml", "sh", "rgb.webp.pkl"])
+def test_what_would_run_elsewhere_is_no_field_of_a_sample(tmp_path: Path, extension: str) -> None:
+    canary = tmp_path / "ran"
+    attack = b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
+    shard = ShardFile(tar_of(tmp_path / "shard.tar", [(f"a.{extension}", FILE, attack)]).open("rb"))
+    assert shard.uids == ["a"]
+    for decode in (decode_pixels, LatentDecoder(codec_header(DctCodec()), None, with_variance=True)):
+        with pytest.raises(ValueError, match="field"):
+            decode(shard[0])
+    assert not canary.exists()

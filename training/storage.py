@@ -145,7 +145,7 @@ class FileCache:
         path = self.directory / "files" / sha256
         with self._lock(sha256[:2]):  # one process fetches, the others wait for it
             try:
-                file = path.open("rb")
+                file: BinaryIO = path.open("rb")
             except FileNotFoundError:
                 file = self._fetch(url, path, size)
             os.utime(file.fileno())

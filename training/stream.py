@@ -1,7 +1,7 @@
 """Which sample comes when, and where it is read. Regime, source and order are pure functions of the seed, so that a
 stream is resumed by one number: the samples consumed so far."""
 
-import mmap
+import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,52 +103,58 @@ class SampleOrder:
 
 
 class ShardFile:
-    """A tar of samples, mapped into memory: its pages are shared by all processes and held by none. Nothing in it is
-    decoded, run or unpickled here."""
+    """A tar of samples, read piece by piece: what processes share lies in the system's cache, in none of them. Nothing
+    in it is decoded, run or unpickled here."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Raises ValueError naming the member where it is no tar of `uid.extension` files, each sample's together."""
-        with file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self.uids: list[str] = []
-            self._members: list[dict[str, slice]] = []
-            try:
-                with tarfile.open(fileobj=file, mode="r:") as tar:
-                    for member in tar:
-                        self._add(member)
-            except tarfile.TarError as error:
-                raise ValueError(f"not a whole tar ({error})") from error
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self.uids: list[str] = []
+        self._members: list[dict[str, tuple[int, int]]] = []
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    self._add(member)
+        except tarfile.TarError as error:
+            raise ValueError(f"not a whole tar ({error})") from error
         if len(set(self.uids)) != len(self.uids):
             raise ValueError("the members of a sample are apart")
 
     def _add(self, member: tarfile.TarInfo) -> None:
         uid, _, extension = member.name.partition(".")
-        place = slice(member.offset_data, member.offset_data + member.size)
-        if not member.isreg() or not uid or not extension or "/" in member.name or place.stop > len(self._bytes):
+        whole = member.offset_data + member.size <= self._size
+        if not member.isreg() or not uid or not extension or "/" in member.name or not whole:
             raise ValueError(f"member {member.name!r} is not a whole field of a sample")
         if not self.uids or self.uids[-1] != uid:
             self.uids.append(uid)
             self._members.append({})
         if extension in self._members[-1]:
             raise ValueError(f"member {member.name!r} is repeated")
-        self._members[-1][extension] = place
+        self._members[-1][extension] = (member.offset_data, member.size)
 
     def __len__(self) -> int:
         return len(self._members)
 
     def __getitem__(self, index: int) -> "Fields":
-        return Fields(self._bytes, self._members[index])
+        return Fields(self._file, self._members[index])
 
 
 class Fields(Mapping[str, bytes]):
     """The fields of one sample by extension; read when asked for."""
 
-    def __init__(self, data: mmap.mmap, places: dict[str, slice]) -> None:
-        self._data = data
+    def __init__(self, file: BinaryIO, places: dict[str, tuple[int, int]]) -> None:
+        """places: offset and size of each in the file."""
+        self._file = file
         self._places = places
 
     def __getitem__(self, name: str) -> bytes:
-        return self._data[self._places[name]]
+        offset, size = self._places[name]
+        # neither a seek, which processes would share after a fork, nor a memory map, whose faults kill
+        data = os.pread(self._file.fileno(), size, offset)
+        if len(data) != size:
+            raise ValueError(f"field {name!r} is cut off")
+        return data
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -195,14 +201,14 @@ class ShardReader(Generic[Sample]):
             self._open.popitem(last=False)
         try:
             return self.decode(self._open[shard][index])
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ShardError(f"{self.name(shard)}: sample {index}: {error}; {REMEDY}") from error
 
     def _read(self, shard: int) -> ShardFile:
         record = self.shards[shard]
         try:
             file = ShardFile(self.files.open(f"{self.folder}/{record.name}", record.sha256, record.bytes))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ShardError(f"{self.name(shard)}: {error}; {REMEDY}") from error
         if len(file) != record.count:
             raise ShardError(f"{self.name(shard)}: holds {len(file)} samples, its record says {record.count}; {REMEDY}")
