@@ -251,7 +251,7 @@ from cli.main import main
 import cli.train
 dataset, run, step, name = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 from tests.test_training import small_config
-def train(cfg, report):
+def train(cfg, report, validation):
     def told(row):
         if row["step"] == step:
             os.kill(os.getpid(), getattr(signal, name))
