@@ -43,8 +43,14 @@ def config(dataset: Path, run: Path, **run_options: Any) -> TrainConfig:
     return replace(cfg, data=replace(cfg.data, batch_size=4), optimizer=optimizer)
 
 
-def recorded(cfg: TrainConfig, stop_at: int = 0) -> list[list[Any]]:
-    """Trains; the number and samples of every batch that this process saw. stop_at: step in which it is killed."""
+def unforgiving(cfg: TrainConfig) -> TrainConfig:
+    """Goes back at the first loss that is no number."""
+    return replace(cfg, optimizer=replace(cfg.optimizer, skip_budget=0))
+
+
+def recorded(cfg: TrainConfig, stop_at: int = 0, broken: int | None = None) -> list[list[Any]]:
+    """Trains; the number and samples of every batch that this process saw. stop_at: batch in which it is killed.
+    broken: batch whose loss is no number, on the rank that has its first sample."""
     seen: list[list[Any]] = []
     real = TextureModule.training_step
 
@@ -52,7 +58,9 @@ def recorded(cfg: TrainConfig, stop_at: int = 0) -> list[list[Any]]:
         if stop_at and batch.number == stop_at:
             os.kill(os.getpid(), signal.SIGKILL)
         seen.append([batch.number, list(batch.uids), list(batch.samples)])
-        return real(self, batch, batch_idx)
+        result = real(self, batch, batch_idx)
+        is_bad = batch.number == broken and batch.samples[0] % 4 == 0
+        return result | {"loss": result["loss"] * float("nan")} if is_bad else result
 
     TextureModule.training_step = step  # type: ignore[method-assign]
     try:
@@ -75,6 +83,7 @@ def scenarios(dataset: Path, runs: Path) -> None:
                 config(dataset, runs / f"{name}_parts", **two, strategy=name, max_steps=part, state_every=2)
             )
     found["elastic"] = recorded(config(dataset, runs / "elastic", **two, strategy="fsdp", max_steps=4, state_every=2))
+    found["broken"] = recorded(unforgiving(config(dataset, runs / "broken", **two, state_every=1)), broken=2)
     (runs / f"rank{rank}.json").write_text(json.dumps(found))
     recorded(config(dataset, runs / "killed", **two, state_every=2), stop_at=3)
 
@@ -183,6 +192,15 @@ def test_a_killed_run_of_two_ranks_is_resumed(alone, together, dataset):
     assert not (runs / "killed" / "checkpoint").exists()
     train(config(dataset, runs / "killed"))
     assert_close(weights(runs / "killed"), weights(run))
+
+
+def test_two_ranks_go_back_together_when_one_of_them_breaks(together, dataset, tmp_path):
+    runs, ranks = together
+    seen = recorded(unforgiving(config(dataset, tmp_path, state_every=1)), broken=2)
+    assert [number for number, _, _ in seen] == [0, 1, 2, 3, 4, 5], "behind what broke the run"
+    assert by_batch([rank["broken"] for rank in ranks]) == by_batch([seen])
+    assert losses(runs / "broken") == pytest.approx(losses(tmp_path), rel=1e-5)
+    assert_close(weights(runs / "broken"), weights(tmp_path))
 
 
 def test_a_batch_in_parts_is_the_same_batch(alone, dataset, tmp_path):
