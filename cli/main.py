@@ -28,6 +28,8 @@ class Command:
     """The parameter that is given without a flag."""
     function: str | None = None
     """Its function, where that cannot have the command's name."""
+    repeated: str | None = None
+    """The option with a list of values that is given once per value."""
 
 
 COMMANDS = {
@@ -45,6 +47,37 @@ COMMANDS = {
         module="cli.dataset",
         summary="check every hash, count and sample of a dataset",
         example="seqtex verify /data/forge",
+        positional="dataset",
+    ),
+    "status": Command(
+        module="cli.operate",
+        summary="how far a dataset is: what was lost where, rate, slowest assets, shard sizes",
+        example="seqtex status /data/forge",
+        positional="dataset",
+    ),
+    "failures": Command(
+        module="cli.operate",
+        summary="list the assets that failed, with their stderr and a command that does one alone",
+        example="seqtex failures /data/forge --rejected",
+        positional="dataset",
+    ),
+    "inspect": Command(
+        module="cli.operate",
+        summary="process one asset of a dataset alone and tell what becomes of it",
+        example="seqtex inspect /data/forge --uid chair-0a1b2c3d",
+        positional="dataset",
+    ),
+    "retry": Command(
+        module="cli.rework",
+        summary="process again the assets that ended with a reason",
+        example="seqtex retry /data/forge --reason timeout --reason crashed",
+        positional="dataset",
+        repeated="reason",
+    ),
+    "repair": Command(
+        module="cli.rework",
+        summary="build again exactly the damaged or missing jobs of a dataset",
+        example="seqtex repair /data/forge --workers 8",
         positional="dataset",
     ),
     "judge": Command(
@@ -169,6 +202,14 @@ def build_parser(name: str | None, arguments: Sequence[str] = ()) -> ArgumentPar
     return parser
 
 
+def appending(name: str | None, arguments: Sequence[str]) -> list[str]:
+    """Arguments as the parser wants them: `--option+ value` appends to a list."""
+    flag = f"--{COMMANDS[name].repeated}" if name and COMMANDS[name].repeated else None
+    return [
+        word.replace(flag, f"{flag}+", 1) if flag and word.partition("=")[0] == flag else word for word in arguments
+    ]
+
+
 def run(name: str, options: dict[str, Any]) -> int:
     """Calls the command with its options; the fields of its `cfg` are gathered into the dataclass again."""
     function = command_function(name)
@@ -185,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = next((word for word in arguments if word in COMMANDS), None)
     try:
         parser = build_parser(name, arguments)
-        parsed = parser.instantiate(parser.parse_args(arguments))
+        parsed = parser.instantiate(parser.parse_args(appending(name, arguments)))
         return run(parsed.subcommand, parsed[parsed.subcommand].as_dict())
     except UserError as error:
         sys.stderr.write(f"seqtex {name}: {error}\n")

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipeline.run import BuildEvent
+from pipeline.output import BuildEvent
 
 
 def log_event(event: str, **facts: Any) -> None:

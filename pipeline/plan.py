@@ -36,6 +36,8 @@ class ShardJob:
     index: int
     refs: tuple[MeshRef, ...]
     """By uid."""
+    only: frozenset[str] | None = None
+    """The uids to process where the others keep their rows and samples; None: all. No part of the plan."""
 
 
 def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:

@@ -10,8 +10,8 @@ from typing import Any
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig, config_from_dict
 from pipeline.plan import ShardJob
-from pipeline.sandbox import Zygote
-from pipeline.shards import commit
+from pipeline.sandbox import Zygote, stderr_tail
+from pipeline.shards import commit, committed, unpack
 from schemas.codec import encode
 from schemas.dataset import ShardRecord
 from schemas.ledger import FAILURES, Measurements, Outcome, Reason, Rejected, Status
@@ -46,9 +46,11 @@ def process_job(
     try:
         outcomes: list[Outcome] = []
         samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
+        kept = _kept(job, out, work / "kept")
         with Zygote(target, cfg.limits, work, python_path) as zygote:
             for number, ref in enumerate(job.refs):
-                outcome, files = _run_asset(zygote, job.index, ref, cfg, work / f"{number:06d}")
+                again = work / f"{number:06d}"
+                outcome, files = kept.get(ref.uid) or _run_asset(zygote, job.index, ref, cfg, again)
                 outcomes.append(outcome)
                 if outcome.regime is not None:
                     samples.setdefault(outcome.regime, []).append((ref.uid, files))
@@ -65,6 +67,16 @@ def process_job(
         failed=counts[Status.FAILED],
         shards=part.shards,
     )
+
+
+def _kept(job: ShardJob, out: Path, directory: Path) -> dict[str, tuple[Outcome, list[Path]]]:
+    """Rows, and files of the fields, of the assets that a job with `only` leaves as they are."""
+    part = committed(out, job) if job.only is not None else None
+    if part is None or job.only is None:
+        return {}
+    rows = {outcome.uid: outcome for outcome in part.outcomes if outcome.uid not in job.only}
+    files = unpack(out, part, rows.keys(), directory)
+    return {uid: (outcome, files.get(uid, [])) for uid, outcome in rows.items()}
 
 
 def _run_asset(zygote: Zygote, job: int, ref: MeshRef, cfg: BuildConfig, directory: Path) -> tuple[Outcome, list[Path]]:
@@ -93,7 +105,7 @@ def _run_asset(zygote: Zygote, job: int, ref: MeshRef, cfg: BuildConfig, directo
         return base, []
     told = _read_outcome(directory / _OUTCOME)
     if told is None:
-        detail = "the child ended without an outcome"
+        detail = f"the child ended without an outcome; {stderr_tail(directory)}".removesuffix("; ")
         return replace(base, reason=Reason.CRASHED, detail=detail), []
     regime = Regime(told["regime"]) if told["regime"] else None
     reason = Reason(told["reason"]) if told["reason"] else None

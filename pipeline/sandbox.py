@@ -91,7 +91,6 @@ def run_limited(
 
 def run_child(work: Callable[[], None], limits: LimitsConfig, directory: Path, *, own_group: bool = True) -> Ended:
     """Fork, do `work` in `directory`, wait no longer than the limit, and leave no descendant behind."""
-    stderr = directory / STDERR_NAME
     parent, start = os.getpid(), time.monotonic()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -108,9 +107,9 @@ def run_child(work: Callable[[], None], limits: LimitsConfig, directory: Path, *
     _, status = os.waitpid(pid, 0)
     seconds = time.monotonic() - start
     if timed_out:
-        detail = f"stopped after {limits.timeout_s:g} s; {_tail(stderr)}".removesuffix("; ")
+        detail = f"stopped after {limits.timeout_s:g} s; {stderr_tail(directory)}".removesuffix("; ")
         return Ended(reason=Reason.TIMEOUT, detail=detail, seconds=seconds)
-    return _classify(status, _tail(stderr), limits, seconds)
+    return _classify(status, stderr_tail(directory), limits, seconds)
 
 
 def _wait(pid: int, timeout_s: float) -> bool:
@@ -132,10 +131,15 @@ def _classify(status: int, tail: str, limits: LimitsConfig, seconds: float) -> E
         detail = f"needed more than {limits.memory_gb:g} GiB; {tail}"
         return Ended(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds)
     if code == -signal.SIGKILL:
-        detail = "killed from outside, most likely by the kernel for want of memory"
+        detail = f"killed from outside, most likely by the kernel for want of memory; {tail}".removesuffix("; ")
         return Ended(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds, killed=True)
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return Ended(reason=Reason.CRASHED, detail=f"{how}; {tail}", seconds=seconds)
+
+
+def stderr_tail(directory: Path) -> str:
+    """The end of what a child that worked in `directory` wrote to stderr."""
+    return _tail(directory / STDERR_NAME)
 
 
 def _tail(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 from pipeline.plan import ShardJob
@@ -31,9 +31,20 @@ def write_shard(out: Path, job: int, regime: Regime, samples: Iterable[tuple[str
 
     Equal samples give equal bytes: members in the order given, fields by name, no times, no owners. Whatever goes
     wrong, no file with the final name is left unfinished."""
+    record = _stage_shard(out, job, regime, samples)
+    _place_shard(out, record)
+    return record
+
+
+def _staged(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _stage_shard(out: Path, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
+    """`write_shard` up to the final name."""
     name = f"{regime}-{job:06d}.tar"
     path = shard_path(out, name)
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    temporary = _staged(path)
     count = 0
     try:
         with temporary.open("wb") as file:
@@ -45,11 +56,20 @@ def write_shard(out: Path, job: int, regime: Regime, samples: Iterable[tuple[str
             file.flush()
             os.fsync(file.fileno())
         sha256, size = file_sha256(temporary), temporary.stat().st_size
-        temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
+        raise
     return ShardRecord(name=name, regime=regime, sha256=sha256, bytes=size, count=count)
+
+
+def _place_shard(out: Path, shard: ShardRecord) -> None:
+    """Give a staged shard its final name; one that is there with the same bytes stays."""
+    path = shard_path(out, shard.name)
+    if path.is_file() and path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256:
+        _staged(path).unlink()
+        return
+    _staged(path).replace(path)
+    sync_directory(path.parent)
 
 
 def _add(tar: tarfile.TarFile, name: str, field: Path) -> None:
@@ -94,16 +114,21 @@ def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 def commit(
     out: Path, job: int, outcomes: list[Outcome], samples: dict[Regime, list[tuple[str, list[Path]]]]
 ) -> LedgerPart:
-    """Make a job's results count: shards first, the ledger part that names them last. Regimes never share a shard.
+    """Make a job's results count: shards first, the ledger part that names them last. Regimes never share a shard. What
+    an earlier run has committed counts until all shards are written and only their names are missing.
 
     Raises UserError where the dataset cannot be written."""
-    part = part_path(out, job)
+    part, shards = part_path(out, job), list[ShardRecord]()
     try:
+        for regime in Regime:
+            if samples.get(regime):
+                shards.append(_stage_shard(out, job, regime, samples[regime]))
         part.unlink(missing_ok=True)
         for regime in Regime:
             if not samples.get(regime):
                 shard_path(out, f"{regime}-{job:06d}.tar").unlink(missing_ok=True)
-        shards = [write_shard(out, job, regime, samples[regime]) for regime in Regime if samples.get(regime)]
+        for shard in shards:
+            _place_shard(out, shard)
         ledger = LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))
         write_ledger_part(out, ledger)
     except OSError as error:
@@ -111,6 +136,9 @@ def commit(
             f"{error.filename or out}: cannot write job {job} ({error.strerror or error}); mend that and build again, "
             "finished jobs are kept"
         ) from error
+    finally:
+        for shard in shards:
+            _staged(shard_path(out, shard.name)).unlink(missing_ok=True)
     return ledger
 
 
@@ -130,6 +158,22 @@ def committed(out: Path, job: ShardJob) -> LedgerPart | None:
         if not file.is_file() or file.stat().st_size != shard.bytes:
             return None
     return part
+
+
+def unpack(out: Path, part: LedgerPart, uids: Set[str], directory: Path) -> dict[str, list[Path]]:
+    """The fields of stored samples as files below `directory`, by uid. Raises UserError where a shard is damaged."""
+    files: dict[str, list[Path]] = {}
+    for shard in part.shards:
+        path = shard_path(out, shard.name)
+        if not path.is_file() or file_sha256(path) != shard.sha256:
+            raise UserError(f"{path}: missing or damaged; run `seqtex repair {out}` first")
+        for uid, fields in read_shard(path):
+            if uid in uids:
+                (directory / uid).mkdir(parents=True)
+                files[uid] = [directory / uid / name for name in sorted(fields)]
+                for file in files[uid]:
+                    file.write_bytes(fields[file.name])
+    return files
 
 
 def remove_leftovers(out: Path, jobs: int) -> None:

@@ -1,12 +1,14 @@
 """Is a dataset whole? Everything on disk against what the commit records say."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.plan import ShardJob, read_plan
 from pipeline.shards import read_shard
 from schemas.codec import decode
 from schemas.dataset import (
+    SHARD_NAME,
     LedgerPart,
     ShardRecord,
     file_sha256,
@@ -22,8 +24,23 @@ from schemas.errors import UserError
 from schemas.ledger import Outcome, Status
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that is wrong with a dataset."""
+
+    text: str
+    """Names the file and a remedy."""
+    job: int | None
+    """The job that is to be done again; None where that would not help."""
+
+
 def verify(out: Path) -> list[str]:
-    """Everything wrong with the dataset, one line each, naming the file; empty where it is whole.
+    """`find_problems`, one line each."""
+    return [problem.text for problem in find_problems(out)]
+
+
+def find_problems(out: Path) -> list[Problem]:
+    """Everything wrong with the dataset; empty where it is whole.
 
     Raises UserError where `out` is no dataset at all."""
     if not out.is_dir():
@@ -34,22 +51,24 @@ def verify(out: Path) -> list[str]:
     except UserError as error:
         if not (out / "dataset.json").exists():
             raise
-        return [str(error)]
-    problems = []
+        return [Problem(text=str(error), job=None)]
+    problems: list[Problem] = []
     if file_sha256(out / "plan.parquet") != info.plan_sha256:
-        problems.append(f"{out / 'plan.parquet'}: not the plan that dataset.json names; build again to restore it")
+        text = f"{out / 'plan.parquet'}: not the plan that dataset.json names; build again to restore it"
+        problems.append(Problem(text=text, job=None))
     parts = []
     for job in jobs:
         path = part_path(out, job.index)
         try:
             part = read_ledger_part(path)
         except UserError as error:
-            problems.append(str(error))
+            problems.append(Problem(text=str(error), job=job.index))
             continue
         parts.append(part)
-        problems += _check_rows(path, job, part)
+        told = list(_check_rows(path, job, part))
         for shard in part.shards:
-            problems += _check_shard(out, shard, part)
+            told += _check_shard(out, shard, part)
+        problems += [Problem(text=text, job=job.index) for text in told]
     return problems + list(_check_files(out, jobs, parts)) + list(_check_index(out, parts))
 
 
@@ -104,27 +123,30 @@ def _check_shard(out: Path, shard: ShardRecord, part: LedgerPart) -> list[str]:
     return problems
 
 
-def _check_files(out: Path, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[str]:
-    """Files that no commit record names."""
+def _check_files(out: Path, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[Problem]:
+    """Files that no commit record names. A shard under a planned job's name goes when that job is done again."""
     named = {shard.name for part in parts for shard in part.shards}
     planned = {part_path(out, job.index).name for job in jobs}
     for folder, known in (("shards", named), ("ledger", planned)):
         for path in sorted((out / folder).iterdir()) if (out / folder).is_dir() else []:
             if path.name not in known:
-                yield f"{path}: no commit record names this file, so it does not count; build again or delete it"
+                text = f"{path}: no commit record names this file, so it does not count; build again or delete it"
+                match = SHARD_NAME.fullmatch(path.name)
+                index = int(match[2]) if match else None
+                yield Problem(text=text, job=index if index in {job.index for job in jobs} else None)
 
 
-def _check_index(out: Path, parts: list[LedgerPart]) -> Iterator[str]:
+def _check_index(out: Path, parts: list[LedgerPart]) -> Iterator[Problem]:
     """`index.json` is what the ledger gives. It also holds the hashes of the ledger parts."""
     path = out / "index.json"
     if not path.is_file():
-        yield f"{path}: missing, the build did not finish; build again"
+        yield Problem(text=f"{path}: missing, the build did not finish; build again", job=None)
         return
     data = path.read_bytes()
     if len(parts) == len(part_paths(out)) and data == index_json(out, parts):
         return
-    yield f"{path}: does not agree with the ledger; one of the two is damaged; build again"
+    yield Problem(text=f"{path}: does not agree with the ledger; one of the two is damaged; build again", job=None)
     for name, sha256 in indexed_parts(data).items():
         part = out / "ledger" / Path(name).name
         if part.is_file() and file_sha256(part) != sha256:
-            yield f"{part}: its sha256 is not the one in index.json; build again"
+            yield Problem(text=f"{part}: its sha256 is not the one in index.json; build again", job=int(part.stem))

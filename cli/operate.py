@@ -1,0 +1,120 @@
+"""`seqtex status`, `failures`, `inspect`: look at a dataset that is being built, or was."""
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from cli.progress import log_event
+from cli.table import print_table
+from pipeline.operate.failures import Failure, process_alone, recorded
+from pipeline.operate.failures import failures as failed_rows
+from pipeline.operate.status import StatusReport
+from pipeline.operate.status import status as dataset_status
+from schemas.errors import UsageError
+
+
+def status(dataset: Path, slowest: int = 5) -> int:
+    """Tell how far a dataset is, while a build is at work or afterwards: assets done, what each stage let through,
+    rate, seconds per asset, bytes per shard. Reads the plan and the ledger, no shard. Tables on a terminal, one JSON
+    line otherwise.
+
+    Args:
+        dataset: folder that `seqtex build` wrote, or is writing
+        slowest: how many of the slowest assets to name
+    """
+    if slowest < 0:
+        raise UsageError(f"--slowest {slowest}: give 0 or more")
+    report = dataset_status(dataset, slowest, time.time())
+    if sys.stdout.isatty():
+        show_status(dataset, report)
+    else:
+        log_event("status", dataset=str(dataset), **asdict(report))
+    return 0
+
+
+def show_status(dataset: Path, report: StatusReport) -> None:
+    """The report as tables."""
+    state = "a build is at work" if report.running else "no build is at work"
+    lines = [f"{dataset}: {report.done} of {report.planned} assets done, {state}"]
+    lines.append(f"jobs: {report.jobs_done} of {report.jobs}")
+    if report.assets_per_s is not None and report.eta_s is not None:
+        lines.append(f"rate: {report.assets_per_s:.3g} assets/s, {report.eta_s:.0f} s to go")
+    lines += [f"cannot be read: {path}; run `seqtex repair {dataset}`" for path in report.unreadable]
+    lines.append(
+        f"accepted: {report.textured} textured, {report.mv_only} multi-view only; "
+        f"rejected: {report.rejected}; failed: {report.failed}"
+    )
+    if report.seconds_median is not None:
+        lines.append(f"seconds per asset: median {report.seconds_median:.2f}, 95 % below {report.seconds_p95:.2f}")
+    Console().print(*map(escape, lines), sep="\n", highlight=False)
+    steps = [
+        (step.stage, step.entered, ", ".join(f"{count} {reason}" for reason, count in step.lost.items()), step.left)
+        for step in report.funnel
+    ]
+    print_table(("stage", "assets in", "lost", "assets out"), steps, title="")
+    if report.slowest:
+        print_table(("slowest", "seconds", "ended as"), [(s.uid, s.seconds, s.ended) for s in report.slowest], title="")
+    if report.shards:
+        sizes = [
+            (s.regime, s.shards, s.samples, s.total_bytes / 1e6, s.median_bytes / 1e6, s.max_bytes / 1e6)
+            for s in report.shards
+        ]
+        print_table(("regime", "shards", "samples", "MB", "MB a shard (median)", "MB (largest)"), sizes, title="")
+
+
+def failures(dataset: Path, rejected: bool = False) -> int:
+    """List the assets that failed: uid, file, reason, detail with the end of the process's stderr, and the command that
+    does this asset alone. Blocks of text on a terminal, one JSON line each otherwise.
+
+    Args:
+        dataset: folder that `seqtex build` wrote, or is writing
+        rejected: list the rejected ones too
+    """
+    listed = 0
+    for failure in failed_rows(dataset, rejected):
+        listed += 1
+        if sys.stdout.isatty():
+            sys.stdout.write(printable(block(failure)))
+        else:
+            log_event("failure", **asdict(failure))
+    log_event("failures", dataset=str(dataset), listed=listed)
+    return 0
+
+
+def block(failure: Failure) -> str:
+    """A failure as lines of text, the later ones set in."""
+    lines = [failure.uri, *failure.detail.splitlines(), failure.reproduce]
+    return "\n  ".join([f"{failure.uid}: {failure.status}, {failure.reason}", *lines]) + "\n"
+
+
+def printable(text: str) -> str:
+    """Names and messages come from outside: no control character of theirs reaches the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def inspect(dataset: Path, uid: str) -> int:
+    """Process one asset of a dataset alone, by the dataset's own configuration and limits, and tell what becomes of it
+    and what was measured. The dataset stays as it is. A table on a terminal, one JSON line otherwise.
+
+    Args:
+        dataset: folder that `seqtex build` wrote, or is writing
+        uid: key of the asset, as `seqtex failures` tells it
+    """
+    before = recorded(dataset, uid)
+    outcome = process_alone(dataset, uid)
+    as_before = before and (before.status, before.regime, before.reason) == (
+        outcome.status,
+        outcome.regime,
+        outcome.reason,
+    )
+    row = {name: value for name, value in outcome.row().items() if name != "shard"} | {"as_in_ledger": as_before}
+    if sys.stdout.isatty():
+        told = [(name, escape(printable(str(value)))) for name, value in row.items() if value is not None]
+        print_table(("", "now"), told, title=uid)
+    else:
+        log_event("asset", **row)
+    return 0

@@ -1,0 +1,57 @@
+"""`seqtex retry`, `repair`: do parts of a dataset again."""
+
+from functools import partial
+from pathlib import Path
+
+from cli.dataset import verify
+from cli.progress import build_progress, log_event
+from pipeline.operate.choose import damaged, with_reasons
+from pipeline.run import rework
+from schemas.errors import UsageError
+from schemas.ledger import Reason
+
+
+def retry(dataset: Path, reason: list[str], workers: int = 1, address: str | None = None) -> int:
+    """Process again the assets that ended with a reason, by the dataset's own configuration. All others keep their rows
+    and samples, byte for byte.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        reason: e.g. timeout; may be given several times
+        workers: processes on this machine
+        address: join this Ray cluster (every node must see the dataset and its assets) instead of working here
+    """
+    reasons = frozenset(map(as_reason, reason))
+    with build_progress() as notify:
+        report = rework(dataset, partial(with_reasons, reasons=reasons), workers, notify, address)
+    log_event(
+        "retried",
+        dataset=str(dataset),
+        jobs_run=report.jobs_run,
+        textured=report.textured,
+        mv_only=report.mv_only,
+        rejected=report.rejected,
+        failed=report.failed,
+    )
+    return 0
+
+
+def as_reason(word: str) -> Reason:
+    if word not in list(Reason):
+        raise UsageError(f"--reason {word}: no such reason; give one of {', '.join(Reason)}")
+    return Reason(word)
+
+
+def repair(dataset: Path, workers: int = 1, address: str | None = None) -> int:
+    """Verify a dataset and build again the jobs that are damaged or missing, by its own plan and configuration; then
+    verify once more. Files of other jobs stay as they are. Ends with 1 where something is left.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        workers: processes on this machine
+        address: join this Ray cluster (every node must see the dataset and its assets) instead of working here
+    """
+    with build_progress() as notify:
+        report = rework(dataset, damaged, workers, notify, address)
+    log_event("repaired", dataset=str(dataset), jobs_run=report.jobs_run)
+    return verify(dataset)

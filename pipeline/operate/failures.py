@@ -1,0 +1,68 @@
+"""The assets that came to nothing, one by one, and each of them done again alone."""
+
+import shlex
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.output import built_config
+from pipeline.plan import ShardJob, read_plan
+from pipeline.process import ASSET_TARGET, process_job
+from schemas.dataset import part_path, part_paths, read_dataset_json, read_ledger_part
+from schemas.errors import UsageError
+from schemas.ledger import Outcome, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A row without a sample."""
+
+    uid: str
+    uri: str
+    status: Status
+    reason: str
+    detail: str
+    """What was found; where the asset's process ended by itself, the end of its stderr."""
+    reproduce: str
+    """Command line that does this asset alone."""
+
+
+def failures(out: Path, rejected: bool = False) -> Iterator[Failure]:
+    """Every failed row, with `rejected` every rejected one too, in ledger order."""
+    read_dataset_json(out)
+    wanted = {Status.FAILED, Status.REJECTED} if rejected else {Status.FAILED}
+    for path in part_paths(out):
+        for outcome in read_ledger_part(path).outcomes:
+            if outcome.status in wanted:
+                yield Failure(
+                    uid=outcome.uid,
+                    uri=outcome.uri,
+                    status=outcome.status,
+                    reason=str(outcome.reason),
+                    detail=outcome.detail,
+                    reproduce=shlex.join(["seqtex", "inspect", str(out), "--uid", outcome.uid]),
+                )
+
+
+def process_alone(out: Path, uid: str, target: str = ASSET_TARGET, python_path: tuple[Path, ...] = ()) -> Outcome:
+    """What becomes of one planned asset now, under the dataset's own configuration and limits: a job of its own, in a
+    folder that is thrown away.
+
+    Raises UsageError where no asset of that uid was planned."""
+    cfg = built_config(out, read_dataset_json(out))
+    refs = (ref for job in read_plan(out / "plan.parquet") for ref in job.refs)
+    if (ref := next((ref for ref in refs if ref.uid == uid), None)) is None:
+        raise UsageError(f"{out}: has no asset {uid!r}; its uids are in {out / 'plan.parquet'}")
+    with tempfile.TemporaryDirectory(prefix="inspect-") as name:
+        for folder in ("shards", "ledger", ".work"):
+            (Path(name) / folder).mkdir()
+        process_job(ShardJob(index=0, refs=(ref,)), Path(name), cfg, target, python_path)
+        (outcome,) = read_ledger_part(part_path(Path(name), 0)).outcomes
+    return replace(outcome, shard=None)
+
+
+def recorded(out: Path, uid: str) -> Outcome | None:
+    """The row of an asset; None where its job is not done."""
+    rows = (outcome for path in part_paths(out) for outcome in read_ledger_part(path).outcomes)
+    return next((outcome for outcome in rows if outcome.uid == uid), None)

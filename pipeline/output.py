@@ -1,0 +1,207 @@
+"""The folder of a dataset while it is worked on: who may write, what was asked for, which jobs are done, and the files
+that belong to the whole. No Ray."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline.card import dataset_card
+from pipeline.config import BuildConfig, config_from_dict
+from pipeline.plan import ShardJob, plan_bytes, plan_difference, read_plan
+from pipeline.shards import committed
+from schemas.dataset import (
+    DatasetInfo,
+    LedgerPart,
+    code_version,
+    dataset_json,
+    file_sha256,
+    index_json,
+    indexed_parts,
+    part_path,
+    read_dataset_json,
+    read_ledger,
+    write_file,
+)
+from schemas.errors import UserError
+from schemas.ledger import Status
+from schemas.sample import Regime
+
+LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
+"""`running_since` holds the lock for a moment: whoever wants it asks more than once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildEvent:
+    """Progress, for a person or a log."""
+
+    event: str
+    """`planned`, `job`, `retry` or `done`."""
+    job: int | None = None
+    jobs_done: int
+    jobs: int
+    assets_done: int
+    """Assets of finished jobs, those of earlier runs included."""
+    planned: int
+    """Assets."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """The dataset after a build."""
+
+    planned: int
+    textured: int
+    mv_only: int
+    rejected: int
+    failed: int
+    jobs: int
+    jobs_run: int
+    """0: there was nothing to do."""
+
+
+@contextlib.contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """Errors of the file system become messages that say what to mend."""
+    try:
+        for folder in (out, out / "shards", out / "ledger", out / ".work"):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{error.filename or out}: cannot write the dataset ({reason}); give another --out, or mend permissions "
+            "or space and build again"
+        ) from error
+
+
+@contextlib.contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """One build at a time. The kernel lets go of the lock when its holder ends, however that happens."""
+    with (out / ".lock").open("a+") as file:
+        if not _try_lock(file):
+            file.seek(0)
+            raise UserError(
+                f"{out}: another build (process {file.read().strip() or 'unknown'}) is at work here; wait for it to "
+                "end, or give another --out"
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _try_lock(file: TextIO) -> bool:
+    for attempt in range(LOCK_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if attempt + 1 < LOCK_TRIES:
+            time.sleep(LOCK_PAUSE_S)
+    return False
+
+
+def running_since(out: Path) -> float | None:
+    """When the build that is at work on `out` began, in seconds since the epoch; None where there is none."""
+    path = out / ".lock"
+    if not path.is_file():
+        return None
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return path.stat().st_mtime  # its holder wrote its process id when it got it
+    return None
+
+
+def built_config(out: Path, info: DatasetInfo) -> BuildConfig:
+    """The configuration in `dataset.json`. Raises UserError where it is another version's."""
+    try:
+        return config_from_dict(BuildConfig, info.config)
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"{out / 'dataset.json'}: the configuration of another version of this program ({error}); use that one, "
+            "or build into a new folder"
+        ) from error
+
+
+def settle(out: Path, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
+    """Write down what is to be built; refuse where `out` holds something else."""
+    plan = plan_bytes(jobs)
+    info = DatasetInfo(
+        config=cfg.recorded(),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        planned=sum(len(job.refs) for job in jobs),
+        jobs=len(jobs),
+        code_version=code_version(),
+    )
+    new_text = dataset_json(info)
+    if (out / "dataset.json").exists():
+        before = read_dataset_json(out)
+        remedy = "give another --out, or build as before"
+        if before.code_version != info.code_version:
+            raise UserError(f"{out}: built by version {before.code_version}, this is {info.code_version}; {remedy}")
+        for name, was, now in _differences(before.config, cfg.recorded()):
+            raise UserError(f"{out}: built with {name}={was!r}, now it is {now!r}; {remedy}")
+        if before.plan_sha256 != info.plan_sha256:
+            difference = plan_difference(read_plan(out / "plan.parquet"), jobs)
+            raise UserError(f"{out}: the input has changed: {difference}; {remedy}")
+    elif any((out / "ledger").iterdir()):
+        raise UserError(f"{out}: has a ledger but no dataset.json; restore that, or give another --out")
+    plan_path = out / "plan.parquet"
+    if not plan_path.is_file() or plan_path.read_bytes() != plan:
+        write_file(plan_path, plan)
+    if not (out / "dataset.json").is_file():
+        write_file(out / "dataset.json", new_text)
+    return info
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Settings that differ: dotted name, old and new value."""
+    for name in sorted(before.keys() | now.keys()):
+        was, is_now = before.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(is_now, dict):
+            yield from _differences(was, is_now, f"{prefix}{name}.")
+        elif was != (list(is_now) if isinstance(is_now, tuple) else is_now):
+            yield f"{prefix}{name}", was, is_now
+
+
+def finished(out: Path, jobs: list[ShardJob]) -> dict[int, LedgerPart]:
+    """Jobs that need not be done again: committed, and not at odds with the hashes of an earlier index."""
+    index = out / "index.json"
+    known = indexed_parts(index.read_bytes()) if index.is_file() else {}
+    parts = {}
+    for job in jobs:
+        path = part_path(out, job.index)
+        part = committed(out, job)
+        if part is not None and known.get(path.name) in (None, file_sha256(path)):
+            parts[job.index] = part
+    return parts
+
+
+def finish(out: Path, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) -> BuildReport:
+    """Index and card, once every job is committed."""
+    parts = read_ledger(out)
+    outcomes = [outcome for part in parts for outcome in part.outcomes]
+    assert len(parts) == len(jobs)
+    assert len(outcomes) == info.planned
+    for name, data in (("index.json", index_json(out, parts)), ("README.md", dataset_card(info, jobs, parts).encode())):
+        if not (out / name).is_file() or (out / name).read_bytes() != data:
+            write_file(out / name, data)
+    shutil.rmtree(out / ".work", ignore_errors=True)
+    return BuildReport(
+        planned=info.planned,
+        textured=sum(outcome.regime is Regime.TEXTURED for outcome in outcomes),
+        mv_only=sum(outcome.regime is Regime.MV_ONLY for outcome in outcomes),
+        rejected=sum(outcome.status is Status.REJECTED for outcome in outcomes),
+        failed=sum(outcome.status is Status.FAILED for outcome in outcomes),
+        jobs=len(jobs),
+        jobs_run=jobs_run,
+    )
