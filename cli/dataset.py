@@ -27,6 +27,7 @@ def build(source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: s
 
     Args:
         source: where the assets are: folder:PATH (every .glb, .gltf, .obj below), procedural:N (N made-up assets),
+            objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), narrowed down by --select.*,
             seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)
         out: folder of the dataset
         workers: processes on this machine

@@ -1,6 +1,6 @@
 """The whole configuration of a build."""
 
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from geometry.rigs import RigConfig
@@ -11,6 +11,8 @@ from pipeline.official.renders import RendersConfig
 from pipeline.preflight import PreflightConfig
 from pipeline.render import RenderConfig, require_views_fit
 from pipeline.sandbox import LimitsConfig
+from pipeline.sources.objaverse import ObjaverseConfig
+from pipeline.sources.selection import SelectConfig
 from pipeline.unwrap.choose import UnwrapConfig
 from schemas.errors import UsageError
 
@@ -43,11 +45,19 @@ class BuildConfig:
     """What one asset may use."""
     blender: BlenderConfig = field(default_factory=BlenderConfig)
     """For formats that only Blender reads, and for lit views by Cycles."""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    """Which of Objaverse's assets."""
+    objaverse: ObjaverseConfig = field(default_factory=ObjaverseConfig)
+    """Where Objaverse's assets come from."""
 
     def __post_init__(self) -> None:
         require_views_fit(self.rig.view_count, self.views.resolution)
         if self.views.lit == "cycles" and not self.blender.python:
             raise UsageError(f"views.lit is cycles, which needs Blender: {REMEDY}")
+
+    def recorded(self) -> dict[str, Any]:
+        """What `dataset.json` holds. Mirror, cache and patience may change between two runs of one build."""
+        return {name: entry for name, entry in asdict(self).items() if name != "objaverse"}
 
 
 def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -136,7 +136,7 @@ def settle(out: Path, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
     """Write down what is to be built; refuse where `out` holds something else."""
     plan = plan_bytes(jobs)
     info = DatasetInfo(
-        config=asdict(cfg),
+        config=cfg.recorded(),
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         planned=sum(len(job.refs) for job in jobs),
         jobs=len(jobs),
@@ -148,7 +148,7 @@ def settle(out: Path, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
         remedy = "give another --out, or build as before"
         if before.code_version != info.code_version:
             raise UserError(f"{out}: built by version {before.code_version}, this is {info.code_version}; {remedy}")
-        for name, was, now in _differences(before.config, asdict(cfg)):
+        for name, was, now in _differences(before.config, cfg.recorded()):
             raise UserError(f"{out}: built with {name}={was!r}, now it is {now!r}; {remedy}")
         if before.plan_sha256 != info.plan_sha256:
             difference = plan_difference(read_plan(out / "plan.parquet"), jobs)

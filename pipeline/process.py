@@ -12,6 +12,7 @@ from pipeline.config import BuildConfig, config_from_dict
 from pipeline.plan import ShardJob
 from pipeline.sandbox import Zygote, stderr_tail
 from pipeline.shards import commit, committed, unpack
+from pipeline.sources.objaverse import fetched
 from schemas.codec import encode
 from schemas.dataset import ShardRecord
 from schemas.ledger import FAILURES, Measurements, Outcome, Reason, Rejected, Status
@@ -47,10 +48,11 @@ def process_job(
         outcomes: list[Outcome] = []
         samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
         kept = _kept(job, out, work / "kept")
-        with Zygote(target, cfg.limits, work, python_path) as zygote:
+        todo = [ref for ref in job.refs if ref.uid not in kept]
+        with Zygote(target, cfg.limits, work, python_path) as zygote, fetched(todo, cfg.objaverse) as local:
             for number, ref in enumerate(job.refs):
                 again = work / f"{number:06d}"
-                outcome, files = kept.get(ref.uid) or _run_asset(zygote, job.index, ref, cfg, again)
+                outcome, files = kept.get(ref.uid) or _run_asset(zygote, job.index, ref, next(local), cfg, again)
                 outcomes.append(outcome)
                 if outcome.regime is not None:
                     samples.setdefault(outcome.regime, []).append((ref.uid, files))
@@ -79,28 +81,22 @@ def _kept(job: ShardJob, out: Path, directory: Path) -> dict[str, tuple[Outcome,
     return {uid: (outcome, files.get(uid, [])) for uid, outcome in rows.items()}
 
 
-def _run_asset(zygote: Zygote, job: int, ref: MeshRef, cfg: BuildConfig, directory: Path) -> tuple[Outcome, list[Path]]:
-    """The row of an asset, and the files of its fields."""
+def _run_asset(
+    zygote: Zygote, job: int, ref: MeshRef, local: MeshRef | Rejected, cfg: BuildConfig, directory: Path
+) -> tuple[Outcome, list[Path]]:
+    """The row of an asset, and the files of its fields. `local`: where it lies on this machine, if it could be had."""
+    if isinstance(local, Rejected):
+        return _outcome(ref, local), []
     seconds = 0.0
     for _ in range(ATTEMPTS):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        ended = zygote.run({"ref": asdict(ref), "cfg": asdict(cfg)}, directory)
+        ended = zygote.run({"ref": asdict(local), "cfg": asdict(cfg)}, directory)
         seconds += ended.seconds
         if not ended.killed:
             break
-    base = Outcome(
-        uid=ref.uid,
-        uri=ref.uri,
-        sha256=ref.sha256,
-        status=Status.FAILED,
-        regime=None,
-        reason=ended.reason,
-        detail=ended.detail,
-        shard=None,
-        seconds=seconds,
-        measurements=Measurements(),
-    )
+    fault = None if ended.reason is None else Rejected(reason=ended.reason, detail=ended.detail)
+    base = replace(_outcome(ref, fault), sha256=local.sha256, seconds=seconds)
     if ended.reason is not None:
         return base, []
     told = _read_outcome(directory / _OUTCOME)
@@ -119,6 +115,22 @@ def _run_asset(zygote: Zygote, job: int, ref: MeshRef, cfg: BuildConfig, directo
         measurements=Measurements(**told["measurements"]),
     )
     return outcome, sorted((directory / "fields").iterdir()) if regime else []
+
+
+def _outcome(ref: MeshRef, fault: Rejected | None) -> Outcome:
+    """The row of an asset that we could not tell about."""
+    return Outcome(
+        uid=ref.uid,
+        uri=ref.uri,
+        sha256=ref.sha256,
+        status=Status.FAILED,
+        regime=None,
+        reason=fault.reason if fault else None,
+        detail=fault.detail if fault else "",
+        shard=None,
+        seconds=0.0,
+        measurements=Measurements(),
+    )
 
 
 def _read_outcome(path: Path) -> dict[str, Any] | None:

@@ -48,13 +48,17 @@ def build(
         raise UsageError(f"workers is {workers}; give 1 or more")
     notify = on_event or (lambda event: None)
     with writable(out), lock(out):
-        refs = open_source(source, out / "assets", bool(cfg.blender.python)) if isinstance(source, str) else source
+        refs = _listed(source, out, cfg) if isinstance(source, str) else source
         jobs = plan_jobs(refs, cfg.assets_per_job)
         info = settle(out, jobs, cfg)
         remove_leftovers(out, len(jobs))
         parts = finished(out, jobs)
         todo = [job for job in jobs if job.index not in parts]
         return _carry_out(todo, jobs, out, cfg, info, workers, address, notify)
+
+
+def _listed(source: str, out: Path, cfg: BuildConfig) -> Iterable[MeshRef]:
+    return open_source(source, out / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse)
 
 
 def rework(

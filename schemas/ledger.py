@@ -74,9 +74,13 @@ class Reason(StrEnum):
     CRASHED = "crashed"
     BLENDER_FAILED = "blender_failed"
     """Blender ended without a result that can be read."""
+    DOWNLOAD_FAILED = "download_failed"
+    """Its file could not be had from the source's server, however often it was asked for."""
 
 
-FAILURES = frozenset({Reason.TIMEOUT, Reason.MEMORY_LIMIT, Reason.CRASHED, Reason.BLENDER_FAILED})
+FAILURES = frozenset(
+    {Reason.TIMEOUT, Reason.MEMORY_LIMIT, Reason.CRASHED, Reason.BLENDER_FAILED, Reason.DOWNLOAD_FAILED}
+)
 """Reasons that say more about us than about the asset: `Status.FAILED`."""
 
 

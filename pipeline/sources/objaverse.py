@@ -1,0 +1,226 @@
+"""Objaverse 1.0: assets chosen by annotation, downloaded when their job comes.
+
+Files lie as the `objaverse` package 0.1.7 lays them out, under the same names on the server and in the cache:
+`object-paths.json.gz` (uid -> `glbs/000-023/UID.glb`), `metadata/000-023.json.gz` (uid -> annotation),
+`lvis-annotations.json.gz` (category -> uids). So one cache serves both."""
+
+import contextlib
+import gzip
+import heapq
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.sources.captions import read_captions
+from pipeline.sources.download import DownloadConfig, DownloadError, download
+from pipeline.sources.selection import LICENCES, SelectConfig, fits, rank
+from schemas.codec import UID_PATTERN
+from schemas.dataset import file_sha256
+from schemas.errors import UsageError, UserError
+from schemas.ledger import Reason, Rejected
+from schemas.mesh import Attribution, MeshRef
+
+BASE_URL = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
+SCHEME = "objaverse://"
+"""Uris are this and the path on the server: the same plan for every mirror and cache."""
+_CACHE_FOLDER = "hf-objaverse-v1"
+_OBJECT_PATH = re.compile(r"glbs/[A-Za-z0-9_-]+/[A-Za-z0-9_-]+\.glb")
+_CAPTION_TAGS = 8
+
+
+def _default_base_url() -> str:
+    return os.environ.get("SEQTEX_OBJAVERSE_URL") or BASE_URL
+
+
+def _default_cache() -> str:
+    return os.environ.get("SEQTEX_OBJAVERSE_CACHE") or "~/.objaverse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjaverseConfig(DownloadConfig):
+    """Where Objaverse comes from and is kept. Not recorded: the same assets come from any mirror."""
+
+    base_url: str = field(default_factory=_default_base_url)
+    """Server with Objaverse's layout; unless told $SEQTEX_OBJAVERSE_URL, else Hugging Face."""
+    cache: str = field(default_factory=_default_cache)
+    """Folder of what was downloaded, shared with the `objaverse` package and by all nodes that see it; unless told
+    $SEQTEX_OBJAVERSE_CACHE, else ~/.objaverse."""
+    captions: str = ""
+    """A .csv or .parquet with columns `uid` and `caption`; name and tags where it has none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.base_url.startswith(("http://", "https://")):
+            raise UsageError(f"objaverse.base_url is {self.base_url!r}; give one that starts with https:// or http://")
+
+    def path(self, name: str) -> Path:
+        """Where a file of the server lies in the cache."""
+        return Path(self.cache).expanduser().absolute() / _CACHE_FOLDER / name
+
+    def url(self, name: str) -> str:
+        return f"{self.base_url.rstrip('/')}/{name}"
+
+
+def objaverse(which: str, select: SelectConfig, cfg: ObjaverseConfig) -> Iterator[MeshRef]:
+    """The assets of `which` (`all`, `lvis`: those with an LVIS category, or a file of uids, one a line) that fit
+    `select`, by uid. Reads indexes alone.
+
+    Raises UsageError on an unknown `which` or category, UserError where an index or a user's file cannot be had."""
+    listed = _read_uids(which) if which not in ("all", "lvis") else None
+    told = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
+    paths = _read_index("object-paths.json.gz", cfg)
+    wanted = set(paths) if listed is None else listed
+    if unknown := sorted(wanted - paths.keys()):
+        raise UserError(f"{which}: {len(unknown)} uids are not in Objaverse 1.0, first {unknown[0]!r}; take them out")
+    if which == "lvis" or select.lvis:
+        wanted &= _with_lvis(select.lvis, cfg)
+    names = sorted({paths[uid].split("/")[1] for uid in wanted if _OBJECT_PATH.fullmatch(paths[uid])})
+    chosen = _chosen(names, wanted, select, cfg)
+    if select.sample is not None:
+        chosen = iter(heapq.nsmallest(select.sample, chosen, key=lambda entry: rank(entry[0], select.seed)))
+    refs = (_ref(uid, paths[uid], annotation, told) for uid, annotation in chosen)
+    yield from sorted(refs, key=lambda ref: ref.uid)
+
+
+def _read_uids(which: str) -> set[str]:
+    if which in ("xl", "objaverse-xl"):
+        raise UsageError("objaverse:xl: Objaverse-XL is not supported yet; Objaverse 1.0 is objaverse:all")
+    path = Path(which).expanduser()
+    if not path.is_file():
+        raise UsageError(f"objaverse:{which}: give `all`, `lvis`, or a file with one uid a line")
+    try:
+        lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give a text file with one uid a line") from error
+    return {line.removesuffix(".glb") for line in lines if line}
+
+
+def _with_lvis(categories: Sequence[str], cfg: ObjaverseConfig) -> set[str]:
+    """Assets with one of these LVIS categories, with any where none is named."""
+    known = _read_index("lvis-annotations.json.gz", cfg)
+    if unknown := [name for name in categories if name not in known]:
+        raise UsageError(
+            f"select.lvis: {unknown[0]!r} is no LVIS category of Objaverse, such as {', '.join([*known][:5])}"
+        )
+    return {uid for name in (categories or known) for uid in known[name]}
+
+
+def _chosen(
+    names: Sequence[str], wanted: set[str], select: SelectConfig, cfg: ObjaverseConfig
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What fits, one file of annotations in memory at a time: together they take gigabytes."""
+    files = [f"metadata/{name}.json.gz" for name in names]
+    with ThreadPoolExecutor(cfg.concurrency) as pool:
+        fetching = [pool.submit(_fetch_index, name, cfg) for name in files]
+        try:
+            for name, fetched in zip(files, fetching, strict=True):
+                fetched.result()
+                for uid, annotation in _parse_index(cfg.path(name)).items():
+                    if uid in wanted and UID_PATTERN.fullmatch(uid) and fits(annotation, select):
+                        yield uid, annotation
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ref(uid: str, object_path: str, annotation: dict[str, Any], captions: dict[str, str]) -> MeshRef:
+    user = annotation.get("user") or {}
+    title = " ".join(str(annotation.get("name") or uid).split())
+    author = user.get("displayName") or user.get("username") or "unknown"
+    licence = str(annotation.get("license") or "")
+    tags = [str(tag.get("name", "")) for tag in annotation.get("tags") or ()][:_CAPTION_TAGS]
+    url = annotation.get("viewerUrl") or f"https://sketchfab.com/3d-models/{uid}"
+    return MeshRef(
+        uid=uid,
+        uri=SCHEME + object_path,
+        source=Attribution(
+            name="Objaverse 1.0",
+            licence=LICENCES.get(licence, licence),
+            attribution=f'"{title}" by {author}, {url}',
+        ),
+        caption=captions.get(uid) or ", ".join([title, *filter(None, tags)]),
+    )
+
+
+# indexes
+
+
+def _fetch_index(name: str, cfg: ObjaverseConfig) -> None:
+    try:
+        download(cfg.url(name), cfg.path(name), cfg, _index_fault)
+    except DownloadError as error:
+        raise UserError(f"{error}; check the network and --objaverse.base_url, and build again") from error
+    except OSError as error:
+        raise UserError(f"{cfg.path(name)}: cannot be written ({error}); give another --objaverse.cache") from error
+
+
+def _read_index(name: str, cfg: ObjaverseConfig) -> dict[str, Any]:
+    _fetch_index(name, cfg)
+    return _parse_index(cfg.path(name))
+
+
+def _parse_index(path: Path) -> dict[str, Any]:
+    try:
+        with gzip.open(path, "rb") as file:
+            entries = json.load(file)
+        if not isinstance(entries, dict):
+            raise ValueError("no JSON object")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(f"{path}: not one of Objaverse's indexes ({error}); check --objaverse.base_url") from error
+    return entries
+
+
+def _index_fault(path: Path) -> str | None:
+    """gzip has length and checksum at its end."""
+    try:
+        with gzip.open(path, "rb") as file:
+            while file.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        return f"damaged index ({error})"
+    return None
+
+
+# assets
+
+
+def glb_fault(path: Path) -> str | None:
+    """Whether a .glb is as long as its header says: what no server tells, and what a caching proxy gets wrong."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(12)
+    if len(header) < 12 or header[:4] != b"glTF":
+        return f"no .glb: {size} bytes that start with {header[:4]!r}"
+    told = struct.unpack("<I", header[8:])[0]
+    return None if told == size else f"{size} bytes where its header says {told}"
+
+
+@contextlib.contextmanager
+def fetched(refs: Iterable[MeshRef], cfg: ObjaverseConfig) -> Iterator[Iterator[MeshRef | Rejected]]:
+    """Each asset as a file of this machine, or why it cannot be had; downloads run ahead of whoever reads."""
+    with ThreadPoolExecutor(cfg.concurrency) as pool:
+        running: list[Future[MeshRef | Rejected] | MeshRef] = [
+            pool.submit(_fetch, ref, cfg) if ref.uri.startswith(SCHEME) else ref for ref in refs
+        ]
+        try:
+            yield (entry.result() if isinstance(entry, Future) else entry for entry in running)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fetch(ref: MeshRef, cfg: ObjaverseConfig) -> MeshRef | Rejected:
+    name = ref.uri.removeprefix(SCHEME)
+    if not _OBJECT_PATH.fullmatch(name):
+        return Rejected(reason=Reason.DOWNLOAD_FAILED, detail=f"{name[:200]!r} is no path of Objaverse")
+    path = cfg.path(name)
+    try:
+        download(cfg.url(name), path, cfg, glb_fault)
+        return replace(ref, uri=str(path), sha256=file_sha256(path))
+    except (DownloadError, OSError) as error:
+        return Rejected(reason=Reason.DOWNLOAD_FAILED, detail=str(error))

@@ -1,0 +1,81 @@
+"""Which assets of a collection are wanted, by their annotations alone: before anything is downloaded."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.errors import UsageError
+
+LICENCES = {
+    "by": "CC-BY-4.0",
+    "by-sa": "CC-BY-SA-4.0",
+    "by-nd": "CC-BY-ND-4.0",
+    "by-nc": "CC-BY-NC-4.0",
+    "by-nc-sa": "CC-BY-NC-SA-4.0",
+    "by-nc-nd": "CC-BY-NC-ND-4.0",
+    "cc0": "CC0-1.0",
+}
+"""SPDX identifiers of the licences in Objaverse's annotations, versions as its dataset card states them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Which assets of Objaverse are wanted; every condition must hold."""
+
+    licences: tuple[str, ...] = ()
+    """Allowed ones: `by by-sa by-nd by-nc by-nc-sa by-nc-nd cc0`; empty: any."""
+    min_faces: int | None = None
+    """Smallest number of faces in the annotation."""
+    max_faces: int | None = None
+    """Largest number of faces in the annotation."""
+    textured: bool | None = None
+    """true: only with image textures; false: only without."""
+    animated: bool | None = None
+    """true: only with animations; false: only without."""
+    tags: tuple[str, ...] = ()
+    """At least one of these tags, upper and lower case alike; empty: any."""
+    categories: tuple[str, ...] = ()
+    """At least one of these Sketchfab categories, by name (`Furniture & Home`) or slug (`furniture-home`)."""
+    lvis: tuple[str, ...] = ()
+    """At least one of these LVIS categories (`chair`)."""
+    sample: int | None = None
+    """So many of what fits, drawn by `seed`."""
+    seed: int = 0
+    """Of the draw: the same assets whatever their order, and a larger sample holds a smaller one."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.licences) - LICENCES.keys()):
+            raise UsageError(f"select.licences: {', '.join(unknown)} is none of {' '.join(LICENCES)}")
+        for name in ("min_faces", "max_faces", "sample"):
+            value = getattr(self, name)
+            if value is not None and value < (1 if name == "sample" else 0):
+                raise UsageError(f"select.{name} is {value}; give {'1' if name == 'sample' else '0'} or more")
+        if self.min_faces is not None and self.max_faces is not None and self.min_faces > self.max_faces:
+            raise UsageError(f"select.min_faces is {self.min_faces}, above select.max_faces {self.max_faces}")
+
+
+def fits(annotation: Mapping[str, Any], cfg: SelectConfig) -> bool:
+    """Whether an annotation meets every condition but `lvis` and `sample`. What it does not say does not fit."""
+    archive = (annotation.get("archives") or {}).get("glb") or {}
+    faces, textures = annotation.get("faceCount"), archive.get("textureCount")
+    animations = annotation.get("animationCount")
+    return (
+        (not cfg.licences or annotation.get("license") in cfg.licences)
+        and (cfg.min_faces is None or (faces is not None and faces >= cfg.min_faces))
+        and (cfg.max_faces is None or (faces is not None and faces <= cfg.max_faces))
+        and (cfg.textured is None or (textures is not None and (textures > 0) is cfg.textured))
+        and (cfg.animated is None or (animations is not None and (animations > 0) is cfg.animated))
+        and (not cfg.tags or _shared(cfg.tags, annotation.get("tags")))
+        and (not cfg.categories or _shared(cfg.categories, annotation.get("categories")))
+    )
+
+
+def _shared(wanted: tuple[str, ...], labels: list[dict[str, Any]] | None) -> bool:
+    known = {str(label.get(key, "")).lower() for label in labels or () for key in ("name", "slug")}
+    return any(word.lower() in known for word in wanted)
+
+
+def rank(uid: str, seed: int) -> bytes:
+    """A sample holds the assets of lowest rank."""
+    return hashlib.sha256(f"{seed}:{uid}".encode()).digest()
