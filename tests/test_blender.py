@@ -93,7 +93,7 @@ def pretender(tmp_path: Path, body: str) -> BlenderConfig:
     head = "import json, os, sys, time\nanswer = json.load(open(sys.argv[3]))['answer']\n"
     path.write_text(f"#!{sys.executable}\n{head}{body}\n")
     path.chmod(0o755)
-    return BlenderConfig(python=str(path), timeout_s=5.0)
+    return BlenderConfig(python=str(path), timeout_s=30.0)
 
 
 @pytest.mark.parametrize(
