@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,7 +17,8 @@ import numpy as np
 from pipeline.sources.procedural.glb_bytes import Primitive, encode_glb
 
 FAULTS = ("503", "cut", "slow", "wrong length", "missing")
-SLOW_S = 0.9
+SLOW_S = 1.4
+"""Longer than any timeout in the tests, which are long enough for a busy machine."""
 LICENCES = ("by", "by-sa", "by-nc", "cc0")
 CATEGORIES = (("Furniture & Home", "furniture-home"), ("Cars & Vehicles", "cars-vehicles"))
 
@@ -41,6 +42,8 @@ class World:
     sent: Counter = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
+    on_delivery: Callable[[int], None] = lambda count: None
+    """Called with the number of answers sent to their end."""
 
     def fault(self, path: str) -> str | None:
         with self.lock:
@@ -163,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.world.sent[path] += len(body)
             if fault is None:
                 self.world.delivered[path] += 1
+                self.world.on_delivery(sum(self.world.delivered.values()))
         if fault == "slow":
             self.wfile.flush()
             time.sleep(SLOW_S)

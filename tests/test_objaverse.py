@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,11 +37,11 @@ def mirror(world: World, cache: Path, **changes) -> ObjaverseConfig:
     base = ObjaverseConfig(
         base_url=world.url,
         cache=str(cache),
-        timeout_s=0.6,
+        timeout_s=1.0,
         attempts=14,
         backoff_s=0.002,
         max_backoff_s=0.05,
-        concurrency=12,
+        concurrency=32,
     )
     return replace(base, **changes)
 
@@ -110,7 +109,7 @@ import sys
 from pathlib import Path
 from pipeline.sources.objaverse import ObjaverseConfig, fetched
 from pipeline.sources.spec import open_source
-patience = {"timeout_s": 0.6, "attempts": 14, "backoff_s": 0.002, "max_backoff_s": 0.05}
+patience = {"timeout_s": 1.0, "attempts": 14, "backoff_s": 0.002, "max_backoff_s": 0.05}
 cfg = ObjaverseConfig(base_url=sys.argv[1], cache=sys.argv[2], **patience)
 with fetched(list(open_source("objaverse:lvis", Path("unused"), mirror=cfg)), cfg) as local:
     print(sum(hasattr(file, "uri") for file in local))
@@ -126,11 +125,10 @@ def test_killed_in_the_middle_and_finished_by_two_processes_at_once(tmp_path):
     with serving(make_world(300)) as world:
         world.failing = 0.3
         cfg = mirror(world, tmp_path)
+        world.on_delivery = lambda count: first.kill() if count == 30 else None
         first = _start(world, tmp_path)
-        while sum(world.delivered.values()) < 30 and first.poll() is None:
-            time.sleep(0.005)
-        first.send_signal(signal.SIGKILL)
         first.communicate()
+        assert first.returncode == -signal.SIGKILL
         done = [path for path in cfg.path("").rglob("*.gl*") if path.suffix == ".glb"]
         assert 10 < len(done) < 60, "killed in the middle"
         names = [path.relative_to(cfg.path("")).as_posix() for path in done]
