@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from pipeline.operate.failures import Failure, process_alone, recorded
 from pipeline.operate.failures import failures as failed_rows
 from pipeline.operate.status import StatusReport
 from pipeline.operate.status import status as dataset_status
+from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.errors import UsageError
 
 
@@ -81,7 +82,10 @@ def failures(dataset: Path, rejected: bool = False) -> int:
             sys.stdout.write(printable(block(failure)))
         else:
             log_event("failure", **asdict(failure))
-    log_event("failures", dataset=str(dataset), listed=listed)
+    if sys.stdout.isatty():
+        sys.stdout.write(f"{dataset}: {listed} assets\n")
+    else:
+        log_event("failures", dataset=str(dataset), listed=listed)
     return 0
 
 
@@ -96,7 +100,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
-def inspect(dataset: Path, uid: str) -> int:
+@dataclass(frozen=True, kw_only=True)
+class MirrorOptions:
+    """What a dataset does not record."""
+
+    objaverse: ObjaverseConfig = field(default_factory=ObjaverseConfig)
+    """Where Objaverse's assets come from."""
+
+
+def inspect(dataset: Path, uid: str, cfg: MirrorOptions) -> int:
     """Process one asset of a dataset alone, by the dataset's own configuration and limits, and tell what becomes of it
     and what was measured. The dataset stays as it is. A table on a terminal, one JSON line otherwise.
 
@@ -105,7 +117,7 @@ def inspect(dataset: Path, uid: str) -> int:
         uid: key of the asset, as `seqtex failures` tells it
     """
     before = recorded(dataset, uid)
-    outcome = process_alone(dataset, uid)
+    outcome = process_alone(dataset, uid, cfg.objaverse)
     as_before = before and (before.status, before.regime, before.reason) == (
         outcome.status,
         outcome.regime,

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from cli.dataset import verify
+from cli.operate import MirrorOptions
 from cli.progress import build_progress, log_event
 from pipeline.operate.choose import damaged, with_reasons
 from pipeline.run import rework
@@ -11,7 +12,7 @@ from schemas.errors import UsageError
 from schemas.ledger import Reason
 
 
-def retry(dataset: Path, reason: list[str], workers: int = 1, address: str | None = None) -> int:
+def retry(dataset: Path, reason: list[str], cfg: MirrorOptions, workers: int = 1, address: str | None = None) -> int:
     """Process again the assets that ended with a reason, by the dataset's own configuration. All others keep their rows
     and samples, byte for byte.
 
@@ -23,7 +24,7 @@ def retry(dataset: Path, reason: list[str], workers: int = 1, address: str | Non
     """
     reasons = frozenset(map(as_reason, reason))
     with build_progress() as notify:
-        report = rework(dataset, partial(with_reasons, reasons=reasons), workers, notify, address)
+        report = rework(dataset, partial(with_reasons, reasons=reasons), workers, notify, address, cfg.objaverse)
     log_event(
         "retried",
         dataset=str(dataset),
@@ -42,7 +43,7 @@ def as_reason(word: str) -> Reason:
     return Reason(word)
 
 
-def repair(dataset: Path, workers: int = 1, address: str | None = None) -> int:
+def repair(dataset: Path, cfg: MirrorOptions, workers: int = 1, address: str | None = None) -> int:
     """Verify a dataset and build again the jobs that are damaged or missing, by its own plan and configuration; then
     verify once more. Files of other jobs stay as they are. Ends with 1 where something is left.
 
@@ -52,6 +53,6 @@ def repair(dataset: Path, workers: int = 1, address: str | None = None) -> int:
         address: join this Ray cluster (every node must see the dataset and its assets) instead of working here
     """
     with build_progress() as notify:
-        report = rework(dataset, damaged, workers, notify, address)
+        report = rework(dataset, damaged, workers, notify, address, cfg.objaverse)
     log_event("repaired", dataset=str(dataset), jobs_run=report.jobs_run)
     return verify(dataset)

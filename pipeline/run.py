@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.plan import ShardJob, plan_jobs, read_plan
 from pipeline.process import JobReport, process_job
 from pipeline.sandbox import REPO
 from pipeline.shards import remove_leftovers
+from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.spec import open_source
 from schemas.dataset import (
     DatasetInfo,
@@ -67,13 +68,16 @@ def rework(
     workers: int = 1,
     on_event: Callable[[BuildEvent], None] | None = None,
     address: str | None = None,
+    objaverse: ObjaverseConfig | None = None,
 ) -> BuildReport:
     """Do some jobs of a dataset again, by its own plan and configuration: those that `choose` picks, given the dataset
-    and its jobs (`pipeline.operate.choose`). Raises UserError as `build`, and where `out` is no dataset."""
+    and its jobs (`pipeline.operate.choose`). `objaverse`: where to download from, which a dataset does not record.
+
+    Raises UserError as `build`, and where `out` is no dataset."""
     out = out.expanduser().absolute()
     if workers < 1:
         raise UsageError(f"workers is {workers}; give 1 or more")
-    cfg = built_config(out, read_dataset_json(out))
+    cfg = replace(built_config(out, read_dataset_json(out)), objaverse=objaverse or ObjaverseConfig())
     jobs = read_plan(out / "plan.parquet")
     with writable(out), lock(out):
         info = settle(out, jobs, cfg)

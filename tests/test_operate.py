@@ -180,7 +180,7 @@ def test_nothing_from_outside_steers_the_terminal(built, capsys, monkeypatch):
 
 def test_one_asset_alone_ends_as_in_the_ledger(built, capsys):
     before = {path: path.read_bytes() for path in built.out.rglob("*") if path.is_file()}
-    crash = process_alone(built.out, built.uid(CRASHED), "poison:run", (built.poison,))
+    crash = process_alone(built.out, built.uid(CRASHED), target="poison:run", python_path=(built.poison,))
     assert (crash.status, crash.reason) == (Status.FAILED, Reason.CRASHED) and "the reader met" in crash.detail
     (row,) = told(capsys, "inspect", str(built.out), "--uid", built.uid(0))
     kept = read_ledger_part(part_path(built.out, 0)).outcomes[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.output import built_config
 from pipeline.plan import ShardJob, read_plan
 from pipeline.process import ASSET_TARGET, process_job
+from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.dataset import part_path, part_paths, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError
 from schemas.ledger import Outcome, Status
@@ -45,12 +46,18 @@ def failures(out: Path, rejected: bool = False) -> Iterator[Failure]:
                 )
 
 
-def process_alone(out: Path, uid: str, target: str = ASSET_TARGET, python_path: tuple[Path, ...] = ()) -> Outcome:
+def process_alone(
+    out: Path,
+    uid: str,
+    objaverse: ObjaverseConfig | None = None,
+    target: str = ASSET_TARGET,
+    python_path: tuple[Path, ...] = (),
+) -> Outcome:
     """What becomes of one planned asset now, under the dataset's own configuration and limits: a job of its own, in a
-    folder that is thrown away.
+    folder that is thrown away. `objaverse`: where to download from, which a dataset does not record.
 
     Raises UsageError where no asset of that uid was planned."""
-    cfg = built_config(out, read_dataset_json(out))
+    cfg = replace(built_config(out, read_dataset_json(out)), objaverse=objaverse or ObjaverseConfig())
     refs = (ref for job in read_plan(out / "plan.parquet") for ref in job.refs)
     if (ref := next((ref for ref in refs if ref.uid == uid), None)) is None:
         raise UsageError(f"{out}: has no asset {uid!r}; its uids are in {out / 'plan.parquet'}")
