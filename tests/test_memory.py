@@ -48,11 +48,9 @@ def large_asset() -> bytes:
 @pytest.mark.slow
 def test_two_hundred_thousand_faces_with_a_large_texture_take_less_than_one_gigabyte(tmp_path):
     (tmp_path / "large.glb").write_bytes(large_asset())
-    # compiling takes more memory than anything else; a build does it once, in the process that its children fork from
-    compiled = [sys.executable, "-c", "from pipeline.asset import warm_up; warm_up()"]
-    subprocess.run(compiled, check=True, timeout=250)
     run = [sys.executable, "-c", SCRIPT, str(tmp_path / "large.glb")]
-    ended = subprocess.run(run, capture_output=True, text=True, timeout=250, check=False)
+    for _ in range(2):  # compiling takes more memory than anything else, once: the second run finds the kernels
+        ended = subprocess.run(run, capture_output=True, text=True, timeout=140, check=False)
     assert ended.returncode == 0, ended.stderr
     own, children = map(int, ended.stdout.split())
     assert 200 < own + children < 1024, f"{own} MB in the asset's process, {children} MB in that of the unwrapper"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,8 +85,12 @@ def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> Answer | R
         arguments = [cfg.python, "-I", str(WORKER), str(request)]
         python = Path(cfg.python).absolute()
 
+        environment, memory = _environment(directory), int(cfg.memory_gb * 2**30)
+
         def work() -> None:
-            os.execve(python, arguments, _environment(directory))
+            # Nothing that this process has mapped survives the exec: the limit is Blender's alone.
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+            os.execve(python, arguments, environment)
 
         ended = run_child(work, limits, directory)
         if ended.reason is not None:
