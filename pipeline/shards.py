@@ -56,7 +56,7 @@ def _stage_shard(out: Path, job: int, regime: Regime, samples: Iterable[tuple[st
             file.flush()
             os.fsync(file.fileno())
         sha256, size = file_sha256(temporary), temporary.stat().st_size
-    except BaseException:
+    except BaseException:  # an interrupt too leaves nothing half-written; it goes on its way
         temporary.unlink(missing_ok=True)
         raise
     return ShardRecord(name=name, regime=regime, sha256=sha256, bytes=size, count=count)

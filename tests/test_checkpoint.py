@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cli.main import main
 from schemas.errors import UserError
+from tests.tiny_transformer import TINY
 from training.model.checkpoint import (
     RELEASED_CLASS,
     export_released,
@@ -25,17 +26,6 @@ from training.model.checkpoint import (
 from training.model.files import WEIGHTS
 from training.model.lora import load_lora, merge_lora, save_lora
 from training.model.seqtex import SeqTexTransformer3DModel
-
-TINY = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 8,
-    "freq_dim": 8,
-    "ffn_dim": 32,
-    "num_layers": 2,
-}
 
 
 def randomise(model, seed=0):

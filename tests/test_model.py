@@ -8,21 +8,12 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.tiny_transformer import TINY
 from training.model.lora import merge_lora, unmerge_lora
 from training.model.rope import rope_of_both, rope_of_grid, rotate
 from training.model.seqtex import SeqTexTransformer3DModel
 
 CPU = torch.device("cpu")
-TINY = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 8,
-    "freq_dim": 8,
-    "ffn_dim": 32,
-    "num_layers": 2,
-}
 
 
 def tiny_model(seed=0, **changes):

@@ -9,19 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.literal import literal_forward
+from tests.tiny_transformer import TINY
 from training.model.checkpoint import load_model, save_model, trainable_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
 
-TINY = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 8,
-    "freq_dim": 8,
-    "ffn_dim": 32,
-    "num_layers": 2,
-}
 REPO = Path(__file__).resolve().parents[1]
 SWITCHES = [
     {},

@@ -1,5 +1,6 @@
 """Optimiser steps, as callbacks count them: with `run.accumulate` one step is several batches of the loader."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning
@@ -20,7 +21,7 @@ def count_batches_anew(trainer: lightning.Trainer) -> None:
     current.ready = done + 1
 
 
-class StepCallback(lightning.Callback):
+class StepCallback(lightning.Callback, ABC):
     """A callback that acts after optimiser steps alone."""
 
     def on_train_batch_end(
@@ -29,5 +30,6 @@ class StepCallback(lightning.Callback):
         if is_step_end(trainer):
             self.on_step(trainer, pl_module, batch)
 
+    @abstractmethod
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        raise NotImplementedError
+        """After an optimiser step, which `batch` completed."""

@@ -108,19 +108,19 @@ def _discard(part: Path) -> None:
 def _locked(part: Path) -> Iterator[IO[bytes]]:
     """The partial file, ours alone. Whoever waited while it was renamed away opens the new one."""
     while True:
-        file = part.open("a+b")
-        try:
+        with part.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if part.exists() and os.fstat(file.fileno()).st_ino == part.stat().st_ino:
-                break
-        except FileNotFoundError:
-            pass  # gone between the two looks
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-    with file:
-        yield file
+            if _is_at(file, part):
+                yield file
+                return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
