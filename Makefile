@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type bench blender clean
+.PHONY: help setup demo test trust lint type bench blender clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## the whole path on procedural meshes: build, train, texture, r
 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+trust: $(STAMP)  ## the fault matrix at full counts (an hour or more)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m trust --full-counts --trust-table out/trust.md --timeout 7200
 
 lint: $(STAMP)  ## style and import contracts
 	$(BIN)/ruff check .

@@ -27,6 +27,8 @@ CHECKED = [
 
 install_import_hook(CHECKED, "beartype.beartype")
 
+pytest_plugins = ["tests.trust", "pytester"]
+
 REPO = Path(__file__).resolve().parents[1]
 
 
