@@ -9,11 +9,12 @@ from cli.judge import built_with
 from cli.progress import build_progress, log_event
 from cli.table import print_table
 from geometry.raster_cuda import require_cuda
-from pipeline import run
 from pipeline import verify as verification
 from pipeline.blender.host import tried
 from pipeline.config import BuildConfig
 from pipeline.report.page import render_page
+from pipeline.run import build as build_dataset
+from pipeline.schedule import RunConfig
 from pipeline.shards import read_shard
 from pipeline.sources.spec import left_out
 from schemas.codec import decode
@@ -21,8 +22,13 @@ from schemas.dataset import read_dataset_json, read_ledger, shard_path, write_fi
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
 
+AS_USUAL = RunConfig()
+"""The default of `--run.*`."""
 
-def build(source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: str | None = None) -> int:
+
+def build(
+    source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: str | None = None, run: RunConfig = AS_USUAL
+) -> int:
     """Build the dataset of `source` in `out`, or finish one that was interrupted.
 
     Args:
@@ -32,6 +38,7 @@ def build(source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: s
         out: folder of the dataset
         workers: processes on this machine
         address: join this Ray cluster (every node must see `out` and the assets) instead of working here
+        run: how it is carried out
     """
     cfg = replace(cfg, blender=tried(cfg.blender))
     if cfg.rasterizer == "cuda" and address is None:
@@ -39,7 +46,7 @@ def build(source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: s
     if told := left_out(source, bool(cfg.blender.python)):
         log_event("passed_over", detail=told)
     with build_progress() as notify:
-        report = run.build(source, out, cfg, workers, notify, address)
+        report = build_dataset(source, out, cfg, workers, notify, address, run)
     print_table(
         ("planned", "textured", "multi-view only", "rejected", "failed", "jobs run"),
         [(report.planned, report.textured, report.mv_only, report.rejected, report.failed, report.jobs_run)],

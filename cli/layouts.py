@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from cli.dataset import build
+from cli.dataset import AS_USUAL, build
 from cli.progress import bar, log_event
 from pipeline.config import BuildConfig
 from pipeline.official.export import export as write_layout
 from pipeline.official.layout import Layout
+from pipeline.schedule import RunConfig
 from schemas.dataset import read_ledger
 from schemas.errors import UserError
 
@@ -35,7 +36,13 @@ def export(dataset: Path, layout: LayoutName, out: Path) -> int:
 
 
 def import_layout(
-    folder: Path, layout: LayoutName, out: Path, cfg: BuildConfig, workers: int = 1, address: str | None = None
+    folder: Path,
+    layout: LayoutName,
+    out: Path,
+    cfg: BuildConfig,
+    workers: int = 1,
+    address: str | None = None,
+    run: RunConfig = AS_USUAL,
 ) -> int:
     """Build a dataset from a folder in one of SeqTex's own layouts: models become textured samples like any asset,
     renders become multi-view samples without a mesh.
@@ -46,5 +53,6 @@ def import_layout(
         out: folder of the dataset
         workers: processes on this machine
         address: join this Ray cluster (every node must see `out` and the folder) instead of working here
+        run: how it is carried out
     """
-    return build(f"{layout}:{folder}", out, cfg, workers, address)
+    return build(f"{layout}:{folder}", out, cfg, workers, address, run)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipeline.output import BuildEvent
+from pipeline.progress import BuildEvent
 
 
 def log_event(event: str, **facts: Any) -> None:
@@ -20,8 +20,9 @@ def log_event(event: str, **facts: Any) -> None:
 
 
 @contextmanager
-def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar on a terminal; yields `update(done, note)`. Silent otherwise: events go to the log instead."""
+def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal; yields `update(done, note, total=None)`. Silent otherwise: events go to the log
+    instead."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -33,7 +34,7 @@ def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[in
     )
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(description, total=total, note="")
-        yield lambda done, note: progress.update(task, completed=done, note=note)
+        yield lambda done, note, total=None: progress.update(task, completed=done, note=note, total=total)
 
 
 def training_note(row: dict[str, Any]) -> str:
@@ -45,14 +46,27 @@ def training_note(row: dict[str, Any]) -> str:
 
 @contextmanager
 def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
-    """What `pipeline.run.build` reports to: assets done out of assets planned."""
+    """What `pipeline.run.build` reports to: assets done out of assets planned, with rate, time to go and what became of
+    them."""
     with bar("building", None, "assets") as update:
         terminal = sys.stderr.isatty()
 
         def notify(event: BuildEvent) -> None:
-            if terminal:
-                update(event.assets_done, event.detail)
-            else:
+            if not terminal:
                 log_event(**asdict(event))
+                return
+            update(event.assets_done, build_note(event), event.planned)
+            if event.event == "started" and event.dashboard:
+                Console(stderr=True).print(f"Ray's dashboard: {event.dashboard}", highlight=False)
 
         yield notify
+
+
+def build_note(event: BuildEvent) -> str:
+    """What stands beside the bar of a build."""
+    parts = [f"{event.assets_per_s:.3g}/s"] if event.assets_per_s is not None else []
+    parts.append(f"{event.textured} textured, {event.mv_only} views only")
+    parts.append(f"{event.rejected} rejected, {event.failed} failed")
+    if event.event != "job":  # an ordinary job is in these figures
+        parts.append(event.detail)
+    return "; ".join(part for part in parts if part)

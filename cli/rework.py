@@ -3,16 +3,24 @@
 from functools import partial
 from pathlib import Path
 
-from cli.dataset import verify
+from cli.dataset import AS_USUAL, verify
 from cli.operate import MirrorOptions
 from cli.progress import build_progress, log_event
 from pipeline.operate.choose import damaged, with_reasons
 from pipeline.run import rework
+from pipeline.schedule import RunConfig
 from schemas.errors import UsageError
 from schemas.ledger import Reason
 
 
-def retry(dataset: Path, reason: list[str], cfg: MirrorOptions, workers: int = 1, address: str | None = None) -> int:
+def retry(
+    dataset: Path,
+    reason: list[str],
+    cfg: MirrorOptions,
+    workers: int = 1,
+    address: str | None = None,
+    run: RunConfig = AS_USUAL,
+) -> int:
     """Process again the assets that ended with a reason, by the dataset's own configuration. All others keep their rows
     and samples, byte for byte.
 
@@ -21,10 +29,11 @@ def retry(dataset: Path, reason: list[str], cfg: MirrorOptions, workers: int = 1
         reason: e.g. timeout; may be given several times
         workers: processes on this machine
         address: join this Ray cluster (every node must see the dataset and its assets) instead of working here
+        run: how it is carried out
     """
     reasons = frozenset(map(as_reason, reason))
     with build_progress() as notify:
-        report = rework(dataset, partial(with_reasons, reasons=reasons), workers, notify, address, cfg.objaverse)
+        report = rework(dataset, partial(with_reasons, reasons=reasons), workers, notify, address, cfg.objaverse, run)
     log_event(
         "retried",
         dataset=str(dataset),
@@ -43,7 +52,9 @@ def as_reason(word: str) -> Reason:
     return Reason(word)
 
 
-def repair(dataset: Path, cfg: MirrorOptions, workers: int = 1, address: str | None = None) -> int:
+def repair(
+    dataset: Path, cfg: MirrorOptions, workers: int = 1, address: str | None = None, run: RunConfig = AS_USUAL
+) -> int:
     """Verify a dataset and build again the jobs that are damaged or missing, by its own plan and configuration; then
     verify once more. Files of other jobs stay as they are. Ends with 1 where something is left.
 
@@ -51,8 +62,9 @@ def repair(dataset: Path, cfg: MirrorOptions, workers: int = 1, address: str | N
         dataset: folder that `seqtex build` wrote
         workers: processes on this machine
         address: join this Ray cluster (every node must see the dataset and its assets) instead of working here
+        run: how it is carried out
     """
     with build_progress() as notify:
-        report = rework(dataset, damaged, workers, notify, address, cfg.objaverse)
+        report = rework(dataset, damaged, workers, notify, address, cfg.objaverse, run)
     log_event("repaired", dataset=str(dataset), jobs_run=report.jobs_run)
     return verify(dataset)

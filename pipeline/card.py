@@ -2,43 +2,62 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pipeline.plan import ShardJob
+from pipeline.progress import Counts, counts_of
 from schemas.dataset import DatasetInfo, LedgerPart, config_hash
 from schemas.ledger import Status
-from schemas.sample import Regime
 
 
-def dataset_card(info: DatasetInfo, jobs: Sequence[ShardJob], parts: Sequence[LedgerPart]) -> str:
+@dataclass(kw_only=True)
+class CardFacts:
+    """What the card tells, gathered job by job."""
+
+    counts: Counts = field(default_factory=Counts)
+    sources: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Samples by name and licence of their source."""
+    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Assets by status, regime and reason."""
+    shards: int = 0
+    bytes: int = 0
+
+    def add(self, job: ShardJob, part: LedgerPart) -> None:
+        """A job, and what became of it."""
+        self.counts += counts_of(part.outcomes)
+        for ref, outcome in zip(job.refs, part.outcomes, strict=True):
+            if outcome.status is Status.ACCEPTED:
+                self.sources[ref.source.name or "unnamed", ref.source.licence or "not stated"] += 1
+            if outcome.reason:
+                self.reasons[str(outcome.status), str(outcome.regime or ""), str(outcome.reason)] += 1
+        self.shards += len(part.shards)
+        self.bytes += sum(shard.bytes for shard in part.shards)
+
+
+def dataset_card(info: DatasetInfo, facts: CardFacts) -> str:
     """Markdown: what is inside, how it came about, under which terms, how to read it."""
-    outcomes = [outcome for part in parts for outcome in part.outcomes]
-    accepted = {outcome.uid for outcome in outcomes if outcome.status is Status.ACCEPTED}
-    used = [ref.source for job in jobs for ref in job.refs if ref.uid in accepted]
-    sources = Counter((source.name or "unnamed", source.licence or "not stated") for source in used)
-    regimes = Counter(outcome.regime for outcome in outcomes if outcome.regime)
-    reasons = Counter((str(o.status), str(o.regime or ""), str(o.reason)) for o in outcomes if o.reason)
-    shards = [shard for part in parts for shard in part.shards]
+    counts = facts.counts
     views, uv = info.config["views"]["resolution"], info.config["uv"]["resolution"]
     lines = [
         "# SeqTex Forge dataset",
         "",
-        f"{len(accepted)} samples from {info.planned} assets in {len(shards)} shards "
-        f"({sum(shard.bytes for shard in shards) / 1e6:.1f} MB).",
+        f"{counts.textured + counts.mv_only} samples from {info.planned} assets in {facts.shards} shards "
+        f"({facts.bytes / 1e6:.1f} MB).",
         "",
-        f"- `textured`: {regimes[Regime.TEXTURED]} samples, views of {views} x {views} and UV maps of {uv} x {uv}",
-        f"- `mv_only`: {regimes[Regime.MV_ONLY]} samples, views of {views} x {views} alone",
+        f"- `textured`: {counts.textured} samples, views of {views} x {views} and UV maps of {uv} x {uv}",
+        f"- `mv_only`: {counts.mv_only} samples, views of {views} x {views} alone",
         f"- built by seqtex-forge {info.code_version}, schema version {info.schema_version}, "
         f"configuration {config_hash(info.config)[:16]} (in full in `dataset.json`)",
         "",
         "## Sources",
         "",
-        *_table(("source", "licence", "samples"), [(*key, n) for key, n in sorted(sources.items())]),
+        *_table(("source", "licence", "samples"), [(*key, n) for key, n in sorted(facts.sources.items())]),
         "",
         "Licence and attribution of every sample are in its `json` and in `plan.parquet`.",
         "",
         "## What was left out, and why",
         "",
-        *_table(("status", "regime", "reason", "assets"), [(*key, n) for key, n in sorted(reasons.items())]),
+        *_table(("status", "regime", "reason", "assets"), [(*key, n) for key, n in sorted(facts.reasons.items())]),
         "",
         "Every planned asset has one row in `ledger/*.parquet`, with its measurements.",
         "",

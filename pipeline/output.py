@@ -8,13 +8,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.card import dataset_card
+from pipeline.card import CardFacts, dataset_card
 from pipeline.config import BuildConfig, config_from_dict
 from pipeline.plan import ShardJob, plan_bytes, plan_difference, read_plan
+from pipeline.progress import Counts, counts_of
 from pipeline.shards import committed
 from schemas.dataset import (
     DatasetInfo,
@@ -25,32 +26,15 @@ from schemas.dataset import (
     index_json,
     indexed_parts,
     part_path,
+    part_paths,
     read_dataset_json,
-    read_ledger,
+    read_ledger_part,
     write_file,
 )
 from schemas.errors import UserError
-from schemas.ledger import Status
-from schemas.sample import Regime
 
 LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
 """`running_since` holds the lock for a moment: whoever wants it asks more than once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildEvent:
-    """Progress, for a person or a log."""
-
-    event: str
-    """`planned`, `job`, `retry` or `done`."""
-    job: int | None = None
-    jobs_done: int
-    jobs: int
-    assets_done: int
-    """Assets of finished jobs, those of earlier runs included."""
-    planned: int
-    """Assets."""
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +157,9 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
             yield f"{prefix}{name}", was, is_now
 
 
-def finished(out: Path, jobs: list[ShardJob]) -> dict[int, LedgerPart]:
-    """Jobs that need not be done again: committed, and not at odds with the hashes of an earlier index."""
+def finished(out: Path, jobs: list[ShardJob]) -> dict[int, Counts]:
+    """Jobs that need not be done again: committed, and not at odds with the hashes of an earlier index. With what
+    became of their assets, and no more than that: a plan may have millions."""
     index = out / "index.json"
     known = indexed_parts(index.read_bytes()) if index.is_file() else {}
     parts = {}
@@ -182,26 +167,21 @@ def finished(out: Path, jobs: list[ShardJob]) -> dict[int, LedgerPart]:
         path = part_path(out, job.index)
         part = committed(out, job)
         if part is not None and known.get(path.name) in (None, file_sha256(path)):
-            parts[job.index] = part
+            parts[job.index] = counts_of(part.outcomes)
     return parts
 
 
 def finish(out: Path, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) -> BuildReport:
     """Index and card, once every job is committed."""
-    parts = read_ledger(out)
-    outcomes = [outcome for part in parts for outcome in part.outcomes]
-    assert len(parts) == len(jobs)
-    assert len(outcomes) == info.planned
-    for name, data in (("index.json", index_json(out, parts)), ("README.md", dataset_card(info, jobs, parts).encode())):
+    shards, facts = list[LedgerPart](), CardFacts()
+    for job in jobs:
+        part = read_ledger_part(part_path(out, job.index))
+        assert [outcome.uid for outcome in part.outcomes] == [ref.uid for ref in job.refs]
+        facts.add(job, part)
+        shards.append(replace(part, outcomes=()))  # rows are read once and let go: a plan may have millions
+    assert len(part_paths(out)) == len(jobs)
+    for name, data in (("index.json", index_json(out, shards)), ("README.md", dataset_card(info, facts).encode())):
         if not (out / name).is_file() or (out / name).read_bytes() != data:
             write_file(out / name, data)
     shutil.rmtree(out / ".work", ignore_errors=True)
-    return BuildReport(
-        planned=info.planned,
-        textured=sum(outcome.regime is Regime.TEXTURED for outcome in outcomes),
-        mv_only=sum(outcome.regime is Regime.MV_ONLY for outcome in outcomes),
-        rejected=sum(outcome.status is Status.REJECTED for outcome in outcomes),
-        failed=sum(outcome.status is Status.FAILED for outcome in outcomes),
-        jobs=len(jobs),
-        jobs_run=jobs_run,
-    )
+    return BuildReport(planned=info.planned, **asdict(facts.counts), jobs=len(jobs), jobs_run=jobs_run)

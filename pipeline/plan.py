@@ -27,6 +27,8 @@ PLAN_SCHEMA = pa.schema(
         pa.field("job", pa.int64(), nullable=False),
     ]
 )
+_ROWS_AT_ONCE = 1 << 14
+"""Rows that exist as Python objects at one time: a plan may have millions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +63,11 @@ def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
 
 def plan_bytes(jobs: list[ShardJob]) -> bytes:
     """The plan as Parquet; equal plans give equal bytes."""
-    rows = [_row(ref, job.index) for job in jobs for ref in job.refs]
+    rows = (_row(ref, job.index) for job in jobs for ref in job.refs)
     sink = pa.BufferOutputStream()
-    table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    with pq.ParquetWriter(sink, PLAN_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            writer.write_batch(pa.RecordBatch.from_pylist(some, schema=PLAN_SCHEMA))
     return sink.getvalue().to_pybytes()
 
 
@@ -75,8 +78,9 @@ def read_plan(path: Path) -> list[ShardJob]:
         if not table.schema.equals(PLAN_SCHEMA, check_metadata=False):
             raise ValueError("its columns are not those of this program's plan")
         refs: dict[int, list[MeshRef]] = {}
-        for row in table.to_pylist():
-            refs.setdefault(row.pop("job"), []).append(_ref(row))
+        for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                refs.setdefault(row.pop("job"), []).append(_ref(row))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(f"{path}: no readable plan ({error}); restore it or build into a new folder") from error
     return [ShardJob(index=index, refs=tuple(refs[index])) for index in sorted(refs)]

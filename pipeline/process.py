@@ -1,8 +1,11 @@
 """One job from assets to shards. No Ray: these are plain functions."""
 
+import contextlib
 import json
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig, config_from_dict
 from pipeline.plan import ShardJob
+from pipeline.progress import Counts, counts_of
 from pipeline.sandbox import Zygote, stderr_tail
 from pipeline.shards import commit, committed, unpack
 from pipeline.sources.objaverse import fetched
@@ -31,43 +35,52 @@ class JobReport:
 
     job: int
     planned: int
-    accepted: int
-    rejected: int
-    failed: int
+    counts: Counts
+    stage_seconds: float
+    """Time that the assets spent in the stages of the pipeline, inside their children."""
     shards: tuple[ShardRecord, ...]
 
 
 def process_job(
-    job: ShardJob, out: Path, cfg: BuildConfig, target: str = ASSET_TARGET, python_path: tuple[Path, ...] = ()
-) -> JobReport:
+    job: ShardJob,
+    out: Path,
+    cfg: BuildConfig,
+    target: str = ASSET_TARGET,
+    python_path: tuple[Path, ...] = (),
+    zygote: Zygote | None = None,
+    may_commit: Callable[[], bool] = lambda: True,
+) -> JobReport | None:
     """Every asset of a job in its own limited child, then the commit. Every planned asset gets exactly one row.
 
-    `target` names the function that a child runs (`pipeline.sandbox.Zygote`), `process_in_child` unless told."""
+    `target` names the function that a child runs (`pipeline.sandbox.Zygote`), `process_in_child` unless told; `zygote`
+    is one at hand that runs it, else one is started for this job. None where `may_commit` says that another attempt at
+    the job is the one that counts: nothing is written then."""
     work = Path(tempfile.mkdtemp(prefix=f"job-{job.index:06d}-", dir=out / ".work"))
     try:
         outcomes: list[Outcome] = []
         samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
         kept = _kept(job, out, work / "kept")
         todo = [ref for ref in job.refs if ref.uid not in kept]
-        with Zygote(target, cfg.limits, work, python_path) as zygote, fetched(todo, cfg.objaverse) as local:
+        with (
+            contextlib.nullcontext(zygote) if zygote else Zygote(target, cfg.limits, work, python_path) as children,
+            fetched(todo, cfg.objaverse) as local,
+        ):
             for number, ref in enumerate(job.refs):
                 again = work / f"{number:06d}"
-                outcome, files = kept.get(ref.uid) or _run_asset(zygote, job.index, ref, next(local), cfg, again)
+                outcome, files = kept.get(ref.uid) or _run_asset(children, job.index, ref, next(local), cfg, again)
                 outcomes.append(outcome)
                 if outcome.regime is not None:
                     samples.setdefault(outcome.regime, []).append((ref.uid, files))
+        stage_seconds = sum(_stage_seconds(work / f"{number:06d}") for number in range(len(job.refs)))
+        if not may_commit():
+            return None
         part = commit(out, job.index, outcomes, samples)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    counts = {status: sum(outcome.status is status for outcome in outcomes) for status in Status}
-    assert sum(counts.values()) == len(outcomes) == len(job.refs)
+    counts = counts_of(outcomes)
+    assert counts.total == len(outcomes) == len(job.refs)
     return JobReport(
-        job=job.index,
-        planned=len(job.refs),
-        accepted=counts[Status.ACCEPTED],
-        rejected=counts[Status.REJECTED],
-        failed=counts[Status.FAILED],
-        shards=part.shards,
+        job=job.index, planned=len(job.refs), counts=counts, stage_seconds=stage_seconds, shards=part.shards
     )
 
 
@@ -137,23 +150,33 @@ def _read_outcome(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_bytes()) if path.is_file() else None
 
 
+def _stage_seconds(directory: Path) -> float:
+    """0 for an asset that did not get to its end."""
+    told = _read_outcome(directory / _OUTCOME)
+    return float(told["stage_seconds"]) if told else 0.0
+
+
 def process_in_child(request: dict[str, Any], directory: Path) -> None:
     """The sandboxed side of `process_job`: leaves `outcome.json` and one file per field."""
     source, kind = Attribution(**request["ref"].pop("source")), AssetKind(request["ref"].pop("kind"))
     ref = MeshRef(**request["ref"], source=source, kind=kind)
+    start = time.perf_counter()
     processed = process_asset(ref, config_from_dict(BuildConfig, request["cfg"]))
+    fields = {} if isinstance(processed.result, Rejected) else encode(processed.result)
+    stage_seconds = time.perf_counter() - start
     verdict, regime = processed.mv_only, None
     if isinstance(processed.result, Rejected):
         verdict = processed.result
     else:
         regime = processed.result.regime
         (directory / "fields").mkdir()
-        for name, data in encode(processed.result).items():
+        for name, data in fields.items():
             (directory / "fields" / name).write_bytes(data)
     outcome = {
         "regime": regime,
         "reason": verdict.reason if verdict else None,
         "detail": verdict.detail if verdict else "",
         "measurements": asdict(processed.measurements),
+        "stage_seconds": stage_seconds,
     }
     (directory / _OUTCOME).write_text(json.dumps(outcome))

@@ -17,9 +17,11 @@ from cli.main import main
 from pipeline.bake import BakeConfig
 from pipeline.config import BuildConfig
 from pipeline.judge import JudgeConfig
+from pipeline.output import BuildReport
 from pipeline.plan import read_plan
+from pipeline.progress import BuildEvent
 from pipeline.render import RenderConfig
-from pipeline.run import BuildEvent, BuildReport, build
+from pipeline.run import build
 from pipeline.shards import committed
 from pipeline.sources.procedural import procedural
 from pipeline.sources.spec import open_source
@@ -78,9 +80,16 @@ def test_every_asset_is_accounted_for(built):
 
 
 def test_progress_is_told_job_by_job(built):
-    assert [event.event for event in built.events] == ["planned", "job", "job", "job", "job", "done"]
-    assert [event.jobs_done for event in built.events] == [0, 1, 2, 3, 4, 4]
-    assert built.events[-1].assets_done == COUNT
+    assert [event.event for event in built.events] == [
+        "planned", "started", "job", "job", "job", "job", "done"
+    ]  # fmt: skip
+    assert [event.jobs_done for event in built.events] == [0, 0, 1, 2, 3, 4, 4]
+    last, report = built.events[-1], built.report
+    assert last.assets_done == COUNT and last.eta_s == 0 and last.running_at_once == 2
+    assert (last.textured, last.mv_only) == (report.textured, report.mv_only)
+    assert (last.rejected, last.failed) == (report.rejected, report.failed)
+    for event in built.events[2:-1]:  # the stages are part of the job
+        assert 0 < event.stage_seconds < event.job_seconds
 
 
 def test_the_card_and_the_index_speak_of_what_is_there(built):

@@ -234,7 +234,7 @@ def test_a_missing_asset_is_a_row_and_the_others_become_samples(small, tmp_path)
     for name in ("shards", "ledger", ".work"):
         (out / name).mkdir(parents=True)
     report = process_job(jobs[0], out, build)
-    assert (report.accepted, report.rejected, report.failed) == (1, 0, 1)
+    assert (report.counts.textured, report.counts.failed, report.counts.total) == (1, 1, 2)
     part = committed(out, jobs[0])
     assert part is not None
     accepted, failed = part.outcomes

@@ -13,6 +13,7 @@ from pipeline.config import BuildConfig, config_from_dict
 from pipeline.judge import JudgeConfig, rule_of
 from pipeline.plan import ShardJob
 from pipeline.process import process_job
+from pipeline.progress import Counts
 from pipeline.render import RenderConfig
 from pipeline.sandbox import LimitsConfig
 from pipeline.shards import read_shard
@@ -126,7 +127,7 @@ def test_a_job_gives_every_asset_one_row_and_every_sample_one_place(refs, tmp_pa
     report = process_job(job, out, SMALL)
     part = read_ledger_part(part_path(out, 3))
     assert [row.uid for row in part.outcomes] == [ref.uid for ref in job.refs]
-    assert report.planned == len(job.refs) == report.accepted + report.rejected + report.failed
+    assert report.planned == len(job.refs) == report.counts.total
     assert part.outcomes[-1].reason is Reason.MISSING_FILE
     assert not list((out / ".work").iterdir())
     stored = [uid for shard in part.shards for uid, _ in read_shard(shard_path(out, shard.name))]
@@ -184,4 +185,4 @@ def test_poison_among_the_assets_harms_nobody_else(refs, tmp_path):
     rows = read_ledger_part(part_path(out, 0)).outcomes
     assert {row.uid: row.reason for row in rows[:-1]} == {f"p-{i}": end for i, end in enumerate(ends.values())}
     assert [row.status for row in rows[-2:]] == [Status.ACCEPTED] * 2
-    assert (report.accepted, report.rejected, report.failed) == (2, 0, 5)
+    assert report.counts == Counts(textured=2, failed=5)

@@ -1,0 +1,232 @@
+"""Jobs over Ray, on this machine or a cluster. The only `import ray`."""
+
+import atexit
+import functools
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+from pipeline.config import BuildConfig
+from pipeline.plan import ShardJob
+from pipeline.process import ASSET_TARGET, JobReport, process_job
+from pipeline.progress import Progress
+from pipeline.sandbox import REPO, LimitsConfig, Zygote
+from pipeline.schedule import Loss, Room, RunConfig, Schedule, Start
+from schemas.errors import UserError
+
+LOOK_AROUND_S = 5.0
+"""Seconds after which the size of the cluster, and who is slow, is looked at again."""
+NODE_LOSS_S = 5.0
+"""Seconds within which a cluster knows that a node is gone whose worker processes have vanished."""
+
+Task = Callable[..., JobReport | None]
+"""`process_job`, as far as it is called here."""
+
+
+def run_jobs(
+    jobs: Sequence[ShardJob],
+    out: Path,
+    cfg: BuildConfig,
+    run: RunConfig,
+    workers: int,
+    address: str | None,
+    progress: Progress,
+    do: Task = process_job,
+) -> None:
+    """Have every job done by `do` in a Ray task. Paths and counts go through Ray, images never. Ray's own retries are
+    off: they would run a fatal job for ever.
+
+    Raises UserError where there is no cluster, where a job cannot write, or, once all others are done, where a job was
+    given up."""
+    with _connected(workers, address) as dashboard:
+        crew = _Crew(out, cfg, run, do)
+        schedule = Schedule(jobs, run)
+        progress.begin(crew.room().at_once, dashboard)
+        try:
+            _work_off(schedule, crew, progress)
+        finally:
+            crew.clear_up()
+    if schedule.given_up:
+        raise UserError(_given_up(schedule.given_up, run))
+
+
+def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:
+    running: dict[ray.ObjectRef, Start] = {}
+    looked, room = time.monotonic(), crew.room()
+    while schedule:
+        now = time.monotonic()
+        if now - looked >= LOOK_AROUND_S:
+            looked, before, room = now, room, crew.room()
+            if room.at_once != before.at_once:
+                progress.running_at_once = room.at_once
+                progress.tell("nodes", detail=f"{room.nodes} nodes have room for {room.at_once} jobs at once")
+        while start := schedule.next(room, now):
+            running[crew.submit(start)] = start
+            if start.beside:
+                progress.tell("straggler", start.job.index, "takes long; started a second time")
+        for ended in ray.wait(list(running), num_returns=1, timeout=LOOK_AROUND_S)[0]:
+            _settle(ended, running, schedule, crew, progress)
+
+
+def _settle(
+    ended: ray.ObjectRef, running: dict[ray.ObjectRef, Start], schedule: Schedule, crew: "_Crew", progress: Progress
+) -> None:
+    """A task has ended, however that came about."""
+    start = running.pop(ended)
+    try:
+        report, seconds = ray.get(ended)
+    except RayTaskError as error:
+        raise error.cause from error
+    except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
+        why = crew.loss(start, error)
+        schedule.lost(start, why)
+        progress.tell("retry", start.job.index, str(why))
+        return
+    if report is None:
+        schedule.superseded(start)
+        return
+    others = {other.number for other in schedule.done(start, seconds)}
+    for ref in [ref for ref, other in running.items() if other.number in others]:
+        del running[ref]
+        ray.cancel(ref, force=True)
+    progress.done(report.counts)
+    counts = report.counts
+    detail = f"{counts.textured + counts.mv_only} accepted, {counts.rejected} rejected, {counts.failed} failed"
+    progress.tell("job", start.job.index, detail, seconds, report.stage_seconds)
+
+
+def _given_up(jobs: list[tuple[ShardJob, Loss]], run: RunConfig) -> str:
+    job, why = jobs[0]
+    first, last = job.refs[0].uid, job.refs[-1].uid
+    others = f", and {len(jobs) - 1} other jobs," if len(jobs) > 1 else ""
+    return (
+        f"job {job.index} (assets {first} to {last}){others} was started {run.attempts} times; the last time {why}, "
+        "most likely for want of memory. All others are done: build again with a larger --run.job_memory_gb"
+    )
+
+
+class _Crew:
+    """The workers of a cluster, as one build uses them."""
+
+    def __init__(self, out: Path, cfg: BuildConfig, run: RunConfig, do: Task) -> None:
+        self.run = run
+        self._gpu = run.gpu_share if cfg.rasterizer == "cuda" else 0.0
+        self._order = (out, cfg, do)
+        self._name = uuid.uuid4().hex
+        # a worker that has served many jobs is replaced, whatever it has leaked
+        self._task = ray.remote(max_retries=0, max_calls=run.jobs_per_process)(_job_task)
+
+    def submit(self, start: Start) -> ray.ObjectRef:
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self._gpu, "memory": int(start.memory_gb * 2**30)}
+        if start.beside and (node := self._node_of(start.beside)):
+            options["label_selector"] = {"ray.io/node-id": f"!{node}"}
+        return self._task.options(**options).remote(self._order, start.job, self._name, start.number, start.round)
+
+    def room(self) -> Room:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        able = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= self._gpu]
+        if not able:
+            return Room(at_once=0, largest_gb=float("inf"), nodes=0)
+        largest_gb = max(node.get("memory", 0) for node in able) / 2**30
+        job_gb = min(self.run.job_memory_gb, largest_gb)
+        at_once = 0
+        for node in able:
+            limits = [node["CPU"]]
+            limits += [node.get("memory", 0) / 2**30 / job_gb] if job_gb else []
+            limits += [node["GPU"] / self._gpu] if self._gpu else []
+            at_once += int(min(limits) + 1e-9)
+        return Room(at_once=at_once, largest_gb=largest_gb, nodes=len(able))
+
+    def loss(self, start: Start, error: RayError) -> Loss:
+        """Why a start gave no result. Its process is found dead before the cluster knows that the node is."""
+        if isinstance(error, OutOfMemoryError):
+            return Loss.MEMORY
+        if isinstance(error, NodeDiedError):
+            return Loss.NODE
+        node = self._node_of(start)
+        return Loss.NODE if node and not _outlives(node, NODE_LOSS_S) else Loss.PROCESS
+
+    def _node_of(self, start: Start) -> str | None:
+        """None for a start that has not begun to run."""
+        found = _internal_kv_get(_key(self._name, "node", start.number))
+        return found.decode() if found else None
+
+    def clear_up(self) -> None:
+        _internal_kv_del(_key(self._name), del_by_prefix=True)
+
+
+def _outlives(node: str, seconds: float) -> bool:
+    """Whether a node is still there after some seconds; False as soon as it is not."""
+    until = time.monotonic() + seconds
+    while any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes()):
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _key(build: str, *rest: object) -> bytes:
+    """In the key-value store of the cluster's head, which every process reaches and which keeps one order of events."""
+    return ":".join(["seqtex", build, *map(str, rest)]).encode()
+
+
+@contextmanager
+def _connected(workers: int, address: str | None) -> Iterator[str | None]:
+    """Ray, here or there; yields the address of its dashboard where there is one."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        # jobs exchange paths and counts: the smallest object store does
+        options = {"address": "local", "num_cpus": workers, "object_store_memory": 80 * 2**20}
+        options["include_dashboard"] = False
+    environment = {"env_vars": {"PYTHONPATH": str(REPO)}}
+    try:
+        context = ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options)
+    except ConnectionError as error:
+        remedy = "leave the address out to work on this machine alone"
+        raise UserError(f"no Ray cluster at {address!r} ({error}); {remedy}") from error
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+    finally:
+        ray.shutdown()
+
+
+# in a worker
+
+
+def _job_task(
+    order: tuple[Path, BuildConfig, Task], job: ShardJob, build: str, number: int, round: int
+) -> tuple[JobReport | None, float]:
+    """The job's report, None where another start of it counts, and its seconds."""
+    began = time.monotonic()
+    out, cfg, do = order
+    _internal_kv_put(_key(build, "node", number), ray.get_runtime_context().get_node_id().encode())
+    claim = functools.partial(_claim, _key(build, "claim", job.index, round), str(number).encode())
+    report = do(job, out, cfg, zygote=_zygote(cfg.limits), may_commit=claim)
+    return report, time.monotonic() - began
+
+
+def _claim(key: bytes, mine: bytes) -> bool:
+    """Whether this start is the one that commits: the first to ask."""
+    _internal_kv_put(key, mine, overwrite=False)
+    return _internal_kv_get(key) == mine
+
+
+@functools.cache
+def _zygote(limits: LimitsConfig) -> Zygote:
+    """One for all jobs of this process: its imports cost a second."""
+    directory = tempfile.TemporaryDirectory(prefix="seqtex-zygote-", ignore_cleanup_errors=True)
+    zygote = Zygote(ASSET_TARGET, limits, Path(directory.name))
+    atexit.register(directory.cleanup)
+    atexit.register(zygote.stop)
+    return zygote

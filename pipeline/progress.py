@@ -1,0 +1,126 @@
+"""How far a build is: counted as jobs end, in the same time and memory whatever the number of jobs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+
+from schemas.ledger import Outcome, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Assets, by what became of them."""
+
+    textured: int = 0
+    mv_only: int = 0
+    rejected: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.textured + self.mv_only + self.rejected + self.failed
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+def counts_of(outcomes: Iterable[Outcome]) -> Counts:
+    """Every outcome in exactly one of the four."""
+    count = dict.fromkeys(("textured", "mv_only", "rejected", "failed"), 0)
+    for outcome in outcomes:
+        count[str(outcome.regime if outcome.status is Status.ACCEPTED else outcome.status)] += 1
+    return Counts(**count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildEvent:
+    """Progress, for a person or a log."""
+
+    event: str
+    """`planned`, `started` (Ray is there), `job` (one is done), `retry`, `straggler` (one is started a second time),
+    `nodes` (the cluster has another size) or `done`."""
+    job: int | None = None
+    jobs_done: int
+    jobs: int
+    assets_done: int
+    """Assets of finished jobs, those of earlier runs included."""
+    planned: int
+    """Assets."""
+    textured: int
+    """Of the assets done; so the next three."""
+    mv_only: int
+    rejected: int
+    failed: int
+    assets_per_s: float | None = None
+    """Since the first job of this run was started; None before one has ended."""
+    eta_s: float | None = None
+    """Seconds to go at that rate."""
+    running_at_once: int = 0
+    """Jobs that the machines have room for; 0 before Ray is there."""
+    dashboard: str | None = None
+    """Address of Ray's dashboard, where there is one."""
+    job_seconds: float | None = None
+    """What the job took in its worker."""
+    stage_seconds: float | None = None
+    """Of these, those in the stages of its assets: what is left is sandbox and commit."""
+    detail: str = ""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Counts of a build at work."""
+
+    jobs: int
+    planned: int
+    notify: Callable[[BuildEvent], None]
+    clock: Callable[[], float]
+    jobs_done: int = 0
+    counts: Counts = field(default_factory=Counts)
+    running_at_once: int = 0
+    dashboard: str | None = None
+    _began: float | None = None
+    _began_with: int = 0
+
+    def begin(self, running_at_once: int, dashboard: str | None) -> None:
+        """Jobs are about to be started."""
+        self.running_at_once, self.dashboard = running_at_once, dashboard
+        self._began, self._began_with = self.clock(), self.counts.total
+        self.tell("started", detail=f"room for {running_at_once} jobs at once")
+
+    def done(self, counts: Counts) -> None:
+        """One more job is done."""
+        self.jobs_done += 1
+        self.counts += counts
+
+    def tell(
+        self,
+        event: str,
+        job: int | None = None,
+        detail: str = "",
+        job_seconds: float | None = None,
+        stage_seconds: float | None = None,
+    ) -> None:
+        done, rate = self.counts.total, self._rate()
+        self.notify(
+            BuildEvent(
+                event=event,
+                job=job,
+                jobs_done=self.jobs_done,
+                jobs=self.jobs,
+                assets_done=done,
+                planned=self.planned,
+                **asdict(self.counts),
+                assets_per_s=rate,
+                eta_s=(self.planned - done) / rate if rate else None,
+                running_at_once=self.running_at_once,
+                dashboard=self.dashboard,
+                job_seconds=job_seconds,
+                stage_seconds=stage_seconds,
+                detail=detail,
+            )
+        )
+
+    def _rate(self) -> float | None:
+        if self._began is None or self.counts.total == self._began_with:
+            return None
+        elapsed = self.clock() - self._began
+        return (self.counts.total - self._began_with) / elapsed if elapsed > 0 else None
