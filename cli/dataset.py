@@ -6,19 +6,19 @@ from itertools import islice
 from pathlib import Path
 
 from cli.judge import built_with
-from cli.progress import build_progress, log_event
+from cli.progress import bar, build_progress, log_event
 from cli.table import print_table
 from geometry.raster_cuda import require_cuda
 from pipeline import verify as verification
 from pipeline.blender.host import tried
 from pipeline.config import BuildConfig
-from pipeline.report.page import render_page
+from pipeline.report.gallery import write_gallery
 from pipeline.run import build as build_dataset
 from pipeline.schedule import RunConfig
 from pipeline.shards import read_shard
 from pipeline.sources.spec import left_out
 from schemas.codec import decode
-from schemas.dataset import read_dataset_json, read_ledger, shard_path, write_file
+from schemas.dataset import read_ledger, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
 
@@ -70,28 +70,25 @@ def verify(dataset: Path) -> int:
     return 1 if problems else 0
 
 
-def report(dataset: Path, samples: int = 24) -> int:
-    """Write the gallery of a dataset: what became of every asset, and what the samples look like.
+def report(dataset: Path, assets: int = 10_000, workers: int = 1) -> int:
+    """Write the gallery of a dataset, report/index.html, which a browser opens from disk: every asset with what became
+    of it, filters, and each sample with its pictures and its mesh in 3D. Run it again after more was built: only new or
+    changed shards are drawn.
 
     Args:
         dataset: folder that `seqtex build` wrote
-        samples: how many samples the contact sheet shows
+        assets: list at most so many, chosen evenly; the charts count all
+        workers: processes that draw
     """
-    if samples < 1:
-        raise UsageError(f"--samples {samples}: give 1 or more")
-    info = read_dataset_json(dataset)
-    page = render_page(
-        title=dataset.name,
-        summary=f"{info.planned} assets, built by seqtex-forge {info.code_version}",
-        rows=[outcome.row() for part in read_ledger(dataset) for outcome in part.outcomes],
-        samples=some_samples(dataset, samples),
-        judge=built_with(dataset),
-    )
-    path = dataset / "report" / "index.html"
-    path.parent.mkdir(exist_ok=True)
-    write_file(path, page.encode())
-    log_event("report", path=str(path))
-    return 0
+    for name, value in (("assets", assets), ("workers", workers)):
+        if value < 1:
+            raise UsageError(f"--{name} {value}: give 1 or more")
+    with bar("drawing", None, "shards") as update:
+        gallery = write_gallery(dataset, built_with(dataset), assets, workers, update)
+    for problem in gallery.problems:
+        log_event("problem", detail=problem)
+    log_event("report", path=str(gallery.page), listed=gallery.listed, drawn=gallery.drawn, kept=gallery.kept)
+    return 1 if gallery.problems else 0
 
 
 def some_samples(dataset: Path, count: int) -> list[TextureSample]:

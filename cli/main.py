@@ -89,7 +89,7 @@ COMMANDS = {
     "report": Command(
         module="cli.dataset",
         summary="write the gallery of a dataset (report/index.html)",
-        example="seqtex report /data/forge --samples 48",
+        example="seqtex report /data/forge --workers 8",
         positional="dataset",
     ),
     "import": Command(

@@ -31,24 +31,29 @@ def write_glb(
     one half. With `frame` the file has the asset's own place and size, without it the dataset's [-1, 1]; either way
     glTF's Y points up.
     """
-    points = frame.to_asset(uv_mesh.vertices) if frame is not None else z_up_to_y_up(uv_mesh.vertices)
     png = io.BytesIO()
     Image.fromarray(rgb if opacity is None else np.dstack([rgb, opacity])).save(png, format="PNG")
+    write_file(path, glb_bytes(uv_mesh, png.getvalue(), "image/png", frame, cut_out=opacity is not None))
+
+
+def glb_bytes(uv_mesh: UvMesh, image: bytes, mime_type: str, frame: Frame | None, *, cut_out: bool) -> bytes:
+    """The file of `write_glb` around an image that is encoded already: PNG or JPEG."""
+    points = frame.to_asset(uv_mesh.vertices) if frame is not None else z_up_to_y_up(uv_mesh.vertices)
     uv_down = np.stack([uv_mesh.uv[:, 0], 1.0 - uv_mesh.uv[:, 1]], axis=1)
     blocks = [
         points.astype("<f4").tobytes(),
         z_up_to_y_up(uv_mesh.normals).astype("<f4").tobytes(),
         uv_down.astype("<f4").tobytes(),
         uv_mesh.faces.astype("<u4").tobytes(),
-        png.getvalue(),
+        image,
     ]
-    tree = _tree(uv_mesh, points.astype("<f4"), blocks)
-    if opacity is not None:
+    tree = _tree(uv_mesh, points.astype("<f4"), blocks, mime_type)
+    if cut_out:
         tree["materials"][0] |= {"alphaMode": "MASK", "alphaCutoff": 0.5}
-    write_file(path, _glb(tree, b"".join(_padded(b) for b in blocks)))
+    return _glb(tree, b"".join(_padded(b) for b in blocks))
 
 
-def _tree(uv_mesh: UvMesh, points: np.ndarray, blocks: list[bytes]) -> dict[str, Any]:
+def _tree(uv_mesh: UvMesh, points: np.ndarray, blocks: list[bytes], mime_type: str) -> dict[str, Any]:
     starts = np.cumsum([0, *(len(_padded(block)) for block in blocks)])
     targets = [_ARRAY_BUFFER, _ARRAY_BUFFER, _ARRAY_BUFFER, _ELEMENT_BUFFER, None]
     views = [
@@ -85,7 +90,7 @@ def _tree(uv_mesh: UvMesh, points: np.ndarray, blocks: list[bytes]) -> dict[str,
         ],
         "textures": [{"source": 0, "sampler": 0}],
         "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],
-        "images": [{"bufferView": 4, "mimeType": "image/png"}],
+        "images": [{"bufferView": 4, "mimeType": mime_type}],
         "accessors": [
             {
                 "bufferView": 0,

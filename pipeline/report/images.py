@@ -13,12 +13,12 @@ def as_rgb(direction_or_position: Float32[np.ndarray, "*shape 3"]) -> UInt8[np.n
     return np.clip((direction_or_position + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
 
 
-def side_by_side(images: UInt8[np.ndarray, "count height width 3"]) -> UInt8[np.ndarray, "height all_widths 3"]:
+def side_by_side(images: UInt8[np.ndarray, "count height width c"]) -> UInt8[np.ndarray, "height all_widths c"]:
     return np.concatenate(list(images), axis=1)
 
 
-def in_rows(images: UInt8[np.ndarray, "count height width 3"], columns: int) -> UInt8[np.ndarray, "rows all_widths 3"]:
-    """`columns` to a row, the last row filled up with black; fewer than that stay one row of their own width."""
+def in_rows(images: UInt8[np.ndarray, "count height width c"], columns: int) -> UInt8[np.ndarray, "rows all_widths c"]:
+    """`columns` to a row, the last row filled up with zeros; fewer than that stay one row of their own width."""
     columns = min(columns, len(images))
     spare = -len(images) % columns
     filled = np.concatenate([images, np.zeros((spare, *images.shape[1:]), np.uint8)])

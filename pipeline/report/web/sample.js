@@ -1,0 +1,163 @@
+"use strict";
+/* One asset in full: pictures, the mesh to turn around, where it comes from, what was measured. */
+
+const dialog = document.getElementById("sample");
+let opened = -1;
+let modelUrl = "";
+
+function openSample(place) {
+  opened = place;
+  const index = shown[place];
+  forgetModel();
+  dialog.replaceChildren(...sampleParts(index));
+  if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
+  dialog.querySelector(".close").focus({ preventScroll: true });
+  writeAddress(gallery.value("uid", index));
+  if (gallery.value("shard", index)) fillSample(index);
+}
+
+function sampleParts(index) {
+  const stored = Boolean(gallery.value("shard", index));
+  const pictures = element("div", { className: "pictures", id: "pictures" }, stored ? "Loading …" : "");
+  const model = element("div", { className: "model", id: "model" });
+  const facts = element("div", { className: "facts" }, ...verdict(index), ...source(index));
+  return [
+    sampleHead(index),
+    element("div", { className: stored ? "top" : "top alone" }, ...(stored ? [model] : []), facts),
+    ...(stored ? [pictures] : []),
+    element("h3", {}, "Measurements"),
+    element("div", { className: "measured" }, ...gallery.groups.map((group) => measurements(group, index)).filter(Boolean)),
+  ];
+}
+
+function sampleHead(index) {
+  const step = (label, key, by) =>
+    element("button", {
+      type: "button", disabled: !(opened + by in shown), title: `${label} (${key})`, onclick: () => openSample(opened + by),
+    }, label);
+  return element(
+    "div", { className: "head" },
+    element("h2", { id: "sample-title" }, titleOf(index)),
+    element("span", { className: `tag ${gallery.value("fate", index)}` }, FATES[gallery.value("fate", index)]),
+    element("span", { className: "steps" }, step("Previous", "←", -1), step("Next", "→", 1),
+      element("button", { type: "button", className: "close", onclick: () => dialog.close() }, "Close")),
+  );
+}
+
+/* Why it is what it is, and how well its map shows the source. */
+function verdict(index) {
+  const reason = words(gallery.value("reason", index)), detail = gallery.value("detail", index);
+  const suspicion = gallery.value("suspicion", index);
+  const parts = [];
+  if (reason) parts.push(element("p", { className: "reason" }, element("strong", {}, reason), detail ? ` ${detail}` : ""));
+  else if (detail) parts.push(element("p", { className: "reason" }, detail));
+  if (suspicion) parts.push(element("p", { className: "reason" }, element("strong", {}, "look at it: "), suspicion));
+  const share = gallery.value("round_trip_off_share", index);
+  const figures = [
+    ["round trip", gallery.value("round_trip_psnr", index), (value) => `${shortNumber(value)} dB`],
+    ["pixels off by more than 8 of 255", share, (value) => `${Number((100 * value).toPrecision(3))} %`],
+    ["faces", gallery.value("faces", index), shortNumber],
+    ["seconds", gallery.value("seconds", index), shortNumber],
+  ];
+  const told = figures.filter(([, value]) => value !== null);
+  parts.push(
+    element("dl", { className: "figures" },
+      ...told.map(([label, value, form]) => element("div", {}, element("dt", {}, label), element("dd", {}, form(value))))),
+  );
+  return parts;
+}
+
+function source(index) {
+  const rows = {
+    uid: gallery.value("uid", index),
+    source: gallery.value("name", index),
+    caption: gallery.value("caption", index),
+    licence: gallery.value("licence", index) || "not stated",
+    attribution: gallery.value("attribution", index) || "not stated",
+    file: gallery.value("uri", index),
+    shard: gallery.value("shard", index) ? `${gallery.value("shard", index)}.tar` : "",
+  };
+  const told = Object.entries(rows).filter(([, value]) => value);
+  return [
+    element("dl", { className: "source" },
+      ...told.map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, value)))),
+  ];
+}
+
+function measurements(group, index) {
+  const told = group.names.filter((name) => gallery.value(name, index) !== null);
+  if (!told.length) return null;
+  const rows = told.map((name) =>
+    element("tr", {}, element("th", { scope: "row" }, words(name)), element("td", {}, shortNumber(gallery.value(name, index)))));
+  return element("table", {}, element("caption", {}, group.title), element("tbody", {}, ...rows));
+}
+
+async function fillSample(index) {
+  let entry = null;
+  try {
+    entry = await gallery.load(index);
+  } catch (error) {
+    if (shown[opened] === index) {
+      document.getElementById("model").remove();
+      document.getElementById("pictures").textContent = `${error.message}; run seqtex report again.`;
+    }
+    return;
+  }
+  if (!dialog.open || shown[opened] !== index) return;
+  const figures = entry.pictures.map(({ kind, title, src }) =>
+    element("figure", { className: kind },
+      element("img", { src, alt: `${titleOf(index)}, ${title.toLowerCase()}` }), element("figcaption", {}, title)));
+  document.getElementById("pictures").replaceChildren(...figures);
+  await showModel(entry.model, index);
+}
+
+// the mesh to turn around
+
+async function showModel(model, index) {
+  const place = document.getElementById("model");
+  if (!model) {
+    place.remove();
+    return;
+  }
+  if (!document.createElement("canvas").getContext("webgl2")) {
+    place.textContent = "This browser has no WebGL, which the 3D view needs.";
+    return;
+  }
+  place.textContent = "Loading the 3D view …";
+  if (!customElements.get("model-viewer")) await loadScript("model-viewer.js");
+  const file = await unpacked(model.glb);
+  if (!dialog.open || shown[opened] !== index) return;
+  forgetModel();
+  modelUrl = URL.createObjectURL(file);
+  const viewer = element("model-viewer", {
+    alt: `${titleOf(index)}, to turn around`, "camera-controls": "", "interaction-prompt": "none",
+  });
+  viewer.addEventListener("error", () => {
+    place.textContent = "The 3D view cannot show this mesh.";
+  });
+  viewer.src = modelUrl;
+  viewer.append(element("div", { slot: "progress-bar" }));
+  place.replaceChildren(viewer, element("p", {}, `${model.title}. Drag or use the arrow keys to turn it.`));
+}
+
+/* A gzipped file in base64. */
+function unpacked(text) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).blob();
+}
+
+function forgetModel() {
+  if (modelUrl) URL.revokeObjectURL(modelUrl);
+  modelUrl = "";
+}
+
+dialog.addEventListener("close", () => {
+  forgetModel();
+  dialog.replaceChildren();
+  writeAddress();
+});
+dialog.addEventListener("keydown", (event) => {
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (by && event.target.localName !== "model-viewer" && opened + by in shown) openSample(opened + by);
+});
