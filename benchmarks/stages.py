@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from pipeline import asset as stages
-from pipeline.asset import BuildConfig, process_asset, warm_up
+from pipeline.asset import BuildConfig, process_asset
 from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
+from pipeline.warm_up import warm_up
 from schemas.codec import encode
 from schemas.mesh import MeshRef
 from schemas.sample import TextureSample

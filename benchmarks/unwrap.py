@@ -17,7 +17,6 @@ from benchmarks.raster import bumpy_torus
 from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
-from pipeline.asset import warm_up
 from pipeline.bake import BakeConfig, bake_uv, rasterize_layout, round_trip
 from pipeline.load import load_mesh
 from pipeline.measure.layout import coverage, density_spread, signed_areas
@@ -25,6 +24,7 @@ from pipeline.measure.shape import topology
 from pipeline.render import RenderConfig, render_views
 from pipeline.unwrap.choose import GROWN, XATLAS, UnwrapConfig, new_layout
 from pipeline.unwrap.stretch import layout_stretch, seam_length
+from pipeline.warm_up import warm_up
 from schemas.ledger import Rejected
 from schemas.mesh import TexturedMesh, UvMesh
 

@@ -11,9 +11,9 @@ from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster import Rasterizer
 from geometry.raster_cpu import CpuRasterizer
 from geometry.raster_cuda import CudaRasterizer
-from geometry.rigs import RigConfig, rig_cameras
+from geometry.rigs import rig_cameras
 from geometry.texture import pack_surface
-from pipeline.bake import BakeConfig, bake_uv, round_trip
+from pipeline.bake import bake_uv, round_trip
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.blender.host import convert
 from pipeline.config import BuildConfig
@@ -25,10 +25,9 @@ from pipeline.official.layout import JPEG
 from pipeline.official.renders import read_renders
 from pipeline.official.texture import wear_jpeg
 from pipeline.preflight import AssetFacts
-from pipeline.render import RenderConfig, render_views, wear
-from pipeline.shade import light_views, render_lit
+from pipeline.render import render_views
+from pipeline.shade import light_views
 from pipeline.unwrap.choose import unwrap
-from pipeline.unwrap.grow import grown_layout
 from schemas.camera import Cameras
 from schemas.codec import SCHEMA_VERSION, cameras_json
 from schemas.dataset import code_version
@@ -193,22 +192,3 @@ def _sample(
         "versions": {"seqtex-forge": code_version()},
     }
     return TextureSample(uid=ref.uid, regime=regime, views=views, cameras=cameras, uv=maps, mesh=uv_mesh, meta=meta)
-
-
-def warm_up() -> None:
-    """Load the compiled kernels once, so that the children of this process find them at hand."""
-    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
-    uv_mesh = UvMesh(
-        vertices=corners,
-        normals=np.tile(np.array([0, 0, 1], np.float32), (4, 1)),
-        uv=corners[:, :2],
-        faces=np.array([[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]], np.int32),
-        layout="authored",
-    )
-    mesh, rasterizer = wear(uv_mesh, np.zeros((4, 4, 3), np.uint8)), CpuRasterizer()
-    cameras = rig_cameras(RigConfig(), corners.min(axis=0), corners.max(axis=0))
-    views = render_views(mesh, cameras, RenderConfig(resolution=8), rasterizer)
-    measure_views(measure(mesh), views, cameras)
-    bake_uv(mesh, uv_mesh, BakeConfig(resolution=8), rasterizer)
-    render_lit(mesh, cameras, RenderConfig(resolution=8), rasterizer)
-    grown_layout(corners.astype(np.float64), uv_mesh.faces.astype(np.int64), 64, 2)

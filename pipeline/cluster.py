@@ -17,11 +17,13 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskErr
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 from pipeline.config import BuildConfig
+from pipeline.isolation.room import REPO
 from pipeline.plan import ShardJob
-from pipeline.process import ASSET_TARGET, JobReport, process_job
+from pipeline.process import JobReport, asset_zygote, process_job
 from pipeline.progress import Progress
-from pipeline.sandbox import REPO, LimitsConfig, Zygote
+from pipeline.sandbox import LimitsConfig
 from pipeline.schedule import Loss, Room, RunConfig, Schedule, Start
+from pipeline.zygote import Zygote
 from schemas.errors import UserError
 
 LOOK_AROUND_S = 5.0
@@ -226,7 +228,7 @@ def _claim(key: bytes, mine: bytes) -> bool:
 def _zygote(limits: LimitsConfig) -> Zygote:
     """One for all jobs of this process: its imports cost a second."""
     directory = tempfile.TemporaryDirectory(prefix="seqtex-zygote-", ignore_cleanup_errors=True)
-    zygote = Zygote(ASSET_TARGET, limits, Path(directory.name))
+    zygote = asset_zygote(limits, Path(directory.name))
     atexit.register(directory.cleanup)
     atexit.register(zygote.stop)
     return zygote

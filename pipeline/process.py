@@ -12,11 +12,13 @@ from typing import Any
 
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig, config_from_dict
+from pipeline.isolation.room import interpreter_files
 from pipeline.plan import ShardJob
 from pipeline.progress import Counts, counts_of
-from pipeline.sandbox import Zygote, stderr_tail
+from pipeline.sandbox import LimitsConfig, stderr_tail
 from pipeline.shards import commit, committed, unpack
 from pipeline.sources.objaverse import fetched
+from pipeline.zygote import Zygote
 from schemas.codec import encode
 from schemas.dataset import ShardRecord
 from schemas.ledger import FAILURES, Measurements, Outcome, Reason, Rejected, Status
@@ -24,6 +26,7 @@ from schemas.mesh import AssetKind, Attribution, MeshRef
 from schemas.sample import Regime
 
 ASSET_TARGET = "pipeline.process:process_in_child"
+WARM_UP = "pipeline.warm_up:warm_up"
 ATTEMPTS = 2
 """How often an asset is tried whose child somebody else killed."""
 _OUTCOME = "outcome.json"
@@ -41,6 +44,13 @@ class JobReport:
     shards: tuple[ShardRecord, ...]
 
 
+def asset_zygote(
+    limits: LimitsConfig, directory: Path, target: str = ASSET_TARGET, python_path: tuple[Path, ...] = ()
+) -> Zygote:
+    """One whose children process assets, every kernel compiled before the first of them."""
+    return Zygote(target, limits, directory, WARM_UP, python_path)
+
+
 def process_job(
     job: ShardJob,
     out: Path,
@@ -52,7 +62,7 @@ def process_job(
 ) -> JobReport | None:
     """Every asset of a job in its own limited child, then the commit. Every planned asset gets exactly one row.
 
-    `target` names the function that a child runs (`pipeline.sandbox.Zygote`), `process_in_child` unless told; `zygote`
+    `target` names the function that a child runs (`pipeline.zygote.Zygote`), `process_in_child` unless told; `zygote`
     is one at hand that runs it, else one is started for this job. None where `may_commit` says that another attempt at
     the job is the one that counts: nothing is written then."""
     work = Path(tempfile.mkdtemp(prefix=f"job-{job.index:06d}-", dir=out / ".work"))
@@ -62,7 +72,9 @@ def process_job(
         kept = _kept(job, out, work / "kept")
         todo = [ref for ref in job.refs if ref.uid not in kept]
         with (
-            contextlib.nullcontext(zygote) if zygote else Zygote(target, cfg.limits, work, python_path) as children,
+            contextlib.nullcontext(zygote)
+            if zygote
+            else asset_zygote(cfg.limits, work, target, python_path) as children,
             fetched(todo, cfg.objaverse) as local,
         ):
             for number, ref in enumerate(job.refs):
@@ -104,12 +116,12 @@ def _run_asset(
     for _ in range(ATTEMPTS):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        ended = zygote.run({"ref": asdict(local), "cfg": asdict(cfg)}, directory)
+        ended = zygote.run({"ref": asdict(local), "cfg": asdict(cfg)}, directory, _readable(local, cfg))
         seconds += ended.seconds
         if not ended.killed:
             break
     fault = None if ended.reason is None else Rejected(reason=ended.reason, detail=ended.detail)
-    base = replace(_outcome(ref, fault), sha256=local.sha256, seconds=seconds)
+    base = replace(_outcome(ref, fault), sha256=local.sha256, seconds=seconds, sandbox=ended.sandbox or None)
     if ended.reason is not None:
         return base, []
     told = _read_outcome(directory / _OUTCOME)
@@ -130,6 +142,14 @@ def _run_asset(
     return outcome, sorted((directory / "fields").iterdir()) if regime else []
 
 
+def _readable(ref: MeshRef, cfg: BuildConfig) -> tuple[Path, ...]:
+    """The files of an asset, and Blender's: a .glb holds all it needs, any other one may refer to what lies in its
+    folder."""
+    path, blender = Path(ref.uri), interpreter_files(cfg.blender.python)
+    alone = ref.kind is AssetKind.MESH and path.suffix.lower() == ".glb"
+    return (path, *blender) if alone else (path, path.parent, *blender)
+
+
 def _outcome(ref: MeshRef, fault: Rejected | None) -> Outcome:
     """The row of an asset that we could not tell about."""
     return Outcome(
@@ -142,6 +162,7 @@ def _outcome(ref: MeshRef, fault: Rejected | None) -> Outcome:
         detail=fault.detail if fault else "",
         shard=None,
         seconds=0.0,
+        sandbox=None,
         measurements=Measurements(),
     )
 

@@ -1,44 +1,43 @@
-"""Work in a child process under limits: wall clock, memory, file size. Nothing comes back but files; what went wrong
-comes back as a reason.
+"""Work in a child process under limits, shut off from everything but its own files. Nothing comes back but files; what
+went wrong comes back as a reason.
 
-Two ways in. `Zygote` starts one clean, single-threaded process (forking a Ray worker, which has threads, is unsafe)
-that imports the heavy modules once and then forks a child per asset. `run_limited` forks straight from the caller, for
-one step inside such a child."""
+Two ways in. `pipeline.zygote.Zygote` starts one clean, single-threaded process (forking a Ray worker, which has
+threads, is unsafe) that imports the heavy modules once and then forks a child per asset. `run_limited` forks straight
+from the caller, for one step inside such a child."""
 
 import contextlib
-import ctypes
 import faulthandler
 import io
-import json
+import math
 import os
 import resource
 import select
 import signal
-import subprocess
+import socket
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 
+from pipeline.isolation.family import die_with_parent
+from pipeline.isolation.kernel import PR_SET_NO_NEW_PRIVS, prctl
+from pipeline.isolation.room import Room, enter
+from pipeline.isolation.starts import Starts
 from schemas.errors import require_between
 from schemas.ledger import Reason, Rejected
 
-REPO = Path(__file__).resolve().parents[1]
 STDERR_NAME = ".stderr"
 TAIL_BYTES = 2000
 """How much of a child's stderr goes into the ledger."""
-STOP_S = 5.0
-"""Seconds that a zygote has to end its children."""
+OPEN_FILES = 1024
+"""Files that a child may have open."""
 MEMORY_EXIT = 77
 """Exit code of a child that ran out of memory."""
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +50,16 @@ class LimitsConfig:
     """Address space on top of what the loaded modules map, GiB (ours)."""
     file_gb: float = 1.0
     """Largest file a child may write, GiB (ours)."""
+    processes: int = 64
+    """Processes that a child and its descendants may start in all (ours: an asset takes two, Blender among them)."""
+    threads: int = 1024
+    """Threads that they may start in all (ours: Blender takes some for each processor)."""
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "memory_gb", "file_gb"):
             require_between(f"limits.{name}", getattr(self, name), 1e-3, 1e6)
+        require_between("limits.processes", self.processes, 1, 1 << 22)
+        require_between("limits.threads", self.threads, 0, 1 << 22)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,8 @@ class Ended:
     seconds: float
     killed: bool = False
     """Killed by somebody else: the kernel, for want of memory, or a person. Worth a second attempt."""
+    sandbox: str = ""
+    """Layers of isolation that were in force (`pipeline.isolation.room.Layer`), joined by `+`."""
 
 
 def run_limited(
@@ -89,38 +96,86 @@ def run_limited(
             return dict(arrays)
 
 
-def run_child(work: Callable[[], None], limits: LimitsConfig, directory: Path, *, own_group: bool = True) -> Ended:
-    """Fork, do `work` in `directory`, wait no longer than the limit, and leave no descendant behind."""
+def run_child(
+    work: Callable[[], None],
+    limits: LimitsConfig,
+    directory: Path,
+    *,
+    own_group: bool = True,
+    room: Room | None = None,
+) -> Ended:
+    """Fork, do `work` in `directory`, wait no longer than the limit, and leave no descendant behind. `room`: shut the
+    child in; what it starts itself is in there with it and needs no room of its own."""
     parent, start = os.getpid(), time.monotonic()
     sys.stdout.flush()
     sys.stderr.flush()
+    channel, there = socket.socketpair()
     pid = os.fork()
     if pid == 0:
-        _child(work, limits, directory, parent, own_group)
-    timed_out = not _wait(pid, limits.timeout_s)
+        channel.close()
+        _child(work, limits, directory, parent, own_group, room, there)
+    there.close()
+    with channel:
+        watched = _watch(pid, channel, limits)
+    # from here on the child and its descendants can start nothing: there is nobody left to allow it
     if own_group:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-    if timed_out:
+    if watched.timed_out:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
+    tail = "; ".join(text for text in (watched.refused, stderr_tail(directory)) if text)
     seconds = time.monotonic() - start
-    if timed_out:
-        detail = f"stopped after {limits.timeout_s:g} s; {stderr_tail(directory)}".removesuffix("; ")
-        return Ended(reason=Reason.TIMEOUT, detail=detail, seconds=seconds)
-    return _classify(status, stderr_tail(directory), limits, seconds)
+    if watched.timed_out:
+        detail = f"stopped after {limits.timeout_s:g} s; {tail}".removesuffix("; ")
+        ended = Ended(reason=Reason.TIMEOUT, detail=detail, seconds=seconds)
+    else:
+        ended = _classify(status, tail, limits, seconds)
+    return replace(ended, sandbox=watched.sandbox)
 
 
-def _wait(pid: int, timeout_s: float) -> bool:
-    """True once the process has ended, False at the timeout."""
-    handle = os.pidfd_open(pid)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Watched:
+    timed_out: bool
+    sandbox: str
+    refused: str
+    """What it asked for and was not given; empty where there is nothing."""
+
+
+def _watch(pid: int, channel: socket.socket, limits: LimitsConfig) -> _Watched:
+    """Until the process ends or its time is up: hear which layers it is in, and answer for what it starts."""
+    end = time.monotonic() + limits.timeout_s
+    starts, sandbox, listener = Starts(max_processes=limits.processes, max_threads=limits.threads), "", None
+    process, poll, timed_out = os.pidfd_open(pid), select.poll(), True
     try:
-        poll = select.poll()
-        poll.register(handle, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
+        poll.register(process, select.POLLIN)
+        poll.register(channel, select.POLLIN)
+        while timed_out and (left := end - time.monotonic()) > 0:
+            ready = dict(poll.poll(left * 1000))
+            if channel.fileno() in ready:
+                poll.unregister(channel)
+                sandbox, listener = _told(channel)
+                if listener is not None:
+                    poll.register(listener, select.POLLIN)
+            if process in ready:
+                timed_out = False
+            elif listener is not None and ready.get(listener, 0) & select.POLLIN:
+                starts.answer(listener)
     finally:
-        os.close(handle)
+        os.close(process)
+        if listener is not None:
+            os.close(listener)
+    return _Watched(timed_out=timed_out, sandbox=sandbox, refused=starts.refused)
+
+
+def _told(channel: socket.socket) -> tuple[str, int | None]:
+    """What a child says once it is shut in: its layers, and the handle over which it asks."""
+    try:
+        text, handles, _, _ = socket.recv_fds(channel, 4096, 1)
+    except ConnectionResetError:
+        return "", None
+    return text.decode(), handles[0] if handles else None
 
 
 def _classify(status: int, tail: str, limits: LimitsConfig, seconds: float) -> Ended:
@@ -130,6 +185,8 @@ def _classify(status: int, tail: str, limits: LimitsConfig, seconds: float) -> E
     if code == MEMORY_EXIT or "std::bad_alloc" in tail:
         detail = f"needed more than {limits.memory_gb:g} GiB; {tail}"
         return Ended(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds)
+    if code == -signal.SIGXCPU:
+        return Ended(reason=Reason.TIMEOUT, detail=f"used up its processor time; {tail}", seconds=seconds)
     if code == -signal.SIGKILL:
         detail = f"killed from outside, most likely by the kernel for want of memory; {tail}".removesuffix("; ")
         return Ended(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds, killed=True)
@@ -139,10 +196,11 @@ def _classify(status: int, tail: str, limits: LimitsConfig, seconds: float) -> E
 
 def stderr_tail(directory: Path) -> str:
     """The end of what a child that worked in `directory` wrote to stderr."""
-    return _tail(directory / STDERR_NAME)
+    return tail(directory / STDERR_NAME)
 
 
-def _tail(path: Path) -> str:
+def tail(path: Path) -> str:
+    """The end of a text; empty where there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
@@ -151,7 +209,15 @@ def _tail(path: Path) -> str:
         return ""
 
 
-def _child(work: Callable[[], None], limits: LimitsConfig, directory: Path, parent: int, own_group: bool) -> None:
+def _child(
+    work: Callable[[], None],
+    limits: LimitsConfig,
+    directory: Path,
+    parent: int,
+    own_group: bool,
+    room: Room | None,
+    channel: socket.socket,
+) -> None:
     """The forked side; does not return."""
     code = 1
     try:
@@ -163,6 +229,9 @@ def _child(work: Callable[[], None], limits: LimitsConfig, directory: Path, pare
         os.chdir(directory)
         tempfile.tempdir = str(directory)
         _set_limits(limits)
+        if room is not None:
+            _shut_in(room, channel)
+        channel.close()
         work()
         code = 0
     except MemoryError:
@@ -172,6 +241,13 @@ def _child(work: Callable[[], None], limits: LimitsConfig, directory: Path, pare
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
         os._exit(code)
+
+
+def _shut_in(room: Room, channel: socket.socket) -> None:
+    layers, listener = enter(room)
+    socket.send_fds(channel, ["+".join(layers).encode()], [] if listener is None else [listener])
+    channel.close()
+    os.closerange(3, OPEN_FILES)  # the pipe over which the supervisor gives its answers, for one
 
 
 def _redirect(stderr: Path) -> None:
@@ -187,113 +263,16 @@ def _redirect(stderr: Path) -> None:
 
 def _set_limits(limits: LimitsConfig) -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    for what, limit in (
-        (resource.RLIMIT_AS, mapped + int(limits.memory_gb * 2**30)),
-        (resource.RLIMIT_FSIZE, int(limits.file_gb * 2**30)),
-        (resource.RLIMIT_CORE, 0),
+    # more than a process can use in its time: for when there is no supervisor at work to stop it
+    seconds = math.ceil(limits.timeout_s * (os.cpu_count() or 1)) + 1
+    for what, limit, grace in (
+        (resource.RLIMIT_AS, mapped + int(limits.memory_gb * 2**30), 0),
+        (resource.RLIMIT_CPU, seconds, 1),
+        (resource.RLIMIT_FSIZE, int(limits.file_gb * 2**30), 0),
+        (resource.RLIMIT_NOFILE, OPEN_FILES, 0),
+        (resource.RLIMIT_CORE, 0, 0),
     ):
         hard = resource.getrlimit(what)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(what, (limit, limit))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-
-
-def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
-    """Get the signal `by` when `parent`, which started this process, is gone; end at once where it already is."""
-    _prctl(_PR_SET_PDEATHSIG, by)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def adopt_orphans() -> None:
-    """Descendants that lose their parent become children of this process, so that `kill_children` finds them."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def kill_children() -> None:
-    """End every child of this process, and those that they leave behind."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    while pids := [int(pid) for pid in children.read_text().split()]:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
-def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
-
-
-class Zygote:
-    """A process that has everything imported and forks a child for each request. Use as a context manager, from the
-    thread that lives longest: the kernel ends the zygote when the thread that started it ends.
-
-    `target` is `module:function`; the function is called in the child as `function(request, directory)` with the
-    working directory set to `directory`, and leaves its results there as files."""
-
-    def __init__(self, target: str, limits: LimitsConfig, directory: Path, python_path: tuple[Path, ...] = ()) -> None:
-        self.target = target
-        self.limits = limits
-        self.directory = directory
-        self.python_path = (*python_path, REPO)
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> "Zygote":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
-
-    def run(self, request: dict[str, Any], directory: Path) -> Ended:
-        """One request in one child. `killed` is set where zygote or child were killed from outside."""
-        process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        start = time.monotonic()
-        try:
-            process.stdin.write(json.dumps({"request": request, "directory": str(directory)}) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self.stop()
-            detail = f"the sandbox process ended; {_tail(self.directory / 'zygote.log')}"
-            return Ended(reason=Reason.CRASHED, detail=detail, seconds=time.monotonic() - start, killed=True)
-        ended = json.loads(answer)
-        return Ended(**(ended | {"reason": Reason(ended["reason"]) if ended["reason"] else None}))
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()  # it takes its descendants with it
-            try:
-                self._process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(BrokenPipeError):
-                    assert stream is not None
-                    stream.close()
-            self._process = None
-
-    def _start(self) -> subprocess.Popen[str]:
-        """The environment is a new one: nothing of ours reaches code that reads untrusted bytes."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "NUMBA_CACHE_DIR") if name in os.environ}
-        threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
-        paths = {"PYTHONPATH": os.pathsep.join(map(str, self.python_path))}
-        arguments = [self.target, str(os.getpid()), json.dumps(asdict(self.limits))]
-        with (self.directory / "zygote.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.zygote", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                cwd=self.directory,
-                env=kept | threads | paths,
-                start_new_session=True,
-            )
-        return self._process
+        ceiling = limit + grace if hard == resource.RLIM_INFINITY else min(limit + grace, hard)
+        resource.setrlimit(what, (min(limit, ceiling), ceiling))
+    prctl(PR_SET_NO_NEW_PRIVS, 1)

@@ -1,23 +1,120 @@
-"""The process that `pipeline.sandbox.Zygote` starts: imports the target once, lets its module warm up where it has a
-`warm_up`, and forks a child for every line it reads."""
+"""One clean, single-threaded process that forks a child per request: the side that starts it, and `python -m
+pipeline.zygote`, which it starts."""
 
+import contextlib
 import gc
 import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
-from pipeline.sandbox import LimitsConfig, adopt_orphans, die_with_parent, kill_children, run_child
+from pipeline.isolation.family import adopt_orphans, die_with_parent, kill_children
+from pipeline.isolation.room import REPO, Room, devices, program_files
+from pipeline.sandbox import Ended, LimitsConfig, run_child, tail
+from schemas.ledger import Reason
+
+STOP_S = 5.0
+"""Seconds that a zygote has to end its children."""
+
+
+class Zygote:
+    """A process that has everything imported and forks a child for each request. Use as a context manager, from the
+    thread that lives longest: the kernel ends the zygote when the thread that started it ends.
+
+    `target` is `module:function`; the function is called in the child as `function(request, directory)` with the
+    working directory set to `directory`, and leaves its results there as files."""
+
+    def __init__(
+        self,
+        target: str,
+        limits: LimitsConfig,
+        directory: Path,
+        warm_up: str = "",
+        python_path: tuple[Path, ...] = (),
+    ) -> None:
+        """warm_up: `module:function`, called once before the first child."""
+        self.target = target
+        self.limits = limits
+        self.directory = directory
+        self.warm_up = warm_up
+        self.python_path = (*python_path, REPO)
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Zygote":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def run(self, request: dict[str, Any], directory: Path, readable: tuple[Path, ...] = ()) -> Ended:
+        """One request in one child, which may write in `directory` and read what is `readable`. `killed` is set where
+        zygote or child were killed from outside."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        start = time.monotonic()
+        try:
+            message = {"request": request, "directory": str(directory), "readable": [str(path) for path in readable]}
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self.stop()
+            detail = f"the sandbox process ended; {tail(self.directory / 'zygote.log')}"
+            return Ended(reason=Reason.CRASHED, detail=detail, seconds=time.monotonic() - start, killed=True)
+        ended = json.loads(answer)
+        return Ended(**(ended | {"reason": Reason(ended["reason"]) if ended["reason"] else None}))
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()  # it takes its descendants with it
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    assert stream is not None
+                    stream.close()
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        """The environment is a new one: nothing of ours reaches code that reads untrusted bytes."""
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "NUMBA_CACHE_DIR") if name in os.environ}
+        threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+        paths = {"PYTHONPATH": os.pathsep.join(map(str, self.python_path))}
+        arguments = [self.target, self.warm_up, str(os.getpid()), json.dumps(asdict(self.limits))]
+        with (self.directory / "zygote.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pipeline.zygote", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=self.directory,
+                env=kept | threads | paths,
+                start_new_session=True,
+            )
+        return self._process
 
 
 def main() -> None:
-    """Arguments: module:function, process id of the parent, limits as JSON. One JSON line in and one out per asset."""
-    target, parent, limits_json = sys.argv[1:]
+    """Imports and warms up once, and forks a child for every line that it reads. One JSON line in and one out per
+    request. Arguments: module:function for the children, one to warm up or nothing, process id of the parent,
+    limits as JSON."""
+    target, warm_up, parent, limits_json = sys.argv[1:]
     adopt_orphans()
     signal.signal(signal.SIGTERM, _end)
     die_with_parent(int(parent), signal.SIGTERM)
@@ -25,23 +122,28 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     limits = LimitsConfig(**json.loads(limits_json))
-    module_name, _, name = target.partition(":")
-    module = importlib.import_module(module_name)
-    function = getattr(module, name)
-    if warm_up := getattr(module, "warm_up", None):
-        warm_up()
+    function = _named(target)
+    if warm_up:
+        _named(warm_up)()
+    program, hardware = program_files(), devices()
     gc.collect()
     gc.freeze()  # children share these pages as long as nobody touches them
     try:
         for line in sys.stdin:
             message = json.loads(line)
             directory = Path(message["directory"])
-            ended = run_child(partial(function, message["request"], directory), limits, directory)
+            room = Room(readable=(*program, *map(Path, message["readable"])), devices=hardware, own=directory)
+            ended = run_child(partial(function, message["request"], directory), limits, directory, room=room)
             kill_children()
             channel.write(json.dumps(asdict(ended)) + "\n")
             channel.flush()
     finally:
         kill_children()
+
+
+def _named(name: str) -> Callable[..., None]:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

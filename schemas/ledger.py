@@ -224,6 +224,9 @@ class Outcome:
     shard: str | None
     """File name of the shard that holds the sample."""
     seconds: float
+    sandbox: str | None = None
+    """Layers of isolation around its process, joined by `+` (`pipeline.isolation.room.Layer`); None where it had none:
+    it was never opened."""
     measurements: Measurements
 
     def row(self) -> dict[str, Any]:
@@ -247,6 +250,7 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
         pa.field("shard", pa.string()),
         pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("sandbox", pa.string()),
     ]
     + [pa.field(f.name, _arrow_type(f.type)) for f in fields(Measurements)]
 )

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +147,7 @@ def test_a_job_gives_every_asset_one_row_and_every_sample_one_place(refs, tmp_pa
 
 POISON = """
 import os, time
+from pathlib import Path
 from pipeline.process import process_in_child
 
 def run(request, directory):
@@ -157,11 +162,19 @@ def run(request, directory):
         bytes(1 << 40)
     if kind == "silent":
         return
-    if kind == "killed once" and not (directory.parent / "killed").exists():
-        (directory.parent / "killed").touch()
-        os.kill(os.getpid(), 9)
+    if kind == "killed once" and not Path(__file__).with_name("killed").exists():
+        Path("pid").write_text(str(os.getpid()))
+        time.sleep(600)
     process_in_child(request, directory)
 """
+
+
+def kill_once(out: Path, killed: Path) -> None:
+    """SIGKILL for the first child that leaves its number."""
+    while not (found := [path for path in (out / ".work").glob("*/*/pid") if path.read_text()]):
+        time.sleep(0.02)
+    killed.touch()
+    os.kill(int(found[0].read_text()), signal.SIGKILL)
 
 
 def test_poison_among_the_assets_harms_nobody_else(refs, tmp_path):
@@ -177,10 +190,9 @@ def test_poison_among_the_assets_harms_nobody_else(refs, tmp_path):
     poisoned = [dataclasses.replace(refs[0], uid=f"p-{i}", caption=kind) for i, kind in enumerate(ends)]
     good = dataclasses.replace(refs[0], uid="z")
     out = new_output(tmp_path / "out")
-    # the first child may have to compile the rasteriser
-    process_job(ShardJob(index=1, refs=(good,)), out, SMALL)
     cfg = dataclasses.replace(SMALL, limits=LimitsConfig(timeout_s=6.0))
     job = ShardJob(index=0, refs=(*poisoned, good))
+    threading.Thread(target=kill_once, args=(out, tmp_path / "killed"), daemon=True).start()
     report = process_job(job, out, cfg, "poison:run", (tmp_path,))
     rows = read_ledger_part(part_path(out, 0)).outcomes
     assert {row.uid: row.reason for row in rows[:-1]} == {f"p-{i}": end for i, end in enumerate(ends.values())}

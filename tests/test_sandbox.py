@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.sandbox import Ended, LimitsConfig, Zygote, run_limited
+from pipeline.sandbox import Ended, LimitsConfig, run_limited
+from pipeline.zygote import Zygote
 from schemas.ledger import Reason, Rejected
 
 POISON = """
@@ -51,8 +53,8 @@ def run(request, directory):
             time.sleep(0.01)
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "kills the zygote":
-        os.kill(os.getppid(), signal.SIGKILL)
+    if kind == "loses the zygote":
+        Path("zygote").write_text(str(os.getppid()))
         time.sleep(600)
 """
 
@@ -79,14 +81,21 @@ def answers(tmp_path_factory):
     found: dict[str, tuple[Ended, Path]] = {}
     limits = LimitsConfig(timeout_s=3.0, memory_gb=0.25, file_gb=1 / 64)
     try:
-        with Zygote("poison:run", limits, folder, (folder,)) as zygote:
-            for kind in [*kinds, "kills the zygote", "good again"]:
+        with Zygote("poison:run", limits, folder, python_path=(folder,)) as zygote:
+            for kind in [*kinds, "loses the zygote", "good again"]:
                 directory = folder / kind
                 directory.mkdir()
+                if kind == "loses the zygote":
+                    threading.Thread(target=_kill_zygote, args=(directory / "zygote",)).start()
                 found[kind] = (zygote.run({"kind": kind.removesuffix(" again")}, directory), directory)
     finally:
         del os.environ["CANARY"]
     return found
+
+
+def _kill_zygote(told: Path) -> None:
+    _until(lambda: told.is_file() and told.read_text(), 30)
+    os.kill(int(told.read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +112,7 @@ def answers(tmp_path_factory):
         ("large file", Reason.CRASHED, "File too large"),
         ("orphan", None, ""),
         ("killed", Reason.MEMORY_LIMIT, "killed from outside"),
-        ("kills the zygote", Reason.CRASHED, "sandbox process ended"),
+        ("loses the zygote", Reason.CRASHED, "sandbox process ended"),
         ("good again", None, ""),
     ],
 )
@@ -111,7 +120,7 @@ def test_every_end_has_its_reason(answers, kind, reason, detail):
     ended, _ = answers[kind]
     assert ended.reason == reason
     assert detail in ended.detail
-    assert ended.killed == (kind in ("killed", "kills the zygote"))
+    assert ended.killed == (kind in ("killed", "loses the zygote"))
     assert ended.seconds < 5  # the limit is three seconds, and a signal that is ignored does not help
 
 
@@ -165,9 +174,10 @@ def test_nothing_outlives_a_killed_owner(tmp_path):
     (tmp_path / "work").mkdir()
     script = (
         "from pathlib import Path\n"
-        "from pipeline.sandbox import LimitsConfig, Zygote\n"
+        "from pipeline.sandbox import LimitsConfig\n"
+        "from pipeline.zygote import Zygote\n"
         f"here = Path({str(tmp_path)!r})\n"
-        "Zygote('poison:run', LimitsConfig(), here, (here,)).run({'kind': 'stubborn'}, here / 'work')\n"
+        "Zygote('poison:run', LimitsConfig(), here, python_path=(here,)).run({'kind': 'stubborn'}, here / 'work')\n"
     )
     repo = Path(__file__).resolve().parents[1]
     owner = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(repo)})
@@ -176,7 +186,7 @@ def test_nothing_outlives_a_killed_owner(tmp_path):
     finally:
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-    mark = f"pipeline.zygote poison:run {owner.pid} "  # the command line of the zygote and of all that it forked
+    mark = f"pipeline.zygote poison:run  {owner.pid} "  # the command line of the zygote and of all that it forked
     _until(lambda: not any(mark in line for line in _command_lines()), 5)
 
 

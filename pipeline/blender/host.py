@@ -89,7 +89,9 @@ def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> Answer | R
 
         def work() -> None:
             # Nothing that this process has mapped survives the exec: the limit is Blender's alone.
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            limit = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             os.execve(python, arguments, environment)
 
         ended = run_child(work, limits, directory)
