@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+import training.fit
 from schemas.errors import UsageError
 from schemas.sample import Regime
 from tests.small_dataset import write_dataset
 from tests.test_training import small_config
 from training.checkpoints import load_checkpoint, newest_state
 from training.cost import estimate
-from training.fit import train
+from training.fit import make_model, train
 from training.module import TextureModule
 from training.presets import TrainConfig, preset
 from training.sources import ImageSizes
@@ -34,6 +36,14 @@ from pathlib import Path
 from tests.test_strategies import scenarios
 scenarios(Path(sys.argv[1]), Path(sys.argv[2]))
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact_products() -> Iterator[None]:
+    """Batches of other shapes round otherwise where a processor has bfloat16 products."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.fit, "PRODUCTS", "highest")
+        yield
 
 
 def config(dataset: Path, run: Path, **run_options: Any) -> TrainConfig:
@@ -74,6 +84,7 @@ def scenarios(dataset: Path, runs: Path) -> None:
     """What each of the two ranks does."""
     rank = os.environ["LOCAL_RANK"]
     torch.set_num_threads(1)
+    training.fit.PRODUCTS = "highest"
     two = {"devices": 2}
     found = {}
     for name in ("ddp", "fsdp"):
@@ -140,10 +151,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Sums in another order, and what AdamW makes of them."""
+    """Sums in another order. Single weights may stray farther, all together hardly: AdamW makes full steps of gradients
+    that are nothing but rounding."""
     assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    start = make_model(config(Path(), Path()).model, seed=0).state_dict()
+    moved = torch.cat([(value - start[name]).flatten() for name, value in expected.items()]).norm()
+    gap = torch.cat([(found[name] - value).flatten() for name, value in expected.items()]).norm()
+    assert gap < 1e-4 * moved
 
 
 def by_batch(seen: list[list[list[Any]]]) -> dict[int, list[tuple[int, str]]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.batch import Batch, LatentBatch, encode_batch
 from training.flow import SHIFT, draw, interpolate, logit_normal, masked_mse, shift_sigma, velocity
+from training.frozen import KEY, check_frozen, frozen_fingerprint
 from training.latents import LatentCodec, TextEncoder
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.optimizers import OptimizerConfig, make_optimizer, trained_parameters
@@ -65,6 +66,7 @@ class TextureModule(lightning.LightningModule):
         self.optimizer_cfg = optimizer
         self.seed = seed
         self.autocast = autocast
+        self.frozen = frozen_fingerprint(model)
 
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
         latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
@@ -106,3 +108,9 @@ class TextureModule(lightning.LightningModule):
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.frozen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_frozen(checkpoint, self.frozen)

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from schemas.errors import UserError
 from training.model.seqtex import SeqTexTransformer3DModel
 
 
@@ -57,12 +58,14 @@ def part_of_whole(full: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
-def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Fills a sharded module from whole tensors that every rank holds."""
-    targets = module.state_dict()
-    if targets.keys() != state.keys():
-        raise ValueError(
-            f"state of another model: {sorted(targets.keys() ^ state.keys())[:3]} are in one of them alone"
+def load_whole(targets: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    """Fills parameters, sharded or not, from whole tensors that every rank holds. Raises UserError where they are not
+    those of the state."""
+    other = sorted(targets.keys() ^ state.keys()) or [n for n, p in targets.items() if p.shape != state[n].shape]
+    if other:
+        raise UserError(
+            f"the trainer state is of another model, or of other trained parts ({len(other)} tensors differ, the first "
+            f"is {other[0]}): give the options in config.json of run.directory, or another run.directory"
         )
     with torch.no_grad():
         for name, target in targets.items():

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from schemas.errors import UsageError
 from training.cost import USABLE, Cost
-from training.optimizers import import_torchao
+from training.optimizers import import_torchao, trained_parameters
 from training.presets import TrainConfig
-from training.sharding import load_whole, load_whole_optimizer_state, whole_optimizer_state
+from training.sharding import gathered, load_whole, load_whole_optimizer_state, local, whole_optimizer_state
 
 Name = Literal["single", "ddp", "fsdp"]
 
@@ -91,18 +91,39 @@ def bytes_needed(cfg: TrainConfig, cost: Cost, name: str, ranks: int) -> int:
 
 def make_strategy(name: Name, device: torch.device, ranks: int) -> Strategy:
     if name == "single":
-        return SingleDeviceStrategy(device=device)
+        return Single(device=device)
     if name == "ddp":
         # Batches of views alone leave out the UV branch, captionless ones text attention. DDP then finds what takes no
         # part and leaves its gradient unset, as on one device: no decay, no momentum.
-        return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
+        return Copies(find_unused_parameters=True, gradient_as_bucket_view=True)
     return Sharded(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
-class Sharded(ModelParallelStrategy):
-    """FSDP2 with the trainer states of one device: rank 0 saves whole tensors, through the same checked and atomic
-    files, and any strategy and number of ranks can go on from them. (Lightning's own loading reads past the checks, and
-    refuses parameters that no batch has used yet.)"""
+class TrainedAlone(Strategy):
+    """Trainer states hold the parameters that train, whole, whatever they are spread over: any strategy and number of
+    ranks can go on from them. (Lightning's own hold all parameters; for FSDP2 it reads past the checks, and refuses
+    parameters that no batch has used yet.)"""
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        trained = trained_parameters(self.lightning_module)
+        return gathered({name: local(p.detach()) for name, p in trained.items()}, trained)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        load_whole(trained_parameters(self.lightning_module), checkpoint["state_dict"])
+
+
+class Single(TrainedAlone, SingleDeviceStrategy):
+    """One device."""
+
+
+class Copies(TrainedAlone, DDPStrategy):
+    """A copy of everything per device."""
+
+
+class Sharded(TrainedAlone, ModelParallelStrategy):
+    """FSDP2; rank 0 saves, through the same checked and atomic files."""
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -110,10 +131,6 @@ class Sharded(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=True)
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        assert self.lightning_module is not None
-        load_whole(self.lightning_module, checkpoint["state_dict"])
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         return whole_optimizer_state(optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
