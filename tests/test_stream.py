@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from schemas.dataset import DatasetInfo, dataset_json, shard_path, write_file
 from schemas.errors import UsageError, UserError
@@ -84,7 +85,8 @@ def test_every_sample_comes_once_per_epoch_of_its_dataset(pair: tuple[Path, Path
     seen: dict[tuple[str, Regime], list[tuple[int, str]]] = {}
     for rank in range(ranks):
         module = TextureDataModule(cfg, seed=3)
-        module.trainer = type("Ranks", (), {"global_rank": rank, "world_size": ranks})()
+        ranked = {"global_rank": rank, "world_size": ranks, "strategy": SingleDeviceStrategy()}
+        module.trainer = type("Ranks", (), ranked)()
         batches = iter(module.train_dataloader())
         for _ in range(steps):
             batch = next(batches)
@@ -176,7 +178,7 @@ def test_a_bad_shard_is_passed_over_within_the_budget_and_named(
         assert len(batch.uids) == len(expected) == 6  # never short
         for uid, wanted in zip(batch.uids, expected, strict=True):
             assert uid == wanted or (wanted[0] == "y" and uid[0] in "xz")  # the others stay where they were
-    assert [name.rpartition("/")[2] for name in module.passed_over] == ["textured-000001.tar"]
+    assert [name.rpartition("/")[2] for name in module.budget.passed_over] == ["textured-000001.tar"]
     messages = [record.message for record in caplog.records if "passed over" in record.message]
     assert len(messages) == 1 and "1 of at most 1" in messages[0] and "textured-000001.tar" in messages[0]
 

@@ -32,6 +32,8 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(".step-*.tmp"):  # as large as a state, of a run that was killed while it saved
+            left.unlink(missing_ok=True)
         sidecar = path.with_name(path.name + SUM)
         sidecar.unlink(missing_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

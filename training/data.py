@@ -2,8 +2,9 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from schemas.errors import UsageError, UserError, require_between
 from schemas.sample import Regime, TextureSample
+from training.agreement import Findings, Share, keep_findings, share_findings
 from training.augment import AugmentConfig, condition_images, draw_augmentation, rotate_views
 from training.batch import Batch, Condition, LatentBatch, join, stack_samples, to_model
 from training.latent_cache import StoredLatents, codec_header, rotated
 from training.latents import LatentCodec
 from training.sources import open_sources
-from training.storage import DatasetFiles, ShardError, open_dataset
+from training.storage import REMEDY, DatasetFiles, ShardError, open_dataset
 from training.stream import Draws, Schedule, SkipBudget
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ class DataConfig:
     workers: int = 0
     """Processes that read and decode; 0: the training process itself."""
     skip_budget: int = 0
-    """Shards that may be missing or damaged; other samples stand in for theirs. One more ends the run."""
+    """Shards that may be missing or damaged, all ranks and workers together; other samples stand in for theirs. One
+    more ends the run, on every rank at the same batch."""
     cache_directory: Path = Path("~/.cache/seqtex")
     """Receives the shards of remote datasets; ranks and runs of a machine share it."""
     cache_gb: float = 50.0
@@ -202,13 +205,24 @@ class Told(Dataset[AnyBatch | UserError]):
 class BatchLoader(DataLoader[AnyBatch | UserError]):
     """Batches of a stream from one item on, read and decoded by `workers` processes."""
 
-    def __init__(self, stream: BatchStream, start: int, workers: int) -> None:
+    def __init__(
+        self, stream: BatchStream, start: int, workers: int, agree: Callable[[str | None, dict[str, str]], None]
+    ) -> None:
+        """agree: gets, before each batch, why there is none and why the shards that were met cannot be read; raises
+        UserError where the run ends."""
         super().__init__(Told(stream), batch_size=None, sampler=CountFrom(start), num_workers=workers)
+        self.stream = stream
+        self.agree = agree
 
     def __iter__(self) -> Iterator[AnyBatch]:  # type: ignore[override]
         for batch in super().__iter__():
+            fault, met = None, dict(self.stream.budget.passed_over)
             if isinstance(batch, UserError):
-                raise batch
+                fault = str(batch)
+            else:
+                met = {name: f"{name}: missing or damaged; {REMEDY}" for name in batch.passed_over} | met
+            self.agree(fault, met)
+            assert not isinstance(batch, UserError)
             yield batch
 
 
@@ -234,8 +248,8 @@ class TextureDataModule(lightning.LightningDataModule):
         self.consumed_samples = 0
         self.resume_at = 0
         """The stream goes on no earlier than this sample."""
-        self.passed_over: dict[str, None] = {}
-        """Shards that this rank could not read, in the order in which it met them."""
+        self.budget = SkipBudget(cfg.skip_budget)
+        """Of the whole run, the same on every rank."""
 
     def train_dataloader(self) -> BatchLoader:
         trainer = self.trainer
@@ -249,8 +263,25 @@ class TextureDataModule(lightning.LightningDataModule):
             encoder=self.encoder,
             codec=self.codec,
         )
-        self._name(stream.budget.passed_over)
-        return BatchLoader(stream, self.consumed_samples // self.cfg.batch_size * self.turns, self.cfg.workers)
+        share = partial(share_findings, trainer.strategy) if trainer else keep_findings
+        first = self.consumed_samples // self.cfg.batch_size * self.turns
+        return BatchLoader(stream, first, self.cfg.workers, partial(self._agree, share, rank == 0))
+
+    def _agree(self, share: Share, speaks: bool, fault: str | None, met: dict[str, str]) -> None:
+        """Counts the bad shards of all ranks. Raises UserError on every rank where one has no batch, or where together
+        they met more than the budget allows."""
+        new = {name: reason for name, reason in met.items() if name not in self.budget.passed_over}
+        for findings in share(Findings(fault=fault, bad_shards=new)):
+            for name, reason in findings.bad_shards.items():
+                is_new = name not in self.budget.passed_over
+                self.budget.spend(name, ShardError(reason))
+                if is_new and speaks:
+                    log.warning(
+                        "shard passed over, %d of at most %d: %s; other samples stand in for its own",
+                        len(self.budget.passed_over), self.cfg.skip_budget, reason,
+                    )  # fmt: skip
+            if findings.fault:
+                raise UserError(findings.fault)
 
     def transfer_batch_to_device(self, batch: AnyBatch, device: torch.device, dataloader_idx: int) -> AnyBatch:
         return batch.to(device)
@@ -258,16 +289,6 @@ class TextureDataModule(lightning.LightningDataModule):
     def consumed(self, batch: AnyBatch) -> None:
         """To be called after each optimised global batch, with the last part of it."""
         self.consumed_samples = (batch.number + 1) * self.cfg.batch_size
-        self._name(dict.fromkeys(batch.passed_over, "see `seqtex verify`"))
-
-    def _name(self, shards: Mapping[str, str]) -> None:
-        for name, reason in shards.items():
-            if name not in self.passed_over:
-                self.passed_over[name] = None
-                log.warning(
-                    "shard passed over, %d of at most %d: %s (%s); other samples stand in for its own",
-                    len(self.passed_over), self.cfg.skip_budget, name, reason,
-                )  # fmt: skip
 
     def skip_failed(self) -> None:
         """The next run goes on behind the batch that was at work, whatever state it starts from."""

@@ -26,7 +26,9 @@ class Interrupted(UserError):
 
 
 class Diverged(UserError):
-    """Too many gradients were no numbers."""
+    """Too many gradients were no numbers: exit code 65 (EX_DATAERR); run again unchanged, it would end the same way."""
+
+    exit_code = 65
 
 
 class StopSignals(StepCallback):

@@ -216,7 +216,7 @@ class ShardReader(Generic[Sample]):
 
 
 class SkipBudget:
-    """The shards that were passed over so far, in this process."""
+    """The shards that were passed over so far: by one process, or by all of a run."""
 
     def __init__(self, shards: int) -> None:
         self.shards = shards
