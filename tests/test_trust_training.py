@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(dataset: Path, tmp_path: Path, tr
     whole = tmp_path / "whole"
     run_to_end(config(dataset, whole, workers=workers))
     seconds = read_losses(whole / "losses.jsonl")[-1]["seconds"] / STEPS
-    rng, held, runs = trust.rng(), 0, trust.count(full=20, short=2)
+    rng, held, runs = trust.rng(), 0, trust.count(full=20, short=1)
     for case in range(runs):
         cfg = config(dataset, tmp_path / f"run{case}", workers=workers)
         killed = killed_at(cfg, int(rng.integers(1, STEPS - 4)), float(rng.uniform(0, 2 * seconds)))

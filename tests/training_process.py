@@ -30,7 +30,7 @@ SIZE = 16
 SECONDS = 120.0
 """After which a process hangs."""
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
+SERVER.set_forkserver_preload(["tests.training_server"])
 
 
 def minute_config(
