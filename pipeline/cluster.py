@@ -44,22 +44,25 @@ def run_jobs(
     address: str | None,
     progress: Progress,
     do: Task = process_job,
+    then: Callable[[], Sequence[ShardJob]] = tuple,
 ) -> None:
     """Have every job done by `do` in a Ray task. Paths and counts go through Ray, images never. Ray's own retries are
-    off: they would run a fatal job for ever.
+    off: they would run a fatal job for ever. `then`: what is to be done once these are, until there is nothing.
 
     Raises UserError where there is no cluster, where a job cannot write, or, once all others are done, where a job was
     given up."""
     with _connected(workers, address) as dashboard:
-        crew = _Crew(out, cfg, run, do)
-        schedule = Schedule(jobs, run)
-        progress.begin(crew.room().at_once, dashboard)
-        try:
-            _work_off(schedule, crew, progress)
-        finally:
-            crew.clear_up()
-    if schedule.given_up:
-        raise UserError(_given_up(schedule.given_up, run))
+        while jobs:
+            crew = _Crew(out, cfg, run, do)
+            schedule = Schedule(jobs, run)
+            progress.begin(crew.room().at_once, dashboard)
+            try:
+                _work_off(schedule, crew, progress)
+            finally:
+                crew.clear_up()
+            if schedule.given_up:
+                raise UserError(_given_up(schedule.given_up, run))
+            jobs = then()
 
 
 def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:

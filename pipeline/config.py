@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from geometry.rigs import RigConfig
 from pipeline.bake import BakeConfig
 from pipeline.blender.host import REMEDY, BlenderConfig
+from pipeline.duplicates import DuplicatesConfig
 from pipeline.judge import JudgeConfig
 from pipeline.official.renders import RendersConfig
 from pipeline.preflight import PreflightConfig
@@ -29,6 +30,8 @@ class BuildConfig:
     """Checks before an asset is opened."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """What makes an asset fit to learn from."""
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    """Assets that are in already."""
     unwrap: UnwrapConfig = field(default_factory=UnwrapConfig)
     """UV layouts."""
     rig: RigConfig = field(default_factory=RigConfig)

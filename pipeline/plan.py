@@ -1,8 +1,8 @@
 """What is to be built: the assets of a source, dealt out to jobs. Written to `plan.parquet` before any work starts."""
 
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from schemas.codec import UID_PATTERN
 from schemas.dataset import read_parquet
 from schemas.errors import UsageError, UserError
+from schemas.ledger import Rejected
 from schemas.mesh import AssetKind, Attribution, MeshRef
 
 PLAN_SCHEMA = pa.schema(
@@ -40,6 +41,9 @@ class ShardJob:
     """By uid."""
     only: frozenset[str] | None = None
     """The uids to process where the others keep their rows and samples; None: all. No part of the plan."""
+    duplicates: Mapping[str, Rejected] = field(default_factory=dict)
+    """Why assets are left out that another one stands for, by uid: they are not processed, and a sample of theirs goes.
+    No part of the plan."""
 
 
 def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:

@@ -70,6 +70,7 @@ def process_job(
         outcomes: list[Outcome] = []
         samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
         kept = _kept(job, out, work / "kept")
+        kept |= {uid: (_left_out(job, uid, kept), []) for uid in job.duplicates}
         todo = [ref for ref in job.refs if ref.uid not in kept]
         with (
             contextlib.nullcontext(zygote)
@@ -104,6 +105,14 @@ def _kept(job: ShardJob, out: Path, directory: Path) -> dict[str, tuple[Outcome,
     rows = {outcome.uid: outcome for outcome in part.outcomes if outcome.uid not in job.only}
     files = unpack(out, part, rows.keys(), directory)
     return {uid: (outcome, files.get(uid, [])) for uid, outcome in rows.items()}
+
+
+def _left_out(job: ShardJob, uid: str, kept: dict[str, tuple[Outcome, list[Path]]]) -> Outcome:
+    """The row of a duplicate, with what was measured on it if it was processed."""
+    verdict, row = job.duplicates[uid], kept[uid][0] if uid in kept else None
+    if row is None:
+        row = _outcome(next(ref for ref in job.refs if ref.uid == uid), None)
+    return replace(row, status=Status.REJECTED, reason=verdict.reason, detail=verdict.detail, regime=None, shard=None)
 
 
 def _run_asset(

@@ -22,6 +22,9 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
+    def __sub__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value - getattr(other, name) for name, value in asdict(self).items()})
+
 
 def counts_of(outcomes: Iterable[Outcome]) -> Counts:
     """Every outcome in exactly one of the four."""
@@ -82,6 +85,8 @@ class Progress:
 
     def begin(self, running_at_once: int, dashboard: str | None) -> None:
         """Jobs are about to be started."""
+        if self._began is not None:
+            return
         self.running_at_once, self.dashboard = running_at_once, dashboard
         self._began, self._began_with = self.clock(), self.counts.total
         self.tell("started", detail=f"room for {running_at_once} jobs at once")
@@ -90,6 +95,11 @@ class Progress:
         """One more job is done."""
         self.jobs_done += 1
         self.counts += counts
+
+    def undone(self, counts: Counts) -> None:
+        """A job that was done is to be done again."""
+        self.jobs_done -= 1
+        self.counts -= counts
 
     def tell(
         self,

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from pipeline.cluster import run_jobs
 from pipeline.config import BuildConfig
+from pipeline.duplicates import known_ahead, unsettled
 from pipeline.output import BuildReport, built_config, finish, finished, lock, settle, writable
 from pipeline.plan import ShardJob, plan_jobs, read_plan
-from pipeline.progress import BuildEvent, Counts, Progress
+from pipeline.progress import BuildEvent, Counts, Progress, counts_of
 from pipeline.schedule import RunConfig
 from pipeline.shards import remove_leftovers
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.spec import open_source
-from schemas.dataset import DatasetInfo, read_dataset_json
+from schemas.dataset import DatasetInfo, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError
 from schemas.mesh import MeshRef
 
@@ -100,11 +101,23 @@ def _carry_out(
     run: RunConfig,
     progress: Progress,
 ) -> BuildReport:
-    """Have the jobs done that are to be done, then write what belongs to the whole."""
+    """Have the jobs done that are to be done, and again those that hold duplicates, which are known when all are done;
+    then write what belongs to the whole."""
+    doing = {job.index for job in todo}
+
+    def with_duplicates() -> list[ShardJob]:
+        parts = (read_ledger_part(part_path(out, job.index)) for job in jobs)
+        again = unsettled(jobs, parts, cfg.duplicates)
+        for job in again:
+            doing.add(job.index)
+            progress.undone(counts_of(read_ledger_part(part_path(out, job.index)).outcomes))
+        return again
+
+    todo = known_ahead(jobs, todo, cfg.duplicates) or with_duplicates()
     progress.tell("planned", detail="" if todo else "nothing to do")
     if todo:
         (out / "index.json").unlink(missing_ok=True)
-        run_jobs(todo, out, cfg, run, workers, address, progress)
-    report = finish(out, info, jobs, len(todo))
+        run_jobs(todo, out, cfg, run, workers, address, progress, then=with_duplicates)
+    report = finish(out, info, jobs, len(doing))
     progress.tell("done")
     return report

@@ -59,6 +59,8 @@ class Reason(StrEnum):
     """One single colour, or none."""
     TRANSPARENT = "transparent"
     BARELY_VISIBLE = "barely_visible"
+    DUPLICATE = "duplicate"
+    """Another asset of the dataset has the same bytes, or the same shape and colours."""
     # why a sample is multi-view-only
     UNWRAP_BUDGET = "unwrap_budget"
     UNWRAP_FAILED = "unwrap_failed"
@@ -150,6 +152,8 @@ class Measurements:
     baked_light: float | None = None
     """Suspicion of light baked into the colours: share of the variance of log luminance, between places of one
     chromaticity, that a direction of light and the openness of the place explain (0..1). A flag, never a reason."""
+    signature: str | None = None
+    """Shape and colours in 36 numbers that stay when an asset is exported again (`pipeline.measure.signature`)."""
 
     # the texture coordinates as authored
     uv_faces_share: float | None = None

@@ -17,6 +17,7 @@ from pipeline.measure.layout import (
 )
 from pipeline.measure.light import baked_light
 from pipeline.measure.shape import topology
+from pipeline.measure.signature import signature
 from pipeline.measure.surface import (
     SurfaceSamples,
     color_shares,
@@ -80,6 +81,7 @@ def _appearance(
         "grey_share": grey_share(srgb),
         "texture_entropy": hsv_entropy(srgb),
         "baked_light": baked_light(mesh, samples, chart),
+        "signature": signature(mesh, samples, float(areas.sum())),
     }
 
 

@@ -42,6 +42,7 @@ _REASONS = {
             Reason.UNTEXTURED,
             Reason.TRANSPARENT,
             Reason.BARELY_VISIBLE,
+            Reason.DUPLICATE,
         }
     ),
 }
