@@ -53,7 +53,7 @@ def dataset_card(info: DatasetInfo, facts: CardFacts) -> str:
         "",
         *_table(("source", "licence", "samples"), [(*key, n) for key, n in sorted(facts.sources.items())]),
         "",
-        "Licence and attribution of every sample are in its `json` and in `plan.parquet`.",
+        "Title, author, licence and page of every sample are in its `json` and in `attribution.parquet`.",
         "",
         "## What was left out, and why",
         "",

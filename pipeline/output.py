@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline.attribution import FILE as ATTRIBUTION
+from pipeline.attribution import AttributionTable
 from pipeline.card import CardFacts, dataset_card
 from pipeline.config import BuildConfig, config_from_dict
 from pipeline.plan import ShardJob, plan_bytes, plan_difference, read_plan
@@ -173,14 +175,20 @@ def finished(out: Path, jobs: list[ShardJob]) -> dict[int, Counts]:
 
 def finish(out: Path, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) -> BuildReport:
     """Index and card, once every job is committed."""
-    shards, facts = list[LedgerPart](), CardFacts()
+    shards, facts, owed = list[LedgerPart](), CardFacts(), AttributionTable()
     for job in jobs:
         part = read_ledger_part(part_path(out, job.index))
         assert [outcome.uid for outcome in part.outcomes] == [ref.uid for ref in job.refs]
         facts.add(job, part)
+        owed.add(job, part)
         shards.append(replace(part, outcomes=()))  # rows are read once and let go: a plan may have millions
     assert len(part_paths(out)) == len(jobs)
-    for name, data in (("index.json", index_json(out, shards)), ("README.md", dataset_card(info, facts).encode())):
+    written = {
+        ATTRIBUTION: owed.parquet(),
+        "index.json": index_json(out, shards),
+        "README.md": dataset_card(info, facts).encode(),
+    }
+    for name, data in written.items():
         if not (out / name).is_file() or (out / name).read_bytes() != data:
             write_file(out / name, data)
     shutil.rmtree(out / ".work", ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ PLAN_SCHEMA = pa.schema(
         pa.field("name", pa.string(), nullable=False),
         pa.field("licence", pa.string(), nullable=False),
         pa.field("attribution", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("author", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("job", pa.int64(), nullable=False),
@@ -101,17 +104,16 @@ def plan_difference(before: list[ShardJob], now: list[ShardJob]) -> str | None:
     for uid, entry in old.items():
         if entry != new[uid]:
             was, is_now = _row(entry[1], entry[0]), _row(new[uid][1], new[uid][0])
-            field = next(name for name in was if was[name] != is_now[name])
-            return f"{field} of asset {uid} was {was[field]!r} and is now {is_now[field]!r}"
+            name = next(name for name in was if was[name] != is_now[name])
+            return f"{name} of asset {uid} was {was[name]!r} and is now {is_now[name]!r}"
     return None
 
 
 def _row(ref: MeshRef, job: int) -> dict[str, Any]:
-    source = {"name": ref.source.name, "licence": ref.source.licence, "attribution": ref.source.attribution}
     rest = {"caption": ref.caption, "kind": str(ref.kind), "job": job}
-    return {"uid": ref.uid, "uri": ref.uri, "sha256": ref.sha256} | source | rest
+    return {"uid": ref.uid, "uri": ref.uri, "sha256": ref.sha256} | asdict(ref.source) | rest
 
 
 def _ref(row: dict[str, Any]) -> MeshRef:
-    source = Attribution(name=row.pop("name"), licence=row.pop("licence"), attribution=row.pop("attribution"))
+    source = Attribution(**{f.name: row.pop(f.name) for f in fields(Attribution)})
     return MeshRef(**row | {"kind": AssetKind(row["kind"])}, source=source)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.attribution import FILE as ATTRIBUTION
+from pipeline.attribution import attribution_parquet
 from pipeline.plan import ShardJob, read_plan
 from pipeline.shards import read_shard
 from schemas.codec import decode
@@ -69,7 +71,8 @@ def find_problems(out: Path) -> list[Problem]:
         for shard in part.shards:
             told += _check_shard(out, shard, part)
         problems += [Problem(text=text, job=job.index) for text in told]
-    return problems + list(_check_files(out, jobs, parts)) + list(_check_index(out, parts))
+    problems += [*_check_files(out, jobs, parts), *_check_index(out, parts)]
+    return problems + (list(_check_attribution(out, jobs, parts)) if len(parts) == len(jobs) else [])
 
 
 def _check_rows(path: Path, job: ShardJob, part: LedgerPart) -> Iterator[str]:
@@ -134,6 +137,14 @@ def _check_files(out: Path, jobs: list[ShardJob], parts: list[LedgerPart]) -> It
                 match = SHARD_NAME.fullmatch(path.name)
                 index = int(match[2]) if match else None
                 yield Problem(text=text, job=index if index in {job.index for job in jobs} else None)
+
+
+def _check_attribution(out: Path, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[Problem]:
+    """`attribution.parquet` is what plan and ledger give."""
+    path = out / ATTRIBUTION
+    if not path.is_file() or path.read_bytes() != attribution_parquet(jobs, parts):
+        text = f"{path}: missing or damaged, it is not what plan and ledger give; build again"
+        yield Problem(text=text, job=None)
 
 
 def _check_index(out: Path, parts: list[LedgerPart]) -> Iterator[Problem]:

@@ -20,8 +20,14 @@ class Attribution:
     """Who made an asset and under which terms; carried into every sample."""
 
     name: str = ""
+    """Of the collection."""
     licence: str = ""
     attribution: str = ""
+    """The line that a licence such as CC-BY asks for: title, author, page."""
+    title: str = ""
+    author: str = ""
+    url: str = ""
+    """The asset's page."""
 
 
 class AssetKind(StrEnum):

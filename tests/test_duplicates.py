@@ -27,7 +27,7 @@ from pipeline.shards import read_shard
 from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
 from pipeline.verify import verify
-from schemas.dataset import LedgerPart, file_sha256, read_ledger, shard_path
+from schemas.dataset import LedgerPart, file_sha256, read_ledger, read_parquet, shard_path
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import MeshRef, TexturedMesh
 from schemas.sample import Regime
@@ -297,3 +297,15 @@ def test_a_second_build_has_nothing_to_do_and_another_order_makes_the_same_bytes
         p.name: file_sha256(p) for p in (tmp_path / "out" / "shards").iterdir()
     }
     assert verify(tmp_path / "out") == []
+
+
+def test_the_attribution_table_lists_the_samples_shard_by_shard(built):
+    table = read_parquet(built / "attribution.parquet").to_pylist()
+    kept = [row for row in rows_of(built).values() if row.status is Status.ACCEPTED]
+    assert [(entry["shard"], entry["uid"]) for entry in table] == sorted((row.shard, row.uid) for row in kept)
+    assert verify(built) == []
+    whole = (built / "attribution.parquet").read_bytes()
+    (built / "attribution.parquet").write_bytes(whole[:-1])
+    (problem,) = verify(built)
+    assert "attribution.parquet: missing or damaged" in problem
+    (built / "attribution.parquet").write_bytes(whole)

@@ -247,6 +247,8 @@ def test_a_missing_asset_is_a_row_and_the_others_become_samples(small, tmp_path)
     assert source["licence"] == {"by": "CC-BY-4.0", "cc0": "CC0-1.0"}.get(LICENCES[number % 4], source["licence"])
     wanted = f'"Thing {number}" by User {number}, https://sketchfab.com/3d-models/{accepted.uid}'
     assert source["attribution"] == wanted
+    page = f"https://sketchfab.com/3d-models/{accepted.uid}"
+    assert (source["title"], source["author"], source["url"]) == (f"Thing {number}", f"User {number}", page)
     assert source["uri"] == f"{accepted.uid}.glb"
 
 

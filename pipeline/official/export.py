@@ -12,7 +12,7 @@ from geometry.cameras import view_depth
 from geometry.frames import Frame
 from pipeline.glb import write_glb
 from pipeline.official.depth import BACKGROUND, write_depth
-from pipeline.official.layout import JPEG, META, MODEL, Layout, Listed, item_folder
+from pipeline.official.layout import JPEG, META, MODEL, SOURCE_FIELDS, Layout, Listed, item_folder
 from pipeline.official.poses import locations
 from pipeline.official.renders import NORMALISED_SIDE
 from pipeline.shards import read_shard
@@ -46,7 +46,7 @@ def export(dataset: Path, dest: Path, layout: Layout, on_item: Callable[[int, st
         folder = item_folder(dest, sample.uid)
         folder.mkdir(parents=True)
         write(folder, sample)
-        source = {name: str(sample.meta["source"].get(name, "")) for name in ("name", "licence", "attribution")}
+        source = {name: str(sample.meta["source"].get(name, "")) for name in SOURCE_FIELDS}
         caption = str(sample.meta.get("caption", ""))
         listed.append(Listed(id=sample.uid, caption=caption, source=Attribution(**source)))
         on_item(len(listed), sample.uid)

@@ -6,13 +6,13 @@
 | image data | `meta.json` (cameras), per view `color_0000.webp`, `depth_0000.exr`, `normal_0000.webp` |
 
 The list is a `.jsonl` in the root, one object a line; we write and read `id`, `caption`, `name`, `licence`,
-`attribution`."""
+`attribution`, `title`, `author`, `url`."""
 
 import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from schemas.mesh import Attribution
 
 MODEL, JPEG, META = "model.glb", "model.jpeg", "meta.json"
 PREFIX = re.compile(r"[0-9a-f]{2}")
+SOURCE_FIELDS = tuple(f.name for f in fields(Attribution))
 MAX_LINE_BYTES = 1 << 20
 
 
@@ -97,7 +98,7 @@ def _read_line(line: bytes, where: str) -> Listed:
     item = _text(entry, "id", where)
     if not UID_PATTERN.fullmatch(item):
         raise UserError(f"{where}: 'id' is {item[:80]!r}; it names the item's folder and is {UID_PATTERN.pattern}")
-    source = Attribution(**{name: _text(entry, name, where) for name in ("name", "licence", "attribution")})
+    source = Attribution(**{name: _text(entry, name, where) for name in SOURCE_FIELDS})
     return Listed(id=item, caption=_text(entry, "caption", where), source=source)
 
 

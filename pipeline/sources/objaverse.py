@@ -143,6 +143,9 @@ def _ref(uid: str, object_path: str, annotation: dict[str, Any], captions: dict[
             name="Objaverse 1.0",
             licence=LICENCES.get(licence, licence),
             attribution=f'"{title}" by {author}, {url}',
+            title=title,
+            author=author,
+            url=url,
         ),
         caption=captions.get(uid) or ", ".join([title, *filter(None, tags)]),
     )
