@@ -33,7 +33,8 @@ def build(
 
     Args:
         source: where the assets are: folder:PATH (every .glb, .gltf, .obj below), procedural:N (N made-up assets),
-            objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), narrowed down by --select.*,
+            objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE
+            (uids, sha256s or file identifiers, one a line), narrowed down by --select.*,
             seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)
         out: folder of the dataset
         workers: processes on this machine

@@ -17,7 +17,7 @@ from pipeline.plan import ShardJob
 from pipeline.progress import Counts, counts_of
 from pipeline.sandbox import LimitsConfig, stderr_tail
 from pipeline.shards import commit, committed, unpack
-from pipeline.sources.objaverse import fetched
+from pipeline.sources.fetch import fetched
 from pipeline.zygote import Zygote
 from schemas.codec import encode
 from schemas.dataset import ShardRecord

@@ -47,7 +47,7 @@ class MeshRef:
     uid: str
     """Key of the sample; `[A-Za-z0-9_-]{1,200}` only."""
     uri: str
-    """Path of the main file, absolute; or `objaverse://` and its path on Objaverse's server."""
+    """Path of the main file, absolute; or `objaverse://` or `objaverse-xl://` and where it lies there."""
     sha256: str | None = None
     """Of the main file, when the source knows it."""
     source: Attribution = Attribution()

@@ -8,11 +8,14 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.sources.procedural.glb_bytes import Primitive, encode_glb
 
@@ -39,6 +42,8 @@ class World:
     """Answers that were sent to their end, from wherever they began."""
     faults: Counter = field(default_factory=Counter)
     ranges: list[tuple[str, int]] = field(default_factory=list)
+    rows: list["XlRow"] = field(default_factory=list)
+    """Of Objaverse-XL."""
     sent: Counter = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
@@ -85,6 +90,72 @@ def make_world(count: int, folders: int = 5) -> World:
     return World(files, annotations)
 
 
+@dataclass(kw_only=True)
+class XlRow:
+    """An asset of Objaverse-XL as its annotations have it, and where the server has it."""
+
+    origin: str
+    identifier: str
+    name: str
+    data: bytes
+    licence: str | None
+    file_type: str = "glb"
+    metadata: dict = field(default_factory=dict)
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        self.sha256 = self.sha256 or hashlib.sha256(self.data).hexdigest()
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def xl_row(number: int, origin: str) -> XlRow:
+    data = glb_of(1000 * len(origin) + number)
+    if origin == "github":
+        inside = f"org-{number % 7}/repo.{number % 11}/blob/{COMMIT}/models/thing {number}.glb"
+        name = f"raw/{inside.replace('/blob/', '/')}"
+        licence = ("MIT License", "Apache License 2.0", None)[number % 3]
+        return XlRow(origin=origin, identifier=f"https://github.com/{inside}", name=name, data=data, licence=licence)
+    if origin == "smithsonian":
+        inside = f"content/document/3d_package:{number}/resources/vase%20{number}-medium.glb"
+        identifier, told = f"https://3d-api.si.edu/{inside}", {"title": f"Vase {number}"}
+        name = f"si/{unquote(inside)}"
+        return XlRow(origin=origin, identifier=identifier, name=name, data=data, licence="CC0", metadata=told)
+    identifier = f"https://www.thingiverse.com/thing:{number}/files?fileId={number + 7}"
+    name, data = f"things/download:{number + 7}", b"solid thing\n" + data
+    return XlRow(origin=origin, identifier=identifier, name=name, data=data, licence="BSD License", file_type="stl")
+
+
+def make_xl_world(count: int, more: Sequence[XlRow] = ()) -> World:
+    """Objaverse 1.0 with `count` assets, as many in each other origin, and `more`."""
+    world = make_world(count)
+    rows = [xl_row(number, origin) for origin in ("github", "smithsonian", "thingiverse") for number in range(count)]
+    paths = json.loads(gzip.decompress(world.files["object-paths.json.gz"]))
+    for uid, path in paths.items():
+        page, data = f"https://sketchfab.com/3d-models/{uid}", world.files[path]
+        rows.append(XlRow(origin="sketchfab", identifier=page, name=path, data=data, licence="by"))
+    world.rows = [*rows, *more]
+    world.files |= {row.name: row.data for row in world.rows}
+    for origin in ("github", "sketchfab", "smithsonian", "thingiverse"):
+        world.files[f"xl/{origin}/{origin}.parquet"] = annotations_of([r for r in world.rows if r.origin == origin])
+    return world
+
+
+def annotations_of(rows: Sequence[XlRow]) -> bytes:
+    table = pa.table({
+        "fileIdentifier": [row.identifier for row in rows],
+        "source": [row.origin for row in rows],
+        "license": pa.array([row.licence for row in rows], pa.string()),
+        "fileType": [row.file_type for row in rows],
+        "sha256": [row.sha256 for row in rows],
+        "metadata": [json.dumps(row.metadata) for row in rows],
+    })  # fmt: skip
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
 def annotation_of(uid: str, number: int) -> dict:
     """As Sketchfab writes it, what nobody reads left out; `number` is ours."""
     name, slug = CATEGORIES[number % 2]
@@ -114,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        path = self.path.lstrip("/")
+        path = unquote(self.path.lstrip("/"))
         if self.world.hashes and not path.startswith("cdn/"):
             self._redirect(path)
             return
@@ -146,6 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = data[begin:]
         if fault == "wrong length":
             body = body[: len(body) // 2]
+        if fault == "wrong sha256":
+            body = bytes(body[:4]) + bytes(b ^ 1 for b in body[4:])
         if fault == "flipped byte":
             body = body[:-1] + bytes([body[-1] ^ 1])
         self.send_response(206 if begin else 200)

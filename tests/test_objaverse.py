@@ -19,7 +19,8 @@ from pipeline.process import process_job
 from pipeline.render import RenderConfig
 from pipeline.shards import committed, read_shard
 from pipeline.sources.download import DownloadError, download
-from pipeline.sources.objaverse import ObjaverseConfig, fetched, glb_fault
+from pipeline.sources.fetch import fetched
+from pipeline.sources.objaverse import ObjaverseConfig, glb_fault
 from pipeline.sources.procedural import procedural
 from pipeline.sources.selection import SelectConfig
 from pipeline.sources.spec import open_source
@@ -107,7 +108,8 @@ def test_the_package_reads_the_lvis_index(small, monkeypatch):
 SCRIPT = """
 import sys
 from pathlib import Path
-from pipeline.sources.objaverse import ObjaverseConfig, fetched
+from pipeline.sources.fetch import fetched
+from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.spec import open_source
 patience = {"timeout_s": 1.0, "attempts": 14, "backoff_s": 0.002, "max_backoff_s": 0.05}
 cfg = ObjaverseConfig(base_url=sys.argv[1], cache=sys.argv[2], **patience)
@@ -323,7 +325,7 @@ def test_what_cannot_be_understood_is_named(small, tmp_path):
     _, cfg = small
     (tmp_path / "uids").write_text("nobody\n")
     (tmp_path / "empty.csv").write_text("only one column\n")
-    with pytest.raises(UsageError, match="Objaverse-XL is not supported yet"):
+    with pytest.raises(UsageError, match="Objaverse-XL is objaverse-xl:all"):
         listed(cfg, "xl")
     with pytest.raises(UsageError, match="`all`, `lvis`, or a file"):
         listed(cfg, "nothing.txt")
@@ -333,8 +335,10 @@ def test_what_cannot_be_understood_is_named(small, tmp_path):
         listed(cfg, lvis=("sofa",))
     with pytest.raises(UserError, match="row 1 has 1 columns"):
         listed(replace(cfg, captions=str(tmp_path / "empty.csv")))
-    for wrong in ({"licences": ("mit",)}, {"sample": 0}, {"min_faces": -1}, {"min_faces": 5, "max_faces": 4}):
-        with pytest.raises(UsageError, match=r"select\.(licences|sample|min_faces)"):
+    with pytest.raises(UsageError, match=r"select\.licences: mit is none of by"):
+        listed(cfg, licences=("mit",))
+    for wrong in ({"origins": ("mars",)}, {"sample": 0}, {"min_faces": -1}, {"min_faces": 5, "max_faces": 4}):
+        with pytest.raises(UsageError, match=r"select\.(origins|sample|min_faces)"):
             SelectConfig(**wrong)
     with pytest.raises(UsageError, match="base_url"):
         ObjaverseConfig(base_url="ftp://x")

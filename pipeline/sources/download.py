@@ -22,6 +22,7 @@ _MIN_BYTES_PER_S = 1024
 """A request that brings less than this on average is given up once its time is over: a trickle never times out."""
 _RETRIED = frozenset({404, 408, 409, 410, 416, 425, 429})
 """Answers of the 400s that may change; 404 is among them since mirrors give it for files on their way."""
+_ABSENT = frozenset({404, 410})
 _SHA256 = re.compile(r'(?:W/)?"?([0-9a-f]{64})"?')
 _LINKED_ETAG = "X-Linked-Etag"
 """Where Hugging Face publishes the sha256 of a large file: on the redirect that leads to it."""
@@ -32,6 +33,11 @@ Check = Callable[[Path], str | None]
 
 class DownloadError(Exception):
     """A file could not be had; the message says what went wrong last."""
+
+    def __init__(self, message: str, absent: bool) -> None:
+        super().__init__(message)
+        self.absent = absent
+        """The server says that there is no such file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,10 @@ class DownloadConfig:
     """Seconds before the second attempt at most; twice as many before each further one, each drawn at random (ours)."""
     max_backoff_s: float = 60.0
     """Longest wait between two attempts, seconds; caps what a server asks for by Retry-After (ours)."""
+    absent_attempts: int = 4
+    """How often in a row a server may say that there is no such file before it is believed (ours)."""
+    max_file_gb: float = 4.0
+    """Largest file that is taken, 10^9 bytes (ours)."""
     concurrency: int = 4
     """Files under way at the same time, for each worker (ours)."""
 
@@ -53,16 +63,17 @@ class DownloadConfig:
         require_between("timeout_s", self.timeout_s, 0.01, 1e5)
         require_between("backoff_s", self.backoff_s, 0, 1e4)
         require_between("max_backoff_s", self.max_backoff_s, 0, 1e5)
-        if self.attempts < 1 or self.concurrency < 1:
-            raise UsageError("attempts and concurrency are 1 or more")
+        require_between("max_file_gb", self.max_file_gb, 1e-6, 1e6)
+        if min(self.attempts, self.absent_attempts, self.concurrency) < 1:
+            raise UsageError("attempts, absent_attempts and concurrency are 1 or more")
 
 
 class _Fault(Exception):
     """One attempt went wrong."""
 
-    def __init__(self, detail: str, wait_s: float = 0.0, final: bool = False) -> None:
+    def __init__(self, detail: str, wait_s: float = 0.0, final: bool = False, absent: bool = False) -> None:
         super().__init__(detail)
-        self.wait_s, self.final = wait_s, final
+        self.wait_s, self.final, self.absent = wait_s, final, absent
 
 
 def download(url: str, path: Path, cfg: DownloadConfig, check: Check) -> None:
@@ -80,14 +91,16 @@ def download(url: str, path: Path, cfg: DownloadConfig, check: Check) -> None:
             _discard(part)
             return
         # the jitter keeps machines that were turned away together from coming back together; no data depends on it
-        jitter = random.Random(os.urandom(8))
+        jitter, absent = random.Random(os.urandom(8)), 0
         for attempt in range(1, cfg.attempts + 1):
             try:
                 _attempt(url, file, part, cfg, check)
                 break
             except _Fault as fault:
-                if fault.final or attempt == cfg.attempts:
-                    raise DownloadError(f"{url}: {fault} (attempt {attempt} of {cfg.attempts})") from fault
+                absent = absent + 1 if fault.absent else 0
+                if fault.final or attempt == cfg.attempts or absent == cfg.absent_attempts:
+                    message = f"{url}: {fault} (attempt {attempt} of {cfg.attempts})"
+                    raise DownloadError(message, fault.absent) from fault
                 longest = min(cfg.max_backoff_s, cfg.backoff_s * 2 ** min(attempt - 1, 30))
                 time.sleep(max(longest * jitter.uniform(0.5, 1.0), min(fault.wait_s, cfg.max_backoff_s)))
         part.replace(path)
@@ -141,14 +154,15 @@ def _attempt(url: str, file: IO[bytes], part: Path, cfg: DownloadConfig, check: 
         opener = urllib.request.build_opener(redirects)
         with _opened(opener, request, cfg.timeout_s) as response:
             total = _start(response, file, part)
-            _receive(response, file, cfg.timeout_s)
+            _receive(response, file, cfg)
             published = _sha256_of(redirects.published or response.headers.get(_LINKED_ETAG))
     except urllib.error.HTTPError as error:
         if error.code == 416:
             file.truncate(0)
         final = 400 <= error.code < 500 and error.code not in _RETRIED
         wait = error.headers.get("Retry-After", "")
-        raise _Fault(f"HTTP {error.code} {error.reason}", float(wait) if wait.isdigit() else 0.0, final) from error
+        wait_s, absent = float(wait) if wait.isdigit() else 0.0, error.code in _ABSENT
+        raise _Fault(f"HTTP {error.code} {error.reason}", wait_s, final, absent) from error
     os.fsync(file.fileno())
     size = os.fstat(file.fileno()).st_size
     if total is not None and size < total:
@@ -200,14 +214,17 @@ def _start(response: http.client.HTTPResponse, file: IO[bytes], part: Path) -> i
     return int(length) if length.isdigit() else None
 
 
-def _receive(response: http.client.HTTPResponse, file: IO[bytes], timeout_s: float) -> None:
-    began, received = time.monotonic(), 0
+def _receive(response: http.client.HTTPResponse, file: IO[bytes], cfg: DownloadConfig) -> None:
+    began, received, have = time.monotonic(), 0, os.fstat(file.fileno()).st_size
     try:
         while chunk := _read(response):
             file.write(chunk)
             received += len(chunk)
             elapsed = time.monotonic() - began
-            if elapsed > timeout_s and received < elapsed * _MIN_BYTES_PER_S:
+            if have + received > cfg.max_file_gb * 1e9:
+                file.truncate(0)
+                raise _Fault(f"more than {cfg.max_file_gb:g} GB, the largest file that is taken", final=True)
+            if elapsed > cfg.timeout_s and received < elapsed * _MIN_BYTES_PER_S:
                 raise _Fault(f"{received} bytes in {elapsed:.1f} seconds")
     finally:
         file.flush()

@@ -4,7 +4,6 @@ Files lie as the `objaverse` package 0.1.7 lays them out, under the same names o
 `object-paths.json.gz` (uid -> `glbs/000-023/UID.glb`), `metadata/000-023.json.gz` (uid -> annotation),
 `lvis-annotations.json.gz` (category -> uids). So one cache serves both."""
 
-import contextlib
 import gzip
 import heapq
 import json
@@ -12,15 +11,15 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.sources.captions import read_captions
 from pipeline.sources.download import DownloadConfig, DownloadError, download
-from pipeline.sources.selection import LICENCES, SelectConfig, fits, rank
+from pipeline.sources.selection import LICENCES, SelectConfig, fits, rank, spdx
 from schemas.codec import UID_PATTERN
 from schemas.dataset import file_sha256
 from schemas.errors import UsageError, UserError
@@ -28,6 +27,7 @@ from schemas.ledger import Reason, Rejected
 from schemas.mesh import Attribution, MeshRef
 
 BASE_URL = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
+XL_URL = "https://huggingface.co/datasets/allenai/objaverse-xl/resolve/main"
 SCHEME = "objaverse://"
 """Uris are this and the path on the server: the same plan for every mirror and cache."""
 _CACHE_FOLDER = "hf-objaverse-v1"
@@ -52,17 +52,33 @@ class ObjaverseConfig(DownloadConfig):
     cache: str = field(default_factory=_default_cache)
     """Folder of what was downloaded, shared with the `objaverse` package and by all nodes that see it; unless told
     $SEQTEX_OBJAVERSE_CACHE, else ~/.objaverse."""
+    xl_url: str = field(default_factory=lambda: os.environ.get("SEQTEX_OBJAVERSE_XL_URL") or XL_URL)
+    """Server with Objaverse-XL's annotations; unless told $SEQTEX_OBJAVERSE_XL_URL, else Hugging Face."""
+    github_url: str = "https://raw.githubusercontent.com"
+    """Serves ORG/REPO/COMMIT/PATH."""
+    github_lfs_url: str = "https://media.githubusercontent.com/media"
+    """The same for files that a repository keeps in Git LFS."""
+    smithsonian_url: str = "https://3d-api.si.edu"
+    """Serves the Smithsonian's models."""
+    thingiverse_url: str = "https://www.thingiverse.com"
+    """Serves download:FILE."""
     captions: str = ""
     """A .csv or .parquet with columns `uid` and `caption`; name and tags where it has none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.base_url.startswith(("http://", "https://")):
-            raise UsageError(f"objaverse.base_url is {self.base_url!r}; give one that starts with https:// or http://")
+        for name, value in vars(self).items():
+            if name.endswith("_url") and not value.startswith(("http://", "https://")):
+                raise UsageError(f"objaverse.{name} is {value!r}; give one that starts with https:// or http://")
+
+    @property
+    def root(self) -> Path:
+        """Folder of the cache."""
+        return Path(self.cache).expanduser().absolute()
 
     def path(self, name: str) -> Path:
-        """Where a file of the server lies in the cache."""
-        return Path(self.cache).expanduser().absolute() / _CACHE_FOLDER / name
+        """Where a file of Objaverse 1.0's server lies in the cache."""
+        return self.root / _CACHE_FOLDER / name
 
     def url(self, name: str) -> str:
         return f"{self.base_url.rstrip('/')}/{name}"
@@ -73,36 +89,57 @@ def objaverse(which: str, select: SelectConfig, cfg: ObjaverseConfig) -> Iterato
     `select`, by uid. Reads indexes alone.
 
     Raises UsageError on an unknown `which` or category, UserError where an index or a user's file cannot be had."""
+    if unknown := sorted(set(select.licences) - LICENCES.keys()):
+        raise UsageError(f"select.licences: {', '.join(unknown)} is none of {' '.join(LICENCES)}")
     listed = _read_uids(which) if which not in ("all", "lvis") else None
     told = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
-    paths = _read_index("object-paths.json.gz", cfg)
+    paths = read_paths(cfg)
     wanted = set(paths) if listed is None else listed
     if unknown := sorted(wanted - paths.keys()):
         raise UserError(f"{which}: {len(unknown)} uids are not in Objaverse 1.0, first {unknown[0]!r}; take them out")
-    if which == "lvis" or select.lvis:
-        wanted &= _with_lvis(select.lvis, cfg)
-    names = sorted({paths[uid].split("/")[1] for uid in wanted if _OBJECT_PATH.fullmatch(paths[uid])})
-    chosen = _chosen(names, wanted, select, cfg)
+    if which == "lvis" and not select.lvis:
+        wanted &= with_lvis((), cfg)
+    chosen = annotated(wanted, paths, select, cfg)
     if select.sample is not None:
         chosen = iter(heapq.nsmallest(select.sample, chosen, key=lambda entry: rank(entry[0], select.seed)))
-    refs = (_ref(uid, paths[uid], annotation, told) for uid, annotation in chosen)
+    refs = (ref_of(uid, paths[uid], annotation, told) for uid, annotation in chosen)
     yield from sorted(refs, key=lambda ref: ref.uid)
+
+
+def read_paths(cfg: ObjaverseConfig) -> dict[str, str]:
+    """Where every asset lies on the server, by uid."""
+    return _read_index("object-paths.json.gz", cfg)
+
+
+def annotated(
+    wanted: Set[str], paths: dict[str, str], select: SelectConfig, cfg: ObjaverseConfig
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Those of `wanted` that fit, with their annotations."""
+    if select.lvis:
+        wanted = wanted & with_lvis(select.lvis, cfg)
+    names = sorted({paths[uid].split("/")[1] for uid in wanted if _OBJECT_PATH.fullmatch(paths[uid])})
+    return _chosen(names, wanted, select, cfg)
 
 
 def _read_uids(which: str) -> set[str]:
     if which in ("xl", "objaverse-xl"):
-        raise UsageError("objaverse:xl: Objaverse-XL is not supported yet; Objaverse 1.0 is objaverse:all")
+        raise UsageError("objaverse:xl: Objaverse-XL is objaverse-xl:all; Objaverse 1.0 is objaverse:all")
     path = Path(which).expanduser()
     if not path.is_file():
         raise UsageError(f"objaverse:{which}: give `all`, `lvis`, or a file with one uid a line")
+    return {line.removesuffix(".glb") for line in read_list(path)}
+
+
+def read_list(path: Path) -> set[str]:
+    """The lines of a user's file, what follows a # taken out."""
     try:
-        lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
+        lines = (re.split(r"(?:^|\s)#", line)[0].strip() for line in path.read_text().splitlines())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a text file with one uid a line") from error
-    return {line.removesuffix(".glb") for line in lines if line}
+        raise UserError(f"{path}: cannot be read ({error}); give a text file with one asset a line") from error
+    return {line for line in lines if line}
 
 
-def _with_lvis(categories: Sequence[str], cfg: ObjaverseConfig) -> set[str]:
+def with_lvis(categories: Sequence[str], cfg: ObjaverseConfig) -> set[str]:
     """Assets with one of these LVIS categories, with any where none is named."""
     known = _read_index("lvis-annotations.json.gz", cfg)
     if unknown := [name for name in categories if name not in known]:
@@ -113,7 +150,7 @@ def _with_lvis(categories: Sequence[str], cfg: ObjaverseConfig) -> set[str]:
 
 
 def _chosen(
-    names: Sequence[str], wanted: set[str], select: SelectConfig, cfg: ObjaverseConfig
+    names: Sequence[str], wanted: Set[str], select: SelectConfig, cfg: ObjaverseConfig
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """What fits, one file of annotations in memory at a time: together they take gigabytes."""
     files = [f"metadata/{name}.json.gz" for name in names]
@@ -129,7 +166,7 @@ def _chosen(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ref(uid: str, object_path: str, annotation: dict[str, Any], captions: dict[str, str]) -> MeshRef:
+def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: dict[str, str]) -> MeshRef:
     user = annotation.get("user") or {}
     title = " ".join(str(annotation.get("name") or uid).split())
     author = user.get("displayName") or user.get("username") or "unknown"
@@ -141,7 +178,7 @@ def _ref(uid: str, object_path: str, annotation: dict[str, Any], captions: dict[
         uri=SCHEME + object_path,
         source=Attribution(
             name="Objaverse 1.0",
-            licence=LICENCES.get(licence, licence),
+            licence=spdx(licence),
             attribution=f'"{title}" by {author}, {url}',
             title=title,
             author=author,
@@ -204,26 +241,20 @@ def glb_fault(path: Path) -> str | None:
     return None if told == size else f"{size} bytes where its header says {told}"
 
 
-@contextlib.contextmanager
-def fetched(refs: Iterable[MeshRef], cfg: ObjaverseConfig) -> Iterator[Iterator[MeshRef | Rejected]]:
-    """Each asset as a file of this machine, or why it cannot be had; downloads run ahead of whoever reads."""
-    with ThreadPoolExecutor(cfg.concurrency) as pool:
-        running: list[Future[MeshRef | Rejected] | MeshRef] = [
-            pool.submit(_fetch, ref, cfg) if ref.uri.startswith(SCHEME) else ref for ref in refs
-        ]
-        try:
-            yield (entry.result() if isinstance(entry, Future) else entry for entry in running)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _fetch(ref: MeshRef, cfg: ObjaverseConfig) -> MeshRef | Rejected:
+def fetch_object(ref: MeshRef, cfg: ObjaverseConfig) -> MeshRef | Rejected:
+    """An asset as a file of this machine, or why it cannot be had."""
     name = ref.uri.removeprefix(SCHEME)
     if not _OBJECT_PATH.fullmatch(name):
         return Rejected(reason=Reason.DOWNLOAD_FAILED, detail=f"{name[:200]!r} is no path of Objaverse")
     path = cfg.path(name)
     try:
-        download(cfg.url(name), path, cfg, glb_fault)
+        download(cfg.url(name), path, cfg, lambda file: glb_fault(file) or sha256_fault(file, ref.sha256))
         return replace(ref, uri=str(path), sha256=file_sha256(path))
     except (DownloadError, OSError) as error:
         return Rejected(reason=Reason.DOWNLOAD_FAILED, detail=str(error))
+
+
+def sha256_fault(path: Path, expected: str | None) -> str | None:
+    """Whether a file is the one that was annotated, where that is known."""
+    found = file_sha256(path) if expected is not None else None
+    return None if found == expected else f"its sha256 is {str(found)[:12]}..., annotated is {str(expected)[:12]}..."

@@ -7,6 +7,8 @@ from typing import Any
 
 from schemas.errors import UsageError
 
+ORIGINS = ("github", "sketchfab", "smithsonian", "thingiverse")
+"""Where Objaverse-XL's assets lie."""
 LICENCES = {
     "by": "CC-BY-4.0",
     "by-sa": "CC-BY-SA-4.0",
@@ -17,6 +19,18 @@ LICENCES = {
     "cc0": "CC0-1.0",
 }
 """SPDX identifiers of the licences in Objaverse's annotations, versions as its dataset card states them."""
+_NAMES = {
+    "mit license": "MIT",
+    "apache license 2.0": "Apache-2.0",
+    "the unlicense": "Unlicense",
+    "creative commons zero v1.0 universal": "CC0-1.0",
+    "creative commons attribution 4.0 international": "CC-BY-4.0",
+    "creative commons attribution share alike 4.0 international": "CC-BY-SA-4.0",
+    "gnu general public license v3.0": "GPL-3.0",
+    "gnu general public license v2.0": "GPL-2.0",
+    "mozilla public license 2.0": "MPL-2.0",
+}
+"""SPDX identifiers of what GitHub calls its repositories' licences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +38,12 @@ class SelectConfig:
     """Which assets of Objaverse are wanted; every condition must hold."""
 
     licences: tuple[str, ...] = ()
-    """Allowed ones: `by by-sa by-nd by-nc by-nc-sa by-nc-nd cc0`; empty: any."""
+    """Allowed ones: `by by-sa by-nd by-nc by-nc-sa by-nc-nd cc0`, for Objaverse-XL also SPDX identifiers (`MIT`) or the
+    words of the annotation; empty: any."""
+    origins: tuple[str, ...] = ()
+    """Of Objaverse-XL: `github sketchfab smithsonian thingiverse`; empty: all."""
+    file_types: tuple[str, ...] = ()
+    """Of Objaverse-XL, such as `glb`; empty: those that can be read, with `--blender.python` also through Blender."""
     min_faces: int | None = None
     """Smallest number of faces in the annotation."""
     max_faces: int | None = None
@@ -45,8 +64,8 @@ class SelectConfig:
     """Of the draw: the same assets whatever their order, and a larger sample holds a smaller one."""
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.licences) - LICENCES.keys()):
-            raise UsageError(f"select.licences: {', '.join(unknown)} is none of {' '.join(LICENCES)}")
+        if unknown := sorted(set(self.origins) - set(ORIGINS)):
+            raise UsageError(f"select.origins: {', '.join(unknown)} is none of {' '.join(ORIGINS)}")
         for name in ("min_faces", "max_faces", "sample"):
             value = getattr(self, name)
             if value is not None and value < (1 if name == "sample" else 0):
@@ -61,7 +80,7 @@ def fits(annotation: Mapping[str, Any], cfg: SelectConfig) -> bool:
     faces, textures = annotation.get("faceCount"), archive.get("textureCount")
     animations = annotation.get("animationCount")
     return (
-        (not cfg.licences or annotation.get("license") in cfg.licences)
+        licence_fits(annotation.get("license"), cfg)
         and (cfg.min_faces is None or (faces is not None and faces >= cfg.min_faces))
         and (cfg.max_faces is None or (faces is not None and faces <= cfg.max_faces))
         and (cfg.textured is None or (textures is not None and (textures > 0) is cfg.textured))
@@ -69,6 +88,17 @@ def fits(annotation: Mapping[str, Any], cfg: SelectConfig) -> bool:
         and (not cfg.tags or _shared(cfg.tags, annotation.get("tags")))
         and (not cfg.categories or _shared(cfg.categories, annotation.get("categories")))
     )
+
+
+def licence_fits(told: str | None, cfg: SelectConfig) -> bool:
+    """Whether the allow-list has a licence by its name or its SPDX identifier."""
+    allowed = {form.lower() for word in cfg.licences for form in (word, spdx(word))}
+    return not cfg.licences or not allowed.isdisjoint({(told or "").lower(), spdx(told or "").lower()} - {""})
+
+
+def spdx(licence: str) -> str:
+    """The SPDX identifier of a licence in an annotation; its own words where it has none that is known."""
+    return LICENCES.get(licence) or _NAMES.get(licence.lower()) or licence
 
 
 def _shared(wanted: tuple[str, ...], labels: list[dict[str, Any]] | None) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.official.layout import Layout
 from pipeline.sources.folder import folder, passed_over
 from pipeline.sources.objaverse import ObjaverseConfig, objaverse
+from pipeline.sources.objaverse_xl import objaverse_xl
 from pipeline.sources.official import official
 from pipeline.sources.procedural import procedural
 from pipeline.sources.selection import SelectConfig
@@ -14,7 +15,8 @@ from schemas.mesh import MeshRef
 
 USAGE = (
     "folder:PATH (every .glb, .gltf and .obj below PATH; more with --blender.python), procedural:N (N made-up assets), "
-    "objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), which --select.* narrows down, "
+    "objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE (uids, "
+    "sha256s or file identifiers, one a line), which --select.* narrows down, "
     "seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)"
 )
 
@@ -36,6 +38,8 @@ def open_source(
         return folder(path, blender) if kind == "folder" else official(path, Layout(kind))
     if kind == "objaverse" and rest:
         return objaverse(rest, select or SelectConfig(), mirror or ObjaverseConfig())
+    if kind == "objaverse-xl" and rest:
+        return objaverse_xl(rest, select or SelectConfig(), mirror or ObjaverseConfig(), blender)
     if kind == "procedural" and rest.isascii() and rest.isdigit() and int(rest) > 0:
         return procedural(int(rest), assets_dir)
     raise UsageError(f"source {spec!r} is not understood; sources are {USAGE}")

@@ -1,0 +1,194 @@
+"""Objaverse-XL: assets of four origins chosen by annotation, downloaded when their job comes.
+
+The annotations lie as the `objaverse` package 0.1.7 lays them out: `ORIGIN/ORIGIN.parquet` with the columns
+`fileIdentifier license fileType sha256 metadata`, on the server and in the cache."""
+
+import heapq
+import json
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
+from pipeline.preflight import SUFFIXES
+from pipeline.sources.captions import read_captions
+from pipeline.sources.download import DownloadError, download
+from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_list, read_paths, ref_of
+from pipeline.sources.origins import SCHEME, key_of, uri_of
+from pipeline.sources.selection import ORIGINS, SelectConfig, fits, licence_fits, rank, spdx
+from schemas.codec import UID_PATTERN
+from schemas.errors import UsageError, UserError
+from schemas.mesh import Attribution, MeshRef
+
+_COLUMNS = ["fileIdentifier", "license", "fileType", "sha256", "metadata"]
+_BATCH_ROWS = 1 << 14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One row of the annotations."""
+
+    origin: str
+    identifier: str
+    """Address of the file, or of the asset's page."""
+    licence: str
+    file_type: str
+    sha256: str | None
+    metadata: dict[str, Any]
+
+    @property
+    def uid(self) -> str:
+        """Sketchfab's, which are those of Objaverse 1.0; of other origins the `objaverse` package's key."""
+        return self.identifier.rpartition("/")[2] if self.origin == "sketchfab" else key_of(self.identifier)
+
+    @property
+    def names(self) -> set[str]:
+        """What a user's list may call it."""
+        return {self.uid, self.identifier, *filter(None, [self.sha256])}
+
+
+def objaverse_xl(which: str, select: SelectConfig, cfg: ObjaverseConfig, blender: bool = False) -> Iterator[MeshRef]:
+    """The assets of `which` (`all`, or a file of uids, sha256s or file identifiers, one a line) that fit `select`, by
+    uid. Reads annotations alone. `blender`: whether what only Blender reads counts as readable.
+
+    Raises UsageError on an unknown `which`, UserError where annotations or a user's file cannot be had."""
+    wanted = None if which == "all" else _read_names(which)
+    told = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
+    types = {name.lower().lstrip(".") for name in select.file_types or _readable(blender)}
+    found: set[str] = set()
+    refs = _candidates(wanted, found, types, select, cfg, told)
+    if select.sample is not None:
+        refs = iter(heapq.nsmallest(select.sample, refs, key=lambda ref: rank(ref.uid, select.seed)))
+    chosen = {ref.uid: ref for ref in sorted(refs, key=lambda ref: (ref.uid, ref.uri), reverse=True)}
+    if unknown := sorted((wanted or set()) - found):
+        asked = ", ".join(select.origins or ORIGINS)
+        raise UserError(f"{which}: {len(unknown)} lines are not in {asked}, first {unknown[0]!r}; take them out")
+    yield from (chosen[uid] for uid in sorted(chosen))
+
+
+def _read_names(which: str) -> set[str]:
+    path = Path(which).expanduser()
+    if not path.is_file():
+        raise UsageError(f"objaverse-xl:{which}: give `all`, or a file with one uid, sha256 or file identifier a line")
+    return read_list(path)
+
+
+def _readable(blender: bool) -> tuple[str, ...]:
+    return SUFFIXES + BLENDER_SUFFIXES if blender else SUFFIXES
+
+
+def _candidates(
+    wanted: Set[str] | None,
+    found: set[str],
+    types: Set[str],
+    select: SelectConfig,
+    cfg: ObjaverseConfig,
+    told: dict[str, str],
+) -> Iterator[MeshRef]:
+    """What fits, origin by origin; `found` gathers which of `wanted` are there at all."""
+    by_sketchfab = replace(select, licences=(), lvis=(), origins=(), file_types=(), sample=None, seed=0)
+    for origin in select.origins or ORIGINS:
+        entries = {}
+        for entry in _entries(origin, cfg):
+            if wanted is not None:
+                found |= entry.names & wanted
+            listed = wanted is None or entry.names & wanted
+            if not (listed and entry.file_type in types and UID_PATTERN.fullmatch(entry.uid)):
+                continue
+            if origin == "sketchfab":
+                entries[entry.uid] = entry
+            elif licence_fits(entry.licence, select) and not select.lvis and fits({}, by_sketchfab):
+                yield _ref(entry, told)
+        if entries:
+            yield from _from_sketchfab(entries, select, cfg, told)
+
+
+def _from_sketchfab(
+    entries: dict[str, Entry], select: SelectConfig, cfg: ObjaverseConfig, told: dict[str, str]
+) -> Iterator[MeshRef]:
+    """Assets of Objaverse 1.0: its annotations have what the others lack, its server has the files."""
+    paths = read_paths(cfg)
+    for uid, annotation in annotated(entries.keys() & paths.keys(), paths, select, cfg):
+        ref = ref_of(uid, paths[uid], annotation, {})
+        yield replace(ref, sha256=entries[uid].sha256, caption=_caption(entries[uid], told) or ref.caption)
+
+
+def _ref(entry: Entry, told: dict[str, str]) -> MeshRef:
+    uri = uri_of(entry.origin, entry.identifier)
+    path = PurePosixPath(uri.removeprefix(SCHEME))
+    stem = unquote(path.stem) if entry.origin == "smithsonian" else path.stem
+    title = " ".join(str(entry.metadata.get("title") or entry.metadata.get("name") or stem).split())
+    known = {"github": path.parts[1], "smithsonian": "Smithsonian Institution"}
+    author = str(entry.metadata.get("author") or known.get(entry.origin, "unknown"))
+    return MeshRef(
+        uid=entry.uid,
+        uri=uri,
+        sha256=entry.sha256,
+        source=Attribution(
+            name=f"Objaverse-XL, {entry.origin}",
+            licence=spdx(entry.licence),
+            attribution=f'"{title}" by {author}, {entry.identifier}',
+            title=title,
+            author=author,
+            url=entry.identifier,
+        ),
+        caption=_caption(entry, told) or title,
+    )
+
+
+def _caption(entry: Entry, told: dict[str, str]) -> str:
+    return next((told[name] for name in (entry.uid, entry.sha256, entry.identifier) if name in told), "")
+
+
+# annotations
+
+
+def _entries(origin: str, cfg: ObjaverseConfig) -> Iterator[Entry]:
+    """The rows of an origin, some at a time: all together have ten million."""
+    name = f"{origin}/{origin}.parquet"
+    path = cfg.root / name
+    try:
+        download(f"{cfg.xl_url.rstrip('/')}/{name}", path, cfg, _table_fault)
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=_known(file), use_threads=False):
+                yield from (_entry(origin, row) for row in batch.to_pylist())
+    except DownloadError as error:
+        raise UserError(f"{error}; check the network and --objaverse.xl_url, and build again") from error
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: no annotations can be read ({error}); delete it and build again") from error
+
+
+def _known(file: pq.ParquetFile) -> list[str]:
+    """The package adds `metadata` itself where a file has none."""
+    return [name for name in _COLUMNS if name in file.schema_arrow.names]
+
+
+def _entry(origin: str, row: dict[str, Any]) -> Entry:
+    metadata = row.get("metadata")
+    try:
+        known = json.loads(metadata) if isinstance(metadata, str) else metadata
+    except ValueError:
+        known = None
+    return Entry(
+        origin=origin,
+        identifier=str(row["fileIdentifier"]),
+        licence=str(row["license"] or ""),
+        file_type=str(row["fileType"] or "").lower().lstrip("."),
+        sha256=row["sha256"] or None,
+        metadata=known if isinstance(known, dict) else {},
+    )
+
+
+def _table_fault(path: Path) -> str | None:
+    """A Parquet file has its index at its end."""
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            missing = set(_COLUMNS[:4]) - set(file.schema_arrow.names)
+    except (OSError, pa.ArrowException) as error:
+        return f"damaged annotations ({error})"
+    return f"annotations without {', '.join(sorted(missing))}" if missing else None
