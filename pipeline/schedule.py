@@ -15,6 +15,8 @@ JOBS_IN_FLIGHT = 2
 """Times the room of the machines: one running, one waiting, so that no worker idles and the queue stays short."""
 JOBS_TO_COMPARE = 3
 """Finished jobs before another one can be called slow."""
+JOBS_THAT_TELL = 1001
+"""The latest ones say what is usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class Schedule:
         self._queued: deque[int] = deque()
         self._since: dict[int, float] = {}
         """When starts began to run, as far as can be told: the longest-waiting ones fill the room there is."""
-        self._seconds_per_asset: list[float] = []
+        self._seconds_per_asset: deque[float] = deque(maxlen=JOBS_THAT_TELL)
         self._numbers = itertools.count(1)
 
     def __bool__(self) -> bool:

@@ -3,6 +3,7 @@
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Set
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.plan import ShardJob
@@ -115,7 +116,8 @@ def commit(
     out: Path, job: int, outcomes: list[Outcome], samples: dict[Regime, list[tuple[str, list[Path]]]]
 ) -> LedgerPart:
     """Make a job's results count: shards first, the ledger part that names them last. Regimes never share a shard. What
-    an earlier run has committed counts until all shards are written and only their names are missing.
+    an earlier run has committed counts until all shards are written and only their names are missing; the same results
+    again, but for the time they took, change no byte.
 
     Raises UserError where the dataset cannot be written."""
     part, shards = part_path(out, job), list[ShardRecord]()
@@ -123,6 +125,8 @@ def commit(
         for regime in Regime:
             if samples.get(regime):
                 shards.append(_stage_shard(out, job, regime, samples[regime]))
+        if there := _same_results(out, LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))):
+            return there
         part.unlink(missing_ok=True)
         for regime in Regime:
             if not samples.get(regime):
@@ -140,6 +144,19 @@ def commit(
         for shard in shards:
             _staged(shard_path(out, shard.name)).unlink(missing_ok=True)
     return ledger
+
+
+def _same_results(out: Path, found: LedgerPart) -> LedgerPart | None:
+    """What is committed already, where it is the same but for the time that it took."""
+    try:
+        part = read_ledger_part(part_path(out, found.job))
+    except UserError:
+        return None
+    untimed = [[replace(outcome, seconds=0.0) for outcome in one.outcomes] for one in (part, found)]
+    if untimed[0] != untimed[1] or part.shards != found.shards:
+        return None
+    paths = [(shard_path(out, shard.name), shard.sha256) for shard in part.shards]
+    return part if all(path.is_file() and file_sha256(path) == sha256 for path, sha256 in paths) else None
 
 
 def committed(out: Path, job: ShardJob) -> LedgerPart | None:

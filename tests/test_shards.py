@@ -164,6 +164,24 @@ def test_no_dataset_is_an_error_not_a_verdict(tmp_path):
         verify(tmp_path)
 
 
+def test_the_same_results_again_change_no_byte(dataset, tmp_path):
+    """Not even the times in the ledger: who does a job again leaves what is there. Damage is mended."""
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in dataset.glob("*/*") if path.is_file()}
+    files: dict[Regime, list[tuple[str, list[Path]]]] = {}
+    for uid, regime in REGIMES.items():
+        if regime:
+            files.setdefault(regime, []).append((uid, field_files(tmp_path / "fields", uid, regime)))
+    later = [replace(outcome(uid, regime), seconds=9.0) for uid, regime in REGIMES.items()]
+    commit(dataset, 0, later, files)
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before}
+    assert {path for path in dataset.glob("*/*") if path.is_file()} == before.keys()
+    shard = shard_path(dataset, "textured-000000.tar")
+    shard.write_bytes(b"damaged")
+    commit(dataset, 0, later, files)
+    assert shard.read_bytes() == before[shard][0]
+    assert [row.seconds for row in read_ledger_part(part_path(dataset, 0)).outcomes] == [9.0] * 4
+
+
 @pytest.mark.parametrize("step", ["add", "fsync", "replace"])
 def test_a_failure_anywhere_leaves_no_file_that_counts(dataset, tmp_path, monkeypatch, step):
     """Also when the disk is full: the message says so. What was committed before stays until all is written, and is
