@@ -63,7 +63,7 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
         loaded = wear_jpeg(loaded, path.with_name(JPEG), cfg.preflight)
     if isinstance(loaded, Rejected):
         return Processed(result=loaded, measurements=measurements)
-    if fault := _without_extent(loaded):
+    if fault := _incomplete(loaded, facts) or _without_extent(loaded):
         return Processed(result=fault, measurements=measurements)
     measurements = measure(loaded, facts)
     if rejected := _rejected(measurements, cfg):
@@ -108,6 +108,16 @@ def _changed(path: Path, ref: MeshRef) -> Rejected | None:
     return Rejected(reason=Reason.INPUT_CHANGED, detail=f"sha256 {found[:12]} where {ref.sha256[:12]} was planned")
 
 
+def _incomplete(mesh: TexturedMesh, facts: AssetFacts) -> Rejected | None:
+    """The loader made something else of a file than the preflight had counted in it."""
+    images = [mesh.textures[material.texture].image for material in mesh.materials if material.texture is not None]
+    found, distinct = len(mesh.faces), len({id(image) for image in images})
+    if found == facts.faces and distinct >= facts.images and all(image.size for image in images):
+        return None
+    detail = f"{found:,} faces and {distinct} images were loaded, {facts.faces:,} and {facts.images} are in the file"
+    return Rejected(reason=Reason.LOAD_ERROR, detail=detail)
+
+
 def _without_extent(mesh: TexturedMesh) -> Rejected | None:
     if not len(mesh.faces):
         return Rejected(reason=Reason.NO_GEOMETRY, detail="0 faces")
@@ -140,7 +150,7 @@ def _make_sample(
     surface = pack_surface(mesh)
     views = render_views(mesh, cameras, cfg.views, rasterizer, surface)
     measurements = measure_views(measurements, views, cameras)
-    if rejected := _rejected(measurements, cfg):
+    if rejected := _rejected(measurements, cfg) or _blank(views):
         return Processed(result=rejected, measurements=measurements)
     uv_mesh, maps, mv_only = None, None, None
     unwrapped = unwrap(mesh, measurements, cfg.unwrap, cfg.uv.resolution)
@@ -167,6 +177,13 @@ def _make_sample(
     if lit.images is not None:
         sample.meta["shading"] = lit.shading
     return Processed(result=sample, measurements=measurements, mv_only=mv_only)
+
+
+def _blank(views: Views) -> Rejected | None:
+    """Nothing to see from any side, whatever the judge has been told to let pass."""
+    if views.mask.any():
+        return None
+    return Rejected(reason=Reason.BARELY_VISIBLE, detail=f"0 pixels in {len(views.mask)} views")
 
 
 def _sample(

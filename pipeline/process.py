@@ -1,7 +1,6 @@
 """One job from assets to shards. No Ray: these are plain functions."""
 
 import contextlib
-import json
 import shutil
 import tempfile
 import time
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.answer import Answer, read_answer, write_answer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig, config_from_dict
 from pipeline.isolation.room import interpreter_files
@@ -29,7 +29,6 @@ ASSET_TARGET = "pipeline.process:process_in_child"
 WARM_UP = "pipeline.warm_up:warm_up"
 ATTEMPTS = 2
 """How often an asset is tried whose child somebody else killed."""
-_OUTCOME = "outcome.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,22 +132,21 @@ def _run_asset(
     base = replace(_outcome(ref, fault), sha256=local.sha256, seconds=seconds, sandbox=ended.sandbox or None)
     if ended.reason is not None:
         return base, []
-    told = _read_outcome(directory / _OUTCOME)
-    if told is None:
-        detail = f"the child ended without an outcome; {stderr_tail(directory)}".removesuffix("; ")
+    answer = _answer(directory)
+    if isinstance(answer, str):
+        detail = f"{answer}; {stderr_tail(directory)}".removesuffix("; ")
         return replace(base, reason=Reason.CRASHED, detail=detail), []
-    regime = Regime(told["regime"]) if told["regime"] else None
-    reason = Reason(told["reason"]) if told["reason"] else None
+    regime, reason = answer.regime, answer.verdict.reason if answer.verdict else None
     outcome = replace(
         base,
         status=Status.ACCEPTED if regime else (Status.FAILED if reason in FAILURES else Status.REJECTED),
         regime=regime,
         reason=reason,
-        detail=told["detail"],
+        detail=answer.verdict.detail if answer.verdict else "",
         shard=f"{regime}-{job:06d}.tar" if regime else None,
-        measurements=Measurements(**told["measurements"]),
+        measurements=answer.measurements,
     )
-    return outcome, sorted((directory / "fields").iterdir()) if regime else []
+    return outcome, list(answer.files)
 
 
 def _readable(ref: MeshRef, cfg: BuildConfig) -> tuple[Path, ...]:
@@ -176,14 +174,18 @@ def _outcome(ref: MeshRef, fault: Rejected | None) -> Outcome:
     )
 
 
-def _read_outcome(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_bytes()) if path.is_file() else None
+def _answer(directory: Path) -> Answer | str:
+    """What an asset's process has left, or what is wrong with that."""
+    try:
+        return read_answer(directory) or "the child ended without an outcome"
+    except ValueError as error:
+        return f"the child left an outcome that cannot be used: {error}"
 
 
 def _stage_seconds(directory: Path) -> float:
     """0 for an asset that did not get to its end."""
-    told = _read_outcome(directory / _OUTCOME)
-    return float(told["stage_seconds"]) if told else 0.0
+    answer = _answer(directory)
+    return 0.0 if isinstance(answer, str) else answer.stage_seconds
 
 
 def process_in_child(request: dict[str, Any], directory: Path) -> None:
@@ -194,19 +196,10 @@ def process_in_child(request: dict[str, Any], directory: Path) -> None:
     processed = process_asset(ref, config_from_dict(BuildConfig, request["cfg"]))
     fields = {} if isinstance(processed.result, Rejected) else encode(processed.result)
     stage_seconds = time.perf_counter() - start
-    verdict, regime = processed.mv_only, None
-    if isinstance(processed.result, Rejected):
-        verdict = processed.result
-    else:
-        regime = processed.result.regime
-        (directory / "fields").mkdir()
-        for name, data in fields.items():
-            (directory / "fields" / name).write_bytes(data)
-    outcome = {
-        "regime": regime,
-        "reason": verdict.reason if verdict else None,
-        "detail": verdict.detail if verdict else "",
-        "measurements": asdict(processed.measurements),
-        "stage_seconds": stage_seconds,
-    }
-    (directory / _OUTCOME).write_text(json.dumps(outcome))
+    answer = Answer(
+        regime=None if isinstance(processed.result, Rejected) else processed.result.regime,
+        verdict=processed.result if isinstance(processed.result, Rejected) else processed.mv_only,
+        measurements=processed.measurements,
+        stage_seconds=stage_seconds,
+    )
+    write_answer(directory, answer, fields)
