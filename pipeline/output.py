@@ -16,6 +16,7 @@ from pipeline.attribution import FILE as ATTRIBUTION
 from pipeline.attribution import AttributionTable
 from pipeline.card import CardFacts, dataset_card
 from pipeline.config import BuildConfig, config_from_dict
+from pipeline.croissant import croissant_json
 from pipeline.plan import ShardJob, plan_bytes, plan_difference, read_plan
 from pipeline.progress import Counts, counts_of
 from pipeline.shards import committed
@@ -174,7 +175,7 @@ def finished(out: Path, jobs: list[ShardJob]) -> dict[int, Counts]:
 
 
 def finish(out: Path, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) -> BuildReport:
-    """Index and card, once every job is committed."""
+    """What belongs to the whole, once every job is committed: index, attribution, card, Croissant metadata."""
     shards, facts, owed = list[LedgerPart](), CardFacts(), AttributionTable()
     for job in jobs:
         part = read_ledger_part(part_path(out, job.index))
@@ -183,10 +184,13 @@ def finish(out: Path, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) ->
         owed.add(job, part)
         shards.append(replace(part, outcomes=()))  # rows are read once and let go: a plan may have millions
     assert len(part_paths(out)) == len(jobs)
-    written = {
-        ATTRIBUTION: owed.parquet(),
-        "index.json": index_json(out, shards),
+    written = {ATTRIBUTION: owed.parquet(), "index.json": index_json(out, shards)}
+    hashed = written | {"dataset.json": dataset_json(info)}
+    sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in hashed.items()}
+    sha256["plan.parquet"] = info.plan_sha256
+    written |= {
         "README.md": dataset_card(info, facts).encode(),
+        "croissant.json": croissant_json(info, facts, [shard for part in shards for shard in part.shards], sha256),
     }
     for name, data in written.items():
         if not (out / name).is_file() or (out / name).read_bytes() != data:

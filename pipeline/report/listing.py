@@ -66,6 +66,9 @@ def columns(assets: Sequence[Listed], judge: JudgeConfig) -> dict[str, list[Any]
     texts: dict[str, list[Any]] = {
         "uid": [o.uid for o in outcomes],
         "name": [source.name for source in sources],
+        "title": [source.title for source in sources],
+        "author": [source.author for source in sources],
+        "page": [source.url for source in sources],
         "caption": [asset.ref.caption if asset.ref else "" for asset in assets],
         "licence": [source.licence for source in sources],
         "attribution": [source.attribution for source in sources],
@@ -74,6 +77,7 @@ def columns(assets: Sequence[Listed], judge: JudgeConfig) -> dict[str, list[Any]
         "reason": [str(o.reason or "") for o in outcomes],
         "detail": [o.detail for o in outcomes],
         "shard": [(o.shard or "").removesuffix(".tar") for o in outcomes],
+        "sandbox": [o.sandbox or "" for o in outcomes],
         "suspicion": [", ".join(suspicions(o.measurements, judge)) for o in outcomes],
         "seconds": [_rounded(o.seconds) for o in outcomes],
     }

@@ -66,7 +66,7 @@ const EVERYTHING = { text: "", fates: [], reasons: [], licence: null, ranges: []
 
 /* Indices of the assets that fit, in the order asked for; what has no value comes last. */
 function selected(state) {
-  const { uid, name, caption, uri, fate, reason, licence } = gallery.columns;
+  const { uid, name, title, author, caption, uri, fate, reason, licence } = gallery.columns;
   const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
   const fates = new Set(state.fates), reasons = new Set(state.reasons);
   const fitting = [];
@@ -76,7 +76,7 @@ function selected(state) {
     if (state.licence !== null && licence[i] !== state.licence) continue;
     if (!state.ranges.every((range) => inRange(range, i))) continue;
     if (words.length) {
-      const text = `${uid[i]} ${name[i]} ${caption[i]} ${uri[i]}`.toLowerCase();
+      const text = `${uid[i]} ${name[i]} ${title[i]} ${author[i]} ${caption[i]} ${uri[i]}`.toLowerCase();
       if (!words.every((word) => text.includes(word))) continue;
     }
     fitting.push(i);

@@ -30,7 +30,8 @@ function shortNumber(value) {
 }
 
 function titleOf(index) {
-  return gallery.value("caption", index).trim() || gallery.value("uid", index);
+  const { title, caption, uid } = gallery.columns;
+  return title[index].trim() || caption[index].trim() || uid[index];
 }
 
 // filters

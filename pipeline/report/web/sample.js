@@ -72,11 +72,15 @@ function source(index) {
   const rows = {
     uid: gallery.value("uid", index),
     source: gallery.value("name", index),
+    title: gallery.value("title", index),
+    author: gallery.value("author", index),
     caption: gallery.value("caption", index),
     licence: gallery.value("licence", index) || "not stated",
     attribution: gallery.value("attribution", index) || "not stated",
+    page: gallery.value("page", index),
     file: gallery.value("uri", index),
     shard: gallery.value("shard", index) ? `${gallery.value("shard", index)}.tar` : "",
+    sandbox: gallery.value("sandbox", index),
   };
   const told = Object.entries(rows).filter(([, value]) => value);
   return [
