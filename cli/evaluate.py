@@ -22,9 +22,11 @@ from schemas.dataset import write_file
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
 from training.checkpoints import Card, Checkpoint, load_checkpoint
-from training.metrics.distribution import Interval, bootstrap, frechet_distance, kernel_distance, pooled
+from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
 from training.metrics.features import ImageFeatures, load_features
 from training.metrics.images import mean_color_fill, psnr, ssim
+from training.metrics.kernels import FEWEST, cubic, gaussian, kernel_distance_by_mesh
+from training.metrics.lpips import SMALLEST, Lpips, PerceptualDistance
 from training.metrics.surface import Seen, cross_view_consistency, seam_step, visible_texels
 from training.sampler import SamplerConfig
 
@@ -46,10 +48,12 @@ class Metric:
 METRICS = {
     "uv_psnr": Metric(title="UV map, PSNR over covered texels, dB", better="more"),
     "uv_ssim": Metric(title="UV map, SSIM over covered texels", better="more"),
+    "uv_lpips": Metric(title="UV map, LPIPS over covered texels", better="less"),
     "fill_psnr": Metric(title="  the same of the mean-colour fill, dB", better="more"),
     "unseen_psnr": Metric(title="UV map, PSNR over texels that no view sees, dB", better="more"),
     "view_psnr": Metric(title="generated views, PSNR over covered pixels, dB", better="more"),
     "view_ssim": Metric(title="generated views, SSIM", better="more"),
+    "view_lpips": Metric(title="generated views, LPIPS over covered pixels", better="less"),
     "render_psnr": Metric(title="renders of the texture against the true views, PSNR, dB", better="more"),
     "view_to_uv_psnr": Metric(title="generated views against renders of the texture, PSNR, dB", better="more"),
     "cross_view_step": Metric(title="colour step of a point between two views", better="less"),
@@ -84,6 +88,7 @@ def evaluate(
     batch_size: int = 4,
     device: str = "auto",
     features: str = "",
+    lpips: Path | None = None,
 ) -> int:
     """Texture the meshes of a dataset that was not trained on, and compare with the truth. Figures are means over
     meshes with 95 % bootstrap intervals.
@@ -100,19 +105,21 @@ def evaluate(
         seed: of the noise; mesh i has seed + i
         batch_size: meshes sampled together
         device: cpu, cuda, or auto
-        features: network for FID and KID of renders against true views: clip:PATH (directory or hub repository) or
-            inception:FILE (weights of the original Inception, needs the `metrics` extra); empty: neither
+        features: network for FID, KID and, with clip, CMMD of renders against true views: clip:PATH (directory or hub
+            repository) or inception:FILE (weights of the original Inception, needs the `metrics` extra); empty: neither
+        lpips: torchvision's AlexNet weights (alexnet-owt-7be5be79.pth), for LPIPS; not given: none
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     network = load_checkpoint(checkpoint, device)
     extractor = load_features(features, device) if features else None
+    perceptual = Lpips(lpips, device) if lpips else None
     samples = islice(stored_samples(dataset, Regime.TEXTURED), meshes)
     cfg, judged = SamplerConfig(steps=steps, solver=solver, guidance=guidance), list[Judged]()
     with bar("evaluating", meshes, "meshes") as update:
         while group := list(islice(samples, batch_size)):
             seeds = [seed + len(judged) + i for i in range(len(group))]
-            judged += judge_group(group, network, cfg, task, seeds, device)
+            judged += judge_group(group, network, cfg, task, seeds, device, perceptual)
             update(len(judged), group[-1].uid)
     if not judged:
         raise UserError(f"{dataset}: no textured sample; build a dataset with textured meshes")
@@ -126,7 +133,13 @@ def evaluate(
 
 
 def judge_group(
-    samples: list[TextureSample], network: Checkpoint, cfg: SamplerConfig, task: str, seeds: list[int], device: str
+    samples: list[TextureSample],
+    network: Checkpoint,
+    cfg: SamplerConfig,
+    task: str,
+    seeds: list[int],
+    device: str,
+    perceptual: PerceptualDistance | None = None,
 ) -> list[Judged]:
     for sample in samples:
         check_size(sample, network.card)
@@ -138,7 +151,7 @@ def judge_group(
         seeds=seeds,
         device=device,
     )
-    return [judge_result(sample, result, task) for sample, result in zip(samples, results, strict=True)]
+    return [judge_result(sample, result, task, perceptual) for sample, result in zip(samples, results, strict=True)]
 
 
 def check_size(sample: TextureSample, card: Card) -> None:
@@ -165,7 +178,9 @@ def condition_of(sample: TextureSample, task: str) -> Condition:
     return Condition(images=dict(enumerate(views)), prompt=str(sample.meta.get("caption", "")))
 
 
-def judge_result(sample: TextureSample, result: TexturedSubject, task: str) -> Judged:
+def judge_result(
+    sample: TextureSample, result: TexturedSubject, task: str, perceptual: PerceptualDistance | None = None
+) -> Judged:
     assert sample.uv is not None and sample.mesh is not None
     views, uv = sample.views, sample.uv
     render = RenderConfig(resolution=views.mask.shape[1])
@@ -187,12 +202,16 @@ def judge_result(sample: TextureSample, result: TexturedSubject, task: str) -> J
     }
     if unseen.any():
         figures["unseen_psnr"] = capped_psnr(result.uv_rgb, uv.rgb, unseen)
+    if perceptual and min(uv.mask.shape) >= SMALLEST:
+        figures["uv_lpips"] = perceptual(result.uv_rgb, uv.rgb, uv.mask)
     given = GIVEN[task]
     made = slice(given, None) if given is not None else slice(0)
     if len(views.mask[made]):
         pairs = list(zip(result.views_rgb[made], views.rgb[made], views.mask[made], strict=True))
         figures["view_psnr"] = capped_psnr(result.views_rgb[made], views.rgb[made], views.mask[made])
         figures["view_ssim"] = float(np.mean([ssim(*pair) for pair in pairs]))
+        if perceptual and min(views.mask.shape[1:]) >= SMALLEST:
+            figures["view_lpips"] = float(np.mean([perceptual(*pair) for pair in pairs]))
     return Judged(uid=sample.uid, figures=figures, renders=renders, true_views=views.rgb)
 
 
@@ -211,19 +230,25 @@ def summarise(judged: list[Judged]) -> dict[str, Interval]:
 
 
 def compare_sets(judged: list[Judged], extractor: ImageFeatures) -> dict[str, Interval]:
-    """FID and KID (times 1000) of all renders against all true views, bootstrapped over meshes."""
+    """FID, KID and CMMD (the last two times 1000, as published) of all renders against all true views; FID bootstrapped
+    over meshes, the others with the jackknife's interval."""
     made = [extractor(one.renders) for one in judged]
     true = [extractor(one.true_views) for one in judged]
 
     def fid(rows: np.ndarray) -> float:
         return frechet_distance(pooled(made[i] for i in rows), pooled(true[i] for i in rows))
 
-    estimates = 1000 * kernel_distance(np.concatenate(made), np.concatenate(true))
-    low, high = np.percentile(estimates, [2.5, 97.5])
-    return {
-        f"fid ({extractor.name})": bootstrap(np.arange(len(judged)), fid, resamples=20),
-        f"kid x 1000 ({extractor.name})": Interval(value=float(estimates.mean()), low=float(low), high=float(high)),
-    }
+    name = extractor.name
+    found = {f"fid ({name})": bootstrap(np.arange(len(judged)), fid, resamples=20)}
+    if len(judged) >= FEWEST:
+        found[f"kid x 1000 ({name})"] = thousandfold(kernel_distance_by_mesh(made, true, cubic))
+        if name == "clip":
+            found["cmmd (clip)"] = thousandfold(kernel_distance_by_mesh(made, true, gaussian))
+    return found
+
+
+def thousandfold(interval: Interval) -> Interval:
+    return Interval(value=1000 * interval.value, low=1000 * interval.low, high=1000 * interval.high)
 
 
 def show(summary: dict[str, Interval], count: int, task: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 import cli.ablate
 from cli.ablation_table import Outcome, over_seeds, plot, table_rows
@@ -15,6 +16,9 @@ from cli.main import main
 from pipeline.process import process_asset
 from schemas.sample import Regime, TextureSample
 from tests.small_dataset import write_samples
+from training.batch import encode_batch, to_model
+from training.checkpoints import load_checkpoint
+from training.held_out import DRAWS, QUARTERS, held_out_losses
 
 REPO = Path(__file__).resolve().parents[1]
 SMALL = ["--steps", "3", "--mixed_assets", "3", "--clean_assets", "3", "--held_out_meshes", "2", "--sample_steps", "2",
@@ -62,8 +66,8 @@ def test_a_result_holds_every_held_out_mesh_and_its_mean(ablation):
     other = json.loads((out / "runs" / "geometry-off-0" / "result.json").read_text())
     assert [row["uid"] for row in run["meshes"]] == [row["uid"] for row in other["meshes"]]
     assert len(run["meshes"]) == 2
-    mean = sum(row["uv_psnr"] for row in run["meshes"]) / 2
-    assert run["figures"]["uv_psnr"] == pytest.approx(mean)
+    for name in ("uv_psnr", "flow_uv", "flow_mv"):
+        assert run["figures"][name] == pytest.approx(sum(row[name] for row in run["meshes"]) / 2)
     shapes = [
         {sample.mesh.vertices.tobytes() for sample in stored_samples(out / "data" / name, Regime.TEXTURED)}
         for name in ("training-1", "held_out-1")
@@ -91,8 +95,35 @@ def test_no_run_begins_when_the_time_is_over(ablation, tmp_path, monkeypatch, ca
     assert not list(tmp_path.glob("runs/*"))
 
 
+def test_the_loss_on_held_out_meshes_is_that_of_the_flow_and_asks_all_networks_the_same(ablation):
+    """A network that answers nothing is off by the whole flow, noise less latents: by 1 and the latents' power."""
+    out, _ = ablation
+    samples = list(stored_samples(out / "data" / "held_out-1", Regime.TEXTURED))[:2]
+    network = load_checkpoint(out / "runs" / "base-0" / "checkpoint")
+    network.model.forward = lambda mv, uv, timestep, text: (torch.zeros_like(mv[:, :16]), torch.zeros_like(uv[:, :16]))
+    losses = held_out_losses(network, samples, "img2tex")
+    for sample, row in zip(samples, losses, strict=True):
+        latents = encode_batch(to_model(sample), network.codec)
+        values = latents.uv.rgb.numel() * len(QUARTERS) * DRAWS
+        power = float(latents.uv.rgb.square().mean())
+        assert row["flow_uv"] == pytest.approx(1 + power, abs=5 * (2 + 4 * power) ** 0.5 / values**0.5)
+    assert held_out_losses(network, samples, "img2tex") == losses
+    levels: list[float] = []
+    network.model.forward = lambda mv, uv, timestep, text: levels.append(float(timestep.max())) or (
+        torch.zeros_like(mv[:, :16]), torch.zeros_like(uv[:, :16]))  # fmt: skip
+    held_out_losses(network, samples[:1], "img2tex")
+    assert sorted(set(levels)) == pytest.approx([1000 * 5 * s / (1 + 4 * s) for s in QUARTERS])
+
+
 def outcome(cell: str, seed: int, psnr: float) -> Outcome:
-    return Outcome(cell=cell, seed=seed, loss=1.0, seconds=1.0, figures={"render_psnr": psnr}, meshes=[])
+    return Outcome(
+        cell=cell,
+        seed=seed,
+        loss=1.0,
+        seconds=1.0,
+        figures={"render_psnr": psnr, "flow_uv": 1.0 + 0.001 * seed},
+        meshes=[],
+    )
 
 
 def test_intervals_are_students_over_seeds_and_differences_are_paired():
@@ -105,11 +136,12 @@ def test_intervals_are_students_over_seeds_and_differences_are_paired():
     outcomes = [outcome("base", seed, value) for seed, value in psnr.items()]
     outcomes += [outcome(cell, s, psnr[s] + gain) for cell, gained in gains.items() for s, gain in enumerate(gained)]
     base, same, better = table_rows(outcomes)
-    assert base.against_base is None and not base.differs
-    assert not same.differs and same.against_base.value == pytest.approx(0.0)
-    assert better.differs and better.against_base.value == pytest.approx(1.0)
+    assert not base.against_base and not base.differs("render_psnr")
+    assert not same.differs("render_psnr") and same.against_base["render_psnr"].value == pytest.approx(0.0)
+    assert better.differs("render_psnr") and better.against_base["render_psnr"].value == pytest.approx(1.0)
+    assert not better.differs("flow_uv") and better.against_base["flow_uv"].value == 0.0
     assert better.figures["render_psnr"].low < base.figures["render_psnr"].value
-    circles = ElementTree.fromstring(plot([base, same, better])).findall("{*}circle")
+    circles = ElementTree.fromstring(plot([base, same, better])).findall("{*}g[1]/{*}circle")
     assert [circle.get("fill") == "#c33" for circle in circles] == [False, False, True]
     assert float(circles[2].get("cx")) > float(circles[0].get("cx"))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.metrics.distribution import Moments, bootstrap, frechet_distance, kernel_distance, pooled
+from training.metrics.distribution import Moments, bootstrap, frechet_distance, pooled
 
 
 def gaussian(mean: np.ndarray, deviation: np.ndarray) -> Moments:
@@ -33,28 +33,6 @@ def test_moments_of_parts_are_those_of_the_whole():
     assert parts.count == whole.count == 1000
     np.testing.assert_allclose(parts.mean, features.mean(axis=0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(parts.covariance, np.cov(features.astype(np.float64).T), rtol=1e-10)
-
-
-def literal_kid(x: np.ndarray, y: np.ndarray) -> float:
-    def k(a, b):
-        return (a @ b / len(a) + 1) ** 3
-
-    n = len(x)
-    same = sum(k(x[i], x[j]) + k(y[i], y[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-    return same - 2 * sum(k(a, b) for a in x for b in y) / n**2
-
-
-def test_kernel_distance_is_the_unbiased_estimate():
-    rng = np.random.default_rng(2)
-    x, y = rng.normal(size=(20, 4)), rng.normal(0.3, 1.0, (20, 4))
-    # subsets of all 20 images are permutations of one another
-    np.testing.assert_allclose(kernel_distance(x, y, subsets=3), literal_kid(x, y), rtol=1e-10)
-    a, b = rng.normal(size=(2, 3000, 4))
-    estimates = kernel_distance(a, b, subsets=200)
-    assert abs(estimates.mean()) < 4 * estimates.std() / np.sqrt(30), "unbiased: around 0 for equal distributions"
-    assert kernel_distance(a, b + 1.0).mean() > 10 * estimates.std()
-    with pytest.raises(ValueError, match="two images"):
-        kernel_distance(x[:1], y)
 
 
 def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says():

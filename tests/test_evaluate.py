@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import cli.evaluate
 from cli.main import main
@@ -19,6 +20,7 @@ from training.batch import encode_batch, to_model, to_uint8, uv_to_image
 from training.checkpoints import load_checkpoint
 from training.latents import DctCodec
 from training.metrics.images import psnr
+from training.metrics.lpips import AlexFeatures
 from training.metrics.surface import Seen, cross_view_consistency
 
 CONFIG = BuildConfig(views=RenderConfig(resolution=VIEW), uv=BakeConfig(resolution=UV))
@@ -113,4 +115,14 @@ def test_sets_are_compared_by_the_features_of_a_clip_model(dataset, checkpoint, 
         "summary"
     ]
     assert summary["fid (clip)"]["value"] > 0
-    assert summary["kid x 1000 (clip)"]["high"] >= summary["kid x 1000 (clip)"]["low"]
+    for name in ("kid x 1000 (clip)", "cmmd (clip)"):
+        assert summary[name]["high"] >= summary[name]["value"] >= summary[name]["low"]
+
+
+def test_lpips_is_measured_where_its_weights_are_given(dataset, checkpoint, tmp_path):
+    torch.manual_seed(0)
+    torch.save(AlexFeatures().state_dict(), tmp_path / "alexnet.pth")
+    result = evaluated(
+        tmp_path, dataset, "--checkpoint", checkpoint, "--meshes", 1, "--lpips", tmp_path / "alexnet.pth"
+    )
+    assert result["summary"]["uv_lpips"]["value"] > 0 and result["summary"]["view_lpips"]["value"] > 0

@@ -88,13 +88,22 @@ def is_equal(run: Path, whole: Path) -> bool:
     )
 
 
-def killed_at(cfg: TrainConfig, step: int, seconds: float, **options: Any) -> bool:
-    """Trains until some seconds after a step, or is over before: whether SIGKILL ended it."""
-    process = start(cfg, **options)
-    assert wait_until(lambda: steps_done(cfg.run.directory) >= step, process), told(cfg.run.directory)
-    time.sleep(seconds)
-    os.kill(process.pid, signal.SIGKILL)
-    return ended(process) == [-signal.SIGKILL]
+def interrupted(cfg: TrainConfig, step: int, number: signal.Signals, rng: np.random.Generator, **options: Any) -> int:
+    """Trains until a random moment within two steps after `step` and sends a signal; the exit code. A run that was over
+    before is made anew: nothing interrupted it."""
+    run = cfg.run.directory
+    while True:
+        process = start(cfg, **options)
+        assert wait_until(lambda: steps_done(run) >= step, process), told(run)
+        time.sleep(float(rng.uniform(0, 2)) * read_losses(run / "losses.jsonl")[-1]["seconds"] / step)
+        if process.is_alive():
+            os.kill(process.pid, number)
+        (code,) = ended(process)
+        assert code is not None, f"hangs: {told(run)}"
+        if code:
+            return code
+        shutil.rmtree(run)
+        seen_path(run, 0).unlink()
 
 
 @pytest.mark.trust(21)
@@ -103,13 +112,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(dataset: Path, tmp_path: Path, tr
     """Killed once at a random moment behind each of so many random steps."""
     whole = tmp_path / "whole"
     run_to_end(config(dataset, whole, workers=workers))
-    seconds = read_losses(whole / "losses.jsonl")[-1]["seconds"] / STEPS
     rng, held, runs = trust.rng(), 0, trust.count(full=20, short=1)
     for case in range(runs):
         cfg = config(dataset, tmp_path / f"run{case}", workers=workers)
-        killed = killed_at(cfg, int(rng.integers(1, STEPS - 4)), float(rng.uniform(0, 2 * seconds)))
+        code = interrupted(cfg, int(rng.integers(1, STEPS - 4)), signal.SIGKILL, rng)
         run_to_end(cfg)
-        held += killed and is_equal(cfg.run.directory, whole)
+        held += code == -signal.SIGKILL and is_equal(cfg.run.directory, whole)
     trust.held(held, runs)
     assert held == runs
 
@@ -193,7 +201,6 @@ def test_a_signal_saves_at_the_end_of_a_batch_and_the_run_goes_on(
     """`seqtex train` itself, and its exit code."""
     whole = config(dataset, tmp_path / "whole")
     run_to_end(whole)
-    seconds = read_losses(tmp_path / "whole" / "losses.jsonl")[-1]["seconds"] / STEPS
     rng, held, runs = trust.rng(), 0, trust.count(full=10, short=1)
     for case in range(runs):
         cfg = config(dataset, tmp_path / f"run{case}")
@@ -201,17 +208,13 @@ def test_a_signal_saves_at_the_end_of_a_batch_and_the_run_goes_on(
         options = {"data.directory": dataset, "run.directory": run, "run.max_steps": STEPS, "run.state_every": 100}
         command = COMMAND + [word for option, value in options.items() for word in (f"--{option}", str(value))]
         command += ["--data.workers", str(rng.choice([0, 2]))]
-        process = start(cfg, command=command)
         step = int(rng.integers(1, STEPS - 4))
-        assert wait_until(lambda run=run, step=step: steps_done(run) >= step, process), told(run)
-        time.sleep(float(rng.uniform(0, 2 * seconds)))
-        os.kill(process.pid, getattr(signal, name))
-        codes = ended(process)
+        code = interrupted(cfg, step, getattr(signal, name), rng, command=command)
         stopped, done = newest_state(run / "states"), steps_done(run)
-        is_boundary = stopped is not None and stopped.name == f"step-{done:08d}.ckpt" and step <= done < STEPS
+        is_boundary = stopped is not None and stopped.name == f"step-{done:08d}.ckpt" and step <= done
         is_unfinished = not (run / "checkpoint").exists() and f"stopped by {name} after step {done}" in told(run)
         run_to_end(cfg)
-        held += codes == [75] and is_boundary and is_unfinished and is_equal(run, whole.run.directory)
+        held += code == 75 and is_boundary and is_unfinished and is_equal(run, whole.run.directory)
     trust.held(held, runs)
     assert held == runs
 
@@ -234,10 +237,10 @@ def test_gradients_that_are_no_numbers_never_reach_a_weight(dataset: Path, tmp_p
         broken = range(first, first + int(rng.integers(1, 4)))
         whole, run = (with_budget(config(dataset, tmp_path / f"{name}{case}"), 3) for name in ("whole", "run"))
         run_to_end(whole, broken=broken)
-        killed = killed_at(run, first + 1, 0.0, broken=broken)
+        code = interrupted(run, first + 1, signal.SIGKILL, rng, broken=broken)
         run_to_end(run, broken=broken)
         lost = [row["step"] for row in read_losses(run.run.directory / "losses.jsonl") if row["loss"] is None]
-        passed = killed and is_equal(run.run.directory, whole.run.directory)
+        passed = code == -signal.SIGKILL and is_equal(run.run.directory, whole.run.directory)
         passed = passed and lost == [number + 1 for number in broken] and is_finite(run.run.directory)
 
         hopeless = with_budget(config(dataset, tmp_path / f"hopeless{case}"), 0)

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64
 
-KID_SUBSET = 100
-"""Images in one subset of KID."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
@@ -46,31 +43,6 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root), 0.0)).sum()
     gap = first.mean - second.mean
     return float(gap @ gap + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross)
-
-
-def kernel_distance(
-    first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"], *, seed: int = 0, subsets: int = 100
-) -> Float64[np.ndarray, " subsets"]:
-    """KID (Binkowski 2018): the unbiased squared MMD under the kernel (x y / d + 1)^3, of random subsets of 100 images
-    (or all, where there are fewer). Their mean is KID, their spread its uncertainty."""
-    rng, size = np.random.default_rng(seed), min(KID_SUBSET, len(first), len(second))
-    if size < 2:
-        raise ValueError(f"KID needs two images on either side, not {len(first)} and {len(second)}")
-    estimates = []
-    for _ in range(subsets):
-        x = first[rng.choice(len(first), size, replace=False)].astype(np.float64)
-        y = second[rng.choice(len(second), size, replace=False)].astype(np.float64)
-        estimates.append(_squared_mmd(x, y))
-    return np.array(estimates)
-
-
-def _squared_mmd(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "n d"]) -> float:
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    size = len(x)
-    within = [(k.sum() - np.trace(k)) / (size * (size - 1)) for k in (kernel(x, x), kernel(y, y))]
-    return float(sum(within) - 2 * kernel(x, y).mean())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,60 @@
+"""The training loss on samples that were not trained on, at fixed noise levels and with fixed noise: the same for every
+network, so that two of them differ by what they have learnt and not by what they were asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from schemas.sample import TextureSample
+from training.batch import encode_batch, to_model
+from training.checkpoints import Checkpoint
+from training.flow import shift_sigma
+from training.module import FlowConfig, TextureModule
+from training.optimizers import OptimizerConfig
+from training.tasks import TaskConfig
+
+QUARTERS = (0.125, 0.375, 0.625, 0.875)
+"""Middles of the quarters of training's noise levels, before the shift."""
+DRAWS = 2
+"""Of the noise and of the given view, for each sample and level."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtOneLevel(FlowConfig):
+    """Not a distribution of noise levels but one."""
+
+    level: float
+    """Before the shift."""
+
+    def sigma(self, uniform: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        return shift_sigma(torch.full_like(uniform, self.level), self.shift)
+
+
+def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task: str) -> list[dict[str, float]]:
+    """Of each sample: flow_mv and flow_uv, mean squared errors of the flow over generated views and over the UV map."""
+    tasks = TaskConfig(textured={task: 1.0})
+    module = TextureModule(
+        network.model,
+        network.codec,
+        network.text_encoder,
+        flow=FlowConfig(),
+        tasks=tasks,
+        optimizer=OptimizerConfig(),
+        seed=0,
+    )
+    rows = []
+    for place, sample in enumerate(samples):
+        batch = encode_batch(to_model(sample), network.codec)
+        losses = []
+        for number, level in enumerate(level for level in QUARTERS for _ in range(DRAWS)):
+            module.flow = AtOneLevel(shift=network.card.shift, text_dropout=0.0, level=level)
+            asked = replace(batch, number=0, samples=(place * len(QUARTERS) * DRAWS + number,))
+            with torch.no_grad():
+                losses.append(module.training_step(asked, 0))
+        names = ("mv", "uv") if "loss_uv" in losses[0] else ("mv",)
+        rows.append({f"flow_{name}": fmean(float(each[f"loss_{name}"]) for each in losses) for name in names})
+    return rows
