@@ -40,7 +40,10 @@ def dataset(whole, tmp_path) -> Path:
 
 
 def gallery(dataset: Path, limit: int = 1000, workers: int = 1):
-    return write_gallery(dataset, JudgeConfig(), limit, workers, lambda done, total: None)
+    heard: list[tuple[int, int]] = []
+    written = write_gallery(dataset, JudgeConfig(), limit, workers, lambda *progress: heard.append(progress))
+    assert heard == [(count, written.drawn) for count in range(written.drawn + 1)]
+    return written
 
 
 def handed_over(path: Path, receiver: str):
@@ -156,6 +159,8 @@ def test_a_damaged_shard_costs_its_own_pictures_alone(dataset, capsys):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     problems = [event["detail"] for event in events if event["event"] == "problem"]
     assert len(problems) == 2 and all("seqtex repair" in text for text in problems)
+    columns = handed_over(dataset / "report" / "data.js", "data")["columns"]
+    assert {shard for shard in columns["shard"] if shard} == {"mv_only-000000", "textured-000001"}
     assert "mv_only-000001.tar" in problems[1] + problems[0] and events[-1]["listed"] == ASSETS
     assert not (dataset / "report" / "samples" / "textured-000000").exists()
     assert len(list((dataset / "report" / "samples" / "textured-000001").glob("*.js"))) == 6

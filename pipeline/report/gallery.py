@@ -62,6 +62,7 @@ def write_gallery(
     tasks = list(_tasks(dataset, parts, assets))
     todo = [task for task in tasks if not task.done()]
     problems = []
+    notify(0, len(todo))
     for count, problem in enumerate(_drawn(todo, workers), start=1):
         notify(count, len(todo))
         problems += [problem] if problem else []
@@ -70,7 +71,8 @@ def write_gallery(
             shutil.rmtree(folder)
     for name, source in STATIC.items():
         _write_changed(out / name, source.read_bytes())
-    data = {"groups": measurement_groups(), "columns": columns(assets, judge)}
+    drawn = {path.stem for path in (out / "samples").glob("*/*.js")}
+    data = {"groups": measurement_groups(), "columns": columns(assets, drawn, judge)}
     _write_changed(out / "data.js", script("data", data))
     outcomes = [outcome for part in parts for outcome in part.outcomes]
     _write_changed(out / "index.html", _page(dataset.resolve().name, info, outcomes, len(assets)).encode())

@@ -1,7 +1,7 @@
 """What the gallery knows of every asset before one is opened: a column per property, as one script."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -59,8 +59,8 @@ def measurement_groups() -> list[dict[str, Any]]:
     return groups
 
 
-def columns(assets: Sequence[Listed], judge: JudgeConfig) -> dict[str, list[Any]]:
-    """Equally long columns. `shard` is the folder with a sample's files, "" where there are none."""
+def columns(assets: Sequence[Listed], drawn: Set[str], judge: JudgeConfig) -> dict[str, list[Any]]:
+    """Equally long columns. `drawn`: uids of the samples that have files; `shard` is the folder with them, else ""."""
     outcomes = [asset.outcome for asset in assets]
     sources = [asset.ref.source if asset.ref else Attribution() for asset in assets]
     texts: dict[str, list[Any]] = {
@@ -76,7 +76,7 @@ def columns(assets: Sequence[Listed], judge: JudgeConfig) -> dict[str, list[Any]
         "fate": [fate(o) for o in outcomes],
         "reason": [str(o.reason or "") for o in outcomes],
         "detail": [o.detail for o in outcomes],
-        "shard": [(o.shard or "").removesuffix(".tar") for o in outcomes],
+        "shard": [str(o.shard).removesuffix(".tar") if o.uid in drawn else "" for o in outcomes],
         "sandbox": [o.sandbox or "" for o in outcomes],
         "suspicion": [", ".join(suspicions(o.measurements, judge)) for o in outcomes],
         "seconds": [_rounded(o.seconds) for o in outcomes],

@@ -139,7 +139,7 @@ function card(index) {
     ? element("img", {
         src: `samples/${shard}/${uid}.webp`, alt: `${title} from the front`, loading: "lazy", width: 192, height: 192,
       })
-    : element("span", { className: `blank ${fate}` }, reason || "no reason given");
+    : element("span", { className: `blank ${fate}` }, reason || "no pictures");
   const figure = cardFigure(index, fate, reason);
   const button = element(
     "button", { type: "button", className: "card", title },

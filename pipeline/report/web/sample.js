@@ -19,7 +19,7 @@ function openSample(place) {
 
 function sampleParts(index) {
   const stored = Boolean(gallery.value("shard", index));
-  const pictures = element("div", { className: "pictures", id: "pictures" }, stored ? "Loading …" : "");
+  const pictures = element("div", { className: "pictures", id: "pictures" }, stored ? "Loading the pictures …" : "");
   const model = element("div", { className: "model", id: "model" });
   const facts = element("div", { className: "facts" }, ...verdict(index), ...source(index));
   return [
@@ -98,17 +98,17 @@ function measurements(group, index) {
 }
 
 async function fillSample(index) {
-  let entry = null;
   try {
-    entry = await gallery.load(index);
+    const entry = await gallery.load(index);
+    if (dialog.open && shown[opened] === index) await fillPictures(entry, index);
   } catch (error) {
-    if (shown[opened] === index) {
-      document.getElementById("model").remove();
-      document.getElementById("pictures").textContent = `${error.message}; run seqtex report again.`;
+    if (dialog.open && shown[opened] === index) {
+      document.getElementById("model").textContent = `${error.message}; run seqtex report again.`;
     }
-    return;
   }
-  if (!dialog.open || shown[opened] !== index) return;
+}
+
+async function fillPictures(entry, index) {
   const figures = entry.pictures.map(({ kind, title, src }) =>
     element("figure", { className: kind },
       element("img", { src, alt: `${titleOf(index)}, ${title.toLowerCase()}` }), element("figcaption", {}, title)));
