@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from inspect import signature
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
@@ -79,6 +79,18 @@ COMMANDS = {
         summary="build again exactly the damaged or missing jobs of a dataset",
         example="seqtex repair /data/forge --workers 8",
         positional="dataset",
+    ),
+    "extend": Command(
+        module="cli.grow",
+        summary="add the assets of a source to a dataset",
+        example="seqtex extend /data/forge --source folder:/data/more --workers 8",
+        positional="dataset",
+    ),
+    "merge": Command(
+        module="cli.grow",
+        summary="put datasets of one configuration together",
+        example="seqtex merge /data/forge /data/other --out /data/both",
+        positional="datasets",
     ),
     "judge": Command(
         module="cli.judge",
@@ -165,7 +177,9 @@ def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> 
     if positional:
         optional = signature(function).parameters[positional].default is None
         kind = get_type_hints(function)[positional]
-        parser.add_argument(positional, type=kind, nargs="?" if optional else None)
+        several = get_args(kind) if get_origin(kind) is list else ()
+        nargs = "+" if several else "?" if optional else None
+        parser.add_argument(positional, type=several[0] if several else kind, nargs=nargs)
     parser.add_function_arguments(function, skip={"cfg", positional or ""}, as_group=False)
     if config_class := stage_config(function):
         parser.add_class_arguments(config_class, as_group=False)

@@ -36,6 +36,7 @@ from schemas.dataset import (
 )
 from schemas.errors import UserError
 
+_REMEDY = "give another --out, or build as before"
 LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
 """`running_since` holds the lock for a moment: whoever wants it asks more than once."""
 
@@ -132,14 +133,12 @@ def settle(out: Path, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
     new_text = dataset_json(info)
     if (out / "dataset.json").exists():
         before = read_dataset_json(out)
-        remedy = "give another --out, or build as before"
-        if before.code_version != info.code_version:
-            raise UserError(f"{out}: built by version {before.code_version}, this is {info.code_version}; {remedy}")
-        for name, was, now in _differences(before.config, cfg.recorded()):
-            raise UserError(f"{out}: built with {name}={was!r}, now it is {now!r}; {remedy}")
+        require_same(out, before, info)
         if before.plan_sha256 != info.plan_sha256:
-            difference = plan_difference(read_plan(out / "plan.parquet"), jobs)
-            raise UserError(f"{out}: the input has changed: {difference}; {remedy}")
+            difference = plan_difference(planned_jobs(out, before), jobs)
+            grown = ", or seqtex extend to add assets" if difference and "are new" in difference else ""
+            raise UserError(f"{out}: the input has changed: {difference}; {_REMEDY}{grown}")
+        info = replace(info, history=before.history)
     elif any((out / "ledger").iterdir()):
         raise UserError(f"{out}: has a ledger but no dataset.json; restore that, or give another --out")
     plan_path = out / "plan.parquet"
@@ -150,12 +149,46 @@ def settle(out: Path, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
     return info
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def require_same(out: Path, before: DatasetInfo, now: DatasetInfo, but: str | None = None) -> None:
+    """Raises UserError naming what differs: the program's version, or a setting outside the section `but`."""
+    if before.code_version != now.code_version:
+        raise UserError(f"{out}: built by version {before.code_version}, this is {now.code_version}; {_REMEDY}")
+    for name, was, is_now in differences(before.config, now.config):
+        if name.partition(".")[0] != but:
+            raise UserError(f"{out}: built with {name}={was!r}, now it is {is_now!r}; {_REMEDY}")
+
+
+def planned_jobs(out: Path, info: DatasetInfo) -> list[ShardJob]:
+    """The plan that `dataset.json` names. An extension that was stopped has left a longer one, which begins with it."""
+    path = out / "plan.parquet"
+    jobs = read_plan(path)
+    if file_sha256(path) == info.plan_sha256 or len(jobs) <= info.jobs:
+        return jobs
+    first = jobs[: info.jobs]
+    return first if hashlib.sha256(plan_bytes(first)).hexdigest() == info.plan_sha256 else jobs
+
+
+def replan(out: Path, info: DatasetInfo, jobs: list[ShardJob], step: dict[str, Any]) -> DatasetInfo:
+    """Another plan for a dataset, with the step that led to it. What `dataset.json` says counts: it comes last."""
+    plan = plan_bytes(jobs)
+    info = replace(
+        info,
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        planned=sum(len(job.refs) for job in jobs),
+        jobs=len(jobs),
+        history=[*info.history, step],
+    )
+    write_file(out / "plan.parquet", plan)
+    write_file(out / "dataset.json", dataset_json(info))
+    return info
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Settings that differ: dotted name, old and new value."""
     for name in sorted(before.keys() | now.keys()):
         was, is_now = before.get(name), now.get(name)
         if isinstance(was, dict) and isinstance(is_now, dict):
-            yield from _differences(was, is_now, f"{prefix}{name}.")
+            yield from differences(was, is_now, f"{prefix}{name}.")
         elif was != (list(is_now) if isinstance(is_now, tuple) else is_now):
             yield f"{prefix}{name}", was, is_now
 

@@ -8,14 +8,26 @@ from pathlib import Path
 from pipeline.cluster import run_jobs
 from pipeline.config import BuildConfig
 from pipeline.duplicates import known_ahead, unsettled
-from pipeline.output import BuildReport, built_config, finish, finished, lock, settle, writable
-from pipeline.plan import ShardJob, plan_jobs, read_plan
+from pipeline.operate.extend import Addition, added, step
+from pipeline.output import (
+    BuildReport,
+    built_config,
+    finish,
+    finished,
+    lock,
+    planned_jobs,
+    replan,
+    require_same,
+    settle,
+    writable,
+)
+from pipeline.plan import ShardJob, plan_jobs
 from pipeline.progress import BuildEvent, Counts, Progress, counts_of
 from pipeline.schedule import RunConfig
 from pipeline.shards import remove_leftovers
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.spec import open_source
-from schemas.dataset import DatasetInfo, part_path, read_dataset_json, read_ledger_part
+from schemas.dataset import DatasetInfo, code_version, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError
 from schemas.mesh import MeshRef
 
@@ -70,9 +82,10 @@ def rework(
     out = out.expanduser().absolute()
     if workers < 1:
         raise UsageError(f"workers is {workers}; give 1 or more")
-    cfg = replace(built_config(out, read_dataset_json(out)), objaverse=objaverse or ObjaverseConfig())
-    jobs = read_plan(out / "plan.parquet")
+    before = read_dataset_json(out)
+    cfg = replace(built_config(out, before), objaverse=objaverse or ObjaverseConfig())
     with writable(out), lock(out):
+        jobs = planned_jobs(out, before)
         info = settle(out, jobs, cfg)
         remove_leftovers(out, len(jobs))
         todo = choose(out, jobs)
@@ -80,6 +93,38 @@ def rework(
         kept = finished(out, [job for job in jobs if job.index not in again])
         progress = _progress(jobs, kept.values(), on_event or (lambda event: None))
         return _carry_out(todo, jobs, out, cfg, info, workers, address, run or RunConfig(), progress)
+
+
+def extend(
+    source: str,
+    out: Path,
+    cfg: BuildConfig,
+    workers: int = 1,
+    on_event: Callable[[BuildEvent], None] | None = None,
+    address: str | None = None,
+    run: RunConfig | None = None,
+) -> tuple[BuildReport, Addition]:
+    """Add the assets of `source` that a dataset does not have: new jobs after its own, whose files stay as they are. An
+    extension that was stopped goes on when it is asked for again.
+
+    Raises UserError as `build`, and where `out` is no dataset."""
+    out = out.expanduser().absolute()
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; give 1 or more")
+    info = read_dataset_json(out)
+    with writable(out), lock(out):
+        require_same(out, info, replace(info, config=cfg.recorded(), code_version=code_version()), but="select")
+        before = planned_jobs(out, info)
+        addition = added(before, _listed(source, out, cfg), cfg.assets_per_job)
+        jobs = [*before, *addition.jobs]
+        if addition.jobs:
+            info = replan(out, info, jobs, step(source, cfg, addition))
+        remove_leftovers(out, len(jobs))
+        done = finished(out, jobs)
+        todo = [job for job in jobs if job.index not in done]
+        progress = _progress(jobs, done.values(), on_event or (lambda event: None))
+        report = _carry_out(todo, jobs, out, cfg, info, workers, address, run or RunConfig(), progress)
+        return report, addition
 
 
 def _progress(jobs: list[ShardJob], done: Collection[Counts], notify: Callable[[BuildEvent], None]) -> Progress:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,9 @@ class DatasetInfo:
     jobs: int
     schema_version: int = SCHEMA_VERSION
     code_version: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """What was done to the plan since it was first made, oldest first: `step` (`extended`, `merged`), and what it was
+    made of. No times and no folders' places: equal steps give equal datasets."""
 
 
 def code_version() -> str:
@@ -118,6 +121,8 @@ def part_path(out: Path, job: int) -> Path:
 def dataset_json(info: DatasetInfo) -> bytes:
     """The text of `dataset.json`, with the hash of the configuration and one of everything."""
     entries = asdict(info) | {"config_sha256": config_hash(info.config)}
+    if not info.history:
+        del entries["history"]
     entries["sha256"] = hashlib.sha256(canonical_json(entries)).hexdigest()
     return json.dumps(entries, sort_keys=True, allow_nan=False, indent=2).encode() + b"\n"
 

@@ -1,0 +1,104 @@
+"""`seqtex extend`, `merge`: more assets for a dataset, several datasets as one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cli.dataset import AS_USUAL
+from cli.operate import MirrorOptions
+from cli.progress import build_progress, log_event
+from pipeline.blender.host import tried
+from pipeline.config import BuildConfig
+from pipeline.operate.merge import carry_over, plan_merge
+from pipeline.output import built_config, lock, writable
+from pipeline.run import extend as extend_dataset
+from pipeline.run import rework
+from pipeline.schedule import RunConfig
+from pipeline.sources.spec import left_out
+from schemas.dataset import read_dataset_json
+
+
+def default_config(arguments: Sequence[str]) -> BuildConfig | MirrorOptions:
+    """What the dataset was built with; nothing to tell for `merge`."""
+    if "extend" not in arguments:
+        return MirrorOptions()
+    dataset = next((Path(word) for word in arguments if (Path(word) / "dataset.json").is_file()), None)
+    return BuildConfig() if dataset is None else built_config(dataset, read_dataset_json(dataset))
+
+
+def extend(
+    dataset: Path,
+    source: str,
+    cfg: BuildConfig,
+    workers: int = 1,
+    address: str | None = None,
+    run: RunConfig = AS_USUAL,
+) -> int:
+    """Add the assets of a source that a dataset does not have yet, by the dataset's own configuration: new jobs after
+    its own, whose files stay as they are. A setting that differs is refused; --select.* may differ.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        source: where the new assets are, as for `seqtex build`
+        workers: processes on this machine
+        address: join this Ray cluster (every node must see the dataset and the assets) instead of working here
+        run: how it is carried out
+    """
+    cfg = replace(cfg, blender=tried(cfg.blender))
+    if told := left_out(source, bool(cfg.blender.python)):
+        log_event("passed_over", detail=told)
+    with build_progress() as notify:
+        report, addition = extend_dataset(source, dataset, cfg, workers, notify, address, run)
+    log_event(
+        "extended",
+        dataset=str(dataset),
+        added=addition.assets,
+        present=addition.present,
+        changed=addition.changed,
+        planned=report.planned,
+        textured=report.textured,
+        mv_only=report.mv_only,
+        rejected=report.rejected,
+        failed=report.failed,
+        jobs_run=report.jobs_run,
+    )
+    return 0
+
+
+def merge(
+    datasets: list[Path],
+    out: Path,
+    cfg: MirrorOptions,
+    workers: int = 1,
+    address: str | None = None,
+    run: RunConfig = AS_USUAL,
+) -> int:
+    """Put datasets of one configuration together in a new folder: their jobs numbered anew, their shards linked where
+    the file system can, else copied. An asset that two of them have is taken from the first that has it as a sample;
+    duplicates across them are left out. The datasets stay as they are.
+
+    Args:
+        datasets: folders that `seqtex build` wrote, two or more
+        out: folder of the merged dataset
+        workers: processes on this machine, for jobs with duplicates
+        address: join this Ray cluster (every node must see all datasets) instead of working here
+        run: how it is carried out
+    """
+    plan = plan_merge(datasets)
+    out = out.expanduser().absolute()
+    with writable(out), lock(out):
+        carry_over(plan, out)
+    with build_progress() as notify:
+        report = rework(out, lambda out, jobs: [], workers, notify, address, cfg.objaverse, run)
+    log_event(
+        "merged",
+        dataset=str(out),
+        planned=report.planned,
+        textured=report.textured,
+        mv_only=report.mv_only,
+        rejected=report.rejected,
+        failed=report.failed,
+        same_uid=plan.twice,
+        jobs_run=report.jobs_run,
+    )
+    return 0
