@@ -1,21 +1,29 @@
 """`seqtex judge`: other thresholds on a dataset, without rendering anything."""
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from cli.progress import log_event
 from cli.table import print_table
 from pipeline.config import config_from_dict
 from pipeline.judge import JudgeConfig
-from pipeline.rejudge import NEEDS_REBUILD, Change, changes
+from pipeline.output import differences
+from pipeline.rejudge import NEEDS_REBUILD, UNTOLD, Change, Thresholds, changes
+from pipeline.unwrap.choose import UnwrapConfig
 from schemas.dataset import read_dataset_json, read_ledger, write_file
 from schemas.errors import UsageError, UserError
+
+SECTIONS = ("judge", "unwrap")
+"""Of a build's configuration: those that a ledger can be judged by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,29 +32,74 @@ class JudgeOptions:
 
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Thresholds."""
+    unwrap: UnwrapConfig = field(default_factory=UnwrapConfig)
+    """Limits on layouts, as far as the ledger tells their effect."""
 
 
 def default_config(arguments: Sequence[str]) -> JudgeOptions:
     """The thresholds that the dataset was built with."""
-    dataset = next((Path(word) for word in arguments if (Path(word) / "dataset.json").is_file()), None)
-    return JudgeOptions() if dataset is None else JudgeOptions(judge=built_with(dataset))
+    dataset = _dataset(arguments)
+    return JudgeOptions() if dataset is None else _built(dataset)
+
+
+def _dataset(arguments: Sequence[str]) -> Path | None:
+    return next((Path(word) for word in arguments if (Path(word) / "dataset.json").is_file()), None)
 
 
 def built_with(dataset: Path) -> JudgeConfig:
     """The thresholds in `dataset.json`."""
-    entries = read_dataset_json(dataset).config.get("judge", {})
+    return _built(dataset).judge
+
+
+def _built(dataset: Path) -> JudgeOptions:
+    config = read_dataset_json(dataset).config
     try:
-        return config_from_dict(JudgeConfig, entries)
+        return config_from_dict(JudgeOptions, {name: config.get(name, {}) for name in SECTIONS})
     except (TypeError, KeyError) as error:
         raise UserError(
             f"{dataset / 'dataset.json'}: thresholds of another version of this program ({error}); build it again"
         ) from error
 
 
+def adapted(arguments: Sequence[str]) -> list[str]:
+    """A configuration file of `seqtex build` may be given whole: its thresholds are taken, and what else differs from
+    the dataset is named."""
+    words = list(arguments)
+    for index, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag != "--config" or not (equals or index + 1 < len(words)):
+            continue
+        sections = _read_sections(Path(value if equals else words[index + 1]))
+        if sections is None:
+            continue  # the parser says what is wrong with it
+        if (dataset := _dataset(words)) is not None:
+            _tell_the_rest(sections, read_dataset_json(dataset).config)
+        kept = json.dumps({name: sections[name] for name in SECTIONS if name in sections})
+        words[index if equals else index + 1] = f"--config={kept}" if equals else kept
+    return words
+
+
+def _read_sections(path: Path) -> dict[str, Any] | None:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _tell_the_rest(sections: dict[str, Any], config: dict[str, Any]) -> None:
+    """Settings of the file that the ledger alone cannot be judged by."""
+    rest = {name: value for name, value in sections.items() if name in config and name not in SECTIONS}
+    names = [name for name, _, given in differences(config, config | rest) if given is not None]
+    if names:
+        log_event("not_applied", settings=names, detail="they need a build into a new folder")
+
+
 def judge(dataset: Path, cfg: JudgeOptions, out: Path | None = None) -> int:
     """Print what would change if the assets of a dataset were judged by other thresholds. The dataset stays as it is:
     build again, into a new folder, with thresholds that you like. Whatever is not given is as the dataset was built;
-    --config reads a YAML file with a `judge:` section. A table on a terminal, one JSON line per change otherwise.
+    --config reads the sections `judge:` and `unwrap:` of a YAML file, which may be one of `seqtex build`. A table on a
+    terminal, one JSON line per change otherwise.
 
     Args:
         dataset: folder that `seqtex build` wrote
@@ -55,7 +108,10 @@ def judge(dataset: Path, cfg: JudgeOptions, out: Path | None = None) -> int:
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"--out {out}: give a file that ends in .parquet")
     outcomes = [outcome for part in read_ledger(dataset) for outcome in part.outcomes]
-    found = list(changes(outcomes, cfg.judge))
+    built = _built(dataset).unwrap
+    if untold := [f"unwrap.{name}" for name in UNTOLD if getattr(cfg.unwrap, name) != getattr(built, name)]:
+        log_event("not_applied", settings=untold, detail="no measurement tells their effect")
+    found = list(changes(outcomes, Thresholds(judge=cfg.judge, unwrap=cfg.unwrap, built=built)))
     if out is not None:
         write_changes(out, found)
     if sys.stdout.isatty():

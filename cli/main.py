@@ -217,7 +217,10 @@ def build_parser(name: str | None, arguments: Sequence[str] = ()) -> ArgumentPar
 
 
 def appending(name: str | None, arguments: Sequence[str]) -> list[str]:
-    """Arguments as the parser wants them: `--option+ value` appends to a list."""
+    """Arguments as the parser wants them: `--option+ value` appends to a list. A module may have a function `adapted`
+    for its own commands."""
+    if name and (adapted := getattr(import_module(COMMANDS[name].module), "adapted", None)):
+        arguments = adapted(arguments)
     flag = f"--{COMMANDS[name].repeated}" if name and COMMANDS[name].repeated else None
     return [
         word.replace(flag, f"{flag}+", 1) if flag and word.partition("=")[0] == flag else word for word in arguments

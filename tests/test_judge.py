@@ -1,17 +1,24 @@
 """Every rule at its threshold; the verdict of a record, whole or half measured; other thresholds on a ledger."""
 
+import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from cli.main import main
+from pipeline.config import BuildConfig
 from pipeline.judge import NO_FACES, NO_LAYOUT, RULE_NAMES, RULES, JudgeConfig, judge, rule_of, suspicions
-from pipeline.rejudge import ChangeKind, changes
+from pipeline.rejudge import ChangeKind, Thresholds, changes
+from pipeline.unwrap.choose import UnwrapConfig
+from schemas.dataset import DatasetInfo, dataset_json, read_ledger, write_ledger_part
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.sample import Regime
+from tests.small_dataset import write_dataset
 
-CFG = JudgeConfig()
+CFG, UNWRAP = JudgeConfig(), UnwrapConfig(max_faces=200_000)
 SOUND = Measurements(
     faces=100,
     degenerate_share=0.0,
@@ -170,8 +177,12 @@ LEDGER = [
 ]
 
 
+def thresholds(cfg: JudgeConfig = CFG, unwrap: UnwrapConfig = UNWRAP) -> Thresholds:
+    return Thresholds(judge=cfg, unwrap=unwrap, built=UNWRAP)
+
+
 def test_the_same_thresholds_change_nothing() -> None:
-    assert list(changes(LEDGER, CFG)) == []
+    assert list(changes(LEDGER, thresholds())) == []
 
 
 @pytest.mark.parametrize(
@@ -187,7 +198,7 @@ def test_the_same_thresholds_change_nothing() -> None:
 )
 def test_other_thresholds(threshold: dict[str, float], expected: dict[str, ChangeKind]) -> None:
     cfg = replace(CFG, **threshold)
-    found = list(changes(LEDGER, cfg))
+    found = list(changes(LEDGER, thresholds(cfg)))
     if "min_faces" in threshold:  # the grey one has too few faces before it is grey
         expected = expected | {"grey": ChangeKind.RULE}
     assert {change.uid: change.kind for change in found} == expected
@@ -198,6 +209,82 @@ def test_going_there_and_back_changes_nothing() -> None:
     """A dataset that was built with other thresholds, judged by those."""
     strict = replace(CFG, min_color_std=0.1, min_round_trip_db=40.0)
     ledger = [outcome(row.uid, row.measurements, strict) for row in LEDGER if row.status is not Status.FAILED]
-    assert list(changes(ledger, strict)) == []
-    back = {change.uid: change.kind for change in changes(ledger, CFG)}
+    assert list(changes(ledger, thresholds(strict))) == []
+    back = {change.uid: change.kind for change in changes(ledger, thresholds())}
     assert back == {"dull": ChangeKind.ACCEPTED, "blurred": ChangeKind.TEXTURED}
+
+
+# other limits on layouts
+
+
+def layout_row(uid: str, **measured) -> Outcome:
+    return outcome(uid, replace(SOUND, **measured))
+
+
+AUTHORED = {"layout": "authored", "uv_faces_share": 1.0, "uv_outside_share": 0.0, "uv_degenerate_share": 0.0}
+NEW = {"layout": "grown", "uv_faces_share": 0.0, "layout_charts": 90, "layout_stretch": 1.2, "uv_fill": 0.6}
+NONE = {"layout": None, "uv_faces_share": 0.0, "round_trip_psnr": None}
+LAYOUTS = [
+    layout_row("kept", **AUTHORED, uv_overlap_share=0.008, faces=900),
+    layout_row("overlapping", **NEW | AUTHORED | {"layout": "grown"}, uv_overlap_share=0.03, faces=900),
+    layout_row("grown", **NEW, faces=40_000),
+    layout_row("poor", **NONE, layout_fault="unwrap_poor", faces=900),
+    layout_row("heavy", **NONE, layout_fault="unwrap_budget", faces=300_000),
+    layout_row("slow", **NONE, layout_fault="unwrap_budget", faces=900),
+    replace(layout_row("images", **NONE, layout_fault="no_mesh"), measurements=Measurements(layout_fault="no_mesh")),
+]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ({}, {}),
+        ({"timeout_s": 1.0, "memory_gb": 1.0, "padding": 4}, {}),
+        ({"max_overlap_share": 0.005}, {"kept": (ChangeKind.LAYOUT, "unwrap.authored")}),
+        (
+            {"max_overlap_share": 0.05},
+            {
+                "overlapping": (ChangeKind.LAYOUT, "unwrap.authored"),
+                "poor": (ChangeKind.TEXTURED, "unwrap.max_overlap_share"),
+            },
+        ),
+        ({"max_faces": 10_000}, {"grown": (ChangeKind.MV_ONLY, "unwrap.max_faces")}),
+        ({"max_faces": 400_000}, {"heavy": (ChangeKind.TEXTURED, "unwrap.max_faces")}),
+        (
+            {"max_xatlas_faces": 50_000},
+            dict.fromkeys(["overlapping", "grown"], (ChangeKind.LAYOUT, "unwrap.max_xatlas_faces"))
+            | dict.fromkeys(["poor", "slow"], (ChangeKind.TEXTURED, "unwrap.max_xatlas_faces")),
+        ),
+        ({"max_stretch": 1.1}, dict.fromkeys(["overlapping", "grown"], (ChangeKind.MV_ONLY, "unwrap.max_stretch"))),
+        ({"max_charts": 89}, dict.fromkeys(["overlapping", "grown"], (ChangeKind.MV_ONLY, "unwrap.max_charts"))),
+        ({"min_fill": 0.7}, dict.fromkeys(["overlapping", "grown"], (ChangeKind.MV_ONLY, "unwrap.min_fill"))),
+        ({"max_stretch": 3.0}, {"poor": (ChangeKind.TEXTURED, "unwrap.max_stretch")}),
+    ],
+)
+def test_other_limits_on_layouts(limit: dict, expected: dict[str, tuple[ChangeKind, str]]) -> None:
+    found = list(changes(LAYOUTS, thresholds(unwrap=replace(UNWRAP, **limit))))
+    assert {change.uid: (change.kind, change.rule) for change in found} == expected
+
+
+def test_what_would_go_goes_whatever_its_layout() -> None:
+    both = thresholds(replace(CFG, min_faces=1_000_000), UnwrapConfig(max_stretch=1.1))
+    assert {change.kind for change in changes(LAYOUTS[:6], both)} == {ChangeKind.REJECTED}
+
+
+def test_a_whole_build_file_is_judged_by_as_far_as_it_goes(tmp_path, capsys) -> None:
+    write_dataset(tmp_path / "data", [[("a", Regime.TEXTURED)]])
+    config = BuildConfig().recorded()
+    info = DatasetInfo(config=config, plan_sha256="", planned=1, jobs=1)
+    (tmp_path / "data" / "dataset.json").write_bytes(dataset_json(info))
+    part = read_ledger(tmp_path / "data")[0]
+    row = replace(part.outcomes[0], measurements=replace(SOUND, **NEW, faces=900))
+    write_ledger_part(tmp_path / "data", replace(part, outcomes=(row,)))
+    build = {"source": "folder:x", "out": "y", "rig": {"name": "ortho6"}, "judge": {"min_faces": 10},
+             "unwrap": {"max_stretch": 1.1, "padding": 4}}  # fmt: skip
+    (tmp_path / "build.yaml").write_text(yaml.safe_dump(build))
+    for given in (["--config", str(tmp_path / "build.yaml")], [f"--config={tmp_path / 'build.yaml'}"]):
+        assert main(["judge", str(tmp_path / "data"), *given]) == 0
+        told = [json.loads(line) for line in "".join(capsys.readouterr()).splitlines() if line.startswith("{")]
+        assert [line["settings"] for line in told if line["event"] == "not_applied"] == [
+            ["rig.name"], ["unwrap.padding"]]  # fmt: skip
+        assert [line["rule"] for line in told if line["event"] == "change"] == ["unwrap.max_stretch"]
