@@ -7,13 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig
 from pipeline.plan import plan_jobs
+from pipeline.process import process_job
+from pipeline.render import RenderConfig
+from pipeline.shards import committed, read_shard
 from pipeline.sources.fetch import fetched
 from pipeline.sources.objaverse import ObjaverseConfig
+from pipeline.sources.procedural import procedural
 from pipeline.sources.selection import SelectConfig
 from pipeline.sources.spec import open_source
+from schemas.codec import decode
+from schemas.dataset import shard_path
 from schemas.errors import UsageError, UserError
-from schemas.ledger import Reason, Rejected
+from schemas.ledger import Reason, Rejected, Status
 from schemas.mesh import MeshRef
 from tests.objaverse_server import COMMIT, FAULTS, World, XlRow, make_xl_world, serving, xl_row
 
@@ -260,3 +268,27 @@ def test_a_plan_knows_copies_by_their_annotated_hashes(tmp_path):
     with serving(make_xl_world(2, [row])) as world:
         refs = listed(mirror(world, tmp_path), origins=("github",))
     assert len({ref.sha256 for ref in refs}) == 2 and len(plan_jobs(refs, 8)[0].refs) == 3
+
+
+def test_an_asset_of_several_files_becomes_a_sample_with_its_terms(tmp_path):
+    glb = Path(next(procedural(1, tmp_path / "made", clean=True)).uri).read_bytes()
+    length = int.from_bytes(glb[12:16], "little")
+    tree, data = json.loads(glb[20 : 20 + length]), glb[28 + length :]
+    tree["buffers"][0] |= {"uri": "scene.bin", "byteLength": len(data)}
+    row = github_row("chair/scene.gltf", json.dumps(tree).encode(), "gltf")
+    with serving(make_xl_world(1, [row])) as world:
+        world.files[f"raw/org/repo/{COMMIT}/chair/scene.bin"] = data
+        cfg = mirror(world, tmp_path / "cache")
+        refs = [ref for ref in listed(cfg, origins=("github",)) if "/org/repo/" in ref.uri]
+        (job,) = plan_jobs(refs, 1)
+        out = tmp_path / "out"
+        for name in ("shards", "ledger", ".work"):
+            (out / name).mkdir(parents=True)
+        build = BuildConfig(objaverse=cfg, views=RenderConfig(resolution=32), uv=BakeConfig(resolution=64))
+        report = process_job(job, out, build)
+    part = committed(out, job)
+    assert part is not None and part.outcomes[0].status is Status.ACCEPTED, (report, part)
+    ((_, fields),) = read_shard(shard_path(out, part.shards[0].name))
+    source = decode(fields).meta["source"]
+    assert (source["title"], source["author"], source["licence"], source["url"], source["uri"]) == (
+        "scene", "org", "MIT", row.identifier, "scene.gltf")  # fmt: skip
