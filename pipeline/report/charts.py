@@ -13,8 +13,8 @@ WIDTH = 560
 ROW, BAR = 22, 14
 LABEL = 210
 """Where bars begin."""
-BINS = 28
-PLOT_WIDTH, PLOT_HEIGHT = 340, 96
+BINS = 24
+PLOT_WIDTH, PLOT_HEIGHT = 300, 84
 STAGES = {
     Stage.PROCESS: "no failure of ours",
     Stage.FILE: "a file that can be read",
@@ -88,7 +88,7 @@ def _ticks(low: float, high: float, log: bool) -> list[tuple[float, float]]:
     """Round values on the axis, with their places on it."""
     if log:
         decades = range(int(np.ceil(low)), int(np.floor(high)) + 1)
-        steps = (1, 2, 5) if len(decades) < 3 else (1,)
+        steps = {0: (1, 2, 5), 1: (1, 2, 5), 2: (1, 5)}.get(len(decades), (1,))
         values = [s * 10.0**d for d in range(int(np.floor(low)), int(np.ceil(high)) + 1) for s in steps]
         return [(v, float(np.log10(v))) for v in values if low <= np.log10(v) <= high]
     size = 10 ** np.floor(np.log10((high - low) / 4))
