@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 from cli.judge import built_with
 from cli.progress import bar, build_progress, log_event
@@ -20,6 +19,7 @@ from pipeline.sources.spec import left_out
 from schemas.codec import decode
 from schemas.dataset import read_ledger, shard_path
 from schemas.errors import UsageError, UserError
+from schemas.locations import Location
 from schemas.sample import Regime, TextureSample
 
 AS_USUAL = RunConfig()
@@ -27,7 +27,12 @@ AS_USUAL = RunConfig()
 
 
 def build(
-    source: str, out: Path, cfg: BuildConfig, workers: int = 1, address: str | None = None, run: RunConfig = AS_USUAL
+    source: str,
+    out: Location,
+    cfg: BuildConfig,
+    workers: int = 1,
+    address: str | None = None,
+    run: RunConfig = AS_USUAL,
 ) -> int:
     """Build the dataset of `source` in `out`, or finish one that was interrupted.
 
@@ -36,7 +41,7 @@ def build(
             objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE
             (uids, sha256s or file identifiers, one a line), narrowed down by --select.*,
             seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)
-        out: folder of the dataset
+        out: folder of the dataset, or its address in an object store (s3://bucket/forge, gs://bucket/forge)
         workers: processes on this machine
         address: join this Ray cluster (every node must see `out` and the assets) instead of working here
         run: how it is carried out
@@ -58,7 +63,7 @@ def build(
     return 0
 
 
-def verify(dataset: Path) -> int:
+def verify(dataset: Location) -> int:
     """Read every file of a dataset and compare it with the ledger; print what is wrong.
 
     Args:
@@ -71,7 +76,7 @@ def verify(dataset: Path) -> int:
     return 1 if problems else 0
 
 
-def report(dataset: Path, assets: int = 10_000, workers: int = 1) -> int:
+def report(dataset: Location, assets: int = 10_000, workers: int = 1) -> int:
     """Write the gallery of a dataset, report/index.html, which a browser opens from disk: every asset with what became
     of it, filters, and each sample with its pictures and its mesh in 3D. Run it again after more was built: only new or
     changed shards are drawn.
@@ -93,13 +98,13 @@ def report(dataset: Path, assets: int = 10_000, workers: int = 1) -> int:
     return 1 if gallery.problems else 0
 
 
-def some_samples(dataset: Path, count: int) -> list[TextureSample]:
+def some_samples(dataset: Location, count: int) -> list[TextureSample]:
     """The first samples, about a fifth of them multi-view-only where there are such."""
     mv_only = list(islice(stored_samples(dataset, Regime.MV_ONLY), max(1, count // 5)))
     return list(islice(stored_samples(dataset, Regime.TEXTURED), count - len(mv_only))) + mv_only
 
 
-def stored_samples(dataset: Path, regime: Regime) -> Iterator[TextureSample]:
+def stored_samples(dataset: Location, regime: Regime) -> Iterator[TextureSample]:
     """Every sample of a regime, in ledger order."""
     for part in read_ledger(dataset):
         for shard in part.shards:

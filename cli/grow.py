@@ -9,25 +9,28 @@ from cli.operate import MirrorOptions
 from cli.progress import build_progress, log_event
 from pipeline.blender.host import tried
 from pipeline.config import BuildConfig
+from pipeline.lock import lock
 from pipeline.operate.merge import carry_over, plan_merge
-from pipeline.output import built_config, lock, writable
+from pipeline.output import built_config, writable
 from pipeline.run import extend as extend_dataset
 from pipeline.run import rework
 from pipeline.schedule import RunConfig
 from pipeline.sources.spec import left_out
 from schemas.dataset import read_dataset_json
+from schemas.locations import Location, location
 
 
 def default_config(arguments: Sequence[str]) -> BuildConfig | MirrorOptions:
     """What the dataset was built with; nothing to tell for `merge`."""
     if "extend" not in arguments:
         return MirrorOptions()
-    dataset = next((Path(word) for word in arguments if (Path(word) / "dataset.json").is_file()), None)
+    places = (location(word) for word in arguments if not word.startswith("-"))
+    dataset = next((place for place in places if (place / "dataset.json").is_file()), None)
     return BuildConfig() if dataset is None else built_config(dataset, read_dataset_json(dataset))
 
 
 def extend(
-    dataset: Path,
+    dataset: Location,
     source: str,
     cfg: BuildConfig,
     workers: int = 1,

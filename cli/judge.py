@@ -21,6 +21,7 @@ from pipeline.rejudge import NEEDS_REBUILD, UNTOLD, Change, Thresholds, changes
 from pipeline.unwrap.choose import UnwrapConfig
 from schemas.dataset import read_dataset_json, read_ledger, write_file
 from schemas.errors import UsageError, UserError
+from schemas.locations import Location, location
 
 SECTIONS = ("judge", "unwrap")
 """Of a build's configuration: those that a ledger can be judged by."""
@@ -42,16 +43,17 @@ def default_config(arguments: Sequence[str]) -> JudgeOptions:
     return JudgeOptions() if dataset is None else _built(dataset)
 
 
-def _dataset(arguments: Sequence[str]) -> Path | None:
-    return next((Path(word) for word in arguments if (Path(word) / "dataset.json").is_file()), None)
+def _dataset(arguments: Sequence[str]) -> Location | None:
+    places = (location(word) for word in arguments if not word.startswith("-"))
+    return next((place for place in places if (place / "dataset.json").is_file()), None)
 
 
-def built_with(dataset: Path) -> JudgeConfig:
+def built_with(dataset: Location) -> JudgeConfig:
     """The thresholds in `dataset.json`."""
     return _built(dataset).judge
 
 
-def _built(dataset: Path) -> JudgeOptions:
+def _built(dataset: Location) -> JudgeOptions:
     config = read_dataset_json(dataset).config
     try:
         return config_from_dict(JudgeOptions, {name: config.get(name, {}) for name in SECTIONS})
@@ -95,7 +97,7 @@ def _tell_the_rest(sections: dict[str, Any], config: dict[str, Any]) -> None:
         log_event("not_applied", settings=names, detail="they need a build into a new folder")
 
 
-def judge(dataset: Path, cfg: JudgeOptions, out: Path | None = None) -> int:
+def judge(dataset: Location, cfg: JudgeOptions, out: Path | None = None) -> int:
     """Print what would change if the assets of a dataset were judged by other thresholds. The dataset stays as it is:
     build again, into a new folder, with thresholds that you like. Whatever is not given is as the dataset was built;
     --config reads the sections `judge:` and `unwrap:` of a YAML file, which may be one of `seqtex build`. A table on a
@@ -124,7 +126,7 @@ def judge(dataset: Path, cfg: JudgeOptions, out: Path | None = None) -> int:
     return 0
 
 
-def show(dataset: Path, found: Sequence[Change], assets: int) -> None:
+def show(dataset: Location, found: Sequence[Change], assets: int) -> None:
     """The changes by kind and rule, the largest groups first."""
     groups = Counter((change.kind, change.rule or "") for change in found)
     example = {(change.kind, change.rule or ""): change for change in reversed(found)}

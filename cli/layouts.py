@@ -11,11 +11,12 @@ from pipeline.official.layout import Layout
 from pipeline.schedule import RunConfig
 from schemas.dataset import read_ledger
 from schemas.errors import UserError
+from schemas.locations import Location
 
 LayoutName = Literal["seqtex-3d", "seqtex-images"]
 
 
-def export(dataset: Path, layout: LayoutName, out: Path) -> int:
+def export(dataset: Location, layout: LayoutName, out: Path) -> int:
     """Write a dataset in a layout that SeqTex's own training code reads.
 
     Args:
@@ -38,7 +39,7 @@ def export(dataset: Path, layout: LayoutName, out: Path) -> int:
 def import_layout(
     folder: Path,
     layout: LayoutName,
-    out: Path,
+    out: Location,
     cfg: BuildConfig,
     workers: int = 1,
     address: str | None = None,
@@ -50,7 +51,7 @@ def import_layout(
     Args:
         folder: holds <2 hex>/<id>/ with the files of an item, and perhaps a .jsonl that lists ids and captions
         layout: seqtex-3d (model.glb, model.jpeg) or seqtex-images (meta.json, color_0000.webp, depth_0000.exr, ...)
-        out: folder of the dataset
+        out: folder of the dataset, or its address in an object store
         workers: processes on this machine
         address: join this Ray cluster (every node must see `out` and the folder) instead of working here
         run: how it is carried out

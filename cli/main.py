@@ -12,8 +12,10 @@ from inspect import signature
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse.typing import register_type
 
 from schemas.errors import UserError
+from schemas.locations import Location, location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +241,7 @@ def run(name: str, options: dict[str, Any]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code (the parser itself exits with 2 on bad usage)."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    register_type(Location, deserializer=location, fail_already_registered=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in arguments if word in COMMANDS), None)
     try:

@@ -3,7 +3,6 @@
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,9 +15,10 @@ from pipeline.operate.status import StatusReport
 from pipeline.operate.status import status as dataset_status
 from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.errors import UsageError
+from schemas.locations import Location
 
 
-def status(dataset: Path, slowest: int = 5) -> int:
+def status(dataset: Location, slowest: int = 5) -> int:
     """Tell how far a dataset is, while a build is at work or afterwards: assets done, what each stage let through,
     rate, seconds per asset, bytes per shard. Reads the plan and the ledger, no shard. Tables on a terminal, one JSON
     line otherwise.
@@ -37,7 +37,7 @@ def status(dataset: Path, slowest: int = 5) -> int:
     return 0
 
 
-def show_status(dataset: Path, report: StatusReport) -> None:
+def show_status(dataset: Location, report: StatusReport) -> None:
     """The report as tables."""
     state = "a build is at work" if report.running else "no build is at work"
     lines = [f"{dataset}: {report.done} of {report.planned} assets done, {state}"]
@@ -67,7 +67,7 @@ def show_status(dataset: Path, report: StatusReport) -> None:
         print_table(("regime", "shards", "samples", "MB", "MB a shard (median)", "MB (largest)"), sizes, title="")
 
 
-def failures(dataset: Path, rejected: bool = False) -> int:
+def failures(dataset: Location, rejected: bool = False) -> int:
     """List the assets that failed: uid, file, reason, detail with the end of the process's stderr, and the command that
     does this asset alone. Blocks of text on a terminal, one JSON line each otherwise.
 
@@ -108,7 +108,7 @@ class MirrorOptions:
     """Where Objaverse's assets come from."""
 
 
-def inspect(dataset: Path, uid: str, cfg: MirrorOptions) -> int:
+def inspect(dataset: Location, uid: str, cfg: MirrorOptions) -> int:
     """Process one asset of a dataset alone, by the dataset's own configuration and limits, and tell what becomes of it
     and what was measured. The dataset stays as it is. A table on a terminal, one JSON line otherwise.
 

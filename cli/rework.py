@@ -1,7 +1,6 @@
 """`seqtex retry`, `repair`: do parts of a dataset again."""
 
 from functools import partial
-from pathlib import Path
 
 from cli.dataset import AS_USUAL, verify
 from cli.operate import MirrorOptions
@@ -11,10 +10,11 @@ from pipeline.run import rework
 from pipeline.schedule import RunConfig
 from schemas.errors import UsageError
 from schemas.ledger import Reason
+from schemas.locations import Location
 
 
 def retry(
-    dataset: Path,
+    dataset: Location,
     reason: list[str],
     cfg: MirrorOptions,
     workers: int = 1,
@@ -53,7 +53,7 @@ def as_reason(word: str) -> Reason:
 
 
 def repair(
-    dataset: Path, cfg: MirrorOptions, workers: int = 1, address: str | None = None, run: RunConfig = AS_USUAL
+    dataset: Location, cfg: MirrorOptions, workers: int = 1, address: str | None = None, run: RunConfig = AS_USUAL
 ) -> int:
     """Verify a dataset and build again the jobs that are damaged or missing, by its own plan and configuration; then
     verify once more. Files of other jobs stay as they are. Ends with 1 where something is left.

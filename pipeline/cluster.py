@@ -25,6 +25,7 @@ from pipeline.sandbox import LimitsConfig
 from pipeline.schedule import Loss, Room, RunConfig, Schedule, Start
 from pipeline.zygote import Zygote
 from schemas.errors import UserError
+from schemas.locations import Location
 
 LOOK_AROUND_S = 5.0
 """Seconds after which the size of the cluster, and who is slow, is looked at again."""
@@ -37,7 +38,7 @@ Task = Callable[..., JobReport | None]
 
 def run_jobs(
     jobs: Sequence[ShardJob],
-    out: Path,
+    out: Location,
     cfg: BuildConfig,
     run: RunConfig,
     workers: int,
@@ -123,7 +124,7 @@ def _given_up(jobs: list[tuple[ShardJob, Loss]], run: RunConfig) -> str:
 class _Crew:
     """The workers of a cluster, as one build uses them."""
 
-    def __init__(self, out: Path, cfg: BuildConfig, run: RunConfig, do: Task) -> None:
+    def __init__(self, out: Location, cfg: BuildConfig, run: RunConfig, do: Task) -> None:
         self.run = run
         self._gpu = run.gpu_share if cfg.rasterizer == "cuda" else 0.0
         self._order = (out, cfg, do)
@@ -210,7 +211,7 @@ def _connected(workers: int, address: str | None) -> Iterator[str | None]:
 
 
 def _job_task(
-    order: tuple[Path, BuildConfig, Task], job: ShardJob, build: str, number: int, round: int
+    order: tuple[Location, BuildConfig, Task], job: ShardJob, build: str, number: int, round: int
 ) -> tuple[JobReport | None, float]:
     """The job's report, None where another start of it counts, and its seconds."""
     began = time.monotonic()

@@ -1,16 +1,12 @@
-"""The folder of a dataset while it is worked on: who may write, what was asked for, which jobs are done, and the files
-that belong to the whole. No Ray."""
+"""A dataset while it is worked on: what was asked for, which jobs are done, and the files that belong to the whole. No
+Ray."""
 
 import contextlib
-import fcntl
 import hashlib
-import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pipeline.attribution import FILE as ATTRIBUTION
 from pipeline.attribution import AttributionTable
@@ -35,10 +31,9 @@ from schemas.dataset import (
     write_file,
 )
 from schemas.errors import UserError
+from schemas.locations import Location, working_folder
 
 _REMEDY = "give another --out, or build as before"
-LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
-"""`running_since` holds the lock for a moment: whoever wants it asks more than once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +51,10 @@ class BuildReport:
 
 
 @contextlib.contextmanager
-def writable(out: Path) -> Iterator[None]:
-    """Errors of the file system become messages that say what to mend."""
+def writable(out: Location) -> Iterator[None]:
+    """Errors of the file system, or of the object store, become messages that say what to mend."""
     try:
-        for folder in (out, out / "shards", out / "ledger", out / ".work"):
+        for folder in (out, out / "shards", out / "ledger", working_folder(out)):
             folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
@@ -70,46 +65,7 @@ def writable(out: Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def lock(out: Path) -> Iterator[None]:
-    """One build at a time. The kernel lets go of the lock when its holder ends, however that happens."""
-    with (out / ".lock").open("a+") as file:
-        if not _try_lock(file):
-            file.seek(0)
-            raise UserError(
-                f"{out}: another build (process {file.read().strip() or 'unknown'}) is at work here; wait for it to "
-                "end, or give another --out"
-            )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _try_lock(file: TextIO) -> bool:
-    for attempt in range(LOCK_TRIES):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        if attempt + 1 < LOCK_TRIES:
-            time.sleep(LOCK_PAUSE_S)
-    return False
-
-
-def running_since(out: Path) -> float | None:
-    """When the build that is at work on `out` began, in seconds since the epoch; None where there is none."""
-    path = out / ".lock"
-    if not path.is_file():
-        return None
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return path.stat().st_mtime  # its holder wrote its process id when it got it
-    return None
-
-
-def built_config(out: Path, info: DatasetInfo) -> BuildConfig:
+def built_config(out: Location, info: DatasetInfo) -> BuildConfig:
     """The configuration in `dataset.json`. Raises UserError where it is another version's."""
     try:
         return config_from_dict(BuildConfig, info.config)
@@ -120,7 +76,7 @@ def built_config(out: Path, info: DatasetInfo) -> BuildConfig:
         ) from error
 
 
-def settle(out: Path, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
+def settle(out: Location, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
     """Write down what is to be built; refuse where `out` holds something else."""
     plan = plan_bytes(jobs)
     info = DatasetInfo(
@@ -149,7 +105,7 @@ def settle(out: Path, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
     return info
 
 
-def require_same(out: Path, before: DatasetInfo, now: DatasetInfo, but: str | None = None) -> None:
+def require_same(out: Location, before: DatasetInfo, now: DatasetInfo, but: str | None = None) -> None:
     """Raises UserError naming what differs: the program's version, or a setting outside the section `but`."""
     if before.code_version != now.code_version:
         raise UserError(f"{out}: built by version {before.code_version}, this is {now.code_version}; {_REMEDY}")
@@ -158,7 +114,7 @@ def require_same(out: Path, before: DatasetInfo, now: DatasetInfo, but: str | No
             raise UserError(f"{out}: built with {name}={was!r}, now it is {is_now!r}; {_REMEDY}")
 
 
-def planned_jobs(out: Path, info: DatasetInfo) -> list[ShardJob]:
+def planned_jobs(out: Location, info: DatasetInfo) -> list[ShardJob]:
     """The plan that `dataset.json` names. An extension that was stopped has left a longer one, which begins with it."""
     path = out / "plan.parquet"
     jobs = read_plan(path)
@@ -168,7 +124,7 @@ def planned_jobs(out: Path, info: DatasetInfo) -> list[ShardJob]:
     return first if hashlib.sha256(plan_bytes(first)).hexdigest() == info.plan_sha256 else jobs
 
 
-def replan(out: Path, info: DatasetInfo, jobs: list[ShardJob], step: dict[str, Any]) -> DatasetInfo:
+def replan(out: Location, info: DatasetInfo, jobs: list[ShardJob], step: dict[str, Any]) -> DatasetInfo:
     """Another plan for a dataset, with the step that led to it. What `dataset.json` says counts: it comes last."""
     plan = plan_bytes(jobs)
     info = replace(
@@ -193,7 +149,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
             yield f"{prefix}{name}", was, is_now
 
 
-def finished(out: Path, jobs: list[ShardJob]) -> dict[int, Counts]:
+def finished(out: Location, jobs: list[ShardJob]) -> dict[int, Counts]:
     """Jobs that need not be done again: committed, and not at odds with the hashes of an earlier index. With what
     became of their assets, and no more than that: a plan may have millions."""
     index = out / "index.json"
@@ -207,7 +163,7 @@ def finished(out: Path, jobs: list[ShardJob]) -> dict[int, Counts]:
     return parts
 
 
-def finish(out: Path, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) -> BuildReport:
+def finish(out: Location, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) -> BuildReport:
     """What belongs to the whole, once every job is committed: index, attribution, card, Croissant metadata."""
     shards, facts, owed = list[LedgerPart](), CardFacts(), AttributionTable()
     for job in jobs:
@@ -228,5 +184,5 @@ def finish(out: Path, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) ->
     for name, data in written.items():
         if not (out / name).is_file() or (out / name).read_bytes() != data:
             write_file(out / name, data)
-    shutil.rmtree(out / ".work", ignore_errors=True)
+    shutil.rmtree(working_folder(out), ignore_errors=True)
     return BuildReport(planned=info.planned, **asdict(facts.counts), jobs=len(jobs), jobs_run=jobs_run)

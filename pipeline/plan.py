@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from schemas.codec import UID_PATTERN
 from schemas.dataset import read_parquet
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Rejected
+from schemas.locations import Location
 from schemas.mesh import AssetKind, Attribution, MeshRef
 
 PLAN_SCHEMA = pa.schema(
@@ -78,7 +78,7 @@ def plan_bytes(jobs: list[ShardJob]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_plan(path: Path) -> list[ShardJob]:
+def read_plan(path: Location) -> list[ShardJob]:
     """Raises UserError where the file is absent or damaged."""
     try:
         table = read_parquet(path)

@@ -22,6 +22,7 @@ from pipeline.zygote import Zygote
 from schemas.codec import encode
 from schemas.dataset import ShardRecord
 from schemas.ledger import FAILURES, Measurements, Outcome, Reason, Rejected, Status
+from schemas.locations import Location, working_folder
 from schemas.mesh import AssetKind, Attribution, MeshRef
 from schemas.sample import Regime
 
@@ -52,7 +53,7 @@ def asset_zygote(
 
 def process_job(
     job: ShardJob,
-    out: Path,
+    out: Location,
     cfg: BuildConfig,
     target: str = ASSET_TARGET,
     python_path: tuple[Path, ...] = (),
@@ -64,7 +65,8 @@ def process_job(
     `target` names the function that a child runs (`pipeline.zygote.Zygote`), `process_in_child` unless told; `zygote`
     is one at hand that runs it, else one is started for this job. None where `may_commit` says that another attempt at
     the job is the one that counts: nothing is written then."""
-    work = Path(tempfile.mkdtemp(prefix=f"job-{job.index:06d}-", dir=out / ".work"))
+    working_folder(out).mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"job-{job.index:06d}-", dir=working_folder(out)))
     try:
         outcomes: list[Outcome] = []
         samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
@@ -96,7 +98,7 @@ def process_job(
     )
 
 
-def _kept(job: ShardJob, out: Path, directory: Path) -> dict[str, tuple[Outcome, list[Path]]]:
+def _kept(job: ShardJob, out: Location, directory: Path) -> dict[str, tuple[Outcome, list[Path]]]:
     """Rows, and files of the fields, of the assets that a job with `only` leaves as they are."""
     part = committed(out, job) if job.only is not None else None
     if part is None or job.only is None:

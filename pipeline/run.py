@@ -3,18 +3,17 @@
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.cluster import run_jobs
 from pipeline.config import BuildConfig
 from pipeline.duplicates import known_ahead, unsettled
+from pipeline.lock import lock
 from pipeline.operate.extend import Addition, added, step
 from pipeline.output import (
     BuildReport,
     built_config,
     finish,
     finished,
-    lock,
     planned_jobs,
     replan,
     require_same,
@@ -29,12 +28,13 @@ from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.spec import open_source
 from schemas.dataset import DatasetInfo, code_version, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError
+from schemas.locations import Location, workspace
 from schemas.mesh import MeshRef
 
 
 def build(
     source: str | Iterable[MeshRef],
-    out: Path,
+    out: Location,
     cfg: BuildConfig,
     workers: int = 1,
     on_event: Callable[[BuildEvent], None] | None = None,
@@ -62,13 +62,13 @@ def build(
         return _carry_out(todo, jobs, out, cfg, info, workers, address, run or RunConfig(), progress)
 
 
-def _listed(source: str, out: Path, cfg: BuildConfig) -> Iterable[MeshRef]:
-    return open_source(source, out / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse)
+def _listed(source: str, out: Location, cfg: BuildConfig) -> Iterable[MeshRef]:
+    return open_source(source, workspace(out) / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse)
 
 
 def rework(
-    out: Path,
-    choose: Callable[[Path, list[ShardJob]], list[ShardJob]],
+    out: Location,
+    choose: Callable[[Location, list[ShardJob]], list[ShardJob]],
     workers: int = 1,
     on_event: Callable[[BuildEvent], None] | None = None,
     address: str | None = None,
@@ -97,7 +97,7 @@ def rework(
 
 def extend(
     source: str,
-    out: Path,
+    out: Location,
     cfg: BuildConfig,
     workers: int = 1,
     on_event: Callable[[BuildEvent], None] | None = None,
@@ -138,7 +138,7 @@ def _progress(jobs: list[ShardJob], done: Collection[Counts], notify: Callable[[
 def _carry_out(
     todo: list[ShardJob],
     jobs: list[ShardJob],
-    out: Path,
+    out: Location,
     cfg: BuildConfig,
     info: DatasetInfo,
     workers: int,

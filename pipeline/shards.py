@@ -1,6 +1,7 @@
 """Shards on disk: written beside, flushed, renamed; the ledger part comes last and alone makes them count."""
 
 import os
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
@@ -14,20 +15,22 @@ from schemas.dataset import (
     ShardRecord,
     file_sha256,
     part_path,
+    place,
     read_ledger_part,
     shard_path,
-    sync_directory,
+    staged,
     write_ledger_part,
 )
 from schemas.errors import UserError
 from schemas.ledger import Outcome
+from schemas.locations import Location, working_folder
 from schemas.sample import Regime
 
 MAX_MEMBER_BYTES = 1 << 28
 """Largest field that a reader accepts."""
 
 
-def write_shard(out: Path, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
+def write_shard(out: Location, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
     """A tar of samples under its final name. Each sample is its uid and the files of its fields, named by extension.
 
     Equal samples give equal bytes: members in the order given, fields by name, no times, no owners. Whatever goes
@@ -37,15 +40,11 @@ def write_shard(out: Path, job: int, regime: Regime, samples: Iterable[tuple[str
     return record
 
 
-def _staged(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _stage_shard(out: Path, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
+def _stage_shard(out: Location, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
     """`write_shard` up to the final name."""
     name = f"{regime}-{job:06d}.tar"
     path = shard_path(out, name)
-    temporary = _staged(path)
+    temporary = staged(path)
     count = 0
     try:
         with temporary.open("wb") as file:
@@ -63,14 +62,13 @@ def _stage_shard(out: Path, job: int, regime: Regime, samples: Iterable[tuple[st
     return ShardRecord(name=name, regime=regime, sha256=sha256, bytes=size, count=count)
 
 
-def _place_shard(out: Path, shard: ShardRecord) -> None:
+def _place_shard(out: Location, shard: ShardRecord) -> None:
     """Give a staged shard its final name; one that is there with the same bytes stays."""
     path = shard_path(out, shard.name)
     if path.is_file() and path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256:
-        _staged(path).unlink()
+        staged(path).unlink()
         return
-    _staged(path).replace(path)
-    sync_directory(path.parent)
+    place(staged(path), path)
 
 
 def _add(tar: tarfile.TarFile, name: str, field: Path) -> None:
@@ -81,13 +79,13 @@ def _add(tar: tarfile.TarFile, name: str, field: Path) -> None:
         tar.addfile(info, file)
 
 
-def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_shard(path: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(uid, fields) of every sample. Raises ValueError naming the member: not a plain file, a name that is no
     `uid.extension`, a sample whose members are apart or repeated, a member beyond the size limit, a cut-off file."""
     seen: set[str] = set()
     uid, fields = "", dict[str, bytes]()
     try:
-        with tarfile.open(path, mode="r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 key, _, extension = member.name.partition(".")
                 if not member.isreg() or "/" in member.name or not key or not extension:
@@ -113,7 +111,7 @@ def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def commit(
-    out: Path, job: int, outcomes: list[Outcome], samples: dict[Regime, list[tuple[str, list[Path]]]]
+    out: Location, job: int, outcomes: list[Outcome], samples: dict[Regime, list[tuple[str, list[Path]]]]
 ) -> LedgerPart:
     """Make a job's results count: shards first, the ledger part that names them last. Regimes never share a shard. What
     an earlier run has committed counts until all shards are written and only their names are missing; the same results
@@ -142,11 +140,11 @@ def commit(
         ) from error
     finally:
         for shard in shards:
-            _staged(shard_path(out, shard.name)).unlink(missing_ok=True)
+            staged(shard_path(out, shard.name)).unlink(missing_ok=True)
     return ledger
 
 
-def _same_results(out: Path, found: LedgerPart) -> LedgerPart | None:
+def _same_results(out: Location, found: LedgerPart) -> LedgerPart | None:
     """What is committed already, where it is the same but for the time that it took."""
     try:
         part = read_ledger_part(part_path(out, found.job))
@@ -159,25 +157,24 @@ def _same_results(out: Path, found: LedgerPart) -> LedgerPart | None:
     return part if all(path.is_file() and file_sha256(path) == sha256 for path, sha256 in paths) else None
 
 
-def committed(out: Path, job: ShardJob) -> LedgerPart | None:
+def committed(out: Location, job: ShardJob) -> LedgerPart | None:
     """The ledger part of a finished job: readable, of the assets planned, all its shards there with the right size."""
-    path = part_path(out, job.index)
-    if not path.is_file():
-        return None
     try:
-        part = read_ledger_part(path)
+        part = read_ledger_part(part_path(out, job.index))
     except UserError:
-        return None  # damaged: the job is done again
+        return None  # not done yet, or damaged: the job is done again
     if part.job != job.index or [o.uid for o in part.outcomes] != [ref.uid for ref in job.refs]:
         return None
     for shard in part.shards:
-        file = shard_path(out, shard.name)
-        if not file.is_file() or file.stat().st_size != shard.bytes:
+        try:
+            if shard_path(out, shard.name).stat().st_size != shard.bytes:
+                return None
+        except FileNotFoundError:
             return None
     return part
 
 
-def unpack(out: Path, part: LedgerPart, uids: Set[str], directory: Path) -> dict[str, list[Path]]:
+def unpack(out: Location, part: LedgerPart, uids: Set[str], directory: Path) -> dict[str, list[Path]]:
     """The fields of stored samples as files below `directory`, by uid. Raises UserError where a shard is damaged."""
     files: dict[str, list[Path]] = {}
     for shard in part.shards:
@@ -193,11 +190,15 @@ def unpack(out: Path, part: LedgerPart, uids: Set[str], directory: Path) -> dict
     return files
 
 
-def remove_leftovers(out: Path, jobs: int) -> None:
-    """Temporary files of an interrupted build, and files of no planned job. Only for the holder of the build lock."""
+def remove_leftovers(out: Location, jobs: int) -> None:
+    """What an interrupted build has left half-written, and files of no planned job. Only for the holder of the build
+    lock."""
     for folder, pattern in ((out / "shards", SHARD_NAME), (out / "ledger", PART_NAME)):
         for path in folder.iterdir():
             match = pattern.fullmatch(path.name)
             stray = match is not None and int(match.groups()[-1]) >= jobs
             if stray or (path.name.startswith(".") and path.name.endswith(".tmp")):
                 path.unlink()
+    if working_folder(out).is_dir():
+        for path in working_folder(out).iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

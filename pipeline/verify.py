@@ -24,6 +24,7 @@ from schemas.dataset import (
 )
 from schemas.errors import UserError
 from schemas.ledger import Outcome, Status
+from schemas.locations import Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +37,12 @@ class Problem:
     """The job that is to be done again; None where that would not help."""
 
 
-def verify(out: Path) -> list[str]:
+def verify(out: Location) -> list[str]:
     """`find_problems`, one line each."""
     return [problem.text for problem in find_problems(out)]
 
 
-def find_problems(out: Path) -> list[Problem]:
+def find_problems(out: Location) -> list[Problem]:
     """Everything wrong with the dataset; empty where it is whole.
 
     Raises UserError where `out` is no dataset at all."""
@@ -75,7 +76,7 @@ def find_problems(out: Path) -> list[Problem]:
     return problems + (list(_check_attribution(out, jobs, parts)) if len(parts) == len(jobs) else [])
 
 
-def _check_rows(path: Path, job: ShardJob, part: LedgerPart) -> Iterator[str]:
+def _check_rows(path: Location, job: ShardJob, part: LedgerPart) -> Iterator[str]:
     """Every planned asset has exactly one row, which agrees with itself."""
     if part.job != job.index:
         yield f"{path}: holds job {part.job}"
@@ -101,7 +102,7 @@ def _row_fault(outcome: Outcome, shards: dict[str, ShardRecord]) -> str | None:
     return None if shards[outcome.shard].regime is outcome.regime else f"regime {outcome.regime} in {outcome.shard}"
 
 
-def _check_shard(out: Path, shard: ShardRecord, part: LedgerPart) -> list[str]:
+def _check_shard(out: Location, shard: ShardRecord, part: LedgerPart) -> list[str]:
     """Size, hash, and every sample decoded and held against its row."""
     path = shard_path(out, shard.name)
     remedy = "delete it and build again"
@@ -126,7 +127,7 @@ def _check_shard(out: Path, shard: ShardRecord, part: LedgerPart) -> list[str]:
     return problems
 
 
-def _check_files(out: Path, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[Problem]:
+def _check_files(out: Location, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[Problem]:
     """Files that no commit record names. A shard under a planned job's name goes when that job is done again."""
     named = {shard.name for part in parts for shard in part.shards}
     planned = {part_path(out, job.index).name for job in jobs}
@@ -139,7 +140,7 @@ def _check_files(out: Path, jobs: list[ShardJob], parts: list[LedgerPart]) -> It
                 yield Problem(text=text, job=index if index in {job.index for job in jobs} else None)
 
 
-def _check_attribution(out: Path, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[Problem]:
+def _check_attribution(out: Location, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[Problem]:
     """`attribution.parquet` is what plan and ledger give."""
     path = out / ATTRIBUTION
     if not path.is_file() or path.read_bytes() != attribution_parquet(jobs, parts):
@@ -147,7 +148,7 @@ def _check_attribution(out: Path, jobs: list[ShardJob], parts: list[LedgerPart])
         yield Problem(text=text, job=None)
 
 
-def _check_index(out: Path, parts: list[LedgerPart]) -> Iterator[Problem]:
+def _check_index(out: Location, parts: list[LedgerPart]) -> Iterator[Problem]:
     """`index.json` is what the ledger gives. It also holds the hashes of the ledger parts."""
     path = out / "index.json"
     if not path.is_file():

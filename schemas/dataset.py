@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from schemas.codec import SCHEMA_VERSION
 from schemas.errors import UserError
 from schemas.ledger import LEDGER_SCHEMA, Measurements, Outcome, Reason, Status
+from schemas.locations import Location, ObjectPath, working_folder
 from schemas.sample import Regime
 
+Place = TypeVar("Place", bound=Location)
 SHARD_NAME = re.compile(r"(textured|mv_only)-(\d{6,})\.tar")
 PART_NAME = re.compile(r"(\d{6,})\.parquet")
 _COMMIT_KEY = b"seqtex.commit"
@@ -79,23 +81,41 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(config)).hexdigest()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """All of `data` under `path`, or nothing: written beside it, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_file(path: Location, data: bytes) -> None:
+    """All of `data` under `path`, or nothing. In a folder: written beside it, flushed to the disk, then renamed."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
+    temporary = staged(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
+        place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def staged(path: Location) -> Path:
+    """Where on this machine a file is written that `place` then gives its final name."""
+    name = f".{path.name}.{os.getpid()}.tmp"
+    if isinstance(path, Path):
+        return path.with_name(name)
+    folder = working_folder(path.parent.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def place(temporary: Path, path: Location) -> None:
+    """Give a staged and flushed file its final name; it is gone from where it was."""
+    if isinstance(path, ObjectPath):
+        path.upload(temporary)
+        temporary.unlink()
+        return
+    assert isinstance(path, Path)
+    temporary.replace(path)
+    sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
@@ -107,11 +127,16 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def shard_path(out: Path, name: str) -> Path:
+def file_sha256(path: Location) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shard_path(out: Place, name: str) -> Place:
     return out / "shards" / name
 
 
-def part_path(out: Path, job: int) -> Path:
+def part_path(out: Place, job: int) -> Place:
     return out / "ledger" / f"{job:06d}.parquet"
 
 
@@ -127,7 +152,7 @@ def dataset_json(info: DatasetInfo) -> bytes:
     return json.dumps(entries, sort_keys=True, allow_nan=False, indent=2).encode() + b"\n"
 
 
-def read_dataset_json(out: Path) -> DatasetInfo:
+def read_dataset_json(out: Location) -> DatasetInfo:
     """Raises UserError where the file is absent, damaged, or of another schema version."""
     path = out / "dataset.json"
     try:
@@ -152,7 +177,7 @@ def read_dataset_json(out: Path) -> DatasetInfo:
 # ledger
 
 
-def write_ledger_part(out: Path, part: LedgerPart) -> None:
+def write_ledger_part(out: Location, part: LedgerPart) -> None:
     """The commit record of a job: once this file is there, its shards count. Atomic."""
     table = pa.Table.from_pylist([outcome.row() for outcome in part.outcomes], schema=LEDGER_SCHEMA)
     record = {"job": part.job, "planned": len(part.outcomes), "shards": [asdict(shard) for shard in part.shards]}
@@ -162,14 +187,14 @@ def write_ledger_part(out: Path, part: LedgerPart) -> None:
     write_file(part_path(out, part.job), sink.getvalue().to_pybytes())
 
 
-def read_parquet(path: Path) -> pa.Table:
+def read_parquet(path: Location) -> pa.Table:
     """A Parquet file with its page checksums verified. Reads in this thread alone: with pyarrow's own threads, which
     `pq.read_table` starts whatever it is told, about one process in twenty aborts at its exit (pyarrow 26)."""
     with pq.ParquetFile(pa.BufferReader(path.read_bytes()), page_checksum_verification=True, pre_buffer=False) as file:
         return file.read(use_threads=False)
 
 
-def read_ledger_part(path: Path) -> LedgerPart:
+def read_ledger_part(path: Location) -> LedgerPart:
     """Raises UserError where the file is absent or damaged."""
     try:
         table = read_parquet(path)
@@ -195,7 +220,7 @@ def _outcome(row: dict[str, Any]) -> Outcome:
     return Outcome(**head, measurements=Measurements(**row))
 
 
-def part_paths(out: Path) -> list[Path]:
+def part_paths(out: Place) -> list[Place]:
     """The ledger parts of a dataset, by job."""
     folder = out / "ledger"
     if not folder.is_dir():
@@ -205,7 +230,7 @@ def part_paths(out: Path) -> list[Path]:
     )
 
 
-def read_ledger(out: Path) -> list[LedgerPart]:
+def read_ledger(out: Location) -> list[LedgerPart]:
     """Every committed job, in order. Raises UserError naming the first damaged part."""
     return [read_ledger_part(path) for path in part_paths(out)]
 
@@ -213,7 +238,7 @@ def read_ledger(out: Path) -> list[LedgerPart]:
 # index.json
 
 
-def index_json(out: Path, parts: Iterable[LedgerPart]) -> bytes:
+def index_json(out: Location, parts: Iterable[LedgerPart]) -> bytes:
     """The shard index (wids-shard-index-v1). Beside the format's own entries it holds the regime of every shard, and
     size and sha256 of every ledger part, so that damage to a commit record itself is found."""
     parts = list(parts)

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
-import fsspec
-
 from schemas.dataset import PART_NAME, file_sha256, indexed_parts, write_file
 from schemas.errors import UserError
+from schemas.locations import ObjectPath
 
 REMEDY = "run `seqtex verify` on the dataset, delete the shard and build again"
 ATTEMPTS = 3
@@ -202,20 +201,14 @@ def fetch(url: str, path: Path) -> None:
         ShardError: it cannot be had.
         UserError: fsspec has no way to such an address.
     """
-    from aiohttp import ClientError  # only remote datasets need it
-
     for attempt in range(ATTEMPTS):
         try:
-            filesystem, place = fsspec.core.url_to_fs(url)
-            filesystem.get_file(place, str(path))
-            return
+            return ObjectPath(url).download(path)
         except FileNotFoundError:
             raise
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{url}: cannot be read ({error})") from error
-        except (OSError, ClientError) as error:
+        except OSError as error:
             if attempt == ATTEMPTS - 1:
-                raise ShardError(f"{url}: not to be had after {ATTEMPTS} attempts ({error})") from error
+                raise ShardError(f"{url}: not to be had after {ATTEMPTS} attempts ({error.strerror})") from error
             time.sleep(RETRY_SECONDS * 2**attempt)
 
 

@@ -20,6 +20,7 @@ from schemas.codec import decode
 from schemas.dataset import read_dataset_json, read_ledger, shard_path, write_file
 from schemas.errors import UserError
 from schemas.images import encode_image
+from schemas.locations import Location
 from schemas.mesh import Attribution
 from schemas.sample import Regime, TextureSample, Views
 
@@ -31,7 +32,7 @@ SCALE = NORMALISED_SIDE / 2
 """Lengths of the renderer's world per dataset unit: its scenes have a largest side of 1, ours of 2."""
 
 
-def export(dataset: Path, dest: Path, layout: Layout, on_item: Callable[[int, str], None]) -> int:
+def export(dataset: Location, dest: Path, layout: Layout, on_item: Callable[[int, str], None]) -> int:
     """Write the samples that a layout can hold (3D: textured ones) into the new folder `dest`, and return how many.
 
     The list is written last: with it the export is whole. `on_item` is told how many are done, and the last uid.
@@ -107,7 +108,7 @@ def normal_images(views: Views) -> UInt8[np.ndarray, "v h w 4"]:
     return np.concatenate([rgb, views.mask[..., None].astype(np.uint8) * np.uint8(255)], axis=-1)
 
 
-def _samples(dataset: Path, regimes: tuple[Regime, ...]) -> Iterator[TextureSample]:
+def _samples(dataset: Location, regimes: tuple[Regime, ...]) -> Iterator[TextureSample]:
     for part in read_ledger(dataset):
         for shard in part.shards:
             if shard.regime in regimes:

@@ -2,16 +2,16 @@
 
 from collections.abc import Set
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.plan import ShardJob
 from pipeline.shards import committed
 from pipeline.verify import find_problems
 from schemas.errors import UserError
 from schemas.ledger import Reason
+from schemas.locations import Location
 
 
-def with_reasons(out: Path, jobs: list[ShardJob], *, reasons: Set[Reason]) -> list[ShardJob]:
+def with_reasons(out: Location, jobs: list[ShardJob], *, reasons: Set[Reason]) -> list[ShardJob]:
     """Jobs with assets that ended with one of `reasons`, those assets alone to be processed.
 
     Raises UserError where a job is unfinished or damaged: its other assets could not be kept as they are."""
@@ -25,7 +25,7 @@ def with_reasons(out: Path, jobs: list[ShardJob], *, reasons: Set[Reason]) -> li
     return chosen
 
 
-def damaged(out: Path, jobs: list[ShardJob]) -> list[ShardJob]:
+def damaged(out: Location, jobs: list[ShardJob]) -> list[ShardJob]:
     """Jobs that are missing, or of which a file is. Reads the whole dataset."""
     wanted = {problem.job for problem in find_problems(out)}
     return [job for job in jobs if job.index in wanted]

@@ -13,6 +13,7 @@ from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.dataset import part_path, part_paths, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError
 from schemas.ledger import Outcome, Status
+from schemas.locations import Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class Failure:
     """Command line that does this asset alone."""
 
 
-def failures(out: Path, rejected: bool = False) -> Iterator[Failure]:
+def failures(out: Location, rejected: bool = False) -> Iterator[Failure]:
     """Every failed row, with `rejected` every rejected one too, in ledger order."""
     read_dataset_json(out)
     wanted = {Status.FAILED, Status.REJECTED} if rejected else {Status.FAILED}
@@ -47,7 +48,7 @@ def failures(out: Path, rejected: bool = False) -> Iterator[Failure]:
 
 
 def process_alone(
-    out: Path,
+    out: Location,
     uid: str,
     objaverse: ObjaverseConfig | None = None,
     target: str = ASSET_TARGET,
@@ -62,14 +63,14 @@ def process_alone(
     if (ref := next((ref for ref in refs if ref.uid == uid), None)) is None:
         raise UsageError(f"{out}: has no asset {uid!r}; its uids are in {out / 'plan.parquet'}")
     with tempfile.TemporaryDirectory(prefix="inspect-") as name:
-        for folder in ("shards", "ledger", ".work"):
+        for folder in ("shards", "ledger"):
             (Path(name) / folder).mkdir()
         process_job(ShardJob(index=0, refs=(ref,)), Path(name), cfg, target, python_path)
         (outcome,) = read_ledger_part(part_path(Path(name), 0)).outcomes
     return replace(outcome, shard=None)
 
 
-def recorded(out: Path, uid: str) -> Outcome | None:
+def recorded(out: Location, uid: str) -> Outcome | None:
     """The row of an asset; None where its job is not done."""
     rows = (outcome for path in part_paths(out) for outcome in read_ledger_part(path).outcomes)
     return next((outcome for outcome in rows if outcome.uid == uid), None)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.output import planned_jobs, replan, require_same, running_since
+from pipeline.lock import running_since
+from pipeline.output import planned_jobs, replan, require_same
 from pipeline.plan import ShardJob
 from pipeline.shards import commit, committed, unpack
 from schemas.dataset import (

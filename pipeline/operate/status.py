@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import numpy as np
 
-from pipeline.output import running_since
+from pipeline.lock import running_since
 from pipeline.plan import read_plan
 from schemas.dataset import LedgerPart, ShardRecord, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UserError
 from schemas.ledger import FAILURES, Outcome, Reason, Status
+from schemas.locations import Location
 from schemas.sample import Regime
 
 
@@ -110,7 +110,7 @@ class StatusReport:
     shards: tuple[ShardSizes, ...]
 
 
-def status(out: Path, slowest: int, now: float) -> StatusReport:
+def status(out: Location, slowest: int, now: float) -> StatusReport:
     """Reads `plan.parquet` and the ledger, no shard. `slowest`: how many assets to name; `now`: seconds since the
     epoch. Raises UserError where `out` is no dataset, or has no plan."""
     read_dataset_json(out)

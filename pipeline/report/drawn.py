@@ -22,6 +22,7 @@ from pipeline.report.seen import seen_surface
 from pipeline.shards import read_shard
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, shard_path
+from schemas.locations import Location
 from schemas.sample import TextureSample
 
 FORM = 1
@@ -41,7 +42,7 @@ KEY_FILE = "key.txt"
 class ShardTask:
     """A shard and what the gallery shows of it."""
 
-    dataset: Path
+    dataset: Location
     shard: ShardRecord
     uids: tuple[str, ...]
     folder: Path

@@ -19,6 +19,7 @@ from pipeline.report.drawn import ShardTask, draw_shard, script
 from pipeline.report.listing import Listed, columns, fate, listed, measurement_groups
 from schemas.dataset import DatasetInfo, LedgerPart, config_hash, read_dataset_json, read_ledger, write_file
 from schemas.ledger import Outcome
+from schemas.locations import Location, workspace
 
 HERE = Path(__file__).parent
 STATIC = {
@@ -49,15 +50,16 @@ class Gallery:
 
 
 def write_gallery(
-    dataset: Path, judge: JudgeConfig, limit: int, workers: int, notify: Callable[[int, int], None]
+    dataset: Location, judge: JudgeConfig, limit: int, workers: int, notify: Callable[[int, int], None]
 ) -> Gallery:
     """Writes `report/` of a dataset, or brings it up to date; at most `limit` assets are listed, `workers` processes
-    draw. `judge` decides what looks suspicious; `notify` hears (shards drawn, shards to draw).
+    draw. That of a dataset in an object store lies in this machine's workspace. `judge` decides what looks suspicious;
+    `notify` hears (shards drawn, shards to draw).
 
     Raises UserError where `dataset` is none, or its records are damaged."""
     info, parts = read_dataset_json(dataset), read_ledger(dataset)
     assets = listed(parts, read_plan(dataset / "plan.parquet"), limit)
-    out = dataset / "report"
+    out = workspace(dataset) / "report"
     (out / "samples").mkdir(parents=True, exist_ok=True)
     tasks = list(_tasks(dataset, parts, assets))
     todo = [task for task in tasks if not task.done()]
@@ -75,7 +77,7 @@ def write_gallery(
     data = {"groups": measurement_groups(), "columns": columns(assets, drawn, judge)}
     _write_changed(out / "data.js", script("data", data))
     outcomes = [outcome for part in parts for outcome in part.outcomes]
-    _write_changed(out / "index.html", _page(dataset.resolve().name, info, outcomes, len(assets)).encode())
+    _write_changed(out / "index.html", _page(dataset.absolute().name, info, outcomes, len(assets)).encode())
     return Gallery(
         page=out / "index.html",
         listed=len(assets),
@@ -85,7 +87,7 @@ def write_gallery(
     )
 
 
-def _tasks(dataset: Path, parts: Sequence[LedgerPart], assets: Sequence[Listed]) -> Iterator[ShardTask]:
+def _tasks(dataset: Location, parts: Sequence[LedgerPart], assets: Sequence[Listed]) -> Iterator[ShardTask]:
     """The shards that hold listed samples."""
     uids: dict[str, list[str]] = {}
     for asset in assets:
@@ -93,7 +95,7 @@ def _tasks(dataset: Path, parts: Sequence[LedgerPart], assets: Sequence[Listed])
             uids.setdefault(asset.outcome.shard, []).append(asset.outcome.uid)
     for shard in (shard for part in parts for shard in part.shards):
         if shard.name in uids:
-            folder = dataset / "report" / "samples" / shard.name.removesuffix(".tar")
+            folder = workspace(dataset) / "report" / "samples" / shard.name.removesuffix(".tar")
             yield ShardTask(dataset=dataset, shard=shard, uids=tuple(uids[shard.name]), folder=folder)
 
 

@@ -1,0 +1,191 @@
+"""One build at a time on a dataset. In a folder the kernel keeps the lock; in an object store an object does, which its
+owner renews."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from schemas.dataset import canonical_json
+from schemas.errors import UserError
+from schemas.locations import Location, ObjectPath
+
+LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
+"""`running_since` holds the lock for a moment: whoever wants it asks more than once."""
+BEAT_S = 30.0
+"""Seconds between signs of life in an object store."""
+EXPIRY_S = 600.0
+"""Without a sign of life for so long, an owner is taken for dead: far more than clocks of two machines differ."""
+SETTLE_S = 2.0
+"""Before a lock counts whose creation the store may not have kept exclusive."""
+
+
+def lock(out: Location) -> contextlib.AbstractContextManager[None]:
+    """One build at a time. Raises UserError where another one is at work on `out`."""
+    if isinstance(out, ObjectPath):
+        return _object_lock(out)
+    assert isinstance(out, Path)
+    return _folder_lock(out)
+
+
+def running_since(out: Location) -> float | None:
+    """When the build that is at work on `out` began, in seconds since the epoch; None where there is none."""
+    if isinstance(out, ObjectPath):
+        owner = _read(out / ".lock")
+        return owner.since if owner is not None and not owner.is_dead(time.time()) else None
+    assert isinstance(out, Path)
+    return _folder_since(out / ".lock")
+
+
+# folders
+
+
+@contextlib.contextmanager
+def _folder_lock(out: Path) -> Iterator[None]:
+    """The kernel lets go of the lock when its holder ends, however that happens."""
+    with (out / ".lock").open("a+") as file:
+        if not _try_lock(file):
+            file.seek(0)
+            raise UserError(
+                f"{out}: another build (process {file.read().strip() or 'unknown'}) is at work here; wait for it to "
+                "end, or give another --out"
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _try_lock(file: TextIO) -> bool:
+    for attempt in range(LOCK_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if attempt + 1 < LOCK_TRIES:
+            time.sleep(LOCK_PAUSE_S)
+    return False
+
+
+def _folder_since(path: Path) -> float | None:
+    if not path.is_file():
+        return None
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return path.stat().st_mtime  # its holder wrote its process id when it got it
+    return None
+
+
+# object stores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """What a lock object says."""
+
+    token: str
+    """Of one build alone."""
+    machine: str
+    """Host and boot: a process id says something there only."""
+    process: int
+    since: float
+    """Seconds since the epoch."""
+    seen: float
+    """Last sign of life, seconds since the epoch."""
+
+    def is_dead(self, now: float) -> bool:
+        """Known to have ended, on this machine, or not heard of for long."""
+        gone = self.machine == _machine() and not Path(f"/proc/{self.process}").exists()
+        return gone or now - self.seen > EXPIRY_S
+
+
+def _machine() -> str:
+    return f"{socket.gethostname()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+
+
+def _read(path: ObjectPath) -> Owner | None:
+    try:
+        return Owner(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: no lock of this program ({error}); delete it if no build is at work") from error
+
+
+@contextlib.contextmanager
+def _object_lock(out: ObjectPath) -> Iterator[None]:
+    """Created where none is, and renewed by a thread. Taken from an owner that is dead. A build that finds another
+    owner in its lock, or cannot renew it in time, stops."""
+    path, now = out / ".lock", time.time()
+    mine = Owner(token=uuid.uuid4().hex, machine=_machine(), process=os.getpid(), since=now, seen=now)
+    _take(path, mine)
+    ended, lost = threading.Event(), threading.Event()
+    beat = threading.Thread(target=_renew, args=(path, mine, ended, lost), daemon=True)
+    beat.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not lost.is_set():
+            raise
+        raise UserError(
+            f"{path}: this build could not renew its lock, or another one has taken it; build again, finished jobs are "
+            "kept"
+        ) from None
+    finally:
+        ended.set()
+        beat.join()
+        with contextlib.suppress(OSError):
+            if (owner := _read(path)) is not None and owner.token == mine.token:
+                path.unlink()
+
+
+def _take(path: ObjectPath, mine: Owner) -> None:
+    if (owner := _read(path)) is not None:
+        if not owner.is_dead(time.time()):
+            raise _refusal(path, owner)
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.write_bytes(canonical_json(asdict(mine)), new=True)
+    time.sleep(SETTLE_S)  # a store that overwrites what it should not, or two that take over: the last one has it
+    if (owner := _read(path)) is None or owner.token != mine.token:
+        raise _refusal(path, owner)
+
+
+def _refusal(path: ObjectPath, owner: Owner | None) -> UserError:
+    who = "another build"
+    if owner is not None:
+        ago = max(0.0, time.time() - owner.seen)
+        who += f" (process {owner.process} on {owner.machine.partition(' ')[0]}, last seen {ago:.0f} s ago)"
+    return UserError(
+        f"{path.parent}: {who} is at work here; wait for it to end, or give another --out. If it is dead, its lock "
+        f"ends {EXPIRY_S:.0f} s after it was last seen; or delete {path}"
+    )
+
+
+def _renew(path: ObjectPath, mine: Owner, ended: threading.Event, lost: threading.Event) -> None:
+    """A sign of life every `BEAT_S`, until the build ends. What may pass in the store is waited for."""
+    renewed = time.monotonic()
+    while not ended.wait(BEAT_S):
+        try:
+            owner = _read(path)
+            taken = owner is None or owner.token != mine.token
+            if not taken:
+                path.write_bytes(canonical_json(asdict(replace(mine, seen=time.time()))))
+                renewed = time.monotonic()
+        except (OSError, UserError):
+            taken = time.monotonic() - renewed > EXPIRY_S / 2
+        if taken:
+            lost.set()
+            if (main := threading.main_thread().ident) is not None:
+                signal.pthread_kill(main, signal.SIGINT)
+            return

@@ -1,0 +1,383 @@
+"""Datasets in object stores: the same bytes as in a folder, whatever was killed on the way, one builder at a time."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from cli.main import main
+from pipeline import lock as locking
+from pipeline.bake import BakeConfig
+from pipeline.config import BuildConfig
+from pipeline.judge import JudgeConfig
+from pipeline.lock import lock, running_since
+from pipeline.output import finish, finished, settle
+from pipeline.plan import plan_jobs
+from pipeline.process import process_job
+from pipeline.render import RenderConfig
+from pipeline.run import build
+from pipeline.shards import commit, committed, remove_leftovers, unpack
+from pipeline.sources.procedural import procedural
+from pipeline.verify import find_problems, verify
+from schemas.dataset import part_path, read_ledger, read_ledger_part, shard_path
+from schemas.errors import UsageError, UserError
+from schemas.ledger import Status
+from schemas.locations import ObjectPath, location, workspace
+from schemas.mesh import MeshRef
+from schemas.sample import Regime
+from training.data import BatchStream, DataConfig
+
+REPO = Path(__file__).resolve().parents[1]
+CFG = BuildConfig(
+    assets_per_job=2,
+    views=RenderConfig(resolution=32),
+    uv=BakeConfig(resolution=64),
+    judge=JudgeConfig(min_round_trip_db=10.0),
+)
+COUNT = 4
+
+
+@dataclass(frozen=True)
+class Server:
+    """A store on this machine, and the environment that leads there."""
+
+    url: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Server]:
+    server = pytest.importorskip("moto.server", reason="no S3 server: pip install -e '.[dev]'")
+    s3fs = pytest.importorskip("s3fs", reason="no client for S3: pip install -e '.[dev]'")
+    found = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    found.start()
+    host, port = found.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield Server("s3://bucket", environment)
+        s3fs.S3FileSystem.clear_instance_cache()
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def gs() -> Iterator[Server]:
+    server = pytest.importorskip("gcp_storage_emulator.server", reason="no GCS server: pip install -e '.[dev]'")
+    gcsfs = pytest.importorskip("gcsfs", reason="no client for GCS: pip install -e '.[dev]'")
+    found = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    found.start()
+    port = found._api._httpd.socket.getsockname()[1]
+    # the client asks for a bucket's kind over gRPC, which this server has not
+    environment = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield Server("gs://bucket", environment)
+        gcsfs.GCSFileSystem.clear_instance_cache()
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def refs(tmp_path_factory: pytest.TempPathFactory) -> list[MeshRef]:
+    return list(procedural(COUNT, tmp_path_factory.mktemp("assets"), clean=True))
+
+
+@pytest.fixture(scope="module")
+def folder(refs: list[MeshRef], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same dataset in a folder."""
+    out = tmp_path_factory.mktemp("folder") / "forge"
+    for name in ("shards", "ledger"):
+        (out / name).mkdir(parents=True)
+    jobs = plan_jobs(refs, CFG.assets_per_job)
+    info = settle(out, jobs, CFG)
+    for job in jobs:
+        process_job(job, out, CFG)
+    finish(out, info, jobs, len(jobs))
+    assert verify(out) == [] and sum(o.status is Status.ACCEPTED for p in read_ledger(out) for o in p.outcomes) == COUNT
+    return out
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEQTEX_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr(locking, "SETTLE_S", 0.0)
+    return tmp_path / "scratch"
+
+
+def copied(folder: Path, out: ObjectPath) -> ObjectPath:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != ".lock":
+            ObjectPath(f"{out}/{path.relative_to(folder).as_posix()}").upload(path)
+    return out
+
+
+def shards(out: Path | ObjectPath) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
+
+
+def without_ledger(index: bytes) -> dict[str, object]:
+    """The ledger's rows hold seconds, so their hashes differ between two builds in one folder too."""
+    return {name: entry for name, entry in json.loads(index).items() if name != "ledger"}
+
+
+def same(out: ObjectPath, folder: Path) -> bool:
+    return (
+        shards(out) == shards(folder)
+        and without_ledger((out / "index.json").read_bytes()) == without_ledger((folder / "index.json").read_bytes())
+        and all((out / name).read_bytes() == (folder / name).read_bytes() for name in ("plan.parquet", "dataset.json"))
+    )
+
+
+@pytest.mark.slow
+def test_a_build_on_s3_has_the_bytes_of_one_in_a_folder(
+    s3: Server, refs: list[MeshRef], folder: Path, scratch: Path
+) -> None:
+    """Over Ray, whose workers find server and credentials in their environment."""
+    out = location(f"{s3.url}/built/forge")
+    assert isinstance(out, ObjectPath)
+    report = build(refs, out, CFG)
+    assert report.planned == report.textured + report.mv_only == COUNT
+    assert same(out, folder) and verify(out) == []
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "dataset.json", "index.json", "ledger", "plan.parquet", "shards",
+    }  # fmt: skip
+    assert not any(scratch.rglob("*.tmp")) and not list(scratch.glob("*/.work/*"))
+    events: list[str] = []
+    assert build(refs, out, CFG, on_event=lambda event: events.append(event.detail)).jobs_run == 0
+    assert events[0] == "nothing to do"
+
+
+def commit_again(source: Path, out: ObjectPath, index: int, directory: Path) -> None:
+    """Commit to `out` what job `index` came to in another dataset."""
+    part = read_ledger_part(part_path(source, index))
+    files = unpack(source, part, {outcome.uid for outcome in part.outcomes}, directory)
+    samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
+    for outcome in part.outcomes:
+        assert outcome.regime is not None
+        samples.setdefault(outcome.regime, []).append((outcome.uid, files[outcome.uid]))
+    commit(out, index, list(part.outcomes), samples)
+    shutil.rmtree(directory)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.lock import lock
+from pipeline.output import settle
+from pipeline.plan import read_plan
+from schemas.locations import ObjectPath, location
+from tests.test_object_storage import CFG, commit_again
+
+source, out, work, method, where = Path(sys.argv[1]), location(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5]
+original, step = getattr(ObjectPath, method), 0
+
+def killed(self, *arguments, **options):
+    global step
+    step += self.parent.name in ("shards", "ledger")
+    if step == int(where):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *arguments, **options)
+
+jobs = read_plan(source / "plan.parquet")
+with lock(out):
+    settle(out, jobs, CFG)
+    setattr(ObjectPath, method, killed)
+    for job in jobs:
+        commit_again(source, out, job.index, work)
+"""
+
+
+@pytest.mark.parametrize(("method", "where", "kept"), [("write_bytes", 1, 0), ("write_bytes", 2, 1), ("upload", 2, 1)])
+def test_a_build_killed_before_its_ledger_part_is_finished_to_the_same_bytes(
+    method: str, where: int, kept: int, s3: Server, refs: list[MeshRef], folder: Path, scratch: Path, tmp_path: Path
+) -> None:
+    """Between the upload of a shard and that of its record, or before that of a shard. The lock is a dead process's."""
+    out = ObjectPath(f"{s3.url}/killed-{method}-{where}/forge")
+    arguments = [str(folder), str(out), str(tmp_path / "work"), method, str(where)]
+    ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=REPO, capture_output=True, text=True)
+    assert ended.returncode == -9, ended.stderr
+    assert (out / ".lock").is_file() and len(list((out / "ledger").iterdir())) == kept
+    assert any(problem.job is not None for problem in find_problems(out))
+    jobs = plan_jobs(refs, CFG.assets_per_job)
+    with lock(out):
+        info = settle(out, jobs, CFG)
+        remove_leftovers(out, len(jobs))
+        parts = finished(out, jobs)
+        assert len(parts) == kept
+        for job in jobs:
+            if job.index not in parts:
+                commit_again(folder, out, job.index, tmp_path / "again")
+        finish(out, info, jobs, len(jobs) - kept)
+    assert same(out, folder) and verify(out) == [] and not (out / ".lock").exists()
+    assert not list(scratch.rglob("*.tar*"))
+
+
+def test_training_reads_it_from_there(s3: Server, folder: Path, tmp_path: Path) -> None:
+    out = copied(folder, ObjectPath(f"{s3.url}/trained/forge"))
+
+    def uids(place: str) -> list[tuple[str, ...]]:
+        stream = BatchStream(
+            DataConfig(directories={place: 1.0}, batch_size=2, keep_latents=False, cache_directory=tmp_path / "cache"),
+            seed=1,
+        )
+        return [stream[number].uids for number in range(4)]
+
+    assert uids(str(out)) == uids(str(folder))
+
+
+def test_every_command_reads_it_and_damage_is_located_there(
+    s3: Server, folder: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(folder, ObjectPath(f"{s3.url}/damaged/forge"))
+    for command in ("verify", "status", "failures", "judge", "report"):
+        assert main([command, str(out)]) == 0, command
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    status = next(line for line in told if line["event"] == "status")
+    assert status["done"] == status["planned"] == COUNT and not status["running"]
+    assert (workspace(out) / "report" / "index.html").is_file()
+    tars = sorted((out / "shards").iterdir())
+    data = bytearray(tars[0].read_bytes())
+    data[len(data) // 2] ^= 1
+    tars[0].write_bytes(data)
+    tars[-1].write_bytes(tars[-1].read_bytes()[:-512])
+    part = part_path(out, 0)
+    problems = verify(out)
+    assert len(problems) == 2 and all(
+        str(path) in text for path, text in zip((tars[0], tars[-1]), problems, strict=True)
+    )
+    part.write_bytes(b"no parquet")
+    assert any(str(part) in problem for problem in verify(out))
+    assert main(["verify", str(out)]) == 1
+
+
+def test_a_repair_there_brings_the_same_bytes_back(
+    s3: Server, refs: list[MeshRef], folder: Path, scratch: Path, tmp_path: Path
+) -> None:
+    out = copied(folder, ObjectPath(f"{s3.url}/repaired/forge"))
+    job = plan_jobs(refs, CFG.assets_per_job)[1]
+    part = committed(out, job)
+    assert part is not None
+    shard_path(out, part.shards[0].name).unlink()
+    assert committed(out, job) is None and len(find_problems(out)) == 1
+    commit_again(folder, out, 1, tmp_path / "again")
+    assert shards(out) == shards(folder)
+    kept = replace(job, only=frozenset({job.refs[0].uid}))
+    process_job(kept, out, CFG)  # the other asset comes out of the store
+    assert shards(out) == shards(folder)
+
+
+def test_a_second_builder_is_refused_and_a_dead_one_is_not_waited_for(s3: Server, scratch: Path) -> None:
+    out = ObjectPath(f"{s3.url}/locked/forge")
+    with lock(out):
+        since = running_since(out)
+        assert since is not None and abs(time.time() - since) < 60
+        with (
+            pytest.raises(UserError, match=rf"another build \(process {os.getpid()} on .*delete {out}/\.lock"),
+            lock(out),
+        ):
+            raise AssertionError("two builders")
+    assert running_since(out) is None and not (out / ".lock").exists()
+    here = json.loads(owner_of(out))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    elsewhere = here | {"machine": "other boot"}
+    for left in (here | {"process": gone.pid}, elsewhere | {"seen": time.time() - locking.EXPIRY_S - 1}):
+        (out / ".lock").write_bytes(json.dumps(left).encode())
+        assert running_since(out) is None
+        with lock(out):
+            assert json.loads((out / ".lock").read_bytes())["token"] != left["token"]
+    (out / ".lock").write_bytes(json.dumps(elsewhere | {"seen": time.time() - 60}).encode())
+    with pytest.raises(UserError, match=r"on other, last seen 6. s ago"), lock(out):
+        raise AssertionError("two builders")
+
+
+def owner_of(out: ObjectPath) -> bytes:
+    with lock(out):
+        return (out / ".lock").read_bytes()
+
+
+def test_of_two_that_come_at_once_one_gets_the_lock(s3: Server, scratch: Path) -> None:
+    """The store itself refuses to create an object twice."""
+    path = ObjectPath(f"{s3.url}/exclusive")
+    path.write_bytes(b"first", new=True)
+    with pytest.raises(FileExistsError):
+        path.write_bytes(b"second", new=True)
+    assert path.read_bytes() == b"first"
+
+
+def test_a_builder_whose_lock_was_taken_stops(s3: Server, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "BEAT_S", 0.05)
+    out = ObjectPath(f"{s3.url}/taken/forge")
+    other = json.dumps(json.loads(owner_of(out)) | {"token": "other"}).encode()
+    with pytest.raises(UserError, match="another one has taken it"), lock(out):
+        seen = json.loads((out / ".lock").read_bytes())["seen"]
+        for _ in range(200):
+            time.sleep(0.05)
+            if json.loads((out / ".lock").read_bytes())["seen"] > seen:
+                break
+        else:
+            raise AssertionError("no sign of life")
+        (out / ".lock").write_bytes(other)
+        time.sleep(20)
+    assert (out / ".lock").read_bytes() == other
+
+
+def test_google_storage_holds_the_same_dataset(
+    gs: Server, folder: Path, refs: list[MeshRef], scratch: Path, tmp_path: Path
+) -> None:
+    """The server at hand does not refuse to create an object twice: this lock is told by reading it again."""
+    out = ObjectPath(f"{gs.url}/built/forge")
+    jobs = plan_jobs(refs, CFG.assets_per_job)
+    with lock(out):
+        info = settle(out, jobs, CFG)
+        for job in jobs:
+            commit_again(folder, out, job.index, tmp_path / "again")
+        finish(out, info, jobs, len(jobs))
+    assert same(out, folder) and verify(out) == []
+    with lock(out), pytest.raises(UserError, match="another build"), lock(out):
+        raise AssertionError("two builders")
+
+
+def test_what_cannot_be_written_or_read_is_named(
+    s3: Server, refs: list[MeshRef], scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"s3://nobucket/forge/.*bucket does not exist"):
+        build(refs, ObjectPath("s3://nobucket/forge"), CFG)
+    with pytest.raises(UsageError, match="names no bucket"):
+        location("s3://")
+    with pytest.raises(UserError, match=r"job 0 .*bucket does not exist"):
+        commit(ObjectPath("s3://nobucket/forge"), 0, [], {})
+    assert main(["status", f"{s3.url}/nothing/forge"]) == 1
+    assert f"{s3.url}/nothing/forge/dataset.json" in capsys.readouterr().err
+    assert main(["status", "s4://bucket/forge"]) == 1
+    assert "s4://bucket/forge/dataset.json: cannot be read" in capsys.readouterr().err
+
+
+def test_a_missing_client_is_named_with_its_extra() -> None:
+    """In a process where the package cannot be imported."""
+    for scheme, client, extra in (("s3", "s3fs", "s3"), ("gs", "gcsfs", "gs")):
+        script = f"import sys; sys.modules[{client!r}] = None; from cli.main import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", script, "status", f"{scheme}://bucket/forge"]
+        ended = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+        assert ended.returncode == 1 and f"pip install 'seqtex-forge[{extra}]'" in ended.stderr, ended.stderr
+
+
+def test_a_place_on_this_machine_for_every_address(scratch: Path, tmp_path: Path) -> None:
+    one, two = (workspace(ObjectPath(f"s3://bucket/{name}")) for name in "ab")
+    assert one != two and one.parent == two.parent == scratch and one == workspace(ObjectPath("s3://bucket/a"))
+    assert workspace(tmp_path) == tmp_path
+    assert location("relative") == Path("relative") and location(f"file://{tmp_path}") == tmp_path
