@@ -17,6 +17,7 @@ from pipeline.bake import bake_uv, round_trip
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.blender.host import convert
 from pipeline.config import BuildConfig
+from pipeline.formats.side_files import asset_sha256
 from pipeline.judge import NO_LAYOUT, judge
 from pipeline.load import load_asset
 from pipeline.measure.mesh import measure
@@ -30,7 +31,7 @@ from pipeline.shade import light_views
 from pipeline.unwrap.choose import unwrap
 from schemas.camera import Cameras
 from schemas.codec import SCHEMA_VERSION, cameras_json
-from schemas.dataset import code_version
+from schemas.dataset import code_version, file_sha256
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.mesh import AssetKind, MeshRef, TexturedMesh, UvMesh
 from schemas.sample import Regime, TextureSample, UvMaps, Views
@@ -98,12 +99,10 @@ def seed_of(uid: str) -> int:
 
 
 def _changed(path: Path, ref: MeshRef) -> Rejected | None:
-    """The file is no longer the one that was planned."""
+    """The file is no longer the one that was planned, by itself or with those it refers to: sources hash either."""
     if ref.sha256 is None or not path.is_file():
         return None  # the preflight tells of a missing file
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found == ref.sha256:
+    if file_sha256(path) == ref.sha256 or (found := asset_sha256(path)) == ref.sha256:
         return None
     return Rejected(reason=Reason.INPUT_CHANGED, detail=f"sha256 {found[:12]} where {ref.sha256[:12]} was planned")
 

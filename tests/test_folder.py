@@ -48,3 +48,53 @@ def test_keys_are_distinct_where_slugs_are_not() -> None:
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.*not a folder"):
         list(folder(tmp_path / "nowhere"))
+
+
+def write_files(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(exist_ok=True, parents=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("main", "side"),
+    [
+        ("a.gltf", ["a.bin", "tex/my image.png"]),
+        ("b.obj", ["b.mtl", "wood grain.png"]),
+    ],
+)
+def test_the_hash_is_of_what_a_file_refers_to_as_well(tmp_path: Path, main: str, side: list[str]) -> None:
+    files = {
+        "a.gltf": '{"buffers": [{"uri": "a.bin"}], "images": [{"uri": "tex/my%20image.png"}, {"uri": "../x.png"}]}',
+        "b.obj": "v 0 0 0\n  mtllib b.mtl\r\nv 0 0 1\n",
+        "b.mtl": "newmtl one\nmap_Kd -clamp on wood grain.png\n",
+    }
+    write_files(tmp_path / "in", dict.fromkeys(side, "x") | {"other.png": "x"} | files)
+    write_files(tmp_path, {"x.png": "x"})
+
+    def found() -> str | None:
+        return next(ref.sha256 for ref in folder(tmp_path / "in") if ref.uri.endswith(main))
+
+    before = found()
+    write_files(tmp_path, {"x.png": "y", "in/other.png": "y"})
+    assert found() == before, "no file outside, and none that is not referred to"
+    for name in side:
+        text = (tmp_path / "in" / name).read_text()
+        (tmp_path / "in" / name).write_text(text + " ")
+        assert found() != before, name
+        (tmp_path / "in" / name).unlink()
+        assert found() != before, name
+        (tmp_path / "in" / name).write_text(text)
+        assert found() == before
+
+
+def test_a_file_that_stands_alone_has_its_own_hash(tmp_path: Path) -> None:
+    files = {
+        "a.glb": "glTF",
+        "b.gltf": '{"buffers": [{"uri": "data:;base64,AA=="}]}',
+        "c.obj": "v 0 0 0\n",
+        "d.gltf": "[[",
+    }
+    write_files(tmp_path, files | {"e.obj": ""})
+    for ref in folder(tmp_path):
+        assert ref.sha256 == hashlib.sha256(Path(ref.uri).read_bytes()).hexdigest()

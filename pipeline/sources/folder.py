@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
+from pipeline.formats.side_files import asset_sha256
 from pipeline.preflight import SUFFIXES
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
@@ -23,7 +24,8 @@ def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
     """Every .glb, .gltf and .obj below `path`, with `blender` also what only Blender reads, sorted by relative path.
 
     The uid is the relative path made safe, plus a hash of that path: stable when files are added or edited, and
-    distinct where two paths look the same once made safe. A .gltf or .obj is hashed without the files it refers to.
+    distinct where two paths look the same once made safe. The hash
+    of a .gltf or .obj is one of the files that it refers to as well.
     """
     root = path.resolve()
     if not root.is_dir():
@@ -60,7 +62,6 @@ def uid_of(name: str) -> str:
 
 def sha256_or_none(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return asset_sha256(path)
     except OSError:
         return None  # an unreadable file still gets its row in the ledger: preflight says why
