@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,33 +13,23 @@ import pytest
 
 from cli.main import main
 from pipeline import lock as locking
-from pipeline.bake import BakeConfig
-from pipeline.config import BuildConfig
-from pipeline.judge import JudgeConfig
 from pipeline.lock import lock, running_since
 from pipeline.output import finish, finished, settle
 from pipeline.plan import plan_jobs
 from pipeline.process import process_job
-from pipeline.render import RenderConfig
 from pipeline.run import build
-from pipeline.shards import commit, committed, remove_leftovers, unpack
+from pipeline.shards import commit, committed, remove_leftovers
 from pipeline.sources.procedural import procedural
 from pipeline.verify import find_problems, verify
-from schemas.dataset import part_path, read_ledger, read_ledger_part, shard_path
+from schemas.dataset import part_path, read_ledger, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Status
 from schemas.locations import ObjectPath, location, workspace
 from schemas.mesh import MeshRef
-from schemas.sample import Regime
+from tests.small_build import CFG, commit_again
 from training.data import BatchStream, DataConfig
 
 REPO = Path(__file__).resolve().parents[1]
-CFG = BuildConfig(
-    assets_per_job=2,
-    views=RenderConfig(resolution=32),
-    uv=BakeConfig(resolution=64),
-    judge=JudgeConfig(min_round_trip_db=10.0),
-)
 COUNT = 4
 
 
@@ -161,18 +150,6 @@ def test_a_build_on_s3_has_the_bytes_of_one_in_a_folder(
     assert events[0] == "nothing to do"
 
 
-def commit_again(source: Path, out: ObjectPath, index: int, directory: Path) -> None:
-    """Commit to `out` what job `index` came to in another dataset."""
-    part = read_ledger_part(part_path(source, index))
-    files = unpack(source, part, {outcome.uid for outcome in part.outcomes}, directory)
-    samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
-    for outcome in part.outcomes:
-        assert outcome.regime is not None
-        samples.setdefault(outcome.regime, []).append((outcome.uid, files[outcome.uid]))
-    commit(out, index, list(part.outcomes), samples)
-    shutil.rmtree(directory)
-
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -180,7 +157,7 @@ from pipeline.lock import lock
 from pipeline.output import settle
 from pipeline.plan import read_plan
 from schemas.locations import ObjectPath, location
-from tests.test_object_storage import CFG, commit_again
+from tests.small_build import CFG, commit_again
 
 source, out, work, method, where = Path(sys.argv[1]), location(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5]
 original, step = getattr(ObjectPath, method), 0
