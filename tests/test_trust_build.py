@@ -177,6 +177,8 @@ class Failing:
         self.point, self.after, self.fault, self.seen = point, after, fault, 0
         self.hit = ""
         """What was called at the point."""
+        self.returned: list[int] = []
+        """Calls that came to their end: removing a file that is gone does not."""
 
     def __call__(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         mine = self.seen == self.point
@@ -185,7 +187,9 @@ class Failing:
             self.hit = call.__name__
         if mine and not self.after:
             self.fault()
+        number = self.seen - 1
         result = call(*arguments, **options)
+        self.returned.append(number)
         if mine and self.after:
             self.fault()
         return result
@@ -254,7 +258,7 @@ def test_a_failure_at_any_point_of_a_build_is_made_good(
     one that met no failure, and until then no partial shard is there under its name."""
     counter = Failing(-1, False, eio)
     build_with_fault(material, tmp_path / "counted", counter)
-    points = [(point, after) for point in range(counter.seen) for after in (False, True)]
+    points = [(point, False) for point in range(counter.seen)] + [(point, True) for point in counter.returned]
     if not trust.full:
         chosen = trust.rng().choice(len(points), trust.count(full=len(points), short=24), replace=False)
         points = [points[i] for i in sorted(chosen)]
@@ -730,18 +734,21 @@ def test_a_changed_side_file_is_refused(trust: Trust, tmp_path: Path) -> None:
 
 
 STAGED = """
-import json, os, shutil
+import json, os
 from pathlib import Path
+from pipeline.answer import Answer, write_answer
+from schemas.ledger import Measurements, Reason, Rejected
+from schemas.sample import Regime
 
 def run(request, directory):
     told = json.loads(request["ref"]["caption"])
     if told["reason"] == "crashed":
         os._exit(3)
-    if told["regime"]:
-        shutil.copytree(told["fields"], directory / "fields")
-    outcome = {"regime": told["regime"], "reason": told["reason"], "detail": ""}
-    outcome |= {"measurements": {}, "stage_seconds": 0.0}
-    (directory / "outcome.json").write_text(json.dumps(outcome))
+    regime = Regime(told["regime"]) if told["regime"] else None
+    verdict = Rejected(reason=Reason(told["reason"]), detail="") if told["reason"] else None
+    files = sorted((Path(request["ref"]["uri"]).parent / regime).iterdir()) if regime else []
+    answer = Answer(regime=regime, verdict=verdict, measurements=Measurements(), stage_seconds=0.0)
+    write_answer(directory, answer, {file.name: file.read_bytes() for file in files})
 
 def cured(request, directory):
     told = json.loads(request["ref"]["caption"])
@@ -789,9 +796,11 @@ def staged_ref(folder: Path, number: int, reason: Reason | None) -> MeshRef:
     uid = f"staged-{number:04d}"
     regime = None if reason in {*FAILURES, Reason.UNTEXTURED, Reason.TRUNCATED} else "textured"
     regime = "mv_only" if reason is Reason.UNWRAP_POOR else regime
-    files = write_fields(folder / "fields" / uid, uid, Regime(regime or "textured"))
-    told = {"reason": reason, "regime": regime, "fields": str(files[0].parent)}
-    return MeshRef(uid=uid, uri=str(files[0]), caption=json.dumps(told))
+    for kind in Regime:
+        write_fields(folder / "fields" / uid / kind, uid, kind)
+    main = folder / "fields" / uid / "asset.obj"
+    main.touch()
+    return MeshRef(uid=uid, uri=str(main), caption=json.dumps({"reason": reason, "regime": regime}))
 
 
 def samples_of(out: Path) -> dict[str, str]:
