@@ -169,6 +169,24 @@ def test_what_an_origin_does_not_have_fails_alone(small):
     assert not list(cfg.root.rglob("thing 1.glb"))
 
 
+def test_what_sketchfab_has_lost_and_rows_without_an_address_fail_alone(tmp_path):
+    lost = XlRow(
+        origin="sketchfab",
+        identifier="https://sketchfab.com/3d-models/" + "f" * 32,
+        name="none",
+        data=b"",
+        licence="by",
+    )
+    nowhere = XlRow(origin="github", identifier="elsewhere", name="none", data=b"", licence="MIT License")
+    with serving(make_xl_world(1, [lost, nowhere])) as world:
+        cfg = mirror(world, tmp_path)
+        refs = {ref.source.url: ref for ref in listed(cfg)}
+        told = brought([refs[lost.identifier], refs[nowhere.identifier]], cfg)
+    assert [isinstance(entry, Rejected) and entry.detail.partition(" is ")[2] for entry in told] == [
+        "no address of sketchfab", "no address of github"]  # fmt: skip
+    assert len(refs) == 5
+
+
 def test_files_that_an_asset_names_come_with_it(tmp_path):
     made = json.dumps({
         "asset": {"version": "2.0"},

@@ -90,8 +90,9 @@ def _candidates(
     cfg: ObjaverseConfig,
     told: dict[str, str],
 ) -> Iterator[MeshRef]:
-    """What fits, origin by origin; `found` gathers which of `wanted` are there at all."""
-    by_sketchfab = replace(select, licences=(), lvis=(), origins=(), file_types=(), sample=None, seed=0)
+    """What fits, origin by origin; `found` gathers which of `wanted` are there at all. Of faces, tags and the like only
+    Sketchfab's annotations tell: where a condition asks for them, others do not fit."""
+    asks_no_more = not select.lvis and fits({}, replace(select, licences=()))
     for origin in select.origins or ORIGINS:
         entries = {}
         for entry in _entries(origin, cfg):
@@ -102,17 +103,23 @@ def _candidates(
                 continue
             if origin == "sketchfab":
                 entries[entry.uid] = entry
-            elif licence_fits(entry.licence, select) and not select.lvis and fits({}, by_sketchfab):
+            elif asks_no_more and licence_fits(entry.licence, select):
                 yield _ref(entry, told)
         if entries:
-            yield from _from_sketchfab(entries, select, cfg, told)
+            paths = read_paths(cfg)
+            yield from _from_sketchfab(entries, paths, select, cfg, told)
+            gone = (entries[uid] for uid in sorted(entries.keys() - paths.keys()))
+            yield from (_ref(entry, told) for entry in gone if asks_no_more and licence_fits(entry.licence, select))
 
 
 def _from_sketchfab(
-    entries: dict[str, Entry], select: SelectConfig, cfg: ObjaverseConfig, told: dict[str, str]
+    entries: dict[str, Entry],
+    paths: dict[str, str],
+    select: SelectConfig,
+    cfg: ObjaverseConfig,
+    told: dict[str, str],
 ) -> Iterator[MeshRef]:
     """Assets of Objaverse 1.0: its annotations have what the others lack, its server has the files."""
-    paths = read_paths(cfg)
     for uid, annotation in annotated(entries.keys() & paths.keys(), paths, select, cfg):
         ref = ref_of(uid, paths[uid], annotation, {})
         yield replace(ref, sha256=entries[uid].sha256, caption=_caption(entries[uid], told) or ref.caption)
@@ -123,8 +130,9 @@ def _ref(entry: Entry, told: dict[str, str]) -> MeshRef:
     path = PurePosixPath(uri.removeprefix(SCHEME))
     stem = unquote(path.stem) if entry.origin == "smithsonian" else path.stem
     title = " ".join(str(entry.metadata.get("title") or entry.metadata.get("name") or stem).split())
-    known = {"github": path.parts[1], "smithsonian": "Smithsonian Institution"}
-    author = str(entry.metadata.get("author") or known.get(entry.origin, "unknown"))
+    known = "Smithsonian Institution" if entry.origin == "smithsonian" else "unknown"
+    owner = path.parts[1] if entry.origin == "github" and len(path.parts) > 2 else known
+    author = str(entry.metadata.get("author") or owner)
     return MeshRef(
         uid=entry.uid,
         uri=uri,
