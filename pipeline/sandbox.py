@@ -38,6 +38,8 @@ OPEN_FILES = 1024
 """Files that a child may have open."""
 MEMORY_EXIT = 77
 """Exit code of a child that ran out of memory."""
+OUT_OF_MEMORY = ("std::bad_alloc", "Cannot allocate memory")
+"""How those end that have no MemoryError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,9 @@ class LimitsConfig:
     """Address space on top of what the loaded modules map, GiB (ours)."""
     file_gb: float = 1.0
     """Largest file a child may write, GiB (ours)."""
-    processes: int = 64
-    """Processes that a child and its descendants may start in all (ours: an asset takes two, Blender among them)."""
+    processes: int = 8
+    """Processes that a child and its descendants may start in all (ours: an asset takes two, Blender two more). Each of
+    them may take `memory_gb`."""
     threads: int = 1024
     """Threads that they may start in all (ours: Blender takes some for each processor)."""
 
@@ -182,7 +185,7 @@ def _classify(status: int, tail: str, limits: LimitsConfig, seconds: float) -> E
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
         return Ended(reason=None, detail="", seconds=seconds)
-    if code == MEMORY_EXIT or "std::bad_alloc" in tail:
+    if code == MEMORY_EXIT or any(words in tail for words in OUT_OF_MEMORY):
         detail = f"needed more than {limits.memory_gb:g} GiB; {tail}"
         return Ended(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds)
     if code == -signal.SIGXCPU:
@@ -244,6 +247,8 @@ def _child(
 
 
 def _shut_in(room: Room, channel: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # where memory runs out, the kernel shall end this process and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")
     layers, listener = enter(room)
     socket.send_fds(channel, ["+".join(layers).encode()], [] if listener is None else [listener])
     channel.close()

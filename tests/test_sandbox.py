@@ -14,6 +14,7 @@ import pytest
 from pipeline.sandbox import Ended, LimitsConfig, run_limited
 from pipeline.zygote import Zygote
 from schemas.ledger import Reason, Rejected
+from tests.processes import command_lines, until
 
 POISON = """
 import ctypes, os, signal, time
@@ -94,7 +95,7 @@ def answers(tmp_path_factory):
 
 
 def _kill_zygote(told: Path) -> None:
-    _until(lambda: told.is_file() and told.read_text(), 30)
+    until(lambda: told.is_file() and told.read_text(), 30)
     os.kill(int(told.read_text()), signal.SIGKILL)
 
 
@@ -182,26 +183,9 @@ def test_nothing_outlives_a_killed_owner(tmp_path):
     repo = Path(__file__).resolve().parents[1]
     owner = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(repo)})
     try:
-        _until(lambda: len(list((tmp_path / "work").glob("pid-*"))) == 2, 30)
+        until(lambda: len(list((tmp_path / "work").glob("pid-*"))) == 2, 30)
     finally:
         owner.send_signal(signal.SIGKILL)
         owner.wait()
     mark = f"pipeline.zygote poison:run  {owner.pid} "  # the command line of the zygote and of all that it forked
-    _until(lambda: not any(mark in line for line in _command_lines()), 5)
-
-
-def _command_lines() -> list[str]:
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return lines
-
-
-def _until(condition, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"did not come true within {seconds} s"
-        time.sleep(0.05)
+    until(lambda: not any(mark in line for line in command_lines()), 5)

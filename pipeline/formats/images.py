@@ -39,6 +39,8 @@ def decode_image(data: bytes | memoryview, where: str) -> UInt8[np.ndarray, "hei
         zlib.error,
         PillowImage.DecompressionBombError,
     ) as e:
+        if "out of memory" in str(e):  # Pillow's words for its decoders' want of it
+            raise MemoryError(f"{where}: {e}") from e
         raise AssetFault(Reason.BAD_IMAGE, f"{where}: image cannot be decoded ({e})") from e
 
 
