@@ -42,7 +42,7 @@ def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
         raise AssetFault(Reason.UNSUPPORTED_VERSION, f"GLB container version {version}, only 2 is supported")
     chunks: list[tuple[bytes, memoryview]] = []
     position = 12
-    while position < len(data):
+    while position < len(data) and position != declared:
         if len(data) - position < 8:
             raise AssetFault(Reason.TRUNCATED, f"chunk {len(chunks)} ends inside its header at byte {position:,}")
         (length,) = struct.unpack_from("<I", data, position)

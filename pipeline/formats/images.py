@@ -30,15 +30,9 @@ def decode_image(data: bytes | memoryview, where: str) -> UInt8[np.ndarray, "hei
                 raise AssetFault(Reason.BAD_IMAGE, f"{where}: header says {size}, decoder {image.size}")
             image.load()
             return np.array(_eight_bit(image).convert("RGBA"))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        PillowImage.DecompressionBombError,
-    ) as e:
+    except PillowImage.DecompressionBombError as e:
+        raise AssetFault(Reason.TOO_LARGE, f"{where}: {e}") from e
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as e:
         if "out of memory" in str(e):  # Pillow's words for its decoders' want of it
             raise MemoryError(f"{where}: {e}") from e
         raise AssetFault(Reason.BAD_IMAGE, f"{where}: image cannot be decoded ({e})") from e

@@ -1,6 +1,7 @@
 """Assets in a folder of files."""
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +38,9 @@ def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
         if file.suffix.lower() in wanted and file.is_file()
     )
     for name in found:
-        yield MeshRef(uid=uid_of(name), uri=str(root / name), sha256=sha256_or_none(root / name))
+        # a name that is no text cannot stand in a ledger: it ends there as a missing file, to be renamed
+        uri = os.fsencode(root / name).decode(errors="replace")
+        yield MeshRef(uid=uid_of(name), uri=uri, sha256=sha256_or_none(root / name))
 
 
 def passed_over(path: Path, blender: bool = False) -> str:
