@@ -1,1 +1,1 @@
-"""What the kernel can take away from a process that reads untrusted bytes. docs/decisions/0006-isolation.md."""
+"""What the kernel can take away from a process that reads untrusted bytes. docs/decisions/0007-isolation.md."""
