@@ -14,6 +14,7 @@ import pytest
 from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
 from pipeline.config import BuildConfig, config_from_dict
+from pipeline.isolation.room import Layer
 from pipeline.judge import JudgeConfig, rule_of
 from pipeline.plan import ShardJob
 from pipeline.process import process_job
@@ -133,6 +134,7 @@ def test_a_job_gives_every_asset_one_row_and_every_sample_one_place(refs, tmp_pa
     assert [row.uid for row in part.outcomes] == [ref.uid for ref in job.refs]
     assert report.planned == len(job.refs) == report.counts.total
     assert part.outcomes[-1].reason is Reason.MISSING_FILE
+    assert all(Layer.LIMITS in (row.sandbox or "").split("+") for row in part.outcomes)
     assert not list((out / ".work").iterdir())
     stored = [uid for shard in part.shards for uid, _ in read_shard(shard_path(out, shard.name))]
     assert sorted(stored) == sorted(row.uid for row in part.outcomes if row.status is Status.ACCEPTED)
