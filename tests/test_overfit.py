@@ -28,3 +28,8 @@ def test_one_batch_is_overfitted_along_the_recorded_curve(batch, task):
     assert losses[-1] < LEFT * losses[0]
     # machines sum in another order, and steps make more of it
     assert losses == pytest.approx(RECORDED[task], rel=0.02)
+
+
+def test_a_curve_comes_out_the_same_to_the_last_bit(batch):
+    torch.set_num_threads(1)
+    assert curve(batch, "img2tex", steps=4) == curve(batch, "img2tex", steps=4)

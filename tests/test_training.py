@@ -72,6 +72,7 @@ def test_multi_view_only_batches_leave_the_uv_branch_alone(dataset: Path, tmp_pa
         reached = {n for n, p in module.model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
         if batch.regime is Regime.MV_ONLY:
             assert not any(is_uv_parameter(name) for name in reached)
+            assert all(p.grad is None for n, p in module.model.named_parameters() if is_uv_parameter(n))
             assert "loss_uv" not in result
         elif result["task"] == "img2tex":
             assert "blocks.0.attnuv.to_q.weight" in reached
@@ -288,3 +289,35 @@ def test_a_checkpoint_of_other_latents_is_refused(dataset: Path, tmp_path: Path)
     (checkpoint / CARD).unlink()
     with pytest.raises(UserError, match=r"seqtex\.json: no such file"):
         load_checkpoint(checkpoint)
+
+
+ENDED = """
+import os, signal, sys
+from pathlib import Path
+import training.fit
+from tests.test_training import small_config
+dataset, run, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+def report(row):
+    if moment == "signal" and row["step"] == 6:
+        os.kill(os.getpid(), signal.SIGTERM)
+def killed(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+if moment == "kill":
+    training.fit.save_checkpoint = killed
+training.fit.train(small_config(dataset, run, max_steps=6, state_every=2), report)
+"""
+
+
+@pytest.mark.parametrize(("moment", "code"), [("signal", 0), ("kill", -signal.SIGKILL)])
+def test_a_run_disturbed_in_its_last_step_has_its_checkpoint_or_makes_it(
+    dataset: Path, tmp_path: Path, moment: str, code: int
+) -> None:
+    """A signal that comes when nothing is left to do changes nothing; a kill while the checkpoint is written leaves no
+    state behind that counts as the end."""
+    arguments = [sys.executable, "-c", ENDED, str(dataset), str(tmp_path / "run"), moment]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == code, ended.stderr
+    assert (tmp_path / "run" / "checkpoint").exists() == (moment == "signal")
+    resumed = train(small_config(dataset, tmp_path / "run", max_steps=6, state_every=2))
+    straight = train(small_config(dataset, tmp_path / "straight", max_steps=6, state_every=2))
+    assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(resumed).items())

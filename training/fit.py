@@ -39,6 +39,7 @@ from training.pictures import Pictures, Validation
 from training.presets import ModelConfig, TrainConfig
 from training.sharding import whole_model
 from training.sources import image_sizes
+from training.steps import StepCallback
 from training.strategies import check_run, choose, make_strategy, memory_of, own_device
 
 CHECKPOINT = "checkpoint"
@@ -94,7 +95,7 @@ def train(
     log = LossLog(cfg.run.directory / "losses.jsonl", clock, lambda row: tell(row | meter.figures(), curves, report))
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data)
     finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec), average, signals)
-    later: list[lightning.Callback] = [log, states, finish]
+    later: list[lightning.Callback] = [log, finish, states]
     if validation is not None and cfg.validation.every:
         later.append(Pictures(cfg, validation, average, curves, meter))
     for rollbacks in range(MAX_ROLLBACKS + 1):
@@ -127,8 +128,9 @@ def tell(row: dict[str, Any], curves: Curves, report: Callable[[dict[str, Any]],
     report(row)
 
 
-class Finish(lightning.Callback):
-    """Writes the finished checkpoint where training came to its end, before the ranks of a sharded run part."""
+class Finish(StepCallback):
+    """Writes the finished checkpoint where training came to its end. Must stand before the callback that saves states:
+    a run that finds a state of its last step has nothing left to do."""
 
     def __init__(
         self, directory: Path, card: Callable[[int], Card], average: AveragedWeights, signals: StopSignals
@@ -138,8 +140,9 @@ class Finish(lightning.Callback):
         self.average = average
         self.signals = signals
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self.signals.received is not None or trainer.global_step == 0:
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps
+        if not is_last or self.signals.stopped_by is not None:
             return
         assert isinstance(pl_module, TextureModule)
         with self.average.applied():

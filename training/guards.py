@@ -37,6 +37,9 @@ class StopSignals(StepCallback):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        """By this process; the run goes on to the end of the batch."""
+        self.stopped_by: int | None = None
+        """What the run was ended by, on every rank."""
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -47,8 +50,10 @@ class StopSignals(StepCallback):
         self.received = number
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        if trainer.should_stop or trainer.global_step >= trainer.max_steps:
+            return  # it ends here anyway, and with a finished checkpoint
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            self.received = self.received or SIGNALS[0]
+            self.stopped_by = self.received or SIGNALS[0]
             trainer.should_stop = True
 
     def on_exception(
@@ -66,8 +71,8 @@ class StopSignals(StepCallback):
 
     def check(self, trainer: lightning.Trainer) -> None:
         """Raises Interrupted where the run was stopped by a signal."""
-        if self.received is not None:
-            name = signal.Signals(self.received).name
+        if self.stopped_by is not None:
+            name = signal.Signals(self.stopped_by).name
             raise Interrupted(
                 f"stopped by {name} after step {trainer.global_step}, state saved; run the same command to go on"
             )

@@ -80,6 +80,7 @@ class Meter(lightning.Callback):
         self._batch_ended: float | None = None
         self._waited = 0.0
         self._left_out = False
+        self._memory: float | None = None
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -93,6 +94,8 @@ class Meter(lightning.Callback):
         now = self._batch_ended = self._clock()
         if not is_step_end(trainer):
             return
+        if pl_module.device.type == "cuda":
+            self._memory = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
         if self._step_began is not None and not self._left_out:  # the first step compiles and warms up
             lap = Lap(seconds=now - self._step_began, waited=self._waited, task=outputs["task"])
             self._laps.append(lap)
@@ -104,7 +107,8 @@ class Meter(lightning.Callback):
 
     def figures(self) -> dict[str, float]:
         """Means of the last steps: samples_per_s, tokens_per_s, wait (share of the time), and mfu where the device's
-        peak is known: operations that the model needs, without those that checkpointing repeats, by the peak."""
+        peak is known: operations that the model needs, without those that checkpointing repeats, by the peak. On a GPU
+        also memory_gb, the most that was ever allocated."""
         seconds = sum(lap.seconds for lap in self._laps)
         if not seconds:
             return {}
@@ -114,6 +118,8 @@ class Meter(lightning.Callback):
             "tokens_per_s": tokens * self.work.samples / seconds,
             "wait": sum(lap.waited for lap in self._laps) / seconds,
         }
+        if self._memory is not None:
+            found["memory_gb"] = self._memory
         if self.work.peak:
             needed = (self.work.flops[lap.task] for lap in self._laps)
             flops = sum(one.forward + one.backward for one in needed)
