@@ -269,7 +269,7 @@ def test_a_signal_saves_the_state_at_the_end_of_the_batch_and_the_run_resumes_ex
 ) -> None:
     # sent while step 4 is reported, after its own check: noticed at the end of step 5
     arguments = [sys.executable, "-c", STOPPED, str(dataset), str(tmp_path / "run"), "4", name]
-    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 75, ended.stderr
     assert f"stopped by {name} after step 5, state saved" in ended.stderr
     assert newest_state(tmp_path / "run" / "states") == tmp_path / "run" / "states" / "step-00000005.ckpt"
@@ -315,7 +315,7 @@ def test_a_run_disturbed_in_its_last_step_has_its_checkpoint_or_makes_it(
     """A signal that comes when nothing is left to do changes nothing; a kill while the checkpoint is written leaves no
     state behind that counts as the end."""
     arguments = [sys.executable, "-c", ENDED, str(dataset), str(tmp_path / "run"), moment]
-    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == code, ended.stderr
     assert (tmp_path / "run" / "checkpoint").exists() == (moment == "signal")
     resumed = train(small_config(dataset, tmp_path / "run", max_steps=6, state_every=2))
