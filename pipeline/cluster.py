@@ -29,7 +29,7 @@ from schemas.locations import Location
 
 LOOK_AROUND_S = 5.0
 """Seconds after which the size of the cluster, and who is slow, is looked at again."""
-NODE_LOSS_S = 5.0
+NODE_LOSS_S = 2.0
 """Seconds within which a cluster knows that a node is gone whose worker processes have vanished."""
 
 Task = Callable[..., JobReport | None]
@@ -218,7 +218,7 @@ def _job_task(
     out, cfg, do = order
     _internal_kv_put(_key(build, "node", number), ray.get_runtime_context().get_node_id().encode())
     claim = functools.partial(_claim, _key(build, "claim", job.index, round), str(number).encode())
-    report = do(job, out, cfg, zygote=_zygote(cfg.limits), may_commit=claim)
+    report = do(job, out, cfg, zygote=_zygote(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES")), may_commit=claim)
     return report, time.monotonic() - began
 
 
@@ -229,8 +229,9 @@ def _claim(key: bytes, mine: bytes) -> bool:
 
 
 @functools.cache
-def _zygote(limits: LimitsConfig) -> Zygote:
-    """One for all jobs of this process: its imports cost a second."""
+def _zygote(limits: LimitsConfig, gpus: str | None) -> Zygote:
+    """One for all jobs of this process that Ray gives the same GPUs (it takes them from the environment): its imports
+    cost a second."""
     directory = tempfile.TemporaryDirectory(prefix="seqtex-zygote-", ignore_cleanup_errors=True)
     zygote = asset_zygote(limits, Path(directory.name))
     atexit.register(directory.cleanup)

@@ -92,7 +92,8 @@ class Zygote:
 
     def _start(self) -> subprocess.Popen[str]:
         """The environment is a new one: nothing of ours reaches code that reads untrusted bytes."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "NUMBA_CACHE_DIR") if name in os.environ}
+        names = ("PATH", "HOME", "NUMBA_CACHE_DIR", "CUDA_VISIBLE_DEVICES")
+        kept = {name: os.environ[name] for name in names if name in os.environ}
         threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
         paths = {"PYTHONPATH": os.pathsep.join(map(str, self.python_path))}
         arguments = [self.target, self.warm_up, str(os.getpid()), json.dumps(asdict(self.limits))]

@@ -62,6 +62,7 @@ def hashes(out: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in (*out.glob("shards/*"), *(out / name for name in kept))}
 
 
+@pytest.mark.slow
 def test_a_node_killed_and_another_added_change_no_byte(cluster, tmp_path):
     refs = list(procedural(20, tmp_path / "assets"))
     build(refs, tmp_path / "alone", CFG, 1)
@@ -114,6 +115,7 @@ def hang_once(job: ShardJob, folder: Path, cfg: BuildConfig, *, may_commit: Call
     return report(job) if may_commit() else None
 
 
+@pytest.mark.slow
 def test_a_job_that_hangs_is_done_by_another_node(cluster, tmp_path):
     begun = time.monotonic()
     events, error = carry_out(cluster, tmp_path, hang_once, 6, RunConfig(straggler_s=1.0))
@@ -136,6 +138,7 @@ def slow_claimer(job: ShardJob, folder: Path, cfg: BuildConfig, *, may_commit: C
     return report(job)
 
 
+@pytest.mark.slow
 def test_of_two_starts_of_a_job_one_commits(cluster, tmp_path):
     events, error = carry_out(cluster, tmp_path, slow_claimer, 6, RunConfig(straggler_s=1.0))
     assert not error and (tmp_path / "refused").exists()
@@ -151,6 +154,7 @@ def die(job: ShardJob, folder: Path, cfg: BuildConfig, *, may_commit: Callable[[
     return report(job) if may_commit() else None
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_its_worker_is_given_up_and_all_others_are_done(cluster, tmp_path):
     events, error = carry_out(cluster, tmp_path, die, 5, RunConfig(attempts=2))
     assert error.startswith("job 2 (assets asset-2 to asset-2) was started 2 times; the last time its worker process")
@@ -168,6 +172,7 @@ def meet(job: ShardJob, folder: Path, cfg: BuildConfig, *, may_commit: Callable[
     return report(job) if may_commit() else None
 
 
+@pytest.mark.slow
 def test_nodes_that_join_get_jobs(cluster, tmp_path):
     nodes = []
 
