@@ -490,16 +490,15 @@ def killed_build(
     while True:
         command = [sys.executable, "-c", BUILD, assets, str(out), str(len(refs)), "2", "2"]
         driver = psutil.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        wanted = str(rng.choice(["driver", "worker", "child", "child"]))
         next(iter(driver.stdout), None)  # the plan is there
         while driver.poll() is None:
             time.sleep(rng.uniform(0, 1.5))
+            wanted = str(rng.choice(["driver", "worker", "child", "child"]))
             if kills < most and (victim := victim_of(driver, wanted, spared)) is not None:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     victim.kill()
                     kills += 1
                     kinds[wanted] += 1
-                wanted = str(rng.choice(["driver", "worker", "child", "child"]))
             whole &= no_partial_shard(out, expected)
         driver.stdout.close()
         whole &= no_partial_shard(out, expected)
