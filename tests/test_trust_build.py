@@ -36,6 +36,7 @@ from pipeline.shards import commit, read_shard, remove_leftovers, write_shard
 from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
 from pipeline.verify import verify
+from pipeline.zygote import Zygote
 from schemas.codec import encode
 from schemas.dataset import (
     dataset_json,
@@ -452,7 +453,7 @@ def test_a_build_that_is_killed_all_over_ends_with_the_same_samples(trust: Trust
     """SIGKILL of the driver, of a Ray worker, or of the process of an asset, at random moments of real builds. Whatever
     dies, no shard is there in part; the build that comes to its end has every asset once, with the same bytes."""
     rng = trust.rng()
-    count, kills = trust.count(full=60, short=8), trust.count(full=200, short=4)
+    count, kills = trust.count(full=60, short=6), trust.count(full=200, short=2)
     refs = list(procedural(count, tmp_path / "assets"))
     jobs = plan_jobs(refs, 2)
     expected = built_by_hand(tmp_path / "expected", jobs, "pipeline.process:process_in_child", ())
@@ -766,8 +767,9 @@ def test_every_asset_has_one_row_and_a_retry_touches_its_reason_alone(trust: Tru
     jobs, out = plan_jobs(refs, 8), tmp_path / "out"
     with writable(out), lock(out):
         info = settle(out, jobs, CFG)
-        for job in jobs:
-            process_job(job, out, CFG, "staged:run", (tmp_path,))
+        with Zygote("staged:run", CFG.limits, tmp_path, python_path=(tmp_path,)) as zygote:
+            for job in jobs:
+                process_job(job, out, CFG, zygote=zygote)
         finish(out, info, jobs, len(jobs))
     assert verify(out) == []
     rows = {outcome.uid: outcome for part in read_ledger(out) for outcome in part.outcomes}
@@ -777,8 +779,9 @@ def test_every_asset_has_one_row_and_a_retry_touches_its_reason_alone(trust: Tru
     for reason in filter(None, ENDS):
         chosen = with_reasons(out, read_plan(out / "plan.parquet"), reasons={reason})
         before, bytes_before = dict(rows), samples_of(out)
-        for job in chosen:
-            process_job(job, out, CFG, "staged:cured", (tmp_path,))
+        with Zygote("staged:cured", CFG.limits, tmp_path, python_path=(tmp_path,)) as zygote:
+            for job in chosen:
+                process_job(job, out, CFG, zygote=zygote)
         rows = {outcome.uid: outcome for part in read_ledger(out) for outcome in part.outcomes}
         bytes_now = samples_of(out)
         for uid, row in rows.items():
