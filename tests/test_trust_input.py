@@ -1,5 +1,6 @@
 """The fault matrix, promises 15 to 19: files from strangers."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -34,6 +35,7 @@ from tests.test_trust_sandbox import SMALL
 from tests.trust import Trust
 
 CFG = PreflightConfig()
+PATIENT = dataclasses.replace(SMALL, limits=LimitsConfig())
 
 
 def new_output(out: Path) -> Path:
@@ -45,7 +47,7 @@ def new_output(out: Path) -> Path:
 def rows(
     refs: list[MeshRef], out: Path, target: str = "pipeline.process:process_in_child", path: tuple[Path, ...] = ()
 ) -> list[Outcome]:
-    process_job(ShardJob(index=0, refs=tuple(refs)), new_output(out), SMALL, target, path)
+    process_job(ShardJob(index=0, refs=tuple(refs)), new_output(out), PATIENT, target, path)
     return list(read_ledger_part(part_path(out, 0)).outcomes)
 
 
@@ -449,7 +451,7 @@ def test_hostile_names_are_only_names(tmp_path: Path, trust: Trust, monkeypatch:
     assert len(refs) == len(paths) == len({ref.uid for ref in refs})
     out = new_output(tmp_path / "out")
     (job,) = plan_jobs(refs, len(refs))
-    process_job(job, out, SMALL)
+    process_job(job, out, PATIENT)
     found = read_ledger_part(part_path(out, 0)).outcomes
     stored = {uid: fields for name in ("textured-000000.tar",) for uid, fields in read_shard(shard_path(out, name))}
     held = []
