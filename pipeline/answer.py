@@ -81,7 +81,7 @@ def _measurements(told: dict[str, Any]) -> Measurements:
             continue
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{OUTCOME}: {field.name} is a {type(value).__name__}")
-        if isinstance(value, int | float) and not abs(value) < 1 << 63:  # nor is it where it is no number
+        if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
             raise ValueError(f"{OUTCOME}: {field.name} is out of range")
     return Measurements(**told)
 

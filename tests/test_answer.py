@@ -16,7 +16,7 @@ SAMPLE = dict.fromkeys(("json", *VIEW_FIELDS), b"x")
 ANSWER = Answer(
     regime=Regime.MV_ONLY,
     verdict=Rejected(reason=Reason.NO_MESH, detail="none"),
-    measurements=Measurements(faces=12, color_std=0.25, layout="grown"),
+    measurements=Measurements(faces=12, color_std=0.25, size_x=1e30, layout="grown"),
     stage_seconds=1.5,
 )
 
