@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import webdataset as wds
 
+from pipeline.attribution import FILE as ATTRIBUTION
+from pipeline.attribution import attribution_parquet
 from pipeline.plan import ShardJob, plan_bytes, plan_difference, plan_jobs, read_plan
 from pipeline.shards import commit, committed, read_shard, remove_leftovers, write_shard
 from pipeline.verify import verify
@@ -69,6 +71,7 @@ def whole(tmp_path_factory) -> Path:
     info = DatasetInfo(config={"x": 1}, plan_sha256=hashlib.sha256(plan).hexdigest(), planned=4, jobs=1)
     (out / "dataset.json").write_bytes(dataset_json(info))
     (out / "index.json").write_bytes(index_json(out, [part]))
+    (out / ATTRIBUTION).write_bytes(attribution_parquet(jobs, [part]))
     return out
 
 
