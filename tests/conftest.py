@@ -27,7 +27,7 @@ CHECKED = [
 
 install_import_hook(CHECKED, "beartype.beartype")
 
-pytest_plugins = ["tests.trust", "pytester"]
+pytest_plugins = ["tests.trust", "tests.made_up_build", "pytester"]
 
 REPO = Path(__file__).resolve().parents[1]
 
