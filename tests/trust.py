@@ -68,7 +68,8 @@ class Trust:
 
     def held(self, held: int, runs: int) -> None:
         """Record a count, before asserting anything about it."""
-        self._properties.append((_PROPERTY, asdict(Held(number=self.number, held=held, runs=runs, seed=self.seed))))
+        entry = Held(number=self.number, held=int(held), runs=int(runs), seed=self.seed)  # numpy's do not travel
+        self._properties.append((_PROPERTY, asdict(entry)))
 
 
 @pytest.fixture
