@@ -51,6 +51,7 @@ def show_status(dataset: Location, report: StatusReport) -> None:
     )
     if report.seconds_median is not None:
         lines.append(f"seconds per asset: median {report.seconds_median:.2f}, 95 % below {report.seconds_p95:.2f}")
+    lines += [f"kept apart by {level}: {count} assets" for level, count in report.isolation.items()]
     Console().print(*map(escape, lines), sep="\n", highlight=False)
     steps = [
         (step.stage, step.entered, ", ".join(f"{count} {reason}" for reason, count in step.lost.items()), step.left)

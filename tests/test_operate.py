@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import duckdb
@@ -282,8 +283,9 @@ def test_the_questions_of_the_docs_are_answered(built, monkeypatch):
     answers = [duckdb.sql(query).fetchall() for query in queries]
     outcomes = [outcome for part in read_ledger(built.out) for outcome in part.outcomes]
     accepted = sorted(outcome.uid for outcome in outcomes if outcome.status is Status.ACCEPTED)
-    assert len(answers) == 5
-    ends, slowest, types, poorest, licences = answers
+    assert len(answers) == 6
+    isolation, ends, slowest, types, poorest, licences = answers
+    assert sorted(isolation) == sorted(Counter(outcome.sandbox for outcome in outcomes).items())
     assert sum(row[-1] for row in ends) == 6 and ("failed", None, "crashed", 1) in ends
     assert [row[0] for row in slowest] == [o.uid for o in sorted(outcomes, key=lambda o: -o.seconds)]
     assert types == [(".glb", 6, 0.5)]

@@ -108,6 +108,9 @@ class StatusReport:
     seconds_p95: float | None
     slowest: tuple[Slow, ...]
     shards: tuple[ShardSizes, ...]
+    isolation: dict[str, int]
+    """Assets by what their processes were kept from (`sandbox` in the ledger), most first; those without a process are
+    not counted."""
 
 
 def status(out: Location, slowest: int, now: float) -> StatusReport:
@@ -155,6 +158,7 @@ def status(out: Location, slowest: int, now: float) -> StatusReport:
             for o in sorted(outcomes, key=lambda o: (-o.seconds, o.uid))[:slowest]
         ),
         shards=tuple(_shard_sizes([shard for part in parts for shard in part.shards])),
+        isolation=dict(Counter(outcome.sandbox for outcome in outcomes if outcome.sandbox).most_common()),
     )
 
 
