@@ -142,7 +142,8 @@ def test_a_build_on_s3_has_the_bytes_of_one_in_a_folder(
     assert report.planned == report.textured + report.mv_only == COUNT
     assert same(out, folder) and verify(out) == []
     assert {path.name for path in out.iterdir()} == {
-        "README.md", "attribution.parquet", "croissant.json", "dataset.json", "index.json", "ledger", "plan.parquet", "shards",
+        "README.md", "attribution.parquet", "croissant.json", "dataset.json", "index.json", "ledger", "plan.parquet",
+        "shards",
     }  # fmt: skip
     assert not any(scratch.rglob("*.tmp")) and not list(scratch.glob("*/.work/*"))
     events: list[str] = []
