@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pipeline.cluster import run_jobs
 from pipeline.config import BuildConfig
-from pipeline.output import finish, finished, lock, settle, writable
+from pipeline.lock import lock
+from pipeline.output import finish, finished, settle, writable
 from pipeline.plan import ShardJob, plan_jobs
 from pipeline.process import JobReport
 from pipeline.progress import Progress, counts_of

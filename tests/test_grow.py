@@ -11,9 +11,10 @@ import pytest
 from cli.main import main
 from pipeline.bake import BakeConfig
 from pipeline.config import BuildConfig
+from pipeline.lock import lock
 from pipeline.operate.extend import added
 from pipeline.operate.merge import carry_over, plan_merge
-from pipeline.output import finish, lock, planned_jobs, replan, settle, writable
+from pipeline.output import finish, planned_jobs, replan, settle, writable
 from pipeline.plan import plan_jobs
 from pipeline.process import process_job
 from pipeline.render import RenderConfig
