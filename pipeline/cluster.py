@@ -76,12 +76,27 @@ def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:
             if room.at_once != before.at_once:
                 progress.running_at_once = room.at_once
                 progress.tell("nodes", detail=f"{room.nodes} nodes have room for {room.at_once} jobs at once")
+            _take_back(running, room, schedule, crew, progress)
         while start := schedule.next(room, now):
             running[crew.submit(start)] = start
             if start.beside:
                 progress.tell("straggler", start.job.index, "takes long; started a second time")
         for ended in ray.wait(list(running), num_returns=1, timeout=LOOK_AROUND_S)[0]:
             _settle(ended, running, schedule, crew, progress)
+
+
+def _take_back(
+    running: dict[ray.ObjectRef, Start], room: Room, schedule: Schedule, crew: "_Crew", progress: Progress
+) -> None:
+    """Jobs that wait for more memory than any node has, now that the one which had it is gone, are started anew."""
+    if not room.nodes:
+        return
+    too_large = [ref for ref, start in running.items() if start.memory_gb > room.largest_gb and not crew.began(start)]
+    for ref in too_large:
+        ray.cancel(ref, force=True)
+        start = running.pop(ref)
+        schedule.lost(start, Loss.NODE)
+        progress.tell("retry", start.job.index, str(Loss.NODE))
 
 
 def _settle(
@@ -161,6 +176,9 @@ class _Crew:
             return Loss.NODE
         node = self._node_of(start)
         return Loss.NODE if node and not _outlives(node, NODE_LOSS_S) else Loss.PROCESS
+
+    def began(self, start: Start) -> bool:
+        return self._node_of(start) is not None
 
     def _node_of(self, start: Start) -> str | None:
         """None for a start that has not begun to run."""
