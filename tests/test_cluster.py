@@ -1,5 +1,6 @@
 """Builds on a cluster of several nodes: whatever is lost costs a retry and no byte."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -65,9 +66,12 @@ def hashes(out: Path) -> dict[str, str]:
 
 
 def at_work(node: Node) -> bool:
-    """Whether one of the node's processes carries out a job."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return any(worker.name().startswith("ray::_job_task") for worker in raylet.children())
+    """Whether the process of an asset runs on the node."""
+    below = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+    with contextlib.suppress(psutil.NoSuchProcess):  # a process that ended just now
+        zygotes = {process.pid for process in below if "pipeline.zygote" in process.cmdline()}
+        return any(process.ppid() in zygotes for process in below)
+    return False
 
 
 @pytest.mark.slow
@@ -82,8 +86,13 @@ def test_a_node_killed_and_another_added_change_no_byte(cluster, tmp_path):
         if kinds.count("job") < 2 or "upset" in kinds:
             return
         here = ray.get_runtime_context().get_node_id()  # on one machine a driver joins any of its nodes
-        if other := next((node for node in cluster.worker_nodes if node.node_id != here and at_work(node)), None):
-            cluster.remove_node(other, allow_graceful=False)
+        others = [node for node in cluster.worker_nodes if node.node_id != here]
+        for _ in range(100):
+            if busy := next(filter(at_work, others), None):
+                break
+            time.sleep(0.02)
+        if busy:
+            cluster.remove_node(busy, allow_graceful=False)
             cluster.add_node(**NODE)
             events.append(dataclasses.replace(event, event="upset"))
 
