@@ -24,8 +24,8 @@ class RunConfig:
     """How a build is carried out. None of it decides what a dataset holds, so a dataset does not record it."""
 
     job_memory_gb: float = 1.5
-    """Memory that a running job reserves on its node, GiB, so that a node gets no more jobs than fit (ours: worker, the
-    process it forks from and an asset's child took 1.1 at most over the shared assets). A job that is killed for want
+    """Memory that a running job reserves on its node, GiB, so that a node gets no more jobs than fit (ours: a
+    200k-face asset takes 0.8, its unwrapper included, beside the worker). A job that is killed for want
     of memory reserves twice as much the next time, and so has fewer beside it."""
     gpu_share: float = 0.25
     """Share of a GPU that a running job reserves with `rasterizer: cuda` (ours)."""

@@ -136,6 +136,10 @@ def same_rows(out: Path, expected: Path, jobs: list[ShardJob]) -> bool:
     return rows == wanted
 
 
+LIFE_S = {"driver": 15.0, "worker": 2.0, "child": 0.5}
+"""Seconds within which a process is killed: a driver also while it starts, a worker and an asset's process at work."""
+
+
 def killed_build(
     rng: np.random.Generator, refs: list[MeshRef], out: Path, most: int, expected: dict[str, str], kinds: Counter[str]
 ) -> tuple[int, bool]:
@@ -147,14 +151,18 @@ def killed_build(
         driver = psutil.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         next(iter(driver.stdout), None)  # the plan is there
         while driver.poll() is None:
-            time.sleep(rng.uniform(0, 1.5))
             wanted = str(rng.choice(["driver", "worker", "child", "child"]))
-            if kills < most and (victim := victim_of(driver, wanted, spared)) is not None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    victim.kill()
-                    kills += 1
-                    kinds[wanted] += 1
+            time.sleep(rng.uniform(0, LIFE_S[wanted]))
+            while kills < most and driver.poll() is None:
+                if (victim := victim_of(driver, wanted, spared)) is not None:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        victim.kill()
+                        kills += 1
+                        kinds[wanted] += 1
+                    break
+                time.sleep(0.02)
             whole &= no_partial_shard(out, expected)
+            time.sleep(0.02)
         driver.stdout.close()
         whole &= no_partial_shard(out, expected)
         if driver.returncode == 0:

@@ -100,7 +100,9 @@ def interrupted(cfg: TrainConfig, step: int, number: signal.Signals, rng: np.ran
             os.kill(process.pid, number)
         (code,) = ended(process)
         assert code is not None, f"hangs: {told(run)}"
-        if code:
+        # after the end of a run, when its handlers are gone, a signal ends the process
+        over = not code or (code == -number and number != signal.SIGKILL and (run / "checkpoint").exists())
+        if not over:
             return code
         shutil.rmtree(run)
         seen_path(run, 0).unlink()
