@@ -184,7 +184,7 @@ class ObjectPath:
         except OSError as error:
             number = next((number for kind, number in _NUMBERS.items() if isinstance(error, kind)), error.errno)
             raise OSError(number or errno.EIO, error.strerror or str(error), self.url) from error
-        except Exception as error:
+        except Exception as error:  # every client has errors of its own, which we could only import with it
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(errno.EIO, reason, self.url) from error
 
