@@ -16,6 +16,7 @@ from jsonargparse.typing import register_type
 
 from schemas.errors import UserError
 from schemas.locations import Location, location
+from schemas.text import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,11 +250,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = parser.instantiate(parser.parse_args(appending(name, arguments)))
         return run(parsed.subcommand, parsed[parsed.subcommand].as_dict())
     except UserError as error:
-        sys.stderr.write(f"seqtex {name}: {error}\n")
+        sys.stderr.write(printable(f"seqtex {name}: {error}\n"))
         return error.exit_code
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"seqtex {name}: {place}{error.strerror or error}\n")
+        sys.stderr.write(printable(f"seqtex {name}: {place}{error.strerror or error}\n"))
         return 1
 
 

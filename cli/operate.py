@@ -16,6 +16,7 @@ from pipeline.operate.status import status as dataset_status
 from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.errors import UsageError
 from schemas.locations import Location
+from schemas.text import printable
 
 
 def status(dataset: Location, slowest: int = 5) -> int:
@@ -96,11 +97,6 @@ def block(failure: Failure) -> str:
     return "\n  ".join([f"{failure.uid}: {failure.status}, {failure.reason}", *lines]) + "\n"
 
 
-def printable(text: str) -> str:
-    """Names and messages come from outside: no control character of theirs reaches the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
 @dataclass(frozen=True, kw_only=True)
 class MirrorOptions:
     """What a dataset does not record."""
@@ -126,7 +122,7 @@ def inspect(dataset: Location, uid: str, cfg: MirrorOptions) -> int:
     )
     row = {name: value for name, value in outcome.row().items() if name != "shard"} | {"as_in_ledger": as_before}
     if sys.stdout.isatty():
-        told = [(name, escape(printable(str(value)))) for name, value in row.items() if value is not None]
+        told = [(name, str(value)) for name, value in row.items() if value is not None]
         print_table(("", "now"), told, title=uid)
     else:
         log_event("asset", **row)

@@ -60,7 +60,7 @@ def read_answer(directory: Path) -> Answer | None:
         verdict = told["verdict"]
         answer = Answer(
             regime=regime,
-            verdict=None if verdict is None else Rejected(reason=Reason(verdict["reason"]), detail=verdict["detail"]),
+            verdict=None if verdict is None else _verdict(verdict),
             measurements=_measurements(told["measurements"]),
             stage_seconds=float(told["stage_seconds"]),
             files=() if regime is None else _fields(directory / FIELDS, regime),
@@ -69,9 +69,13 @@ def read_answer(directory: Path) -> Answer | None:
         raise ValueError(f"{OUTCOME} is not what an asset's process leaves ({error!r})") from error
     if not math.isfinite(answer.stage_seconds) or (regime is None and answer.verdict is None):
         raise ValueError(f"{OUTCOME} contradicts itself")
-    if answer.verdict is not None and not isinstance(answer.verdict.detail, str):
-        raise ValueError(f"{OUTCOME}: the detail is not text")
     return answer
+
+
+def _verdict(told: dict[str, Any]) -> Rejected:
+    if not isinstance(told["detail"], str):
+        raise ValueError(f"{OUTCOME}: the detail is not text")
+    return Rejected(reason=Reason(told["reason"]), detail=told["detail"])
 
 
 def _measurements(told: dict[str, Any]) -> Measurements:

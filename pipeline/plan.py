@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from schemas.errors import UsageError, UserError
 from schemas.ledger import Rejected
 from schemas.locations import Location
 from schemas.mesh import AssetKind, Attribution, MeshRef
+from schemas.text import storable
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -51,11 +52,12 @@ class ShardJob:
 
 def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
     """Jobs of `assets_per_job` assets, by uid: equal assets give equal jobs, in whatever order a source lists them.
+    Their texts come from strangers: what no file can hold is replaced.
 
     Raises UserError where there is no asset, or two have one uid, or a uid is not fit to be a key."""
     if assets_per_job < 1:
         raise UsageError(f"assets_per_job is {assets_per_job}; give 1 or more")
-    ordered = sorted(refs, key=lambda ref: ref.uid)
+    ordered = sorted(map(_storable, refs), key=lambda ref: ref.uid)
     if not ordered:
         raise UserError("the source has no assets; give one with .glb, .gltf or .obj files")
     for ref in ordered:
@@ -66,6 +68,11 @@ def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
             raise UserError(f"{first.uri} and {second.uri} share the uid {first.uid!r}; give one of them another name")
     starts = range(0, len(ordered), assets_per_job)
     return [ShardJob(index=i, refs=tuple(ordered[start : start + assets_per_job])) for i, start in enumerate(starts)]
+
+
+def _storable(ref: MeshRef) -> MeshRef:
+    source = Attribution(**{f.name: storable(getattr(ref.source, f.name)) for f in fields(Attribution)})
+    return replace(ref, uri=storable(ref.uri), caption=storable(ref.caption), source=source)
 
 
 def plan_bytes(jobs: list[ShardJob]) -> bytes:

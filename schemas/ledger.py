@@ -7,6 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.sample import Regime
+from schemas.text import storable
+
+MAX_DETAIL_CHARS = 4000
+"""Of a verdict's detail, which may quote an asset; what is longer is cut off."""
 
 
 class Status(StrEnum):
@@ -93,7 +97,10 @@ class Rejected:
     reason: Reason
     detail: str = ""
     """For a person: names the value and the threshold. A verdict of `pipeline.judge` starts with the name of its rule
-    and a colon."""
+    and a colon. Whatever it quotes, a ledger can hold it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", storable(self.detail[:MAX_DETAIL_CHARS]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from cli.main import COMMANDS, main
+from cli.table import print_table
 from pipeline.sources.procedural import procedural
 from tests.test_whole_path import cube_glb
 
@@ -99,3 +100,12 @@ def test_texture_names_what_is_wrong_with_its_inputs(tmp_path, capsys):
     assert main(["texture", str(mesh), *rest[:-1], str(tmp_path / "out.obj")]) == 2
     assert "out.obj" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_nothing_from_outside_steers_the_terminal(tmp_path, capsys):
+    """Neither in a message nor in a table, where markup is no markup."""
+    assert main(["verify", str(tmp_path / "\x1b[2Jno")]) == 1
+    print_table(("uid",), [("[bold]\x1b[2Jname[/bold]",)], title="\x1b[2J[red]")
+    told = capsys.readouterr()
+    assert "?[2Jno: no such folder" in told.err and "[bold]?[2Jname[/bold]" in told.out and "[red]" in told.out
+    assert "\x1b" not in told.err + told.out

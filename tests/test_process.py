@@ -25,9 +25,10 @@ from pipeline.shards import read_shard
 from pipeline.sources.procedural import procedural
 from schemas.codec import decode, encode
 from schemas.dataset import part_path, read_ledger_part, shard_path
-from schemas.ledger import Reason, Rejected, Status
+from schemas.ledger import MAX_DETAIL_CHARS, Reason, Rejected, Status
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
+from tests.small_gltf import box
 
 SMALL = BuildConfig(
     views=RenderConfig(resolution=64), uv=BakeConfig(resolution=128), judge=JudgeConfig(min_round_trip_db=15.0)
@@ -145,6 +146,24 @@ def test_a_job_gives_every_asset_one_row_and_every_sample_one_place(refs, tmp_pa
             row = next(row for row in part.outcomes if row.uid == uid)
             assert (sample.regime, row.regime, row.shard) == (shard.regime, shard.regime, shard.name)
             assert sample.meta["measurements"] == dataclasses.asdict(row.measurements)
+
+
+def test_text_that_no_file_can_hold_ends_as_a_row_like_any_other(tmp_path):
+    """JSON may bring lone surrogates, and names of megabytes: a verdict quotes what it finds."""
+    named = {"surrogate": "_\ud800", "long": "_" * (3 << 20)}
+    for stem, name in named.items():
+        builder = box()
+        builder.tree["meshes"][0]["primitives"][0]["attributes"][name] = 99
+        (tmp_path / f"{stem}.glb").write_bytes(builder.glb())
+    (tmp_path / "needs.gltf").write_text('{"asset": {"version": "2.0"}, "extensionsRequired": ["\\ud800"]}')
+    paths = sorted(path for path in tmp_path.iterdir())
+    out = new_output(tmp_path / "out")
+    process_job(ShardJob(index=0, refs=tuple(MeshRef(uid=path.stem, uri=str(path)) for path in paths)), out, SMALL)
+    long, needs, surrogate = read_ledger_part(part_path(out, 0)).outcomes
+    assert (needs.reason, needs.detail) == (Reason.UNSUPPORTED_EXTENSION, "requires ?")
+    assert surrogate.reason is long.reason is Reason.INVALID_STRUCTURE
+    assert surrogate.detail == "meshes[0].primitives[0].attributes._? is 99, but the file has 3 accessors"
+    assert long.detail == ("meshes[0].primitives[0].attributes." + named["long"])[:MAX_DETAIL_CHARS]
 
 
 POISON = """

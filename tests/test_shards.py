@@ -261,6 +261,16 @@ def test_a_plan_depends_on_the_assets_alone(tmp_path):
     assert plan_bytes(jobs) == plan_bytes(plan_jobs(iter(refs(10)), 4))
 
 
+def test_a_plan_holds_texts_that_no_file_can_hold(tmp_path):
+    """Annotations are JSON, which may bring lone surrogates."""
+    bad = "a\ud800b"
+    source = Attribution(name=bad, licence=bad, attribution=bad, title=bad, author=bad, url=bad)
+    jobs = plan_jobs([MeshRef(uid="u", uri=f"/x/{bad}.glb", caption=bad, source=source)], 4)
+    (tmp_path / "plan.parquet").write_bytes(plan_bytes(jobs))
+    assert read_plan(tmp_path / "plan.parquet") == jobs
+    assert jobs[0].refs[0].source.title == jobs[0].refs[0].caption == "a?b"
+
+
 def test_a_plan_refuses_what_cannot_be_keyed():
     with pytest.raises(UserError, match=r"/x/3\.glb and /y\.glb share the uid 'u003'"):
         plan_jobs([*refs(5), MeshRef(uid="u003", uri="/y.glb")], 4)

@@ -8,5 +8,5 @@ class AssetFault(Exception):
     can be done without."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
         self.rejected = Rejected(reason=reason, detail=detail)
+        super().__init__(f"{reason}: {self.rejected.detail}")

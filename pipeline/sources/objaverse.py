@@ -169,10 +169,10 @@ def _chosen(
 def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: dict[str, str]) -> MeshRef:
     user = annotation.get("user") or {}
     title = " ".join(str(annotation.get("name") or uid).split())
-    author = user.get("displayName") or user.get("username") or "unknown"
+    author = str(user.get("displayName") or user.get("username") or "unknown")
     licence = str(annotation.get("license") or "")
     tags = [str(tag.get("name", "")) for tag in annotation.get("tags") or ()][:_CAPTION_TAGS]
-    url = annotation.get("viewerUrl") or f"https://sketchfab.com/3d-models/{uid}"
+    url = str(annotation.get("viewerUrl") or f"https://sketchfab.com/3d-models/{uid}")
     return MeshRef(
         uid=uid,
         uri=SCHEME + object_path,
