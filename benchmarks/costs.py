@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.build import assets
-from pipeline.asset import process_asset, warm_up
+from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
+from pipeline.warm_up import warm_up
 from schemas.codec import encode
 from schemas.sample import TextureSample
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from pipeline.cluster import run_jobs
 from pipeline.config import BuildConfig
@@ -42,7 +43,7 @@ def note_down(
     job: ShardJob, out: Path, cfg: BuildConfig, *, may_commit: Callable[[], bool], **_: object
 ) -> JobReport | None:
     """A job whose every asset is turned away after everything was measured."""
-    kinds = {"int | None": 1000, "float | None": 0.123456789, "str | None": "authored"}
+    kinds: dict[str, Any] = {"int | None": 1000, "float | None": 0.123456789, "str | None": "authored"}
     measured = Measurements(**{f.name: kinds[str(f.type)] for f in fields(Measurements)})
     outcomes = [
         Outcome(

@@ -32,8 +32,8 @@ def literal_forward(
     geometry = torch.cat([g_mv, g_uv], dim=1)
 
     grids = [[size // patch for size, patch in zip(x.shape[3:], config["patch_size"][1:], strict=True)] for x in rgb]
-    turns_mv = rotations(0, views, *grids[0], config["attention_head_dim"])
-    turns_uv = rotations(views, 1, *grids[1], config["attention_head_dim"])
+    turns_mv = rotations(0, views, grids[0], config["attention_head_dim"])
+    turns_uv = rotations(views, 1, grids[1], config["attention_head_dim"])
     turns = torch.cat([turns_mv, turns_uv])
 
     temb, modulation = embed_time(state, timestep, config["freq_dim"])
@@ -116,8 +116,9 @@ def embed_time(state: State, timestep: Tensor, freq_dim: int) -> tuple[Tensor, T
     return temb, linear(state, "condition_embedder.time_proj", F.silu(temb)).unflatten(-1, (6, -1))
 
 
-def rotations(first_frame: int, frames: int, height: int, width: int, head_dim: int) -> Tensor:
-    """Unit complex numbers [tokens, head_dim / 2]: time, then height, then width."""
+def rotations(first_frame: int, frames: int, grid: list[int], head_dim: int) -> Tensor:
+    """Unit complex numbers [tokens, head_dim / 2]: time, then height, then width of `grid`."""
+    height, width = grid
     spatial = 2 * (head_dim // 6)
     axes = []
     for start, count, dim in (

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -135,13 +136,13 @@ def compare(case: Case, rounds: int, compiled: bool) -> list[tuple[str, dict[str
 
     def both(precision: str, network: Callable[[], tuple[Tensor, Tensor]]) -> None:
         with products(precision):
-            sum(flow.square().mean() for flow in network()).backward()
+            torch.stack([flow.square().mean() for flow in network()]).sum().backward()
 
     expected = forward(*networks["literal"])
     errors = {key: difference(forward(*networks[key]), expected) for key in ("ours", "ours, as trained")}
-    passes = {"forward": forward, "forward + backward": both}
+    passes: dict[str, Callable[..., object]] = {"forward": forward, "forward + backward": both}
     return [
-        (name, minima({key: lambda of=of, run=run: run(*of) for key, of in networks.items()}, rounds), errors)
+        (name, minima({key: partial(run, *of) for key, of in networks.items()}, rounds), errors)
         for name, run in passes.items()
     ]
 

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -113,9 +114,9 @@ def main() -> None:
         result = medians(
             {
                 "embree": embree(case),
-                "ours": lambda case=case: one_sample(case),
-                "single": lambda case=case: whole(case, 1),
-                "double": lambda case=case: whole(case, 2),
+                "ours": partial(one_sample, case),
+                "single": partial(whole, case, 1),
+                "double": partial(whole, case, 2),
             },
             options.rounds,
         )

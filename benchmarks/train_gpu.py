@@ -47,7 +47,8 @@ def prepare(work: Path, model: ModelConfig, sizes: ImageSizes, small: bool) -> N
     if not (work / "weights").is_dir():
         save_model(build(model), work / "weights")
     if not (work / "wan").is_dir():
-        vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1) if small else AutoencoderKLWan()
+        narrow: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if small else {}
+        vae: Any = AutoencoderKLWan(**narrow)  # its type does not say that it can be saved
         vae.save_pretrained(work / "wan" / "vae")
     if not (work / "data" / "dataset.json").is_file():
         assert sizes.uv_resolution

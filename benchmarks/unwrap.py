@@ -32,11 +32,11 @@ RASTERIZER = CpuRasterizer(threads=1)
 MAP = 1024
 
 
-def subjects(sizes: list[int], assets: Path | None, names: list[str]) -> Iterator[tuple[str, TexturedMesh]]:
+def subjects(sizes: list[int], assets: Path, names: list[str]) -> Iterator[tuple[str, TexturedMesh]]:
     """Names and meshes in the dataset frame."""
     for faces in sizes:
         yield f"torus {faces:,}", bumpy_torus(faces).mesh
-    for name in names if assets else []:
+    for name in names:
         mesh = load_mesh(assets / name)
         if isinstance(mesh, Rejected):
             raise SystemExit(f"{name}: {mesh.detail}")
@@ -47,6 +47,7 @@ def quality(mesh: TexturedMesh, uv_mesh: UvMesh) -> str:
     """The columns that tell what a layout is worth."""
     front = rasterize_layout(uv_mesh, MAP, RASTERIZER)
     covered = coverage(uv_mesh.uv, uv_mesh.faces, np.ones(len(uv_mesh.faces), bool))
+    assert covered  # within the unit square
     corners = uv_mesh.vertices[uv_mesh.faces].astype(np.float64)
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
     texels = np.bincount(front.face[front.face >= 0], minlength=len(areas))
@@ -96,7 +97,7 @@ def contest(name: str, mesh: TexturedMesh, limit_s: float, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, nargs="*", default=[2_000, 10_000, 50_000, 100_000, 200_000])
-    parser.add_argument("--assets", type=Path, help="folder of meshes")
+    parser.add_argument("--assets", type=Path, default=Path(), help="folder of meshes")
     parser.add_argument("--names", nargs="*", default=[], help="meshes in it")
     parser.add_argument("--limit_s", type=float, default=70.0, help="seconds after which a maker is stopped")
     parser.add_argument("--rounds", type=int, default=2, help="timed turns per maker")

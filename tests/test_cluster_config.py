@@ -1,6 +1,7 @@
 """The files that start clusters: accepted by the tools that read them, or by their schemas and linters."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,14 @@ def test_the_dockerfile_is_sound_and_bakes_in_nothing_secret():
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     assert next(line for line in ignored if not line.startswith("#")) == "*"
     assert {line[1:] for line in ignored if line.startswith("!")} == copied
+
+
+def test_what_the_image_compiles_with_is_there():
+    """The lines `RUN python -c ...` are run here as they are there."""
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    programs = [shlex.split(line)[3] for line in lines if line.startswith("RUN python -c ")]
+    assert len(programs) == 1
+    subprocess.run([sys.executable, "-c", *programs], cwd=REPO, check=True)
 
 
 # Kubernetes
