@@ -22,8 +22,8 @@ from pipeline.plan import ShardJob
 from pipeline.process import JobReport, asset_zygote, process_job
 from pipeline.progress import Progress
 from pipeline.sandbox import LimitsConfig
-from pipeline.schedule import Loss, Room, RunConfig, Schedule, Start
-from pipeline.zygote import Zygote
+from pipeline.schedule import GivenUp, Loss, Room, RunConfig, Schedule, Start
+from pipeline.zygote import MachineFault, Zygote
 from schemas.errors import UserError
 from schemas.locations import Location
 
@@ -62,7 +62,7 @@ def run_jobs(
             finally:
                 crew.clear_up()
             if schedule.given_up:
-                raise UserError(_given_up(schedule.given_up, run))
+                raise UserError(_given_up(schedule.given_up))
             jobs = then()
 
 
@@ -107,7 +107,12 @@ def _settle(
     try:
         report, seconds = ray.get(ended)
     except RayTaskError as error:
-        raise error.cause from error
+        if not isinstance(error.cause, MachineFault):
+            raise error.cause from error
+        crew.leave_out(start, error.cause)
+        schedule.lost(start, Loss.MACHINE)
+        progress.tell("retry", start.job.index, f"{Loss.MACHINE}: {str(error.cause).splitlines()[0]}")
+        return
     except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
         why = crew.loss(start, error)
         schedule.lost(start, why)
@@ -126,14 +131,15 @@ def _settle(
     progress.tell("job", start.job.index, detail, seconds, report.stage_seconds)
 
 
-def _given_up(jobs: list[tuple[ShardJob, Loss]], run: RunConfig) -> str:
-    job, why = jobs[0]
+def _given_up(given_up: list[GivenUp]) -> str:
+    job, why, starts = given_up[0].job, given_up[0].why, given_up[0].starts
     first, last = job.refs[0].uid, job.refs[-1].uid
-    others = f", and {len(jobs) - 1} other jobs," if len(jobs) > 1 else ""
-    return (
-        f"job {job.index} (assets {first} to {last}){others} was started {run.attempts} times; the last time {why}, "
-        "most likely for want of memory. All others are done: build again with a larger --run.job_memory_gb"
-    )
+    others = f", and {len(given_up) - 1} other jobs," if len(given_up) > 1 else ""
+    told = f"job {job.index} (assets {first} to {last}){others} was started {starts} times; the last time {why}"
+    if why in (Loss.NODE, Loss.MACHINE):
+        return f"{told}. All others are done: build again when the cluster is sound, or with a larger --run.node_losses"
+    likely = "" if why is Loss.MEMORY else ", most likely for want of memory"
+    return f"{told}{likely}. All others are done: build again with a larger --run.job_memory_gb"
 
 
 class _Crew:
@@ -144,17 +150,20 @@ class _Crew:
         self._gpu = run.gpu_share if cfg.rasterizer == "cuda" else 0.0
         self._order = (out, cfg, do)
         self._name = uuid.uuid4().hex
+        self._left_out: set[str] = set()
+        """Nodes that cannot process assets."""
         # a worker that has served many jobs is replaced, whatever it has leaked
         self._task = ray.remote(max_retries=0, max_calls=run.jobs_per_process)(_job_task)
 
     def submit(self, start: Start) -> ray.ObjectRef:
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self._gpu, "memory": int(start.memory_gb * 2**30)}
-        if start.beside and (node := self._node_of(start.beside)):
-            options["label_selector"] = {"ray.io/node-id": f"!{node}"}
+        beside = self._node_of(start.beside) if start.beside else None
+        if unwanted := self._left_out | ({beside} if beside else set()):
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(unwanted))})"}
         return self._task.options(**options).remote(self._order, start.job, self._name, start.number, start.round)
 
     def room(self) -> Room:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._left_out]
         able = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= self._gpu]
         if not able:
             return Room(at_once=0, largest_gb=float("inf"), nodes=0)
@@ -176,6 +185,14 @@ class _Crew:
             return Loss.NODE
         node = self._node_of(start)
         return Loss.NODE if node and not _outlives(node, NODE_LOSS_S) else Loss.PROCESS
+
+    def leave_out(self, start: Start, fault: MachineFault) -> None:
+        """No more jobs for the node of a start, which cannot process assets: it would fail them faster than others do
+        them. Raises the fault where there is no other node."""
+        if node := self._node_of(start):
+            self._left_out.add(node)
+        if not self.room().nodes:
+            raise fault
 
     def began(self, start: Start) -> bool:
         return self._node_of(start) is not None

@@ -62,6 +62,7 @@ class Loss(StrEnum):
     """Why a job gave no result."""
 
     NODE = "its node was lost"
+    MACHINE = "its node cannot process assets"
     MEMORY = "it was killed for want of memory"
     PROCESS = "its worker process was lost"
 
@@ -100,12 +101,22 @@ class _Tries:
     at_work: list[Start] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenUp:
+    """A job that could not be done."""
+
+    job: ShardJob
+    why: Loss
+    """The last time."""
+    starts: int
+
+
 class Schedule:
     """The jobs of a build that are still to be done. A job leaves when it is done or given up."""
 
     def __init__(self, jobs: Iterable[ShardJob], cfg: RunConfig) -> None:
         self.cfg = cfg
-        self.given_up: list[tuple[ShardJob, Loss]] = []
+        self.given_up: list[GivenUp] = []
         self._waiting = deque(jobs)
         self._tries: dict[int, _Tries] = {}
         self._at_work: dict[int, Start] = {}
@@ -171,7 +182,7 @@ class Schedule:
     def lost(self, start: Start, why: Loss) -> None:
         """A start gave no result: its job waits again, or is given up."""
         tries = self._tries[start.job.index]
-        if why is Loss.NODE and tries.lost_nodes < self.cfg.node_losses:
+        if why in (Loss.NODE, Loss.MACHINE) and tries.lost_nodes < self.cfg.node_losses:
             tries.lost_nodes += 1
             tries.started -= start.beside is None
         elif why is Loss.MEMORY:
@@ -190,7 +201,7 @@ class Schedule:
             self._waiting.appendleft(start.job)
         else:
             del self._tries[start.job.index]
-            self.given_up.append((start.job, why))
+            self.given_up.append(GivenUp(job=start.job, why=why, starts=tries.started + tries.lost_nodes))
 
     def _forget(self, start: Start) -> None:
         del self._at_work[start.number]

@@ -7,8 +7,10 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,10 +22,18 @@ from typing import Any
 from pipeline.isolation.family import adopt_orphans, die_with_parent, kill_children
 from pipeline.isolation.room import REPO, Room, devices, program_files
 from pipeline.sandbox import Ended, LimitsConfig, run_child, tail
+from schemas.errors import UserError
 from schemas.ledger import Reason
 
+READY = "ready\n"
+STARTS = 2
+"""How often a zygote is started that does not get ready: the first one may have been killed from outside."""
 STOP_S = 5.0
 """Seconds that a zygote has to end its children."""
+
+
+class MachineFault(UserError):
+    """This machine cannot process any asset: no verdict on the one at hand, nor on its job."""
 
 
 class Zygote:
@@ -57,7 +67,7 @@ class Zygote:
 
     def run(self, request: dict[str, Any], directory: Path, readable: tuple[Path, ...] = ()) -> Ended:
         """One request in one child, which may write in `directory` and read what is `readable`. `killed` is set where
-        zygote or child were killed from outside."""
+        zygote or child were killed from outside. Raises MachineFault where the zygote does not get ready."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -91,6 +101,19 @@ class Zygote:
             self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
+        for _ in range(STARTS):
+            self._process = self._launch()
+            assert self._process.stdout is not None
+            if self._process.stdout.readline() == READY:
+                return self._process
+            self.stop()
+        log = tail(self.directory / "zygote.log") or "it was killed"
+        raise MachineFault(
+            f"{socket.gethostname()}: the process that opens assets does not start here ({log.splitlines()[-1]}); mend "
+            f"that and build again, finished jobs are kept. Its log ends:\n{log}"
+        )
+
+    def _launch(self) -> subprocess.Popen[str]:
         """The environment is a new one: nothing of ours reaches code that reads untrusted bytes."""
         names = ("PATH", "HOME", "NUMBA_CACHE_DIR", "CUDA_VISIBLE_DEVICES")
         kept = {name: os.environ[name] for name in names if name in os.environ}
@@ -98,7 +121,7 @@ class Zygote:
         paths = {"PYTHONPATH": os.pathsep.join(map(str, self.python_path))}
         arguments = [self.target, self.warm_up, str(os.getpid()), json.dumps(asdict(self.limits))]
         with (self.directory / "zygote.log").open("wb") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-P", "-m", "pipeline.zygote", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -108,12 +131,11 @@ class Zygote:
                 env=kept | threads | paths,
                 start_new_session=True,
             )
-        return self._process
 
 
 def main() -> None:
-    """Imports and warms up once, and forks a child for every line that it reads. One JSON line in and one out per
-    request. Arguments: module:function for the children, one to warm up or nothing, process id of the parent,
+    """Imports and warms up once, says `READY`, and forks a child for every line that it reads. One JSON line in and one
+    out per request. Arguments: module:function for the children, one to warm up or nothing, process id of the parent,
     limits as JSON."""
     target, warm_up, parent, limits_json = sys.argv[1:]
     adopt_orphans()
@@ -127,9 +149,12 @@ def main() -> None:
     if warm_up:
         _named(warm_up)()
     program, hardware = program_files(), devices()
+    _try_out(program, hardware)
     gc.collect()
     gc.freeze()  # children share these pages as long as nobody touches them
     try:
+        channel.write(READY)
+        channel.flush()
         for line in sys.stdin:
             message = json.loads(line)
             directory = Path(message["directory"])
@@ -140,6 +165,15 @@ def main() -> None:
             channel.flush()
     finally:
         kill_children()
+
+
+def _try_out(program: tuple[Path, ...], hardware: tuple[Path, ...]) -> None:
+    """Ends this process where one of its children, shut in like that of an asset, cannot even do nothing."""
+    with tempfile.TemporaryDirectory(prefix="try-out-", dir=Path.cwd()) as name:
+        room = Room(readable=program, devices=hardware, own=Path(name))
+        ended = run_child(lambda: None, LimitsConfig(), room.own, room=room)
+    if ended.reason is not None:
+        sys.exit(f"a child that does nothing ended with {ended.reason}: {ended.detail}")
 
 
 def _named(name: str) -> Callable[..., None]:

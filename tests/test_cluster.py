@@ -23,13 +23,16 @@ from pipeline.process import JobReport
 from pipeline.progress import BuildEvent, Counts, Progress
 from pipeline.render import RenderConfig
 from pipeline.run import build
-from pipeline.schedule import RunConfig
+from pipeline.sandbox import LimitsConfig
+from pipeline.schedule import JOBS_IN_FLIGHT, RunConfig
 from pipeline.sources.procedural import procedural
 from pipeline.unwrap.choose import UnwrapConfig
 from pipeline.verify import verify
+from pipeline.zygote import Zygote
 from schemas.dataset import file_sha256, read_ledger
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
+from tests.processes import until
 
 CFG = BuildConfig(
     assets_per_job=2,
@@ -182,6 +185,36 @@ def test_a_job_that_kills_its_worker_is_given_up_and_all_others_are_done(cluster
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "0": "x", "1": "xx", "2": "xx", "3": "x", "4": "x"
     }  # fmt: skip
+
+
+def on_a_broken_node(job: ShardJob, folder: Path, cfg: BuildConfig, *, may_commit: Callable[[], bool], **_: object):
+    """The first node to come has no program for its assets' processes; with `all` in the folder none has."""
+    tries(job, folder)
+    node = ray.get_runtime_context().get_node_id()
+    with contextlib.suppress(FileExistsError), (folder / "broken").open("x") as file:
+        file.write(node)
+    until(lambda: (folder / "broken").read_text() != "", 30)
+    if node == (folder / "broken").read_text() or (folder / "all").exists():
+        with Zygote("no_such_module:run", LimitsConfig(), folder) as zygote:
+            zygote.run({}, folder)
+    return report(job) if may_commit() else None
+
+
+@pytest.mark.slow
+def test_a_broken_node_is_left_out_and_fails_no_job(cluster, tmp_path):
+    events, error = carry_out(cluster, tmp_path, on_a_broken_node, 30, RunConfig(min_in_flight=2, node_losses=1))
+    assert not error and events[-1].jobs_done == 30
+    retried = [event for event in events if event.event == "retry"]
+    assert "cannot process assets" in retried[0].detail and "No module named 'no_such_module'" in retried[0].detail
+    assert 1 <= len(retried) <= JOBS_IN_FLIGHT * 2  # what was in flight when it was found out
+
+
+@pytest.mark.slow
+def test_where_all_nodes_are_broken_the_build_says_so(cluster, tmp_path):
+    (tmp_path / "all").touch()
+    events, error = carry_out(cluster, tmp_path, on_a_broken_node, 30, RunConfig())
+    assert "the process that opens assets does not start here" in error and "No module named" in error
+    assert "job" not in [event.event for event in events]
 
 
 def meet(job: ShardJob, folder: Path, cfg: BuildConfig, *, may_commit: Callable[[], bool], **_: object):

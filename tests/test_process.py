@@ -23,6 +23,7 @@ from pipeline.render import RenderConfig
 from pipeline.sandbox import LimitsConfig
 from pipeline.shards import read_shard
 from pipeline.sources.procedural import procedural
+from pipeline.zygote import MachineFault
 from schemas.codec import decode, encode
 from schemas.dataset import part_path, read_ledger_part, shard_path
 from schemas.ledger import MAX_DETAIL_CHARS, Reason, Rejected, Status
@@ -146,6 +147,13 @@ def test_a_job_gives_every_asset_one_row_and_every_sample_one_place(refs, tmp_pa
             row = next(row for row in part.outcomes if row.uid == uid)
             assert (sample.regime, row.regime, row.shard) == (shard.regime, shard.regime, shard.name)
             assert sample.meta["measurements"] == dataclasses.asdict(row.measurements)
+
+
+def test_a_machine_that_cannot_process_assets_commits_nothing(refs, tmp_path):
+    out = new_output(tmp_path / "out")
+    with pytest.raises(MachineFault, match="No module named 'gone'"):
+        process_job(ShardJob(index=0, refs=tuple(refs[:2])), out, SMALL, "gone:run")
+    assert not [path for path in out.rglob("*") if path.is_file()]
 
 
 def test_text_that_no_file_can_hold_ends_as_a_row_like_any_other(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.sandbox import Ended, LimitsConfig, run_limited
-from pipeline.zygote import Zygote
+from pipeline.zygote import MachineFault, Zygote
 from schemas.ledger import Reason, Rejected
 from tests.processes import command_lines, until
 
@@ -143,6 +143,56 @@ def test_the_environment_stays_outside(answers):
 
 def test_results_come_back_only_from_the_private_folder(answers):
     assert {path.name for path in answers["good"][1].iterdir()} == {".stderr", "result.txt"}
+
+
+BROKEN = """
+import os, signal
+from pathlib import Path
+import pipeline.zygote
+
+def dies():
+    raise ImportError("no library for this driver")
+
+def cannot_shut_in():
+    def fail(room):
+        raise OSError("the kernel of this machine knows no rooms")
+    pipeline.sandbox.enter = fail
+
+def killed_once():
+    with open("starts", "a") as file:
+        file.write("x")
+        if file.tell() == 1:
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def run(request, directory):
+    Path("result.txt").touch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "warm_up", "told"),
+    [
+        ("gone:run", "", "No module named 'gone'"),
+        ("broken:run", "broken:dies", "no library for this driver"),
+        ("broken:run", "broken:cannot_shut_in", "the kernel of this machine knows no rooms"),
+    ],
+)
+def test_a_machine_that_cannot_start_is_no_verdict_on_an_asset(tmp_path, target, warm_up, told):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    with Zygote(target, LimitsConfig(), tmp_path, warm_up, (tmp_path,)) as zygote:
+        for _ in range(2):
+            with pytest.raises(MachineFault, match=f"does not start here .*{told}") as caught:
+                zygote.run({}, tmp_path)
+            assert "finished jobs are kept" in str(caught.value)
+    assert not (tmp_path / "result.txt").exists()
+
+
+def test_a_start_that_somebody_kills_is_made_again(tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    with Zygote("broken:run", LimitsConfig(), tmp_path, "broken:killed_once", (tmp_path,)) as zygote:
+        assert zygote.run({}, tmp_path).reason is None
+    assert (tmp_path / "starts").read_text() == "xx" and (tmp_path / "result.txt").exists()
 
 
 def test_run_limited_brings_arrays_back():

@@ -48,18 +48,19 @@ def test_every_job_ends_done_or_given_up():
             else:
                 assert schedule.done(start, 1.0) == []
     assert sorted(seen) == [0, 1, 2, 3, 3, 4]
-    assert [(job.index, why) for job, why in schedule.given_up] == [(3, Loss.PROCESS)]
+    assert [(end.job.index, end.why, end.starts) for end in schedule.given_up] == [(3, Loss.PROCESS, 2)]
 
 
-def test_lost_nodes_do_not_count_against_a_job_up_to_their_own_bound():
+@pytest.mark.parametrize("why", [Loss.NODE, Loss.MACHINE])
+def test_lost_nodes_do_not_count_against_a_job_up_to_their_own_bound(why):
     schedule = Schedule(jobs(1), RunConfig(attempts=2, node_losses=5))
     for _ in range(5):
         (start,) = started(schedule)
-        schedule.lost(start, Loss.NODE)
+        schedule.lost(start, why)
     for _ in range(2):
         (start,) = started(schedule)
-        schedule.lost(start, Loss.NODE)
-    assert not schedule and [why for _, why in schedule.given_up] == [Loss.NODE]
+        schedule.lost(start, why)
+    assert not schedule and [(end.why, end.starts) for end in schedule.given_up] == [(why, 7)]
 
 
 def test_want_of_memory_doubles_what_a_job_reserves_up_to_a_whole_node():
@@ -70,7 +71,7 @@ def test_want_of_memory_doubles_what_a_job_reserves_up_to_a_whole_node():
         reserved.append(start.memory_gb)
         schedule.lost(start, Loss.MEMORY)
     assert reserved == [1.5, 3.0, 6.0, 8.0, 8.0]
-    assert not schedule and [why for _, why in schedule.given_up] == [Loss.MEMORY]
+    assert not schedule and [end.why for end in schedule.given_up] == [Loss.MEMORY]
 
 
 def slow(schedule: Schedule) -> Start:
