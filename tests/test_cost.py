@@ -14,6 +14,7 @@ from training.model.checkpoint import trainable_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.presets import PRESETS, ModelConfig
 from training.sources import ImageSizes
+from training.strategies import choose
 
 SIZES = ImageSizes(views=4, view_resolution=64, uv_resolution=128)
 SCRATCH = ModelConfig(
@@ -98,6 +99,13 @@ def test_the_full_preset_has_the_released_sizes():
     assert policies == sorted(policies, reverse=True)
     assert cost.largest_batch("none", 80) < cost.largest_batch("selective", 80) < cost.largest_batch("full", 80)
     assert cost.gpu_needed("full", shards=8) < cost.gpu_needed("full")
+
+
+def test_the_official_preset_fits_where_the_full_one_does():
+    sizes = ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
+    full, official = (choose(PRESETS[name], estimate(PRESETS[name], sizes), None) for name in ("full", "official"))
+    assert official == full
+    assert PRESETS["official"].model == PRESETS["full"].model
 
 
 def test_shared_branches_have_no_uv_parameters():

@@ -1,6 +1,6 @@
 """Training configurations: every option of a run in one frozen record, and three named ones."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +135,12 @@ class TrainConfig:
 
 BUILT_IN = LatentConfig(codec="dct", codec_path="", text_encoder="none", text_encoder_path="")
 
+FULL = TrainConfig(
+    model=ModelConfig(checkpointing="full", compile_blocks=True),
+    data=DataConfig(batch_size=16, keep_latents=False, workers=4),
+    run=RunConfig(precision="bfloat16"),
+)
+
 PRESETS = {
     "tiny": TrainConfig(
         preset="tiny",
@@ -185,17 +191,8 @@ PRESETS = {
         ),
         run=RunConfig(max_steps=50_000, precision="bfloat16"),
     ),
-    "full": TrainConfig(
-        model=ModelConfig(checkpointing="full", compile_blocks=True),
-        data=DataConfig(batch_size=16, keep_latents=False, workers=4),
-        run=RunConfig(precision="bfloat16"),
-    ),
-    "official": TrainConfig(
-        preset="official",
-        data=DataConfig(batch_size=16, keep_latents=False, workers=4),
-        tasks=OFFICIAL_TASKS,
-        run=RunConfig(precision="bfloat16"),
-    ),
+    "full": FULL,
+    "official": replace(FULL, preset="official", tasks=OFFICIAL_TASKS),
 }
 """tiny: 3.9 M parameters, two CPU cores, 64-pixel views, 128-texel UV maps (ours). small: 53 M, one GPU (ours). full:
 Wan2.1-1.3B with LoRA (paper; its optimiser is not public: TEXGen's). official: full with the
