@@ -221,7 +221,7 @@ def run_cell(cfg: AblateConfig, out: Path, name: str, seed: int, steps: int, tit
     figures = {figure: fmean(row[figure] for row in meshes if figure in row) for figure in names}
     losses = [row["loss"] for row in trained.losses[-len(trained.losses) // 10 :] if row["loss"] is not None]
     outcome = Outcome(cell=name, seed=seed, loss=fmean(losses), seconds=trained.seconds, figures=figures, meshes=meshes)
-    shutil.rmtree(directory / "states", ignore_errors=True)  # short runs have none
+    shutil.rmtree(directory / "states")
     write_file(directory / "result.json", json.dumps(asdict(outcome), indent=1).encode() + b"\n")
     told = {figure: round(figures[figure], 4) for figure in COMPARED}
     log_event("run", cell=name, seed=seed, **told, seconds=round(trained.seconds))

@@ -321,3 +321,19 @@ def test_a_run_disturbed_in_its_last_step_has_its_checkpoint_or_makes_it(
     resumed = train(small_config(dataset, tmp_path / "run", max_steps=6, state_every=2))
     straight = train(small_config(dataset, tmp_path / "straight", max_steps=6, state_every=2))
     assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(resumed).items())
+
+
+def test_a_run_that_is_over_has_its_state_and_finds_its_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    """Steps at which no state is due are no reason to train them again, nor is a missing checkpoint a success."""
+    whole = train(small_config(dataset, tmp_path, max_steps=5, state_every=3))
+    assert newest_state(tmp_path / "states") == tmp_path / "states" / "step-00000005.ckpt"
+    again = train(small_config(dataset, tmp_path, max_steps=5, state_every=3))
+    assert [row["loss"] for row in again.losses] == [row["loss"] for row in whole.losses]
+    assert train(small_config(dataset, tmp_path, max_steps=4, state_every=3)).checkpoint == whole.checkpoint
+    entries = json.loads((whole.checkpoint / CARD).read_text())
+    (whole.checkpoint / CARD).write_text(json.dumps(entries | {"steps": 3}))  # of an earlier part of the run
+    with pytest.raises(UserError, match="no checkpoint of 5 steps.*state has 5; raise run.max_steps"):
+        train(small_config(dataset, tmp_path, max_steps=5, state_every=3))
+    (whole.checkpoint / CARD).unlink()
+    with pytest.raises(UserError, match="no checkpoint of 4 steps"):
+        train(small_config(dataset, tmp_path, max_steps=4, state_every=3))

@@ -208,7 +208,8 @@ class SavedStates(StepCallback):
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         self.data.consumed(batch)
-        if trainer.global_step % self.every_steps == 0 or trainer.should_stop:
+        is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps
+        if is_last or trainer.global_step % self.every_steps == 0:
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:

@@ -15,8 +15,9 @@ from lightning.pytorch.strategies import Strategy
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
 from training.batch import encode_batch
-from training.callbacks import AveragedWeights, Clock, LearningRate, LossLog, SavedStates
+from training.callbacks import AveragedWeights, Clock, LearningRate, LossLog, SavedStates, read_losses
 from training.checkpoints import (
+    CARD,
     JITTER,
     AtomicCheckpointIO,
     Card,
@@ -24,6 +25,7 @@ from training.checkpoints import (
     make_codec,
     make_text_encoder,
     newest_state,
+    read_card,
     save_checkpoint,
 )
 from training.cost import estimate
@@ -102,7 +104,7 @@ def train(
         guard = FiniteGuard(cfg.optimizer.skip_budget)
         callbacks = [clock, LearningRate(cfg.optimizer, clock), average, guard, signals, curves, *later, meter]
         trainer = make_trainer(cfg, make_strategy(strategy, device, ranks), callbacks)
-        state = newest_state(states.directory) if cfg.run.resume or rollbacks else None
+        state = newest_state(states.directory)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(state) if state else None, weights_only=True)
             break
@@ -114,9 +116,11 @@ def train(
         signals.check(trainer)
     if trainer.global_step == 0:
         raise UserError(f"{cfg.run.directory}: no step was trained; raise run.max_steps or run.max_seconds")
+    if not log.rows:  # there was nothing left to do
+        check_finished(finish.directory, trainer)
     return TrainResult(
         checkpoint=finish.directory,
-        losses=log.rows,
+        losses=log.rows or read_losses(log.path),
         parameters=sum(p.numel() for p in module.model.parameters()),
         seconds=clock.seconds,
         is_main=trainer.is_global_zero,
@@ -126,6 +130,15 @@ def train(
 def tell(row: dict[str, Any], curves: Curves, report: Callable[[dict[str, Any]], None]) -> None:
     curves.tell(row)
     report(row)
+
+
+def check_finished(checkpoint: Path, trainer: lightning.Trainer) -> None:
+    """Raises UserError where there is no checkpoint of at least the steps that were asked for."""
+    if not (checkpoint / CARD).is_file() or read_card(checkpoint).steps < trainer.max_steps:
+        raise UserError(
+            f"{checkpoint}: no checkpoint of {trainer.max_steps} steps, and nothing left to train: the newest trainer "
+            f"state has {trainer.global_step}; raise run.max_steps above that, or give another run.directory"
+        )
 
 
 class Finish(StepCallback):

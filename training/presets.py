@@ -71,14 +71,12 @@ class RunConfig:
 
     directory: Path = Path("run")
     """Receives `config.json`, `environment.json`, `losses.jsonl`, `states/`, `tensorboard/`, `pictures/` and, at the
-    end, `checkpoint/`."""
+    end, `checkpoint/`. A run goes on from the newest trainer state in it that verifies."""
     max_steps: int = 100_000
     max_seconds: float | None = None
     """Ends the run even before `max_steps`; the learning rate decays with whichever is nearer. None: no limit."""
     state_every: int = 1000
     """Steps between trainer states."""
-    resume: bool = True
-    """Go on from the newest trainer state in `directory`, if there is one that verifies."""
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the model's matrix products (autocast); weights and everything else stay float32."""
