@@ -12,7 +12,7 @@ from cli.progress import bar, log_event, training_note
 from cli.table import print_table
 from cli.validation import validation_of
 from training.cost import GPU_GB, Cost, estimate
-from training.data import open_datasets
+from training.data import leading_dataset
 from training.fit import train as run_training
 from training.presets import TrainConfig
 from training.presets import preset as named_preset
@@ -64,9 +64,9 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
 
 
 def sizes_of_samples(cfg: TrainConfig) -> ImageSizes:
-    """Those of the dataset, or the preset's own where there is none yet."""
+    """Those of the data, or the preset's own where there is none yet."""
     if cfg.data.directories or (cfg.data.directory / "dataset.json").is_file():
-        return image_sizes(open_datasets(cfg.data)[0])
+        return image_sizes(leading_dataset(cfg.data))
     if cfg.preset == "tiny":
         return ImageSizes(views=4, view_resolution=64, uv_resolution=128)
     return ImageSizes(views=4, view_resolution=512, uv_resolution=1024)

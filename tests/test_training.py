@@ -332,7 +332,7 @@ def test_a_run_that_is_over_has_its_state_and_finds_its_checkpoint(dataset: Path
     assert train(small_config(dataset, tmp_path, max_steps=4, state_every=3)).checkpoint == whole.checkpoint
     entries = json.loads((whole.checkpoint / CARD).read_text())
     (whole.checkpoint / CARD).write_text(json.dumps(entries | {"steps": 3}))  # of an earlier part of the run
-    with pytest.raises(UserError, match="no checkpoint of 5 steps.*state has 5; raise run.max_steps"):
+    with pytest.raises(UserError, match=r"no checkpoint of 5 steps.*state has 5; raise run\.max_steps"):
         train(small_config(dataset, tmp_path, max_steps=5, state_every=3))
     (whole.checkpoint / CARD).unlink()
     with pytest.raises(UserError, match="no checkpoint of 4 steps"):

@@ -19,7 +19,7 @@ from training.augment import AugmentConfig, condition_images, draw_augmentation,
 from training.batch import Batch, Condition, LatentBatch, join, stack_samples, to_model
 from training.latent_cache import StoredLatents, codec_header, rotated
 from training.latents import LatentCodec
-from training.sources import open_sources
+from training.sources import open_sources, shards_by_regime
 from training.storage import REMEDY, DatasetFiles, ShardError, open_dataset
 from training.stream import Draws, Schedule, SkipBudget
 
@@ -41,9 +41,9 @@ class DataConfig:
     """Share of batches that are multi-view-only, where there are samples of both regimes (ours)."""
     window: int = 16
     """Shards per dataset and regime that are open at a time, among which samples are shuffled (ours)."""
-    keep_latents: bool = True
-    """Encode every sample once and keep its latents in memory: for datasets of some thousand small samples. Of no
-    effect with `latents`, or where `augment` makes new images of a sample every time."""
+    keep_latents: bool = False
+    """Encode every sample once, by the codec `dct`, and keep its latents in memory: for datasets of some thousand small
+    samples. Of no effect with `latents`, or where `augment` makes new images of a sample every time."""
     latents: bool = False
     """Read the latents that `seqtex encode` has made instead of the images."""
     draw_posterior: bool = False
@@ -80,6 +80,14 @@ class DataConfig:
 def open_datasets(cfg: DataConfig) -> list[DatasetFiles]:
     """The files of every dataset, the first one first."""
     return [open_dataset(location, cfg.cache_directory, int(cfg.cache_gb * 1e9)) for location in cfg.weights]
+
+
+def leading_dataset(cfg: DataConfig) -> DatasetFiles:
+    """The dataset that tells sizes and rig of all: the first one with textured samples, which alone know the UV map's,
+    or else the first one."""
+    datasets = open_datasets(cfg)
+    textured = (files for files in datasets if Regime.TEXTURED in shards_by_regime(files.folder))
+    return next(textured, datasets[0])
 
 
 AnyBatch = Batch | LatentBatch

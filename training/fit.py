@@ -30,7 +30,7 @@ from training.checkpoints import (
 )
 from training.cost import estimate
 from training.curves import Curves
-from training.data import TextureDataModule, open_datasets
+from training.data import TextureDataModule, leading_dataset
 from training.guards import Diverged, FiniteGuard, StopSignals
 from training.latents import LatentCodec
 from training.meters import Meter, Work
@@ -85,7 +85,7 @@ def train(
         torch.set_num_threads(cfg.run.threads)
     torch.set_float32_matmul_precision(PRODUCTS)
     cfg.run.directory.mkdir(parents=True, exist_ok=True)
-    sizes, device, ranks = image_sizes(open_datasets(cfg.data)[0]), own_device(cfg.run.accelerator), cfg.run.ranks
+    sizes, device, ranks = image_sizes(leading_dataset(cfg.data)), own_device(cfg.run.accelerator), cfg.run.ranks
     strategy = choose(cfg, estimate(cfg, sizes), memory_of(device)).name
     codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
     encoder = partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
@@ -241,7 +241,7 @@ def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning
 
 
 def make_card(cfg: TrainConfig, codec: LatentCodec, steps: int) -> Card:
-    dataset = open_datasets(cfg.data)[0]
+    dataset = leading_dataset(cfg.data)
     sizes = image_sizes(dataset)
     rig = read_dataset_json(dataset.folder).config.get("rig", {})
     mean, std = latent_statistics(codec)

@@ -135,14 +135,14 @@ BUILT_IN = LatentConfig(codec="dct", codec_path="", text_encoder="none", text_en
 
 FULL = TrainConfig(
     model=ModelConfig(checkpointing="full", compile_blocks=True),
-    data=DataConfig(batch_size=16, keep_latents=False, workers=4),
+    data=DataConfig(batch_size=16, workers=4),
     run=RunConfig(precision="bfloat16"),
 )
 
 PRESETS = {
     "tiny": TrainConfig(
         preset="tiny",
-        data=DataConfig(batch_size=8, mv_only_ratio=0.1),
+        data=DataConfig(batch_size=8, mv_only_ratio=0.1, keep_latents=True),
         model=ModelConfig(
             num_layers=4,
             num_attention_heads=3,
@@ -171,7 +171,7 @@ PRESETS = {
     ),
     "small": TrainConfig(
         preset="small",
-        data=DataConfig(batch_size=32, keep_latents=False, workers=4),
+        data=DataConfig(batch_size=32, workers=4),
         model=ModelConfig(
             num_layers=12,
             num_attention_heads=6,

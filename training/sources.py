@@ -1,5 +1,6 @@
 """The datasets of a mixture: what each can give, and that they fit together."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,8 @@ from schemas.sample import Regime, TextureSample
 from training.latent_cache import LatentDecoder, LatentHeader, StoredLatents, find_latents, read_empty_text
 from training.storage import REMEDY, DatasetFiles, LocalFiles, ShardError
 from training.stream import Sample, SampleOrder, ShardReader, SkipBudget
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -83,6 +86,20 @@ def image_sizes(dataset: Path | DatasetFiles) -> ImageSizes:
     views, height = (textured or first[Regime.MV_ONLY]).views.mask.shape[:2]
     resolution = len(textured.uv.mask) if textured and textured.uv else None
     return ImageSizes(views=views, view_resolution=height, uv_resolution=resolution)
+
+
+def readable_samples(files: DatasetFiles, regime: Regime) -> Iterator[TextureSample]:
+    """The samples of a regime in ledger order; of a shard that is missing or damaged, those before the fault."""
+    shards = shards_by_regime(files.folder).get(regime, ())
+    reader = ShardReader(files, "shards", shards, 1, decode_pixels)
+    for number, shard in enumerate(shards):
+        for index in range(shard.count):
+            try:
+                sample = reader(number, index)
+            except ShardError as error:
+                log.warning("passed over: %s", error)
+                break
+            yield sample
 
 
 def _first(reader: ShardReader[TextureSample]) -> TextureSample:

@@ -74,6 +74,11 @@ def check_run(cfg: TrainConfig) -> None:
         import_torchao()
     if cfg.run.accumulate < 1:
         raise UsageError(f"run.accumulate is {cfg.run.accumulate}; give 1 or more")
+    if cfg.data.keep_latents and not cfg.data.latents and cfg.latents.codec == "wan":
+        raise UsageError(
+            "data.keep_latents encodes in the processes that read, which have no GPU: with latents.codec wan run "
+            "`seqtex encode` and set data.latents true, or set data.keep_latents false"
+        )
     if cfg.data.batch_size % parts:
         raise UsageError(
             f"data.batch_size {cfg.data.batch_size} is not {ranks} devices x run.accumulate {cfg.run.accumulate} "
