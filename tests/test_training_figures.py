@@ -135,6 +135,14 @@ def test_the_meter_tells_rates_waiting_and_utilisation(dataset, tmp_path):
     needed = sum(one.forward + one.backward for one in flops) * cfg.data.batch_size
     assert figures["mfu"] == pytest.approx(needed / 8 / 1e9)
 
+    now += 1000.0  # a run that failed, and goes on from an older state
+    meter.on_train_start(trainer, module)
+    for _ in range(2):
+        trainer.ready += 1
+        meter.on_train_batch_start(trainer, module, None, 0)
+        meter.on_train_batch_end(trainer, module, {"task": "img2tex"}, None, 0)
+    assert meter.figures() == figures, "reading the state is no step"
+
 
 def test_peaks_of_devices():
     assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12

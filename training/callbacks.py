@@ -12,6 +12,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from schemas.dataset import write_file
 from training.checkpoints import trainer_states
 from training.data import TextureDataModule
 from training.optimizers import OptimizerConfig, trained_parameters
@@ -144,10 +145,11 @@ class LossLog(lightning.Callback):
         """Of the batches of this step."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._sums = {}
         self.rows = [row for row in read_losses(self.path) if row["step"] <= trainer.global_step]
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            write_file(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int

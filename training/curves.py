@@ -23,6 +23,7 @@ class Curves(lightning.Callback):
         self._means = RunningMeans()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._means = RunningMeans()
         if trainer.is_global_zero:
             write_record(self.cfg, pl_module.device)
             self.board = open_board(self.cfg, trainer.global_step + 1)
@@ -34,6 +35,14 @@ class Curves(lightning.Callback):
             figures = {name: row[name] for name in FIGURES if row.get(name) is not None}
             self.board.scalars(row["step"], figures | self._means())
 
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self.board.close()
         self.board = NoBoard()

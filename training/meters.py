@@ -82,6 +82,10 @@ class Meter(lightning.Callback):
         self._left_out = False
         self._memory: float | None = None
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._step_began = self._batch_ended = None
+        self._waited, self._left_out = 0.0, False
+
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
