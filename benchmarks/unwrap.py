@@ -22,11 +22,11 @@ from pipeline.load import load_mesh
 from pipeline.measure.layout import coverage, density_spread, signed_areas
 from pipeline.measure.shape import topology
 from pipeline.render import RenderConfig, render_views
-from pipeline.unwrap.choose import GROWN, XATLAS, UnwrapConfig, new_layout
+from pipeline.unwrap.choose import UnwrapConfig, new_layout
 from pipeline.unwrap.stretch import layout_stretch, seam_length
 from pipeline.warm_up import warm_up
 from schemas.ledger import Rejected
-from schemas.mesh import TexturedMesh, UvMesh
+from schemas.mesh import GROWN, XATLAS, TexturedMesh, UvMesh
 
 RASTERIZER = CpuRasterizer(threads=1)
 MAP = 1024

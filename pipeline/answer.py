@@ -5,17 +5,26 @@ import json
 import math
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.measure.signature import is_signature
 from pipeline.shards import MAX_MEMBER_BYTES
-from schemas.codec import OPTIONAL_FIELDS, UV_FIELDS, VIEW_FIELDS
-from schemas.ledger import Measurements, Reason, Rejected
+from schemas.codec import fields_of
+from schemas.ledger import LAYOUT_FAULTS, Measurements, Reason, Rejected
+from schemas.mesh import LAYOUTS
 from schemas.sample import Regime
 
 OUTCOME, FIELDS = "outcome.json", "fields"
 MAX_OUTCOME_BYTES = 1 << 20
+_TEXTS: dict[str, Callable[[str], bool]] = {
+    "signature": is_signature,
+    "layout": LAYOUTS.__contains__,
+    "layout_fault": LAYOUT_FAULTS.__contains__,
+}
+"""What a measurement that is text may say."""
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
 
 
@@ -67,7 +76,7 @@ def read_answer(directory: Path) -> Answer | None:
         )
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{OUTCOME} is not what an asset's process leaves ({error!r})") from error
-    if not math.isfinite(answer.stage_seconds) or (regime is None and answer.verdict is None):
+    if not math.isfinite(answer.stage_seconds) or (answer.verdict is None) != (regime is Regime.TEXTURED):
         raise ValueError(f"{OUTCOME} contradicts itself")
     return answer
 
@@ -75,6 +84,8 @@ def read_answer(directory: Path) -> Answer | None:
 def _verdict(told: dict[str, Any]) -> Rejected:
     if not isinstance(told["detail"], str):
         raise ValueError(f"{OUTCOME}: the detail is not text")
+    if told["reason"] == Reason.DUPLICATE:
+        raise ValueError(f"{OUTCOME}: the process of one asset knows no other")
     return Rejected(reason=Reason(told["reason"]), detail=told["detail"])
 
 
@@ -85,6 +96,8 @@ def _measurements(told: dict[str, Any]) -> Measurements:
             continue
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{OUTCOME}: {field.name} is a {type(value).__name__}")
+        if isinstance(value, str) and not _TEXTS[field.name](value):
+            raise ValueError(f"{OUTCOME}: {field.name} is {value[:80]!r}")
         if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
             raise ValueError(f"{OUTCOME}: {field.name} is out of range")
     return Measurements(**told)
@@ -95,10 +108,10 @@ def _fields(folder: Path, regime: Regime) -> tuple[Path, ...]:
     if not stat.S_ISDIR(folder.lstat().st_mode):
         raise ValueError(f"{folder.name} is no folder")
     files = sorted(folder.iterdir())
-    expected = {"json", *VIEW_FIELDS} | (set(UV_FIELDS) if regime is Regime.TEXTURED else set())
+    required, optional = fields_of(regime)
     names = {file.name for file in files}
-    if names - set(OPTIONAL_FIELDS) != expected:
-        raise ValueError(f"{folder.name} holds {sorted(names)[:20]}, expected {sorted(expected)}")
+    if names - set(optional) != set(required):
+        raise ValueError(f"{folder.name} holds {sorted(names)[:20]}, expected {sorted(required)}")
     for file in files:
         _check_file(file, MAX_MEMBER_BYTES)
     return tuple(files)

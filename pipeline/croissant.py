@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.attribution import FILE as ATTRIBUTION
 from pipeline.card import CardFacts
-from schemas.codec import OPTIONAL_FIELDS, UV_FIELDS, VIEW_FIELDS
+from schemas.codec import fields_of
 from schemas.dataset import DatasetInfo, ShardRecord, config_hash
 from schemas.ledger import LEDGER_SCHEMA
 from schemas.sample import Regime
@@ -122,8 +122,8 @@ def _fields(shards: Sequence[ShardRecord]) -> Iterator[dict[str, Any]]:
     """The members of the shards, one set of files per regime and extension."""
     for regime in Regime:
         inside = [{"@id": f"shards/{shard.name}"} for shard in shards if shard.regime is regime]
-        extensions = ("json", *VIEW_FIELDS, *(UV_FIELDS if regime is Regime.TEXTURED else ()), *OPTIONAL_FIELDS)
-        for extension in extensions if inside else ():
+        required, optional = fields_of(regime)
+        for extension in (*required, *optional) if inside else ():
             name = f"{regime}-{extension}"
             yield {
                 "@type": "cr:FileSet",

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pipeline.judge import JudgeConfig, Verdict, judge, rule_of
 from pipeline.unwrap.choose import UnwrapConfig, authored_fault
 from schemas.ledger import Measurements, Outcome, Reason, Status
+from schemas.mesh import AUTHORED
 from schemas.sample import Regime
 
 UNTOLD = ("timeout_s", "memory_gb", "padding")
@@ -86,14 +87,14 @@ def _layout(m: Measurements, cfg: Thresholds) -> tuple[ChangeKind, str] | None:
     if m.faces is None or now == built:
         return None  # images have no layout
     fault = authored_fault(m, now)
-    if m.layout != "authored" and fault is None:
+    if m.layout != AUTHORED and fault is None:
         return _gain(m), f"{_UNWRAP}authored: kept now, before it was not ({authored_fault(m, built)})"
-    if m.layout == "authored" and fault is None:
+    if m.layout == AUTHORED and fault is None:
         return None
     if m.faces > now.max_faces:
         detail = f"{_UNWRAP}max_faces: {m.faces:,} faces to unwrap, at most {now.max_faces:,}"
         return (ChangeKind.MV_ONLY, detail) if m.layout is not None else None
-    if m.layout == "authored":
+    if m.layout == AUTHORED:
         return ChangeKind.LAYOUT, f"{_UNWRAP}authored: unusable ({fault})"
     if m.layout is None and m.faces > built.max_faces:
         return ChangeKind.TEXTURED, f"{_UNWRAP}max_faces: {m.faces:,} faces to unwrap, at most {now.max_faces:,}"

@@ -14,6 +14,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -203,13 +204,18 @@ def stderr_tail(directory: Path) -> str:
 
 
 def tail(path: Path) -> str:
-    """The end of a text; empty where there is none."""
+    """The end of a text; empty where there is none, or what a child has put there is no plain file of one name."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            return file.read().decode(errors="replace").strip()
-    except FileNotFoundError:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
         return ""
+    try:
+        status = os.fstat(handle)
+        plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+        data = os.pread(handle, TAIL_BYTES, max(0, status.st_size - TAIL_BYTES)) if plain else b""
+    finally:
+        os.close(handle)
+    return data.decode(errors="replace").strip()
 
 
 def _child(

@@ -106,6 +106,8 @@ class Zygote:
             assert self._process.stdout is not None
             if self._process.stdout.readline() == READY:
                 return self._process
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_S)  # its last words shall be its own
             self.stop()
         log = tail(self.directory / "zygote.log") or "it was killed"
         raise MachineFault(

@@ -55,6 +55,13 @@ _MESH_DTYPES = {"vertices": "<f4", "normals": "<f4", "uv": "<f4", "faces": "<i4"
 _MESH_COLUMNS = {"vertices": 3, "normals": 3, "uv": 2, "faces": 3}
 
 
+def fields_of(regime: Regime) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Extensions that a sample of a regime has, and those that it may have too."""
+    if regime is Regime.TEXTURED:
+        return ("json", *VIEW_FIELDS, *UV_FIELDS), OPTIONAL_FIELDS
+    return ("json", *VIEW_FIELDS), (LIT,)
+
+
 def encode(sample: TextureSample) -> dict[str, bytes]:
     """Fields of a sample, keyed by extension. Equal samples give equal bytes.
 
@@ -91,10 +98,9 @@ def decode(fields: Mapping[str, Any]) -> TextureSample:
         raise ValueError(f"unknown field {unknown[0]!r}: a sample may hold only {', '.join(sorted(EXTENSIONS))}")
     meta = _decode_json(field_bytes(fields, "json"))
     regime = Regime(meta["regime"])
-    expected = {"json", *VIEW_FIELDS} | (set(UV_FIELDS) if regime is Regime.TEXTURED else set())
-    allowed = OPTIONAL_FIELDS if regime is Regime.TEXTURED else (LIT,)
-    if names - set(allowed) != expected:
-        raise ValueError(f"sample {meta['uid']}: a {regime} sample has exactly {sorted(expected)}, not {sorted(names)}")
+    required, optional = fields_of(regime)
+    if names - set(optional) != set(required):
+        raise ValueError(f"sample {meta['uid']}: a {regime} sample has exactly {sorted(required)}, not {sorted(names)}")
     cameras = _decode_cameras(meta["cameras"])
     rgb, mask, position, normal = _decode_maps(fields, "")
     count = len(cameras.projection)

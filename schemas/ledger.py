@@ -89,6 +89,9 @@ FAILURES = frozenset(
 )
 """Reasons that say more about us than about the asset: `Status.FAILED`."""
 
+LAYOUT_FAULTS = frozenset({Reason.UNWRAP_BUDGET, Reason.UNWRAP_FAILED, Reason.UNWRAP_POOR, Reason.NO_MESH})
+"""Why an asset may have no UV layout."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
@@ -203,7 +206,7 @@ class Measurements:
     layout: str | None = None
     """`authored`, `grown` (our own charts) or `xatlas`."""
     layout_fault: str | None = None
-    """Why there is no layout: `unwrap_budget`, `unwrap_failed`, `unwrap_poor` or `no_mesh`."""
+    """Why there is no layout: one of `LAYOUT_FAULTS`."""
     uv_fill: float | None = None
     """Share of texels of the final layout covered by a face."""
     layout_charts: int | None = None

@@ -131,6 +131,10 @@ class TexturedMesh:
     textures: tuple[Texture, ...]
 
 
+AUTHORED, GROWN, XATLAS = LAYOUTS = ("authored", "grown", "xatlas")
+"""Who made a UV layout: the asset's author, our own charts, xatlas."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UvMesh:
     """The same surface with one UV layout in [0, 1]^2. Face i is face i of the `TexturedMesh` it came from; vertices
@@ -141,4 +145,4 @@ class UvMesh:
     uv: Float32[np.ndarray, "n 2"]
     faces: Int32[np.ndarray, "f 3"]
     layout: str
-    """`authored`, `grown` (our own charts) or `xatlas`."""
+    """One of `LAYOUTS`."""

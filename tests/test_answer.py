@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.answer import MAX_OUTCOME_BYTES, Answer, read_answer, write_answer
-from schemas.codec import VIEW_FIELDS
+from schemas.codec import LIT, OPACITY, VIEW_FIELDS
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.sample import Regime
 
-SAMPLE = dict.fromkeys(("json", *VIEW_FIELDS), b"x")
+SAMPLE = dict.fromkeys(("json", *VIEW_FIELDS, LIT), b"x")
 ANSWER = Answer(
     regime=Regime.MV_ONLY,
     verdict=Rejected(reason=Reason.NO_MESH, detail="none"),
-    measurements=Measurements(faces=12, color_std=0.25, size_x=1e30, layout="grown"),
+    measurements=Measurements(
+        faces=12, color_std=0.25, size_x=1e30, layout="grown", layout_fault="no_mesh", signature="0a" * 72
+    ),
     stage_seconds=1.5,
 )
 
@@ -67,16 +69,24 @@ HOSTILE = {
     "unknown reason": changed(verdict={"reason": "because", "detail": ""}),
     "detail is no text": changed(verdict={"reason": "flat", "detail": 3}),
     "neither sample nor reason": changed(regime=None, verdict=None),
+    "no reason for having no map": changed(verdict=None),
+    "a reason beside a map": changed(regime="textured"),
+    "a duplicate of what it cannot know": changed(verdict={"reason": "duplicate", "detail": "same bytes as a"}),
     "endless": changed(stage_seconds=float("inf")),
     "a measurement is text": measured(faces="12"),
     "a measurement is true": measured(faces=True),
     "a measurement is no number": measured(color_std=float("nan")),
     "a measurement is too large": measured(faces=1 << 64),
     "a measurement is unknown": measured(evil=1),
+    "a signature is no hex": measured(signature="x" * 144),
+    "a signature is short": measured(signature="ab"),
+    "a layout of nobody": measured(layout="\ud800"),
+    "a fault of nothing": measured(layout_fault="because"),
     "a field is a link": replaced("fields/rgb.webp", lambda p: p.symlink_to(secret(p.parents[1]))),
     "a field is a second name": replaced("fields/rgb.webp", lambda p: p.hardlink_to(secret(p.parents[1]))),
     "a field is a folder": replaced("fields/rgb.webp", Path.mkdir),
     "a field is missing": lambda d: (d / "fields/rgb.webp").unlink(),
+    "a field of the other regime": lambda d: (d / "fields" / OPACITY).write_bytes(b""),
     "a field of another name": lambda d: (d / "fields/evil.pickle").write_bytes(b""),
     "a name that leads out": replaced("fields/rgb.webp", lambda p: (p.parent / "..%2f..%2fx.json").write_bytes(b"")),
     "a field is too large": lambda d: os.truncate(d / "fields/rgb.webp", 1 << 40),

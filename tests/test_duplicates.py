@@ -16,7 +16,7 @@ from pipeline.config import BuildConfig
 from pipeline.duplicates import DuplicatesConfig, duplicates, known_ahead, row_of, unsettled
 from pipeline.formats.parts import face_vectors
 from pipeline.load import load_asset
-from pipeline.measure.signature import numbers_of, signature
+from pipeline.measure.signature import is_signature, numbers_of, signature
 from pipeline.measure.surface import sample_surface
 from pipeline.plan import ShardJob, plan_jobs, read_plan
 from pipeline.preflight import PreflightConfig
@@ -86,7 +86,7 @@ def half_size(mesh: TexturedMesh) -> TexturedMesh:
 def numbers(mesh: TexturedMesh) -> np.ndarray:
     areas = np.linalg.norm(face_vectors(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)), axis=1) / 2
     text = signature(mesh, sample_surface(mesh, areas), float(areas.sum()))
-    assert text is not None
+    assert text is not None and is_signature(text)
     return numbers_of(bytes.fromhex(text))
 
 

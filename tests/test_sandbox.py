@@ -1,5 +1,6 @@
 """Whatever a child does, the parent gets an answer in time and nothing is left running."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.sandbox import Ended, LimitsConfig, run_limited
+from pipeline.sandbox import Ended, LimitsConfig, run_child, run_limited
 from pipeline.zygote import MachineFault, Zygote
 from schemas.ledger import Reason, Rejected
 from tests.processes import command_lines, until
@@ -57,6 +58,17 @@ def run(request, directory):
     if kind == "loses the zygote":
         Path("zygote").write_text(str(os.getppid()))
         time.sleep(600)
+    if kind in ("pipe", "link", "second name", "folder"):
+        Path(".stderr").unlink()
+        secret = Path(__file__).with_name("secret")
+    if kind == "pipe":
+        os.mkfifo(".stderr")
+    if kind == "link":
+        Path(".stderr").symlink_to(secret)
+    if kind == "second name":
+        Path(".stderr").hardlink_to(secret)
+    if kind == "folder":
+        Path(".stderr").mkdir()
 """
 
 
@@ -193,6 +205,22 @@ def test_a_start_that_somebody_kills_is_made_again(tmp_path):
     with Zygote("broken:run", LimitsConfig(), tmp_path, "broken:killed_once", (tmp_path,)) as zygote:
         assert zygote.run({}, tmp_path).reason is None
     assert (tmp_path / "starts").read_text() == "xx" and (tmp_path / "result.txt").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "second name", "folder"])
+def test_only_what_a_child_itself_has_said_is_told(tmp_path, monkeypatch, kind):
+    """Also where no room keeps it from putting something else in the place of its stderr."""
+    (tmp_path / "secret").write_text("canary")
+    (tmp_path / "poison.py").write_text(POISON)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own").mkdir()
+
+    def work() -> None:
+        importlib.import_module("poison").run({"kind": kind}, tmp_path / "own")
+        os._exit(3)
+
+    ended = run_child(work, LimitsConfig(timeout_s=30.0), tmp_path / "own")
+    assert (ended.reason, ended.detail) == (Reason.CRASHED, "exit code 3; ")
 
 
 def test_run_limited_brings_arrays_back():

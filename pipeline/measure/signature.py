@@ -21,11 +21,13 @@ STEPS = 8192
 """Stored steps of one unit; 65535 of them reach 8 units, beyond which numbers are cut off."""
 COLOR_WEIGHT = 2.0
 """Of a shell's share of sRGB in [0, 1] against lengths in units of the root mean square distance from the centroid."""
+NUMBERS = 4 + RADII + DISTANCES + 3 * len(SHELLS)
 _HEX_DIGITS = 4
+"""Of a number as stored."""
 
 
 def signature(mesh: TexturedMesh, samples: SurfaceSamples, area: float) -> str | None:
-    """Hex text of 36 numbers (`distances` compares them); None where the surface has no extent."""
+    """Hex text of `NUMBERS` numbers; None where the surface has no extent."""
     if not len(samples.face):
         return None
     corners = mesh.vertices.astype(np.float64)[mesh.faces[samples.face]]
@@ -72,6 +74,11 @@ def _shell_colors(points: Float64[np.ndarray, "n 3"], samples: SurfaceSamples) -
 
 def _text(numbers: UInt16[np.ndarray, " d"]) -> str:
     return numbers.astype(">u2").tobytes().hex()
+
+
+def is_signature(text: str) -> bool:
+    """Whether it may be one: `numbers_of` has no other check."""
+    return len(text) == _HEX_DIGITS * NUMBERS and not set(text) - set("0123456789abcdef")
 
 
 def numbers_of(stored: bytes) -> Float64[np.ndarray, " d"]:

@@ -17,9 +17,7 @@ from pipeline.unwrap.xatlas import xatlas_layout
 from pipeline.weld import weld
 from schemas.errors import require_between
 from schemas.ledger import Measurements, Reason, Rejected
-from schemas.mesh import TexturedMesh, UvMesh
-
-GROWN, XATLAS = "grown", "xatlas"
+from schemas.mesh import AUTHORED, GROWN, XATLAS, TexturedMesh, UvMesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def unwrap(
             normals=mesh.normals,
             uv=np.clip(mesh.uv, 0.0, 1.0),
             faces=mesh.faces,
-            layout="authored",
+            layout=AUTHORED,
         )
     if len(mesh.faces) > cfg.max_faces:
         detail = (
