@@ -46,6 +46,33 @@ def test_draco(tmp_path: Path) -> None:
     assert refused(tmp_path, builder) in (Reason.LOAD_ERROR, Reason.INVALID_STRUCTURE, Reason.NON_FINITE)
 
 
+@pytest.mark.parametrize("joint", [0, 1, 2, 2**32, -1, -0.5])
+def test_joints_out_of_a_stream_are_those_of_the_skin(tmp_path: Path, joint: float) -> None:
+    """A stream may hold any number where its accessor promises small ones."""
+    builder = box()
+    entry = primitive(builder)
+    joints, weights = np.zeros((8, 4), np.float32), np.tile(np.float32([1, 0, 0, 0]), (8, 1))
+    joints[3, 2] = joint
+    stream = DracoPy.encode(
+        CORNERS, BOX_FACES.astype(np.uint32), preserve_order=True, generic_attributes={1: joints, 2: weights}
+    )
+    numbers = {"POSITION": 3, "JOINTS_0": 1, "WEIGHTS_0": 2}
+    entry["extensions"] = {"KHR_draco_mesh_compression": {"bufferView": builder.view(stream), "attributes": numbers}}
+    attributes = {"POSITION": entry["attributes"]["POSITION"]}
+    attributes["JOINTS_0"] = builder.accessor(np.zeros((8, 4), np.uint8))
+    attributes["WEIGHTS_0"] = builder.accessor(weights)
+    entry["attributes"] = attributes
+    entry.pop("material")
+    for number in attributes.values():
+        builder.tree["accessors"][number].pop("bufferView")
+    builder.tree["nodes"] = [{"mesh": 0, "skin": 0}, {}, {}]
+    builder.tree["skins"] = [{"joints": [1, 2]}]
+    if joint in (0, 1):
+        assert len(loaded(tmp_path, builder).faces) == 12
+    else:
+        assert refused(tmp_path, builder) is Reason.INDEX_OUT_OF_RANGE
+
+
 def view_of(
     case: dict[str, Any], encoded: bytes, extension: str = "EXT_meshopt_compression", **changes: object
 ) -> bytes:

@@ -45,7 +45,7 @@ def _part(primitive: Primitive, placement: Placement, scene: Scene, stored_value
     faces = _faces(corners, primitive.mode)
     positions = values["POSITION"]
     normals = values.get("NORMAL")
-    matrices = _vertex_matrices(placement, values, scene)
+    matrices = _vertex_matrices(primitive.where, placement, values, scene)
     if np.linalg.det(placement.world[:3, :3] if placement.skin is None else matrices[0, :3, :3]) < 0:
         faces = faces[:, ::-1]  # a mirroring transform turns the winding round (glTF 2.0, 3.7.4)
     material = scene.materials[primitive.material] if primitive.material is not None else None
@@ -131,7 +131,7 @@ def _faces(corners: Int64[np.ndarray, " corners"], mode: int) -> Int64[np.ndarra
 
 
 def _vertex_matrices(
-    placement: Placement, values: dict[str, Float64[np.ndarray, "v width"]], scene: Scene
+    where: str, placement: Placement, values: dict[str, Float64[np.ndarray, "v width"]], scene: Scene
 ) -> Float64[np.ndarray, "one_or_v 4 4"]:
     if placement.skin is None or "JOINTS_0" not in values or "WEIGHTS_0" not in values:
         return placement.world[None]
@@ -141,8 +141,11 @@ def _vertex_matrices(
     for number in range(len(values)):
         if f"JOINTS_{number}" not in values or f"WEIGHTS_{number}" not in values:
             break
-        weights = values[f"WEIGHTS_{number}"]
-        rows = values[f"JOINTS_{number}"].astype(np.int64)
+        weights, stored = values[f"WEIGHTS_{number}"], values[f"JOINTS_{number}"]
+        if outside := stored[~((stored >= 0) & (stored < len(joints)))].tolist():  # a stream holds what it likes
+            detail = f"{where}.JOINTS_{number} holds {outside[0]:g}, but there are {len(joints)} joints"
+            raise AssetFault(Reason.INDEX_OUT_OF_RANGE, detail)
+        rows = stored.astype(np.int64)
         for slot in range(4):
             weight = weights[:, slot]
             blended += weight[:, None, None] * joints[rows[:, slot]]
