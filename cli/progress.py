@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.progress import BuildEvent
@@ -58,6 +59,8 @@ def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
             update(event.assets_done, build_note(event), event.planned)
             if event.event == "started" and event.dashboard:
                 Console(stderr=True).print(f"Ray's dashboard: {event.dashboard}", highlight=False)
+            if event.event == "waiting":
+                Console(stderr=True).print(escape(event.detail), highlight=False)
 
         yield notify
 

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -25,14 +25,16 @@ BEAT_S = 30.0
 """Seconds between signs of life in an object store."""
 EXPIRY_S = 600.0
 """Without a sign of life for so long, an owner is taken for dead: far more than clocks of two machines differ."""
+WATCH_S = 5.0
+"""Seconds between looks at the lock of another machine."""
 SETTLE_S = 2.0
 """Before a lock counts whose creation the store may not have kept exclusive."""
 
 
-def lock(out: Location) -> contextlib.AbstractContextManager[None]:
-    """One build at a time. Raises UserError where another one is at work on `out`."""
+def lock(out: Location, tell: Callable[[str], None] = lambda detail: None) -> contextlib.AbstractContextManager[None]:
+    """One build at a time. Raises UserError where another one is at work on `out`. `tell` hears what is waited for."""
     if isinstance(out, ObjectPath):
-        return _object_lock(out)
+        return _object_lock(out, tell)
     assert isinstance(out, Path)
     return _folder_lock(out)
 
@@ -96,7 +98,7 @@ class Owner:
     token: str
     """Of one build alone."""
     machine: str
-    """Host and boot: a process id says something there only."""
+    """Where the process id says something (`_machine`)."""
     process: int
     since: float
     """Seconds since the epoch."""
@@ -110,7 +112,10 @@ class Owner:
 
 
 def _machine() -> str:
-    return f"{socket.gethostname()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    """Host, boot, process namespace and user: who shares all four sees all of each other's processes. Containers may
+    share the host's name, and /proc may hide the processes of other users."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()} {os.getuid()}"
 
 
 def _read(path: ObjectPath) -> Owner | None:
@@ -123,12 +128,11 @@ def _read(path: ObjectPath) -> Owner | None:
 
 
 @contextlib.contextmanager
-def _object_lock(out: ObjectPath) -> Iterator[None]:
+def _object_lock(out: ObjectPath, tell: Callable[[str], None]) -> Iterator[None]:
     """Created where none is, and renewed by a thread. Taken from an owner that is dead. A build that finds another
     owner in its lock, or cannot renew it in time, stops."""
-    path, now = out / ".lock", time.time()
-    mine = Owner(token=uuid.uuid4().hex, machine=_machine(), process=os.getpid(), since=now, seen=now)
-    _take(path, mine)
+    path = out / ".lock"
+    mine = _take(path, tell)
     ended, lost = threading.Event(), threading.Event()
     beat = threading.Thread(target=_renew, args=(path, mine, ended, lost), daemon=True)
     beat.start()
@@ -149,23 +153,39 @@ def _object_lock(out: ObjectPath) -> Iterator[None]:
                 path.unlink()
 
 
-def _take(path: ObjectPath, mine: Owner) -> None:
-    if (owner := _read(path)) is not None:
-        if not owner.is_dead(time.time()):
+def _take(path: ObjectPath, tell: Callable[[str], None]) -> Owner:
+    """A driver that was killed leaves its lock, and whatever starts it again may do so on another machine, a few times
+    in as many minutes: so an owner elsewhere is watched until it gives a sign of life or has given none for too
+    long."""
+    machine = _machine()
+    found = owner = _read(path)
+    while owner is not None and not owner.is_dead(time.time()):
+        if owner.machine == machine or owner != found:
             raise _refusal(path, owner)
+        if owner is found:
+            rest = owner.seen + EXPIRY_S - time.time()
+            tell(f"{path}: held by {_who(owner)}; waiting up to {rest:.0f} s to see whether it is alive")
+        time.sleep(WATCH_S)
+        owner = _read(path)
+    if owner is not None:
         path.unlink(missing_ok=True)
+    now = time.time()
+    mine = Owner(token=uuid.uuid4().hex, machine=machine, process=os.getpid(), since=now, seen=now)
     with contextlib.suppress(FileExistsError):
         path.write_bytes(canonical_json(asdict(mine)), new=True)
     time.sleep(SETTLE_S)  # a store that overwrites what it should not, or two that take over: the last one has it
     if (owner := _read(path)) is None or owner.token != mine.token:
         raise _refusal(path, owner)
+    return mine
+
+
+def _who(owner: Owner) -> str:
+    ago = max(0.0, time.time() - owner.seen)
+    return f"process {owner.process} on {owner.machine.partition(' ')[0]}, last seen {ago:.0f} s ago"
 
 
 def _refusal(path: ObjectPath, owner: Owner | None) -> UserError:
-    who = "another build"
-    if owner is not None:
-        ago = max(0.0, time.time() - owner.seen)
-        who += f" (process {owner.process} on {owner.machine.partition(' ')[0]}, last seen {ago:.0f} s ago)"
+    who = f"another build ({_who(owner)})" if owner is not None else "another build"
     return UserError(
         f"{path.parent}: {who} is at work here; wait for it to end, or give another --out. If it is dead, its lock "
         f"ends {EXPIRY_S:.0f} s after it was last seen; or delete {path}"
