@@ -52,6 +52,11 @@ NORMAL_ERROR_DEG = 0.4
 """Largest angle between a stored normal and the original: asin(sqrt(3) / 254) = 0.391 degrees."""
 
 _MESH_DTYPES = {"vertices": "<f4", "normals": "<f4", "uv": "<f4", "faces": "<i4"}
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(<f4|<i4)', 'fortran_order': False, 'shape': \((\d{1,10}), (\d)\), \} *\n",
+    re.DOTALL,
+)
+"""What `np.savez` writes before an array of format 1.0."""
 _MESH_COLUMNS = {"vertices": 3, "normals": 3, "uv": 2, "faces": 3}
 
 
@@ -300,16 +305,17 @@ def _decode_mesh(data: bytes, layout: str) -> UvMesh:
 
 
 def _decode_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One member, read without numpy's loader: that one takes memory for the declared shape before it reads."""
+    """One member, read without numpy's loader: that one takes memory for the declared shape before it reads, and its
+    parser of headers ends in errors of many kinds."""
     info = archive.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_MESH_BYTES:
         raise ValueError(f"field 'mesh.npz': member {name} is compressed or has {info.file_size} bytes")
-    member = io.BytesIO(archive.read(info))
-    if np.lib.format.read_magic(member) != (1, 0):
-        raise ValueError(f"field 'mesh.npz': member {name} is not an array of format 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=1000)
-    raw = member.read()
-    good_shape = len(shape) == 2 and shape[1] == _MESH_COLUMNS[name] and not fortran
+    data = archive.read(info)
+    if (header := _NPY_HEADER.match(data)) is None:
+        raise ValueError(f"field 'mesh.npz': member {name} is not an array as it is written here")
+    dtype, shape = np.dtype(header[1].decode()), (int(header[2]), int(header[3]))
+    raw = data[header.end() :]
+    good_shape = shape[1] == _MESH_COLUMNS[name]
     if dtype != np.dtype(_MESH_DTYPES[name]) or not good_shape or math.prod(shape) * dtype.itemsize != len(raw):
         raise ValueError(f"field 'mesh.npz': member {name} is {dtype} {shape} in {len(raw)} bytes")
     array = np.frombuffer(raw, dtype).reshape(shape).copy()

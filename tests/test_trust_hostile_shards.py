@@ -69,8 +69,17 @@ def mesh_members(**changes: bytes) -> dict[str, bytes]:
 
 def declared_npy(shape: str) -> bytes:
     """An array that is much smaller than it says."""
-    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return headed_npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}")
+
+
+def headed_npy(header: str) -> bytes:
+    """Three corners under a header of any kind."""
+    head = header.encode().ljust(117) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + b"\0" * 36
+
+
+BAD_HEADERS = ("{'descr': (", "{'descr': \"", "1\n  2\n 3", "{[]:1}", "(" * 300, "-" * 300 + "1", "\0", "5")
+"""numpy's parser ends in errors of many kinds over these: of tokens, of syntax, of types."""
 
 
 def samples(canary: Path) -> dict[str, Members]:
@@ -99,6 +108,10 @@ def samples(canary: Path) -> dict[str, Members]:
         "a mesh that unpacks to 300 MB": instead(mesh__npz=zip_bomb),
         "a mesh that declares 400 GB": instead(mesh__npz=npz(mesh_members(vertices=declared_npy("(33333333333, 3)")))),
         "code in an array's header": instead(mesh__npz=npz(mesh_members(vertices=declared_npy("__import__('os')")))),
+        **{
+            f"the header {header[:12]!r}": instead(mesh__npz=npz(mesh_members(vertices=headed_npy(header))))
+            for header in BAD_HEADERS
+        },
         "positions that declare 16 GB": instead(position__dz=struct.pack("<4sBBHII", b"SFDZ", 2, 3, 0, 65535, 65535)),
         "JSON without end": instead(json=b"[" * 1_000_000),
         "JSON of another uid": instead(json=json_with(uid="../../evil")),
