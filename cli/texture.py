@@ -22,6 +22,8 @@ UNWRAP_TIMEOUT_S = 600.0
 """A person waits longer for one mesh than a build does."""
 VIEW_FILE = "view_{}.png"
 """Names of view images in a folder, read and written; views count from 0."""
+KINDS = {"mesh": str, "out": str, "image": str, "view": int, "images": str, "prompt": str, "seed": int}
+"""What a line of a batch file may hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,12 +169,20 @@ def texture_group(
 def read_batch(path: Path) -> list[Item]:
     """The items of a batch file. Raises UsageError naming the line."""
     items = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error})") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             entries: dict[str, Any] = json.loads(line)
+            if not isinstance(entries, dict):
+                raise ValueError("not a JSON object")
             named = [name for name in ("mesh", "out", "image", "images") if name in entries]
+            if wrong := [name for name in entries.keys() & KINDS if type(entries[name]) is not KINDS[name]]:
+                raise ValueError(f"{wrong[0]} is {entries[wrong[0]]!r}, not of type {KINDS[wrong[0]].__name__}")
             items.append(Item(**(entries | {name: path.parent / entries[name] for name in named})))
         except (ValueError, TypeError, UsageError) as error:
             raise UsageError(f"{path}, line {number}: {error}") from error

@@ -5,8 +5,6 @@ import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster import Rasterizer
 from geometry.raster_cpu import CpuRasterizer
@@ -64,8 +62,6 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
         loaded = wear_jpeg(loaded, path.with_name(JPEG), cfg.preflight)
     if isinstance(loaded, Rejected):
         return Processed(result=loaded, measurements=measurements)
-    if fault := _incomplete(loaded, facts) or _without_extent(loaded):
-        return Processed(result=fault, measurements=measurements)
     measurements = measure(loaded, facts)
     if rejected := _rejected(measurements, cfg):
         return Processed(result=rejected, measurements=measurements)
@@ -105,26 +101,6 @@ def _changed(path: Path, ref: MeshRef) -> Rejected | None:
     if file_sha256(path) == ref.sha256 or (found := asset_sha256(path)) == ref.sha256:
         return None
     return Rejected(reason=Reason.INPUT_CHANGED, detail=f"sha256 {found[:12]} where {ref.sha256[:12]} was planned")
-
-
-def _incomplete(mesh: TexturedMesh, facts: AssetFacts) -> Rejected | None:
-    """The loader made something else of a file than the preflight had counted in it."""
-    images = [mesh.textures[material.texture].image for material in mesh.materials if material.texture is not None]
-    found, distinct = len(mesh.faces), len({id(image) for image in images})
-    if found == facts.faces and distinct >= facts.images and all(image.size for image in images):
-        return None
-    detail = f"{found:,} faces and {distinct} images were loaded, {facts.faces:,} and {facts.images} are in the file"
-    return Rejected(reason=Reason.LOAD_ERROR, detail=detail)
-
-
-def _without_extent(mesh: TexturedMesh) -> Rejected | None:
-    if not len(mesh.faces):
-        return Rejected(reason=Reason.NO_GEOMETRY, detail="0 faces")
-    lower, upper = bounding_box(mesh.vertices, mesh.faces)
-    side = float((upper - lower).max())
-    if np.isfinite(side) and side > 0:
-        return None
-    return Rejected(reason=Reason.DEGENERATE, detail=f"the largest side of the bounding box is {side}")
 
 
 def _from_renders(ref: MeshRef, cfg: BuildConfig) -> Processed:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
+from geometry.frames import bounding_box
 from geometry.texture import srgb_to_linear
 from pipeline.formats.fault import AssetFault
 from pipeline.formats.gltf_container import image_bytes
@@ -45,11 +46,30 @@ def load_asset(
     except AssetFault as fault:
         return fault.rejected
     try:
-        if isinstance(content, ObjFile):
-            return facts, _from_obj(content, cfg, shading)
-        return facts, _from_scene(content, cfg, shading)
+        mesh = _from_obj(content, cfg, shading) if isinstance(content, ObjFile) else _from_scene(content, cfg, shading)
     except AssetFault as fault:
         return facts, fault.rejected
+    return facts, _incomplete(mesh, facts) or _without_extent(mesh) or mesh
+
+
+def _incomplete(mesh: TexturedMesh, facts: AssetFacts) -> Rejected | None:
+    """The loader made something else of a file than the preflight had counted in it."""
+    images = [mesh.textures[material.texture].image for material in mesh.materials if material.texture is not None]
+    found, distinct = len(mesh.faces), len({id(image) for image in images})
+    if found == facts.faces and distinct >= facts.images and all(image.size for image in images):
+        return None
+    detail = f"{found:,} faces and {distinct} images were loaded, {facts.faces:,} and {facts.images} are in the file"
+    return Rejected(reason=Reason.LOAD_ERROR, detail=detail)
+
+
+def _without_extent(mesh: TexturedMesh) -> Rejected | None:
+    if not len(mesh.faces):
+        return Rejected(reason=Reason.NO_GEOMETRY, detail="0 faces")
+    lower, upper = bounding_box(mesh.vertices, mesh.faces)
+    side = float((upper - lower).max())
+    if np.isfinite(side) and side > 0:
+        return None
+    return Rejected(reason=Reason.DEGENERATE, detail=f"the largest side of the bounding box is {side}")
 
 
 def _from_scene(scene: Scene, cfg: PreflightConfig, shading: bool) -> TexturedMesh:

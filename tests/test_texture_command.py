@@ -95,6 +95,39 @@ def test_solver_seed_steps_and_uv_resolution_count(meshes, checkpoint, pictures,
     assert all((a != b).any() for i, a in enumerate(same_size) for b in same_size[i + 1 :])
 
 
+POINT = "v 0 0 0\nv 0 0 0\nv 0 0 0\nf 1 2 3\n"
+
+
+def test_a_mesh_without_extent_is_named_and_stops_no_other(meshes, checkpoint, tmp_path, capsys):
+    (tmp_path / "point.obj").write_text(POINT)
+    assert command(checkpoint, tmp_path / "point.obj", "--out", tmp_path / "out.glb", "--prompt", "x") == 1
+    assert "point.obj: degenerate" in capsys.readouterr().err
+    listing = tmp_path / "items.jsonl"
+    items = [
+        {"mesh": "point.obj", "out": "1.glb", "prompt": "x"},
+        {"mesh": meshes[0].uri, "out": "2.glb", "prompt": "x"},
+    ]
+    listing.write_text("\n".join(map(json.dumps, items)))
+    assert command(checkpoint, "--batch", listing) == 1
+    assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["failed", "textured"]
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        (b'{"mesh": "a.glb", "out": "b.glb", "prompt": "x", "view": "x"}', "line 1: view is 'x', not of type int"),
+        (b'{"mesh": "a.glb", "out": "b.glb", "prompt": "x", "seed": 1.5}', "line 1: seed is 1.5, not of type int"),
+        (b'{"mesh": 3, "out": "b.glb", "prompt": "x"}', "line 1: mesh is 3, not of type str"),
+        (b"[]", "line 1: not a JSON object"),
+        (b'{"mesh": "\xff.glb"}', "not UTF-8 text"),
+    ],
+)
+def test_a_bad_line_of_a_batch_is_named(line, wrong, checkpoint, tmp_path, capsys):
+    (tmp_path / "items.jsonl").write_bytes(line)
+    assert command(checkpoint, "--batch", tmp_path / "items.jsonl") == 2
+    assert wrong in capsys.readouterr().err
+
+
 def test_a_batch_gives_what_each_mesh_gets_alone_and_one_bad_mesh_stops_nothing(
     meshes, checkpoint, pictures, tmp_path, capsys
 ):
