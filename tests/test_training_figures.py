@@ -217,7 +217,7 @@ def test_a_logger_that_is_not_installed_is_named(dataset, tmp_path, monkeypatch)
 
 
 def test_eight_bit_moments_train_and_resume_exactly(dataset, tmp_path):
-    pytest.importorskip("torchao", reason="an extra: pip install 'seqtex-forge[eightbit]'")
+    pytest.importorskip("torchao", reason="an extra: pip install '.[eightbit]'")
 
     def run(name: str, steps: int) -> list[float]:
         cfg = small_config(dataset, tmp_path / name, max_steps=steps, state_every=2, logger="none")

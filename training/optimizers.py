@@ -104,7 +104,8 @@ def import_torchao() -> Any:
         import torchao.optim  # an extra
     except ImportError as error:
         raise UsageError(
-            f"optimizer.eight_bit needs torchao ({error}); pip install 'seqtex-forge[eightbit]', or leave it out"
+            f"optimizer.eight_bit needs torchao ({error}); in this program's folder, pip install -c constraints.txt "
+            "'.[eightbit]', or leave it out"
         ) from error
     return torchao.optim
 

@@ -69,7 +69,8 @@ class InceptionFeatures:
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
-            raise UserError("inception features need torch-fidelity: pip install 'seqtex-forge[metrics]'") from error
+            remedy = "in this program's folder, pip install -c constraints.txt '.[metrics]'"
+            raise UserError(f"inception features need torch-fidelity; {remedy}") from error
         if not weights.is_file():
             raise UserError(f"{weights}: no such file; give pt_inception-2015-12-05 weights as torch-fidelity has them")
         extractor = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights))
