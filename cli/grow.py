@@ -1,10 +1,11 @@
 """`seqtex extend`, `merge`: more assets for a dataset, several datasets as one."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cli.dataset import AS_USUAL
+from cli.named import named_dataset
 from cli.operate import MirrorOptions
 from cli.progress import build_progress, log_event
 from pipeline.blender.host import tried
@@ -17,15 +18,14 @@ from pipeline.run import rework
 from pipeline.schedule import RunConfig
 from pipeline.sources.spec import left_out
 from schemas.dataset import read_dataset_json
-from schemas.locations import Location, location
+from schemas.locations import Location
 
 
-def default_config(arguments: Sequence[str]) -> BuildConfig | MirrorOptions:
+def default_config(command: str, arguments: Sequence[str]) -> BuildConfig | MirrorOptions:
     """What the dataset was built with; nothing to tell for `merge`."""
-    if "extend" not in arguments:
+    if command != "extend":
         return MirrorOptions()
-    places = (location(word) for word in arguments if not word.startswith("-"))
-    dataset = next((place for place in places if (place / "dataset.json").is_file()), None)
+    dataset = named_dataset(arguments)
     return BuildConfig() if dataset is None else built_config(dataset, read_dataset_json(dataset))
 
 
@@ -58,12 +58,7 @@ def extend(
         added=addition.assets,
         present=addition.present,
         changed=addition.changed,
-        planned=report.planned,
-        textured=report.textured,
-        mv_only=report.mv_only,
-        rejected=report.rejected,
-        failed=report.failed,
-        jobs_run=report.jobs_run,
+        **asdict(report),
     )
     return 0
 
@@ -93,15 +88,5 @@ def merge(
         carry_over(plan, out)
     with build_progress() as notify:
         report = rework(out, lambda out, jobs: [], workers, notify, address, cfg.objaverse, run)
-    log_event(
-        "merged",
-        dataset=str(out),
-        planned=report.planned,
-        textured=report.textured,
-        mv_only=report.mv_only,
-        rejected=report.rejected,
-        failed=report.failed,
-        same_uid=plan.twice,
-        jobs_run=report.jobs_run,
-    )
+    log_event("merged", dataset=str(out), same_uid=plan.twice, **asdict(report))
     return 0

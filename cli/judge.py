@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from cli.named import named_dataset
 from cli.progress import log_event
 from cli.table import print_table
 from pipeline.config import config_from_dict
@@ -21,7 +22,7 @@ from pipeline.rejudge import NEEDS_REBUILD, UNTOLD, Change, Thresholds, changes
 from pipeline.unwrap.choose import UnwrapConfig
 from schemas.dataset import read_dataset_json, read_ledger, write_file
 from schemas.errors import UsageError, UserError
-from schemas.locations import Location, location
+from schemas.locations import Location
 
 SECTIONS = ("judge", "unwrap")
 """Of a build's configuration: those that a ledger can be judged by."""
@@ -37,15 +38,10 @@ class JudgeOptions:
     """Limits on layouts, as far as the ledger tells their effect."""
 
 
-def default_config(arguments: Sequence[str]) -> JudgeOptions:
+def default_config(command: str, arguments: Sequence[str]) -> JudgeOptions:
     """The thresholds that the dataset was built with."""
-    dataset = _dataset(arguments)
+    dataset = named_dataset(arguments)
     return JudgeOptions() if dataset is None else _built(dataset)
-
-
-def _dataset(arguments: Sequence[str]) -> Location | None:
-    places = (location(word) for word in arguments if not word.startswith("-"))
-    return next((place for place in places if (place / "dataset.json").is_file()), None)
 
 
 def built_with(dataset: Location) -> JudgeConfig:
@@ -74,7 +70,7 @@ def adapted(arguments: Sequence[str]) -> list[str]:
         sections = _read_sections(Path(value if equals else words[index + 1]))
         if sections is None:
             continue  # the parser says what is wrong with it
-        if (dataset := _dataset(words)) is not None:
+        if (dataset := named_dataset(words)) is not None:
             _tell_the_rest(sections, read_dataset_json(dataset).config)
         kept = json.dumps({name: sections[name] for name in SECTIONS if name in sections})
         words[index if equals else index + 1] = f"--config={kept}" if equals else kept

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 from jsonargparse.typing import register_type
 
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.locations import Location, location
 from schemas.text import printable
 
@@ -190,7 +191,7 @@ def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> 
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
     if default_config := getattr(import_module(COMMANDS[name].module), "default_config", None):
-        parser.set_defaults(dict(leaves(default_config(arguments))))
+        parser.set_defaults(dict(leaves(default_config(name, arguments))))
 
 
 def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -230,6 +231,13 @@ def appending(name: str | None, arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def local_path(text: str) -> Path:
+    """A file or folder where an address would be no use. Raises UsageError."""
+    if not isinstance(place := location(text), Path):
+        raise UsageError(f"{text}: an address cannot be given here; give a file or folder of this machine")
+    return place
+
+
 def run(name: str, options: dict[str, Any]) -> int:
     """Calls the command with its options; the fields of its `cfg` are gathered into the dataclass again."""
     function = command_function(name)
@@ -242,7 +250,8 @@ def run(name: str, options: dict[str, Any]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code (the parser itself exits with 2 on bad usage)."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    register_type(Location, deserializer=location, fail_already_registered=False)
+    register_type(Location, deserializer=location)
+    register_type(Path, deserializer=local_path, type_check=isinstance)
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in arguments if word in COMMANDS), None)
     try:

@@ -1,5 +1,6 @@
 """`seqtex retry`, `repair`: do parts of a dataset again."""
 
+from dataclasses import asdict
 from functools import partial
 
 from cli.dataset import AS_USUAL, verify
@@ -34,15 +35,7 @@ def retry(
     reasons = frozenset(map(as_reason, reason))
     with build_progress() as notify:
         report = rework(dataset, partial(with_reasons, reasons=reasons), workers, notify, address, cfg.objaverse, run)
-    log_event(
-        "retried",
-        dataset=str(dataset),
-        jobs_run=report.jobs_run,
-        textured=report.textured,
-        mv_only=report.mv_only,
-        rejected=report.rejected,
-        failed=report.failed,
-    )
+    log_event("retried", dataset=str(dataset), **asdict(report))
     return 0
 
 
@@ -66,5 +59,5 @@ def repair(
     """
     with build_progress() as notify:
         report = rework(dataset, damaged, workers, notify, address, cfg.objaverse, run)
-    log_event("repaired", dataset=str(dataset), jobs_run=report.jobs_run)
+    log_event("repaired", dataset=str(dataset), **asdict(report))
     return verify(dataset)

@@ -23,7 +23,7 @@ LOG_EVERY = 50
 """Steps between two lines of the log."""
 
 
-def default_config(arguments: Sequence[str]) -> TrainConfig:
+def default_config(command: str, arguments: Sequence[str]) -> TrainConfig:
     """The preset that the command line asks for: its values are the defaults of all other options."""
     finder = ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", default="tiny")

@@ -1,7 +1,7 @@
 """The build: plan, have the jobs done, have written what belongs to the whole."""
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from pipeline.cluster import run_jobs
@@ -26,8 +26,8 @@ from pipeline.schedule import RunConfig
 from pipeline.shards import remove_leftovers
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.spec import open_source
-from schemas.dataset import DatasetInfo, code_version, part_path, read_dataset_json, read_ledger_part
-from schemas.errors import UsageError
+from schemas.dataset import DatasetInfo, part_path, read_dataset_json, read_ledger_part
+from schemas.errors import UsageError, UserError
 from schemas.locations import Location, workspace
 from schemas.mesh import MeshRef
 
@@ -51,7 +51,7 @@ def build(
     if workers < 1:
         raise UsageError(f"workers is {workers}; give 1 or more")
     notify = on_event or (lambda event: None)
-    with writable(out), lock(out):
+    with writable(out), lock(out, _waiting(notify)):
         refs = _listed(source, out, cfg) if isinstance(source, str) else source
         jobs = plan_jobs(refs, cfg.assets_per_job)
         info = settle(out, jobs, cfg)
@@ -62,8 +62,15 @@ def build(
         return _carry_out(todo, jobs, out, cfg, info, workers, address, run or RunConfig(), progress)
 
 
-def _listed(source: str, out: Location, cfg: BuildConfig) -> Iterable[MeshRef]:
-    return open_source(source, workspace(out) / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse)
+def _listed(source: str, out: Location, cfg: BuildConfig) -> Iterator[MeshRef]:
+    """The assets of a source. Raises UserError where they cannot be told."""
+    try:
+        yield from open_source(source, workspace(out) / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{error.filename or source}: the assets of {source} cannot be listed ({reason}); mend that and build again"
+        ) from error
 
 
 def rework(
@@ -84,14 +91,15 @@ def rework(
         raise UsageError(f"workers is {workers}; give 1 or more")
     before = read_dataset_json(out)
     cfg = replace(built_config(out, before), objaverse=objaverse or ObjaverseConfig())
-    with writable(out), lock(out):
+    notify = on_event or (lambda event: None)
+    with writable(out), lock(out, _waiting(notify)):
         jobs = planned_jobs(out, before)
         info = settle(out, jobs, cfg)
         remove_leftovers(out, len(jobs))
         todo = choose(out, jobs)
         again = {job.index for job in todo}
         kept = finished(out, [job for job in jobs if job.index not in again])
-        progress = _progress(jobs, kept.values(), on_event or (lambda event: None))
+        progress = _progress(jobs, kept.values(), notify)
         return _carry_out(todo, jobs, out, cfg, info, workers, address, run or RunConfig(), progress)
 
 
@@ -112,8 +120,11 @@ def extend(
     if workers < 1:
         raise UsageError(f"workers is {workers}; give 1 or more")
     info = read_dataset_json(out)
-    with writable(out), lock(out):
-        require_same(out, info, replace(info, config=cfg.recorded(), code_version=code_version()), but="select")
+    notify = on_event or (lambda event: None)
+    with writable(out), lock(out, _waiting(notify)):
+        require_same(
+            out, info, cfg.recorded(), "extend it as it was built, or build a dataset of its own", but="select"
+        )
         before = planned_jobs(out, info)
         addition = added(before, _listed(source, out, cfg), cfg.assets_per_job)
         jobs = [*before, *addition.jobs]
@@ -122,9 +133,15 @@ def extend(
         remove_leftovers(out, len(jobs))
         done = finished(out, jobs)
         todo = [job for job in jobs if job.index not in done]
-        progress = _progress(jobs, done.values(), on_event or (lambda event: None))
+        progress = _progress(jobs, done.values(), notify)
         report = _carry_out(todo, jobs, out, cfg, info, workers, address, run or RunConfig(), progress)
         return report, addition
+
+
+def _waiting(notify: Callable[[BuildEvent], None]) -> Callable[[str], None]:
+    """What tells of a build that waits for the lock of another one."""
+    nothing = Progress(jobs=0, planned=0, notify=notify, clock=time.monotonic)
+    return lambda detail: nothing.tell("waiting", detail=detail)
 
 
 def _progress(jobs: list[ShardJob], done: Collection[Counts], notify: Callable[[BuildEvent], None]) -> Progress:

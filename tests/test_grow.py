@@ -14,11 +14,12 @@ from pipeline.config import BuildConfig
 from pipeline.lock import lock
 from pipeline.operate.extend import added
 from pipeline.operate.merge import carry_over, plan_merge
+from pipeline.operate.status import status
 from pipeline.output import finish, planned_jobs, replan, settle, writable
 from pipeline.plan import plan_jobs
 from pipeline.process import process_job
 from pipeline.render import RenderConfig
-from pipeline.run import extend
+from pipeline.run import build, extend
 from pipeline.shards import read_shard
 from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
@@ -119,6 +120,7 @@ def test_an_extension_leaves_what_was_there_and_goes_on_when_it_was_stopped(firs
     replan(out, info, [*jobs, *addition.jobs], {"step": "extended"})
     (out / "dataset.json").write_bytes(text)  # as if killed between the plan and the record that names it
     assert planned_jobs(out, info) == jobs
+    assert verify(out) == [] and status(out, 0, 0.0).planned == 3, "it is as it was before"
     words = ["extend", str(out), "--source", f"folder:{more}"]
     assert main(words) == 0
     told = json.loads(next(line for line in capfd.readouterr().out.splitlines() if '"extended"' in line))
@@ -136,11 +138,42 @@ def test_an_extension_leaves_what_was_there_and_goes_on_when_it_was_stopped(firs
 
 def test_an_extension_by_another_configuration_is_refused_by_name(first, first_assets):
     before = files(first)
-    with pytest.raises(UserError, match=r"built with views\.resolution=48, now it is 32"):
+    with pytest.raises(UserError, match=r"built with views\.resolution=48, now it is 32; extend it as it was built"):
         extend(f"folder:{first_assets}", first, replace(CFG, views=RenderConfig(resolution=32)))
     with pytest.raises(UserError, match="is not a folder"):
         extend("folder:/nowhere", first, CFG)
     assert files(first) == before and read_dataset_json(first).history == []
+
+
+def test_a_dataset_may_be_called_as_a_command_is(first, second, tmp_path, monkeypatch, capsys):
+    """What the command line means by a word depends on its place."""
+    monkeypatch.chdir(tmp_path)
+    copied(first, tmp_path / "extend")
+    assert main(["merge", "extend", "nowhere", "--out", "both"]) == 1
+    assert "nowhere/dataset.json: no such file" in capsys.readouterr().err
+    copied(second, tmp_path / "merge")
+    assert main(["extend", "--address", "ray://nobody:1", "--source", "folder:/nowhere", "merge"]) == 2
+    assert "/nowhere is not a folder" in capsys.readouterr().err
+
+
+def test_an_address_is_refused_where_only_a_folder_can_be(first, second, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["merge", str(first), str(second), "--out", "s3://bucket/x"],
+        ["merge", str(first), "s3://bucket/x", "--out", "x"],
+        ["export", str(first), "--layout", "seqtex-3d", "--out", "s3://bucket/x"],
+        ["demo", "--out", "s3://bucket/x"],
+    ):
+        assert main(words) == 2
+        assert "s3://bucket/x: an address cannot be given here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_cannot_be_read_is_not_taken_for_an_unwritable_dataset(first, tmp_path):
+    (tmp_path / "data" / "list.jsonl").mkdir(parents=True)
+    for out in (tmp_path / "new", copied(first, tmp_path / "old")):
+        with pytest.raises(UserError, match=r"list\.jsonl: the assets of .* cannot be listed \(Is a directory"):
+            (build if out.name == "new" else extend)(f"seqtex-3d:{tmp_path / 'data'}", out, CFG)
 
 
 def test_datasets_are_put_together_and_keep_their_shards(first, second, tmp_path, capfd):
@@ -183,8 +216,12 @@ def test_what_cannot_be_merged_is_named(first, second, tmp_path):
     jobs = planned_jobs(other, info)
     settings = BuildConfig(**{**vars(CFG), "uv": BakeConfig(resolution=32)}).recorded()
     replan(other, replace(info, config=settings), jobs, {"step": "extended"})
-    with pytest.raises(UserError, match=r"other: built with uv\.resolution=32, now it is 64"):
+    with pytest.raises(UserError, match=rf"other: built with uv\.resolution=32, {first} with 64"):
         plan_merge([first, other])
+    older = copied(second, tmp_path / "older")
+    replan(older, replace(info, code_version="0.0.1"), jobs, {"step": "extended"})
+    with pytest.raises(UserError, match=r"older: built by version 0\.0\.1, this is"):
+        plan_merge([older, first])
     broken = copied(second, tmp_path / "broken")
     (broken / "ledger" / "000000.parquet").unlink()
     with pytest.raises(UserError, match="broken: job 0 is unfinished or damaged; run `seqtex repair"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.lock import running_since
-from pipeline.output import planned_jobs, replan, require_same
+from pipeline.output import differences, planned_jobs, replan, require_version
 from pipeline.plan import ShardJob
 from pipeline.shards import commit, committed, unpack
 from schemas.dataset import (
@@ -57,7 +57,13 @@ def plan_merge(datasets: Sequence[Path]) -> MergePlan:
         raise UsageError("give two datasets or more, each once")
     infos = [read_dataset_json(dataset) for dataset in datasets]
     for dataset, info in zip(datasets, infos, strict=True):
-        require_same(dataset, info, infos[0], but="select")
+        require_version(dataset, info)
+        for name, here, there in differences(info.config, infos[0].config):
+            if name.partition(".")[0] != "select":
+                raise UserError(
+                    f"{dataset}: built with {name}={here!r}, {datasets[0]} with {there!r}; only datasets of one "
+                    "configuration can be put together"
+                )
     jobs = [_whole(dataset, info) for dataset, info in zip(datasets, infos, strict=True)]
     owner = _owners(datasets, jobs)
     moves, made_of = list[Move](), []
