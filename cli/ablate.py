@@ -11,13 +11,13 @@ from statistics import fmean
 from typing import Any, Literal
 
 from cli.ablation_table import COMPARED, Outcome, write_results
-from cli.dataset import stored_samples
 from cli.evaluate import judge_group
 from cli.progress import bar, build_progress, log_event, training_note
 from pipeline.bake import BakeConfig
 from pipeline.config import BuildConfig
 from pipeline.render import RenderConfig
 from pipeline.run import build
+from pipeline.shards import stored_samples
 from pipeline.sources.procedural import procedural
 from schemas.dataset import write_file
 from schemas.errors import UsageError, UserError, require_between

@@ -1,7 +1,7 @@
 """`seqtex build`, `verify`, `report`: make a dataset, check it, look at it."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 from itertools import islice
 
 from cli.judge import built_with
@@ -14,10 +14,8 @@ from pipeline.config import BuildConfig
 from pipeline.report.gallery import write_gallery
 from pipeline.run import build as build_dataset
 from pipeline.schedule import RunConfig
-from pipeline.shards import read_shard
+from pipeline.shards import stored_samples
 from pipeline.sources.spec import left_out
-from schemas.codec import decode
-from schemas.dataset import read_ledger, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.locations import Location
 from schemas.sample import Regime, TextureSample
@@ -53,11 +51,12 @@ def build(
         log_event("passed_over", detail=told)
     with build_progress() as notify:
         report = build_dataset(source, out, cfg, workers, notify, address, run)
-    print_table(
-        ("planned", "textured", "multi-view only", "rejected", "failed", "jobs run"),
-        [(report.planned, report.textured, report.mv_only, report.rejected, report.failed, report.jobs_run)],
-        title=f"{out}" if report.jobs_run else f"{out}: nothing to do",
-    )
+    if sys.stdout.isatty():
+        counts = asdict(report)
+        title = f"{out}" if report.jobs_run else f"{out}: nothing to do"
+        print_table([name.replace("_", " ") for name in counts], [list(counts.values())], title)
+    else:
+        log_event("built", dataset=str(out), **asdict(report))
     if report.textured + report.mv_only == 0:
         raise UserError(f"{out}: no asset was accepted; the reasons stand in {out / 'ledger'} and {out / 'README.md'}")
     return 0
@@ -102,12 +101,3 @@ def some_samples(dataset: Location, count: int) -> list[TextureSample]:
     """The first samples, about a fifth of them multi-view-only where there are such."""
     mv_only = list(islice(stored_samples(dataset, Regime.MV_ONLY), max(1, count // 5)))
     return list(islice(stored_samples(dataset, Regime.TEXTURED), count - len(mv_only))) + mv_only
-
-
-def stored_samples(dataset: Location, regime: Regime) -> Iterator[TextureSample]:
-    """Every sample of a regime, in ledger order."""
-    for part in read_ledger(dataset):
-        for shard in part.shards:
-            if shard.regime is regime:
-                for _, fields in read_shard(shard_path(dataset, shard.name)):
-                    yield decode(fields)

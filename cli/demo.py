@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from cli.dataset import some_samples, stored_samples
+from cli.dataset import some_samples
 from cli.progress import bar, build_progress, log_event, training_note
 from cli.subject import Condition, Subject, TexturedSubject, open_subject, texture_subjects
 from cli.table import print_table
@@ -25,6 +25,7 @@ from pipeline.render import RenderConfig, render_baked
 from pipeline.report.images import data_uri, side_by_side
 from pipeline.report.page import Figure, Section, loss_curve, render_page
 from pipeline.run import build
+from pipeline.shards import stored_samples
 from pipeline.sources.procedural import procedural
 from pipeline.unwrap.choose import UnwrapConfig
 from pipeline.verify import verify

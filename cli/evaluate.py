@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from cli.dataset import stored_samples
 from cli.progress import bar, log_event
 from cli.subject import Condition, Subject, TexturedSubject, texture_subjects
 from cli.table import print_table
 from geometry.frames import Frame
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.render import RenderConfig, render_baked
+from pipeline.shards import stored_samples
 from schemas.dataset import write_file
 from schemas.errors import UserError
+from schemas.locations import Location
 from schemas.sample import Regime, TextureSample
 from training.checkpoints import Card, Checkpoint, load_checkpoint
 from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
@@ -76,7 +77,7 @@ class Judged:
 
 
 def evaluate(
-    dataset: Path,
+    dataset: Location,
     checkpoint: Path,
     out: Path | None = None,
     meshes: int = 64,
@@ -94,7 +95,7 @@ def evaluate(
     meshes with 95 % bootstrap intervals.
 
     Args:
-        dataset: a directory made by `seqtex build`, with textured samples at the resolution of the checkpoint
+        dataset: folder that `seqtex build` wrote, or its address, with textured samples of the checkpoint's resolution
         checkpoint: folder `checkpoint` of a training run
         out: also write every mesh's figures to this file (.json)
         meshes: how many meshes, from the first

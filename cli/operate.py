@@ -71,7 +71,8 @@ def show_status(dataset: Location, report: StatusReport) -> None:
 
 def failures(dataset: Location, rejected: bool = False) -> int:
     """List the assets that failed: uid, file, reason, detail with the end of the process's stderr, and the command that
-    does this asset alone. Blocks of text on a terminal, one JSON line each otherwise.
+    does this asset alone (add to it the --objaverse.* that the build had, or an Objaverse asset is downloaded anew).
+    Blocks of text on a terminal, one JSON line each otherwise.
 
     Args:
         dataset: folder that `seqtex build` wrote, or is writing

@@ -52,7 +52,8 @@ class BuildReport:
 
 @contextlib.contextmanager
 def writable(out: Location) -> Iterator[None]:
-    """Errors of the file system, or of the object store, become messages that say what to mend."""
+    """Errors of the file system, or of the object store, become messages that say what to mend. What is not of the
+    dataset, the source above all, has words of its own within."""
     try:
         for folder in (out, out / "shards", out / "ledger", working_folder(out)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -60,8 +61,8 @@ def writable(out: Location) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{error.filename or out}: cannot write the dataset ({reason}); give another --out, or mend permissions "
-            "or space and build again"
+            f"{error.filename or out}: the dataset cannot be read or written ({reason}); mend that and run the same "
+            "command again"
         ) from error
 
 
@@ -87,9 +88,9 @@ def settle(out: Location, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo
         code_version=code_version(),
     )
     new_text = dataset_json(info)
-    if (out / "dataset.json").exists():
+    if known := (out / "dataset.json").exists():
         before = read_dataset_json(out)
-        require_same(out, before, info)
+        require_same(out, before, info.config)
         if before.plan_sha256 != info.plan_sha256:
             difference = plan_difference(planned_jobs(out, before), jobs)
             grown = ", or seqtex extend to add assets" if difference and "are new" in difference else ""
@@ -100,28 +101,43 @@ def settle(out: Location, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo
     plan_path = out / "plan.parquet"
     if not plan_path.is_file() or plan_path.read_bytes() != plan:
         write_file(plan_path, plan)
-    if not (out / "dataset.json").is_file():
+    if not known:
         write_file(out / "dataset.json", new_text)
     return info
 
 
-def require_same(out: Location, before: DatasetInfo, now: DatasetInfo, but: str | None = None) -> None:
-    """Raises UserError naming what differs: the program's version, or a setting outside the section `but`."""
-    if before.code_version != now.code_version:
-        raise UserError(f"{out}: built by version {before.code_version}, this is {now.code_version}; {_REMEDY}")
-    for name, was, is_now in differences(before.config, now.config):
+def require_version(out: Location, info: DatasetInfo) -> None:
+    """Raises UserError where another version of this program has built a dataset, which holds the work of one alone."""
+    if info.code_version != code_version():
+        raise UserError(
+            f"{out}: built by version {info.code_version}, this is {code_version()}; use that version, or build a "
+            "dataset of this one"
+        )
+
+
+def require_same(
+    out: Location, before: DatasetInfo, config: dict[str, Any], remedy: str = _REMEDY, but: str | None = None
+) -> None:
+    """`require_version`. Raises UserError naming a setting outside the section `but` that differs."""
+    require_version(out, before)
+    for name, was, is_now in differences(before.config, config):
         if name.partition(".")[0] != but:
-            raise UserError(f"{out}: built with {name}={was!r}, now it is {is_now!r}; {_REMEDY}")
+            raise UserError(f"{out}: built with {name}={was!r}, now it is {is_now!r}; {remedy}")
 
 
 def planned_jobs(out: Location, info: DatasetInfo) -> list[ShardJob]:
-    """The plan that `dataset.json` names. An extension that was stopped has left a longer one, which begins with it."""
+    """The plan that `dataset.json` names. An extension that was stopped has left a longer one, which begins with it.
+
+    Raises UserError where that plan is not there."""
     path = out / "plan.parquet"
     jobs = read_plan(path)
-    if file_sha256(path) == info.plan_sha256 or len(jobs) <= info.jobs:
+    if file_sha256(path) == info.plan_sha256:
         return jobs
     first = jobs[: info.jobs]
-    return first if hashlib.sha256(plan_bytes(first)).hexdigest() == info.plan_sha256 else jobs
+    if hashlib.sha256(plan_bytes(first)).hexdigest() == info.plan_sha256:
+        return first
+    remedy = "restore it from a copy" if info.history else "build as before, which writes it anew"
+    raise UserError(f"{path}: not the plan that dataset.json names; {remedy}")
 
 
 def replan(out: Location, info: DatasetInfo, jobs: list[ShardJob], step: dict[str, Any]) -> DatasetInfo:
@@ -156,9 +172,8 @@ def finished(out: Location, jobs: list[ShardJob]) -> dict[int, Counts]:
     known = indexed_parts(index.read_bytes()) if index.is_file() else {}
     parts = {}
     for job in jobs:
-        path = part_path(out, job.index)
-        part = committed(out, job)
-        if part is not None and known.get(path.name) in (None, file_sha256(path)):
+        part = committed(out, job, known.get(part_path(out, job.index).name))
+        if part is not None:
             parts[job.index] = counts_of(part.outcomes)
     return parts
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.codec import UID_PATTERN
-from schemas.dataset import read_parquet
+from schemas.dataset import parquet_table
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Rejected
 from schemas.locations import Location
@@ -87,16 +87,21 @@ def plan_bytes(jobs: list[ShardJob]) -> bytes:
 
 def read_plan(path: Location) -> list[ShardJob]:
     """Raises UserError where the file is absent or damaged."""
+    remedy = "restore it or build into a new folder"
     try:
-        table = read_parquet(path)
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such plan; {remedy}") from error
+    try:
+        table = parquet_table(data)
         if not table.schema.equals(PLAN_SCHEMA, check_metadata=False):
             raise ValueError("its columns are not those of this program's plan")
         refs: dict[int, list[MeshRef]] = {}
         for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
             for row in batch.to_pylist():
                 refs.setdefault(row.pop("job"), []).append(_ref(row))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{path}: no readable plan ({error}); restore it or build into a new folder") from error
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # OSError: pyarrow's, for damage
+        raise UserError(f"{path}: no readable plan ({error}); {remedy}") from error
     return [ShardJob(index=index, refs=tuple(refs[index])) for index in sorted(refs)]
 
 

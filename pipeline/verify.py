@@ -6,13 +6,15 @@ from pathlib import Path
 
 from pipeline.attribution import FILE as ATTRIBUTION
 from pipeline.attribution import attribution_parquet
-from pipeline.plan import ShardJob, read_plan
-from pipeline.shards import read_shard
+from pipeline.output import planned_jobs
+from pipeline.plan import ShardJob
+from pipeline.shards import read_samples
 from schemas.codec import decode
 from schemas.dataset import (
     SHARD_NAME,
     LedgerPart,
     ShardRecord,
+    by_repair,
     file_sha256,
     index_json,
     indexed_parts,
@@ -50,15 +52,12 @@ def find_problems(out: Location) -> list[Problem]:
         raise UserError(f"{out}: no such folder; give the folder that `seqtex build` wrote")
     try:
         info = read_dataset_json(out)
-        jobs = read_plan(out / "plan.parquet")
+        jobs = planned_jobs(out, info)
     except UserError as error:
         if not (out / "dataset.json").exists():
             raise
         return [Problem(text=str(error), job=None)]
     problems: list[Problem] = []
-    if file_sha256(out / "plan.parquet") != info.plan_sha256:
-        text = f"{out / 'plan.parquet'}: not the plan that dataset.json names; build again to restore it"
-        problems.append(Problem(text=text, job=None))
     parts = []
     for job in jobs:
         path = part_path(out, job.index)
@@ -105,25 +104,21 @@ def _row_fault(outcome: Outcome, shards: dict[str, ShardRecord]) -> str | None:
 def _check_shard(out: Location, shard: ShardRecord, part: LedgerPart) -> list[str]:
     """Size, hash, and every sample decoded and held against its row."""
     path = shard_path(out, shard.name)
-    remedy = "delete it and build again"
-    if not path.is_file():
-        return [f"{path}: missing; build again"]
-    if path.stat().st_size != shard.bytes:
-        return [f"{path}: {path.stat().st_size} bytes, {shard.bytes} were written; build again"]
-    if file_sha256(path) != shard.sha256:
-        return [f"{path}: damaged, its sha256 is not the recorded one; {remedy}"]
     expected = [o.uid for o in part.outcomes if o.shard == shard.name]
     found, problems = [], []
     try:
-        for uid, fields in read_shard(path):
+        for uid, fields in read_samples(out, shard):
             found.append(uid)
             sample = decode(fields)
             if sample.uid != uid or sample.regime is not shard.regime:
                 problems.append(f"{path}: the sample under {uid} says it is {sample.uid}, {sample.regime}")
+    except UserError as error:
+        return [*problems, str(error)]
     except ValueError as error:
-        problems.append(f"{path}: sample {found[-1] if found else '?'}: {error}; {remedy}")
+        problems.append(f"{path}: sample {found[-1]}: {error}; {by_repair(out)}")
     if found != expected:
-        problems.append(f"{path}: holds {len(found)} samples that are not the {len(expected)} of its rows; {remedy}")
+        text = f"{path}: holds {len(found)} samples that are not the {len(expected)} of its rows"
+        problems.append(f"{text}; {by_repair(out)}")
     return problems
 
 
@@ -134,7 +129,7 @@ def _check_files(out: Location, jobs: list[ShardJob], parts: list[LedgerPart]) -
     for folder, known in (("shards", named), ("ledger", planned)):
         for path in sorted((out / folder).iterdir()) if (out / folder).is_dir() else []:
             if path.name not in known:
-                text = f"{path}: no commit record names this file, so it does not count; build again or delete it"
+                text = f"{path}: no commit record names this file, so it does not count; {by_repair(out)}, or delete it"
                 match = SHARD_NAME.fullmatch(path.name)
                 index = int(match[2]) if match else None
                 yield Problem(text=text, job=index if index in {job.index for job in jobs} else None)
@@ -144,7 +139,7 @@ def _check_attribution(out: Location, jobs: list[ShardJob], parts: list[LedgerPa
     """`attribution.parquet` is what plan and ledger give."""
     path = out / ATTRIBUTION
     if not path.is_file() or path.read_bytes() != attribution_parquet(jobs, parts):
-        text = f"{path}: missing or damaged, it is not what plan and ledger give; build again"
+        text = f"{path}: missing or damaged, it is not what plan and ledger give; {by_repair(out)}"
         yield Problem(text=text, job=None)
 
 
@@ -152,13 +147,15 @@ def _check_index(out: Location, parts: list[LedgerPart]) -> Iterator[Problem]:
     """`index.json` is what the ledger gives. It also holds the hashes of the ledger parts."""
     path = out / "index.json"
     if not path.is_file():
-        yield Problem(text=f"{path}: missing, the build did not finish; build again", job=None)
+        yield Problem(text=f"{path}: missing, the build did not finish; {by_repair(out)}", job=None)
         return
     data = path.read_bytes()
     if len(parts) == len(part_paths(out)) and data == index_json(out, parts):
         return
-    yield Problem(text=f"{path}: does not agree with the ledger; one of the two is damaged; build again", job=None)
+    text = f"{path}: does not agree with the ledger; one of the two is damaged; {by_repair(out)}"
+    yield Problem(text=text, job=None)
     for name, sha256 in indexed_parts(data).items():
         part = out / "ledger" / Path(name).name
         if part.is_file() and file_sha256(part) != sha256:
-            yield Problem(text=f"{part}: its sha256 is not the one in index.json; build again", job=int(part.stem))
+            text = f"{part}: its sha256 is not the one in index.json; {by_repair(out)}"
+            yield Problem(text=text, job=int(part.stem))

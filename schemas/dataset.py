@@ -140,6 +140,11 @@ def part_path(out: Place, job: int) -> Place:
     return out / "ledger" / f"{job:06d}.parquet"
 
 
+def by_repair(out: Location) -> str:
+    """The remedy for damage, in an error message."""
+    return f"run `seqtex repair {out}`"
+
+
 # dataset.json
 
 
@@ -158,17 +163,18 @@ def read_dataset_json(out: Location) -> DatasetInfo:
     try:
         data = path.read_bytes()
         entries = json.loads(data)
+        version = entries.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:  # first: another version may have other entries
+            raise UserError(
+                f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}; "
+                "build the dataset again, or use the program version that wrote it"
+            )
         info = DatasetInfo(**{key: value for key, value in entries.items() if key not in ("sha256", "config_sha256")})
         damaged = dataset_json(info) != data
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the folder that `seqtex build` wrote") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it or build into a new folder") from error
-    if info.schema_version != SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: schema version {info.schema_version}, this program reads {SCHEMA_VERSION}; "
-            "build the dataset again, or use the program version that wrote it"
-        )
     if damaged:
         raise UserError(f"{path}: damaged, its text is not what was written; restore it or build into a new folder")
     return info
@@ -188,16 +194,29 @@ def write_ledger_part(out: Location, part: LedgerPart) -> None:
 
 
 def read_parquet(path: Location) -> pa.Table:
+    """`parquet_table` of a file."""
+    return parquet_table(path.read_bytes())
+
+
+def parquet_table(data: bytes) -> pa.Table:
     """A Parquet file with its page checksums verified. Reads in this thread alone: with pyarrow's own threads, which
     `pq.read_table` starts whatever it is told, about one process in twenty aborts at its exit (pyarrow 26)."""
-    with pq.ParquetFile(pa.BufferReader(path.read_bytes()), page_checksum_verification=True, pre_buffer=False) as file:
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False) as file:
         return file.read(use_threads=False)
 
 
-def read_ledger_part(path: Location) -> LedgerPart:
-    """Raises UserError where the file is absent or damaged."""
+def read_ledger_part(path: Location, sha256: str | None = None) -> LedgerPart:
+    """Raises UserError where the file is absent or damaged, or its sha256 is another one; OSError where it could not be
+    read, which says nothing about it."""
+    remedy = by_repair(path.parent.parent)
     try:
-        table = read_parquet(path)
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such ledger part; {remedy}") from error
+    try:
+        if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise ValueError("its sha256 is not the one in index.json")
+        table = parquet_table(data)
         record = json.loads((table.schema.metadata or {})[_COMMIT_KEY])
         if not table.schema.equals(LEDGER_SCHEMA, check_metadata=False):
             raise ValueError("its columns are not those of this program's ledger")
@@ -208,8 +227,8 @@ def read_ledger_part(path: Location) -> LedgerPart:
         if bad := [shard.name for shard in shards if not SHARD_NAME.fullmatch(shard.name)]:
             raise ValueError(f"{bad[0]!r} is no shard name")
         return LedgerPart(job=int(record["job"]), outcomes=outcomes, shards=shards)
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{path}: no readable ledger part ({error}); build again to redo this job") from error
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:  # OSError: pyarrow's, for damage
+        raise UserError(f"{path}: no readable ledger part ({error}); {remedy}") from error
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:

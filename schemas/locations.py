@@ -113,21 +113,26 @@ class ObjectPath:
         return self
 
     def exists(self) -> bool:
-        with self._told() as store:
-            return bool(store.exists(self.url))
+        return self._info() is not None
 
     def is_file(self) -> bool:
-        with self._told() as store:
-            return bool(store.isfile(self.url))
+        info = self._info()
+        return info is not None and info["type"] == "file"
 
     def is_dir(self) -> bool:
         return next(self.iterdir(), None) is not None
 
     def stat(self) -> Facts:
-        with self._told() as store:
-            info = store.info(self.url)
-            at = next((info[key] for key in ("LastModified", "mtime", "created") if info.get(key)), 0.0)
-            return _Found(int(info["size"]), at if isinstance(at, float) else at.timestamp())
+        if (info := self._info()) is None:
+            raise FileNotFoundError(errno.ENOENT, "no such object", self.url)
+        at = next((info[key] for key in ("LastModified", "mtime", "created") if info.get(key)), 0.0)
+        return _Found(int(info["size"]), at if isinstance(at, float) else at.timestamp())
+
+    def _info(self) -> dict[str, Any] | None:
+        """None where nothing is. fsspec's own `exists` and `isfile` take any error for that."""
+        with contextlib.suppress(FileNotFoundError), self._told() as store:
+            return dict(store.info(self.url))
+        return None
 
     def iterdir(self) -> Iterator["ObjectPath"]:
         """Empty where there is no such folder."""
@@ -200,7 +205,8 @@ def file_system(url: str) -> Any:
         store, _ = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
-        remedy = f"pip install 'seqtex-forge[{extra}]'" if extra else "install the package that fsspec asks for"
+        ours = f"in this program's folder, pip install -c constraints.txt '.[{extra}]' (`make setup` brings it)"
+        remedy = ours if extra else "install the package that fsspec asks for"
         raise UserError(f"{url}: cannot be read, its client is not installed ({error}); {remedy}") from error
     except ValueError as error:
         raise UserError(f"{url}: cannot be read ({error}); give a folder, s3://..., gs://...") from error

@@ -11,9 +11,9 @@ import torch
 
 import cli.ablate
 from cli.ablation_table import Outcome, over_seeds, plot, table_rows
-from cli.dataset import stored_samples
 from cli.main import main
 from pipeline.process import process_asset
+from pipeline.shards import stored_samples
 from schemas.sample import Regime, TextureSample
 from tests.small_dataset import write_samples
 from training.batch import encode_batch, to_model

@@ -145,7 +145,7 @@ def test_a_second_builder_is_refused(built, refs):
 
 def test_an_output_that_cannot_be_written_is_named(refs, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/out: cannot write the dataset \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"file/out: the dataset cannot be read or written \(Not a directory\)"):
         build(refs, tmp_path / "file" / "out", CFG)
 
 

@@ -1,6 +1,7 @@
 """`seqtex evaluate` with a network that knows nothing and one that knows the answer."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -49,6 +50,17 @@ def evaluated(out, *options: object) -> dict:
     path = out / "metrics.json"
     assert main(["evaluate", *map(str, options), "--out", str(path), "--steps", "2"]) == 0
     return json.loads(path.read_text())
+
+
+def test_a_dataset_that_cannot_be_read_is_named(dataset, checkpoint, tmp_path, capsys):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(dataset, damaged)
+    path = damaged / "shards" / "textured-000000.tar"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert main(["evaluate", str(damaged), "--checkpoint", str(checkpoint), "--steps", "2"]) == 1
+    assert f"{path}: 5000 bytes" in (told := capsys.readouterr().err) and f"seqtex repair {damaged}" in told
+    assert main(["evaluate", str(tmp_path / "mistyped"), "--checkpoint", str(checkpoint)]) == 1
+    assert f"{tmp_path / 'mistyped' / 'dataset.json'}: no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["img2tex", "mv2tex", "geo2mvtex"])

@@ -2,7 +2,9 @@
 ends as a row."""
 
 import json
+import shutil
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -433,6 +435,8 @@ def test_import_is_a_build_that_verifies_resumes_and_trains(renders, samples, tm
     command = ["import", str(folder), "--layout", "seqtex-images", "--out", str(tmp_path / "out")]
     command += ["--views.resolution", str(SIZE)]
     assert main(command) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[-1]["event"] == "built" and events[-1]["mv_only"] == 1 and events[-1]["rejected"] == 2
     assert verify(tmp_path / "out") == []
     (part,) = read_ledger(tmp_path / "out")
     rows = {o.uid: (o.status, o.regime, o.reason) for o in part.outcomes}
@@ -471,6 +475,23 @@ def test_errors_name_file_reason_and_remedy(dataset, models, tmp_path, capsys):
     assert str(tmp_path / "none") in capsys.readouterr().err
     assert main(["import", str(tmp_path / "full"), *rest]) == 1
     assert "meta.json" in capsys.readouterr().err
+
+
+def test_a_damaged_shard_is_not_exported_as_if_it_were_whole(dataset, tmp_path, capsys):
+    """The header of its second sample is no header: a tar ends there for most readers."""
+    damaged = Path(shutil.copytree(dataset, tmp_path / "damaged"))
+    path = shard_path(damaged, "textured-000000.tar")
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        first = tar.next()
+        assert first is not None
+        second = next(member for member in tar if member.name.partition(".")[0] != first.name.partition(".")[0])
+    data[second.offset + 100] ^= 1
+    path.write_bytes(data)
+    for layout in Layout:
+        assert main(["export", str(damaged), "--layout", layout, "--out", str(tmp_path / layout)]) == 1
+        assert f"{path}: damaged" in (told := capsys.readouterr().err) and f"seqtex repair {damaged}" in told
+        assert not (tmp_path / layout / f"{layout}.jsonl").exists()
 
 
 @pytest.mark.parametrize(

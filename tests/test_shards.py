@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -16,10 +17,26 @@ import webdataset as wds
 from pipeline.attribution import FILE as ATTRIBUTION
 from pipeline.attribution import attribution_parquet
 from pipeline.plan import ShardJob, plan_bytes, plan_difference, plan_jobs, read_plan
-from pipeline.shards import commit, committed, read_shard, remove_leftovers, write_shard
+from pipeline.shards import (
+    commit,
+    committed,
+    read_samples,
+    read_shard,
+    remove_leftovers,
+    stored_samples,
+    write_shard,
+)
 from pipeline.verify import verify
-from schemas.codec import encode
-from schemas.dataset import DatasetInfo, dataset_json, index_json, part_path, read_ledger_part, shard_path
+from schemas.codec import SCHEMA_VERSION, encode
+from schemas.dataset import (
+    DatasetInfo,
+    dataset_json,
+    index_json,
+    part_path,
+    read_dataset_json,
+    read_ledger_part,
+    shard_path,
+)
 from schemas.errors import UserError
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import Attribution, MeshRef
@@ -118,6 +135,44 @@ def test_every_cut_is_found(dataset):
         path.write_bytes(data[:cut])
         assert [problem for problem in verify(dataset) if problem.startswith(f"{path}: {cut} bytes")]
         assert committed(dataset, job) is None
+
+
+def test_a_reader_of_a_shard_ends_at_its_end_alone(dataset):
+    """Cut anywhere, or with a header that is no header."""
+    path = shard_path(dataset, "textured-000000.tar")
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar]
+        end = tar.offset
+    for cut in range(0, end + 1024, 512):
+        path.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=str(path)):
+            list(read_shard(path))
+    for header in headers:
+        path.write_bytes(data[: header + 100] + bytes([data[header + 100] ^ 1]) + data[header + 101 :])
+        with pytest.raises(ValueError, match=str(path)):
+            list(read_shard(path))
+
+
+def test_what_is_read_is_what_the_ledger_vouches_for(dataset):
+    """Also where the damage is none that a tar or an image could tell."""
+    shard = next(s for s in read_ledger_part(part_path(dataset, 0)).shards if s.regime is Regime.TEXTURED)
+    path = shard_path(dataset, shard.name)
+    data = path.read_bytes()
+    assert [uid for uid, _ in read_samples(dataset, shard)] == ["a", "d"]
+    assert [sample.uid for sample in stored_samples(dataset, Regime.MV_ONLY, Regime.TEXTURED)] == ["a", "d", "c"]
+    flipped = bytearray(data)
+    with tarfile.open(path) as tar:
+        flipped[tar.getmember("d.rgb.webp").offset_data + 60] ^= 1
+    for damaged in (data[:-512], bytes(flipped), None):
+        path.write_bytes(damaged) if damaged else path.unlink()
+        with pytest.raises(UserError, match=f"{path}: .*; run `seqtex repair {dataset}`"):
+            next(read_samples(dataset, shard))
+        with pytest.raises(UserError, match=f"{path}: .*; run `seqtex repair {dataset}`"):
+            list(stored_samples(dataset, Regime.TEXTURED))
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="2 samples, 3 are recorded"):
+        list(read_samples(dataset, replace(shard, count=3)))
 
 
 def test_every_flipped_bit_is_found_in_its_file(dataset):
@@ -242,6 +297,14 @@ def test_a_declared_gigabyte_is_not_read(tmp_path):
     path.write_bytes(member("a.json", size=1 << 30).tobuf() + bytes(1024))
     with pytest.raises(ValueError, match="1073741824 bytes"):
         list(read_shard(path))
+
+
+def test_another_schema_is_named_before_what_it_has_more(dataset):
+    path = dataset / "dataset.json"
+    entries = json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1, "one_more": 3}
+    path.write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=rf"schema version {SCHEMA_VERSION + 1}, this program reads {SCHEMA_VERSION}"):
+        read_dataset_json(dataset)
 
 
 # the plan

@@ -1,7 +1,7 @@
 """A dataset in SeqTex's data layouts (`pipeline.official.layout`), for training code that reads those."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,8 @@ from pipeline.official.depth import BACKGROUND, write_depth
 from pipeline.official.layout import JPEG, META, MODEL, SOURCE_FIELDS, Layout, Listed, item_folder
 from pipeline.official.poses import locations
 from pipeline.official.renders import NORMALISED_SIDE
-from pipeline.shards import read_shard
-from schemas.codec import decode
-from schemas.dataset import read_dataset_json, read_ledger, shard_path, write_file
+from pipeline.shards import stored_samples
+from schemas.dataset import write_file
 from schemas.errors import UserError
 from schemas.images import encode_image
 from schemas.locations import Location
@@ -37,13 +36,12 @@ def export(dataset: Location, dest: Path, layout: Layout, on_item: Callable[[int
 
     The list is written last: with it the export is whole. `on_item` is told how many are done, and the last uid.
     Raises UserError: no dataset, a damaged shard, a `dest` that is not empty, nothing to write."""
-    read_dataset_json(dataset)
     regimes = (Regime.TEXTURED,) if layout is Layout.MODELS else tuple(Regime)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UserError(f"{dest}: not an empty folder; give a new one, or delete it")
     write = write_model if layout is Layout.MODELS else write_renders
     listed: list[Listed] = []
-    for sample in _samples(dataset, regimes):
+    for sample in stored_samples(dataset, *regimes):
         folder = item_folder(dest, sample.uid)
         folder.mkdir(parents=True)
         write(folder, sample)
@@ -106,15 +104,3 @@ def normal_images(views: Views) -> UInt8[np.ndarray, "v h w 4"]:
     """World space, [-1, 1] mapped to 0..255; alpha is the mask."""
     rgb = np.rint((views.normal + 1) * np.float32(127.5)).astype(np.uint8) * views.mask[..., None]
     return np.concatenate([rgb, views.mask[..., None].astype(np.uint8) * np.uint8(255)], axis=-1)
-
-
-def _samples(dataset: Location, regimes: tuple[Regime, ...]) -> Iterator[TextureSample]:
-    for part in read_ledger(dataset):
-        for shard in part.shards:
-            if shard.regime in regimes:
-                path = shard_path(dataset, shard.name)
-                try:
-                    for _, fields in read_shard(path):
-                        yield decode(fields)
-                except (OSError, ValueError) as error:
-                    raise UserError(f"{path}: cannot be read ({error}); `seqtex verify` tells what to mend") from error

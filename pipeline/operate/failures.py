@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.output import built_config
-from pipeline.plan import ShardJob, read_plan
+from pipeline.output import built_config, planned_jobs
+from pipeline.plan import ShardJob
 from pipeline.process import ASSET_TARGET, process_job
 from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.dataset import part_path, part_paths, read_dataset_json, read_ledger_part
@@ -27,7 +27,8 @@ class Failure:
     detail: str
     """What was found; where the asset's process ended by itself, the end of its stderr."""
     reproduce: str
-    """Command line that does this asset alone."""
+    """Command line that does this asset alone. Where an Objaverse asset came from, and where its copy lies, no dataset
+    records: `--objaverse.*` as in the build is for whoever runs it to add."""
 
 
 def failures(out: Location, rejected: bool = False) -> Iterator[Failure]:
@@ -58,8 +59,9 @@ def process_alone(
     folder that is thrown away. `objaverse`: where to download from, which a dataset does not record.
 
     Raises UsageError where no asset of that uid was planned."""
-    cfg = replace(built_config(out, read_dataset_json(out)), objaverse=objaverse or ObjaverseConfig())
-    refs = (ref for job in read_plan(out / "plan.parquet") for ref in job.refs)
+    info = read_dataset_json(out)
+    cfg = replace(built_config(out, info), objaverse=objaverse or ObjaverseConfig())
+    refs = (ref for job in planned_jobs(out, info) for ref in job.refs)
     if (ref := next((ref for ref in refs if ref.uid == uid), None)) is None:
         raise UsageError(f"{out}: has no asset {uid!r}; its uids are in {out / 'plan.parquet'}")
     with tempfile.TemporaryDirectory(prefix="inspect-") as name:

@@ -8,7 +8,7 @@ from enum import StrEnum
 import numpy as np
 
 from pipeline.lock import running_since
-from pipeline.plan import read_plan
+from pipeline.output import planned_jobs
 from schemas.dataset import LedgerPart, ShardRecord, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UserError
 from schemas.ledger import FAILURES, Outcome, Reason, Status
@@ -116,8 +116,8 @@ class StatusReport:
 def status(out: Location, slowest: int, now: float) -> StatusReport:
     """Reads `plan.parquet` and the ledger, no shard. `slowest`: how many assets to name; `now`: seconds since the
     epoch. Raises UserError where `out` is no dataset, or has no plan."""
-    read_dataset_json(out)
-    jobs = read_plan(out / "plan.parquet")
+    info = read_dataset_json(out)
+    jobs = planned_jobs(out, info)
     since = running_since(out)
     parts, unreadable, fresh = list[LedgerPart](), list[str](), 0
     for job in jobs:

@@ -19,9 +19,10 @@ from PIL import Image
 from pipeline.glb import glb_bytes
 from pipeline.report.images import as_rgb, in_rows
 from pipeline.report.seen import seen_surface
-from pipeline.shards import read_shard
+from pipeline.shards import read_samples
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, shard_path
+from schemas.errors import UserError
 from schemas.locations import Location
 from schemas.sample import TextureSample
 
@@ -66,13 +67,16 @@ def draw_shard(task: ShardTask) -> str | None:
     path = shard_path(task.dataset, task.shard.name)
     wanted = set(task.uids)
     try:
-        for uid, fields in read_shard(path):
+        for uid, fields in read_samples(task.dataset, task.shard):
             if uid in wanted:
                 draw_sample(decode(fields), beside)
                 wanted.remove(uid)
+    except UserError as error:
+        shutil.rmtree(beside)
+        return str(error)
     except (OSError, ValueError) as error:
         shutil.rmtree(beside)
-        return f"{path}: cannot be read ({error}); run `seqtex repair {task.dataset}`"
+        return f"{path}: cannot be read ({error}); run `seqtex verify {task.dataset}`"
     (beside / KEY_FILE).write_text(task.key())
     shutil.rmtree(task.folder, ignore_errors=True)
     beside.replace(task.folder)

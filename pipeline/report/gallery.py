@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from pipeline.judge import JudgeConfig
-from pipeline.plan import read_plan
+from pipeline.output import planned_jobs
 from pipeline.report.charts import funnel_chart, histogram
 from pipeline.report.drawn import ShardTask, draw_shard, script
 from pipeline.report.listing import Listed, columns, fate, listed, measurement_groups
@@ -58,7 +58,7 @@ def write_gallery(
 
     Raises UserError where `dataset` is none, or its records are damaged."""
     info, parts = read_dataset_json(dataset), read_ledger(dataset)
-    assets = listed(parts, read_plan(dataset / "plan.parquet"), limit)
+    assets = listed(parts, planned_jobs(dataset, info), limit)
     out = workspace(dataset) / "report"
     (out / "samples").mkdir(parents=True, exist_ok=True)
     tasks = list(_tasks(dataset, parts, assets))
