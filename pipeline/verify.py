@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.attribution import FILE as ATTRIBUTION
 from pipeline.attribution import attribution_parquet
 from pipeline.output import planned_jobs
-from pipeline.plan import ShardJob
+from pipeline.plan import ShardJob, read_plan
 from pipeline.shards import read_samples
 from schemas.codec import decode
 from schemas.dataset import (
@@ -57,7 +57,9 @@ def find_problems(out: Location) -> list[Problem]:
         if not (out / "dataset.json").exists():
             raise
         return [Problem(text=str(error), job=None)]
-    problems: list[Problem] = []
+    problems, plan = list[Problem](), out / "plan.parquet"
+    if file_sha256(plan) != info.plan_sha256 and len(read_plan(plan)) == len(jobs):  # else a stopped extension's
+        problems.append(Problem(text=f"{plan}: damaged, though it can be read; {by_repair(out)}", job=None))
     parts = []
     for job in jobs:
         path = part_path(out, job.index)

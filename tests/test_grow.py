@@ -151,7 +151,9 @@ def test_a_dataset_may_be_called_as_a_command_is(first, second, tmp_path, monkey
     copied(first, tmp_path / "extend")
     assert main(["merge", "extend", "nowhere", "--out", "both"]) == 1
     assert "nowhere/dataset.json: no such file" in capsys.readouterr().err
-    copied(second, tmp_path / "merge")
+    other = copied(second, tmp_path / "merge")
+    replan(other, replace(read_dataset_json(other), config=replace(CFG, assets_per_job=3).recorded()),
+           planned_jobs(other, read_dataset_json(other)), {"step": "merged"})  # fmt: skip
     assert main(["extend", "--address", "ray://nobody:1", "--source", "folder:/nowhere", "merge"]) == 2
     assert "/nowhere is not a folder" in capsys.readouterr().err
 
