@@ -10,7 +10,6 @@ from geometry.frames import bounding_box
 from geometry.raster_cpu import CpuRasterizer
 from geometry.rigs import RigConfig, rig_cameras
 from pipeline.render import RenderConfig, render_baked
-from pipeline.shards import stored_samples
 from schemas.camera import Cameras
 from schemas.errors import UsageError
 from schemas.sample import Regime, TextureSample
