@@ -132,6 +132,8 @@ def _object_lock(out: ObjectPath, tell: Callable[[str], None]) -> Iterator[None]
     """Created where none is, and renewed by a thread. Taken from an owner that is dead. A build that finds another
     owner in its lock, or cannot renew it in time, stops."""
     path = out / ".lock"
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's job beside a script: `_renew` needs it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     mine = _take(path, tell)
     ended, lost = threading.Event(), threading.Event()
     beat = threading.Thread(target=_renew, args=(path, mine, ended, lost), daemon=True)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -408,7 +409,17 @@ def test_of_two_that_come_at_once_one_gets_the_lock(s3: Server, scratch: Path) -
     assert path.read_bytes() == b"first"
 
 
-def test_a_builder_whose_lock_was_taken_stops(s3: Server, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["alone", "beside a script"])
+def started(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A shell has what it starts beside a script ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_builder_whose_lock_was_taken_stops(
+    s3: Server, scratch: Path, monkeypatch: pytest.MonkeyPatch, started: None
+) -> None:
     monkeypatch.setattr(locking, "BEAT_S", 0.05)
     out = ObjectPath(f"{s3.url}/taken/forge")
     other = json.dumps(json.loads(owner_of(out)) | {"token": "other"}).encode()
