@@ -1,7 +1,7 @@
 """What a plan of many assets costs the process that drives the build: `python -m benchmarks.driver --assets 100000`.
 
-Plans, deals jobs out over Ray and writes what belongs to the whole, as a build does; the jobs write ledger parts of the
-right size and do nothing else.
+Plans, deals jobs out over Ray, looks for duplicates and writes what belongs to the whole, as a build does; the jobs
+write ledger parts of the right size and do nothing else. For the duplicates every asset counts as a sample.
 """
 
 import argparse
@@ -9,19 +9,24 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.cluster import run_jobs
 from pipeline.config import BuildConfig
+from pipeline.duplicates import known_ahead, unsettled
 from pipeline.lock import lock
+from pipeline.measure.signature import NUMBERS
 from pipeline.output import finish, finished, settle, writable
 from pipeline.plan import ShardJob, plan_jobs
 from pipeline.process import JobReport
 from pipeline.progress import Progress, counts_of
 from pipeline.schedule import RunConfig
 from pipeline.shards import commit
+from schemas.dataset import LedgerPart, part_path, read_ledger_part
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import Attribution, MeshRef
 
@@ -66,6 +71,19 @@ def note_down(
     return JobReport(job=job.index, planned=len(job.refs), counts=counts_of(outcomes), stage_seconds=0.0, shards=())
 
 
+def as_samples(out: Path, jobs: list[ShardJob]) -> Iterator[LedgerPart]:
+    """The ledger, with signatures and verdicts under which every asset counts and none is like another."""
+    rng = np.random.default_rng(0)
+    for job in jobs:
+        part = read_ledger_part(part_path(out, job.index))
+        signatures = (rng.integers(0, 2**16, NUMBERS).astype(">u2").tobytes().hex() for _ in part.outcomes)
+        outcomes = tuple(
+            replace(one, status=Status.ACCEPTED, measurements=replace(one.measurements, signature=signature))
+            for one, signature in zip(part.outcomes, signatures, strict=True)
+        )
+        yield replace(part, outcomes=outcomes)
+
+
 def memory_mb(field: str) -> float:
     """`VmRSS` (now) or `VmHWM` (the most so far) of this process."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -81,7 +99,9 @@ def growth(assets: int, out: Path, workers: int = 2) -> float:
         info = settle(out, jobs, cfg)
         assert not finished(out, jobs)
         progress = Progress(jobs=len(jobs), planned=assets, notify=lambda event: None, clock=time.monotonic)
+        jobs = known_ahead(jobs, jobs, cfg.duplicates)
         run_jobs(jobs, out, cfg, RunConfig(), workers, None, progress, note_down)
+        assert not unsettled(jobs, as_samples(out, jobs), cfg.duplicates)
         report = finish(out, info, jobs, len(jobs))
     assert report.rejected == progress.counts.rejected == assets
     return memory_mb("VmHWM") - before
