@@ -410,18 +410,18 @@ def test_of_two_that_come_at_once_one_gets_the_lock(s3: Server, scratch: Path) -
 
 
 @pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["alone", "beside a script"])
-def started(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A shell has what it starts beside a script ignore SIGINT."""
+def started(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How this process came about: a shell has what it starts beside a script ignore SIGINT."""
     before = signal.signal(signal.SIGINT, request.param)
-    yield
+    yield "alone" if request.param is signal.default_int_handler else "beside"
     signal.signal(signal.SIGINT, before)
 
 
 def test_a_builder_whose_lock_was_taken_stops(
-    s3: Server, scratch: Path, monkeypatch: pytest.MonkeyPatch, started: None
+    s3: Server, scratch: Path, monkeypatch: pytest.MonkeyPatch, started: str
 ) -> None:
     monkeypatch.setattr(locking, "BEAT_S", 0.05)
-    out = ObjectPath(f"{s3.url}/taken/forge")
+    out = ObjectPath(f"{s3.url}/taken/{started}")
     other = json.dumps(json.loads(owner_of(out)) | {"token": "other"}).encode()
     with pytest.raises(UserError, match="another one has taken it"), lock(out):
         seen = json.loads((out / ".lock").read_bytes())["seen"]
