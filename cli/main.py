@@ -130,7 +130,7 @@ COMMANDS = {
     "train": Command(
         module="cli.train",
         summary="train SeqTex on a dataset",
-        example="seqtex train --preset tiny --data.directory /data/forge --run.directory /data/run",
+        example="seqtex train --preset small --data.directory /data/forge --run.directory /data/run",
     ),
     "weights": Command(
         module="cli.weights",
