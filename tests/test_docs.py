@@ -16,6 +16,19 @@ def test_links_lead_somewhere(page):
     assert not missing
 
 
+def headings(page: Path) -> set[str]:
+    """As links name them."""
+    texts = re.findall(r"^#+ (.*)", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_links_lead_to_headings(page):
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    missing = [(file, name) for file, name in links if name not in headings(page.parent / file if file else page)]
+    assert not missing
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_options_and_commands_exist(page, capsys):
     from cli.main import COMMANDS, main
@@ -32,7 +45,7 @@ def test_options_and_commands_exist(page, capsys):
 
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.]*\*?")
-FOREIGN = re.compile(r"(?:\S*/)?(pip|ray|docker|kubectl|sbatch|tensorboard|git|srun|make)\b")
+FOREIGN = re.compile(r"(?:\S*/)?(aws|pip|ray|docker|kubectl|sbatch|tensorboard|git|srun|make)\b")
 
 
 @pytest.fixture(scope="module")
