@@ -91,14 +91,14 @@ def embree(case: Case) -> Callable[[], None]:
 
 
 def medians(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Milliseconds. Contestants take turns, so that whatever else the machine does meets all of them."""
+    """Milliseconds of processor time. Contestants take turns, so that whatever else the machine does meets all."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if turn:  # the first compiles and warms up
-                times[name].append((time.perf_counter() - start) * 1e3)
+                times[name].append((time.process_time() - start) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed turns per contestant")
     parser.add_argument("--faces", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     options = parser.parse_args()
-    print("milliseconds, median; 4 views of 512^2 + one 1024^2 UV map; one thread each")
+    print("milliseconds of processor time, median; 4 views of 512^2 + one 1024^2 UV map; one thread each")
     print(f"{'faces':>9} {'embree':>9} {'ours':>9} {'embree/ours':>12} {'whole, 1 sample':>16} {'whole, 2 x 2':>13}")
     for faces in options.faces:
         case = bumpy_torus(faces)
