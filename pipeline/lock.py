@@ -159,13 +159,15 @@ def _take(path: ObjectPath, tell: Callable[[str], None]) -> Owner:
     """A driver that was killed leaves its lock, and whatever starts it again may do so on another machine, a few times
     in as many minutes: so an owner elsewhere is watched until it gives a sign of life or has given none for too
     long."""
-    machine = _machine()
+    machine, began = _machine(), time.monotonic()
     found = owner = _read(path)
     while owner is not None and not owner.is_dead(time.time()):
         if owner.machine == machine or owner != found:
             raise _refusal(path, owner)
+        if time.monotonic() - began > EXPIRY_S:
+            break  # its clock is ahead of ours
         if owner is found:
-            rest = owner.seen + EXPIRY_S - time.time()
+            rest = min(owner.seen + EXPIRY_S - time.time(), EXPIRY_S)
             tell(f"{path}: held by {_who(owner)}; waiting up to {rest:.0f} s to see whether it is alive")
         time.sleep(WATCH_S)
         owner = _read(path)
