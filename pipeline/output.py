@@ -61,8 +61,8 @@ def writable(out: Location) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{error.filename or out}: the dataset cannot be read or written ({reason}); mend that and run the same "
-            "command again"
+            f"{error.filename or out}: the dataset cannot be read or written ({reason}); mend permissions or space "
+            "and run the same command again, or build with another --out"
         ) from error
 
 
