@@ -54,7 +54,7 @@ class BuildEvent:
     rejected: int
     failed: int
     assets_per_s: float | None = None
-    """Since the first job of this run was started; None before one has ended."""
+    """Since the first job of this run was started, assets done again included; None before a job has ended."""
     eta_s: float | None = None
     """Seconds to go at that rate."""
     running_at_once: int = 0
@@ -81,20 +81,22 @@ class Progress:
     running_at_once: int = 0
     dashboard: str | None = None
     _began: float | None = None
-    _began_with: int = 0
+    _processed: int = 0
+    """Assets of jobs done since then; what is done again counts again."""
 
     def begin(self, running_at_once: int, dashboard: str | None) -> None:
         """Jobs are about to be started."""
         if self._began is not None:
             return
         self.running_at_once, self.dashboard = running_at_once, dashboard
-        self._began, self._began_with = self.clock(), self.counts.total
+        self._began = self.clock()
         self.tell("started", detail=f"room for {running_at_once} jobs at once")
 
     def done(self, counts: Counts) -> None:
         """One more job is done."""
         self.jobs_done += 1
         self.counts += counts
+        self._processed += counts.total
 
     def undone(self, counts: Counts) -> None:
         """A job that was done is to be done again."""
@@ -130,7 +132,5 @@ class Progress:
         )
 
     def _rate(self) -> float | None:
-        if self._began is None or self.counts.total == self._began_with:
-            return None
-        elapsed = self.clock() - self._began
-        return (self.counts.total - self._began_with) / elapsed if elapsed > 0 else None
+        elapsed = 0.0 if self._began is None else self.clock() - self._began
+        return self._processed / elapsed if self._processed and elapsed > 0 else None
