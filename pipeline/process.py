@@ -2,10 +2,9 @@
 
 import contextlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from pipeline.isolation.room import interpreter_files
 from pipeline.plan import ShardJob
 from pipeline.progress import Counts, counts_of
 from pipeline.sandbox import LimitsConfig, stderr_tail
+from pipeline.scratch import job_folder
 from pipeline.shards import commit, committed, unpack
 from pipeline.sources.fetch import fetched
 from pipeline.zygote import Zygote
 from schemas.codec import encode
-from schemas.dataset import ShardRecord
+from schemas.dataset import ShardRecord, shard_name
 from schemas.ledger import FAILURES, Measurements, Outcome, Reason, Rejected, Status
-from schemas.locations import Location, working_folder
+from schemas.locations import Location
 from schemas.mesh import AssetKind, Attribution, MeshRef
 from schemas.sample import Regime
 
@@ -65,14 +65,11 @@ def process_job(
     `target` names the function that a child runs (`pipeline.zygote.Zygote`), `process_in_child` unless told; `zygote`
     is one at hand that runs it, else one is started for this job. None where `may_commit` says that another attempt at
     the job is the one that counts: nothing is written then."""
-    working_folder(out).mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"job-{job.index:06d}-", dir=working_folder(out)))
-    try:
-        outcomes: list[Outcome] = []
-        samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
+    with job_folder(out, job.index) as work:
         kept = _kept(job, out, work / "kept")
-        kept |= {uid: (_left_out(job, uid, kept), []) for uid in job.duplicates}
+        kept |= {uid: _Done(outcome=_left_out(job, uid, kept)) for uid in job.duplicates}
         todo = [ref for ref in job.refs if ref.uid not in kept]
+        done: list[_Done] = []
         with (
             contextlib.nullcontext(zygote)
             if zygote
@@ -81,36 +78,46 @@ def process_job(
         ):
             for number, ref in enumerate(job.refs):
                 again = work / f"{number:06d}"
-                outcome, files = kept.get(ref.uid) or _run_asset(children, job.index, ref, next(local), cfg, again)
-                outcomes.append(outcome)
-                if outcome.regime is not None:
-                    samples.setdefault(outcome.regime, []).append((ref.uid, files))
-        stage_seconds = sum(_stage_seconds(work / f"{number:06d}") for number in range(len(job.refs)))
+                done.append(kept.get(ref.uid) or _run_asset(children, job.index, ref, next(local), cfg, again))
         if not may_commit():
             return None
+        outcomes = [asset.outcome for asset in done]
+        samples = {
+            regime: [(asset.outcome.uid, asset.files) for asset in done if asset.outcome.regime is regime]
+            for regime in Regime
+        }
         part = commit(out, job.index, outcomes, samples)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    counts = counts_of(outcomes)
+    counts, stage_seconds = counts_of(outcomes), sum(asset.stage_seconds for asset in done)
     assert counts.total == len(outcomes) == len(job.refs)
     return JobReport(
         job=job.index, planned=len(job.refs), counts=counts, stage_seconds=stage_seconds, shards=part.shards
     )
 
 
-def _kept(job: ShardJob, out: Location, directory: Path) -> dict[str, tuple[Outcome, list[Path]]]:
-    """Rows, and files of the fields, of the assets that a job with `only` leaves as they are."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """What a job has of one asset."""
+
+    outcome: Outcome
+    files: list[Path] = field(default_factory=list)
+    """Of the fields of its sample."""
+    stage_seconds: float = 0.0
+    """0 for an asset that did not get to its end."""
+
+
+def _kept(job: ShardJob, out: Location, directory: Path) -> dict[str, _Done]:
+    """The assets that a job with `only` leaves as they are."""
     part = committed(out, job) if job.only is not None else None
     if part is None or job.only is None:
         return {}
     rows = {outcome.uid: outcome for outcome in part.outcomes if outcome.uid not in job.only}
     files = unpack(out, part, rows.keys(), directory)
-    return {uid: (outcome, files.get(uid, [])) for uid, outcome in rows.items()}
+    return {uid: _Done(outcome=outcome, files=files.get(uid, [])) for uid, outcome in rows.items()}
 
 
-def _left_out(job: ShardJob, uid: str, kept: dict[str, tuple[Outcome, list[Path]]]) -> Outcome:
+def _left_out(job: ShardJob, uid: str, kept: dict[str, _Done]) -> Outcome:
     """The row of a duplicate, with what was measured on it if it was processed."""
-    verdict, row = job.duplicates[uid], kept[uid][0] if uid in kept else None
+    verdict, row = job.duplicates[uid], kept[uid].outcome if uid in kept else None
     if row is None:
         row = _outcome(next(ref for ref in job.refs if ref.uid == uid), None)
     return replace(row, status=Status.REJECTED, reason=verdict.reason, detail=verdict.detail, regime=None, shard=None)
@@ -118,10 +125,10 @@ def _left_out(job: ShardJob, uid: str, kept: dict[str, tuple[Outcome, list[Path]
 
 def _run_asset(
     zygote: Zygote, job: int, ref: MeshRef, local: MeshRef | Rejected, cfg: BuildConfig, directory: Path
-) -> tuple[Outcome, list[Path]]:
-    """The row of an asset, and the files of its fields. `local`: where it lies on this machine, if it could be had."""
+) -> _Done:
+    """`local`: where the asset lies on this machine, if it could be had."""
     if isinstance(local, Rejected):
-        return _outcome(ref, local), []
+        return _Done(outcome=_outcome(ref, local))
     seconds = 0.0
     for _ in range(ATTEMPTS):
         shutil.rmtree(directory, ignore_errors=True)
@@ -133,11 +140,11 @@ def _run_asset(
     fault = None if ended.reason is None else Rejected(reason=ended.reason, detail=ended.detail)
     base = replace(_outcome(ref, fault), sha256=local.sha256, seconds=seconds, sandbox=ended.sandbox or None)
     if ended.reason is not None:
-        return base, []
+        return _Done(outcome=base)
     answer = _answer(directory)
     if isinstance(answer, str):
         detail = f"{answer}; {stderr_tail(directory)}".removesuffix("; ")
-        return replace(base, reason=Reason.CRASHED, detail=detail), []
+        return _Done(outcome=replace(base, reason=Reason.CRASHED, detail=detail))
     regime, reason = answer.regime, answer.verdict.reason if answer.verdict else None
     outcome = replace(
         base,
@@ -145,10 +152,10 @@ def _run_asset(
         regime=regime,
         reason=reason,
         detail=answer.verdict.detail if answer.verdict else "",
-        shard=f"{regime}-{job:06d}.tar" if regime else None,
+        shard=shard_name(regime, job) if regime else None,
         measurements=answer.measurements,
     )
-    return outcome, list(answer.files)
+    return _Done(outcome=outcome, files=list(answer.files), stage_seconds=answer.stage_seconds)
 
 
 def _readable(ref: MeshRef, cfg: BuildConfig) -> tuple[Path, ...]:
@@ -182,12 +189,6 @@ def _answer(directory: Path) -> Answer | str:
         return read_answer(directory) or "the child ended without an outcome"
     except ValueError as error:
         return f"the child left an outcome that cannot be used: {error}"
-
-
-def _stage_seconds(directory: Path) -> float:
-    """0 for an asset that did not get to its end."""
-    answer = _answer(directory)
-    return 0.0 if isinstance(answer, str) else answer.stage_seconds
 
 
 def process_in_child(request: dict[str, Any], directory: Path) -> None:

@@ -23,6 +23,7 @@ from schemas.dataset import (
     read_dataset_json,
     read_ledger,
     read_ledger_part,
+    shard_name,
     shard_path,
     staged,
     write_ledger_part,
@@ -49,7 +50,7 @@ def write_shard(out: Location, job: int, regime: Regime, samples: Iterable[tuple
 
 def _stage_shard(out: Location, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
     """`write_shard` up to the final name."""
-    name = f"{regime}-{job:06d}.tar"
+    name = shard_name(regime, job)
     path = shard_path(out, name)
     temporary = staged(path)
     count = 0
@@ -181,7 +182,7 @@ def commit(
         part.unlink(missing_ok=True)
         for regime in Regime:
             if not samples.get(regime):
-                shard_path(out, f"{regime}-{job:06d}.tar").unlink(missing_ok=True)
+                shard_path(out, shard_name(regime, job)).unlink(missing_ok=True)
         for shard in shards:
             _place_shard(out, shard)
         ledger = LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))
@@ -249,7 +250,10 @@ def remove_leftovers(out: Location, jobs: int) -> None:
             match = pattern.fullmatch(path.name)
             stray = match is not None and int(match.groups()[-1]) >= jobs
             if stray or (path.name.startswith(".") and path.name.endswith(".tmp")):
-                path.unlink()
+                path.unlink(missing_ok=True)
     if working_folder(out).is_dir():
         for path in working_folder(out).iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)  # workers of a build just killed may still be writing there
+            else:
+                path.unlink(missing_ok=True)

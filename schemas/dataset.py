@@ -132,6 +132,11 @@ def file_sha256(path: Location) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shard_name(regime: Regime, job: int) -> str:
+    """As `SHARD_NAME` reads it."""
+    return f"{regime}-{job:06d}.tar"
+
+
 def shard_path(out: Place, name: str) -> Place:
     return out / "shards" / name
 

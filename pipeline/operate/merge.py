@@ -17,6 +17,7 @@ from schemas.dataset import (
     LedgerPart,
     ShardRecord,
     read_dataset_json,
+    shard_name,
     shard_path,
     sync_directory,
     write_ledger_part,
@@ -151,17 +152,13 @@ def _move(move: Move, out: Path) -> None:
 
 
 def _renumbered(outcome: Outcome, job: int) -> Outcome:
-    return replace(outcome, shard=_name(outcome.regime, job)) if outcome.regime else outcome
-
-
-def _name(regime: Regime, job: int) -> str:
-    return f"{regime}-{job:06d}.tar"
+    return replace(outcome, shard=shard_name(outcome.regime, job)) if outcome.regime else outcome
 
 
 def _placed(dataset: Path, shard: ShardRecord, job: int, out: Path) -> ShardRecord:
     """A shard under its new name: a second name of the same file where both datasets lie on one file system, else a
     copy. Its bytes are the recorded ones, or `seqtex verify` says so."""
-    record = replace(shard, name=_name(shard.regime, job))
+    record = replace(shard, name=shard_name(shard.regime, job))
     source, target = shard_path(dataset, shard.name), shard_path(out, record.name)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
