@@ -23,7 +23,7 @@ from training.model.checkpoint import (
     trainable_parameters,
     wan_name,
 )
-from training.model.files import WEIGHTS
+from training.model.files import WEIGHTS, remove_leftovers
 from training.model.lora import load_lora, merge_lora, save_lora
 from training.model.seqtex import SeqTexTransformer3DModel
 
@@ -275,6 +275,20 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(UserError, match="not a model directory"):
         save_model(first, tmp_path / "photos")
+
+
+def test_what_a_kill_left_is_cleared_away_and_nothing_is_lost(tmp_path):
+    model = tiny_model()
+    save_model(model, tmp_path / "model")
+    for name in (".model.half", ".model.between", ".models"):
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path / "model")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", ".models"}
+    (tmp_path / ".model.between").mkdir()
+    (tmp_path / "model").rename(tmp_path / ".model.between" / "old")
+    remove_leftovers(tmp_path / "model")
+    assert states_equal(load_model(tmp_path / "model"), model)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", ".models"}
 
 
 def test_a_merged_model_is_not_saved(tmp_path):

@@ -108,12 +108,14 @@ def start(
     return process
 
 
-def start_ranks(cfg: TrainConfig, ranks: int) -> list[BaseProcess]:
+def start_ranks(cfg: TrainConfig, ranks: int, configs: list[TrainConfig] | None = None) -> list[BaseProcess]:
+    """configs: one for each rank, where they differ."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
-    return [start(cfg, shared | {"LOCAL_RANK": str(rank)}) for rank in range(ranks)]
+    each = configs or [cfg] * ranks
+    return [start(each[rank], shared | {"LOCAL_RANK": str(rank)}) for rank in range(ranks)]
 
 
 def ended(*processes: BaseProcess) -> list[int | None]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from schemas.dataset import write_file
-from training.checkpoints import trainer_states
+from schemas.errors import UserError
+from training.checkpoints import newest_state, sum_path, trainer_states
 from training.data import TextureDataModule
 from training.optimizers import OptimizerConfig, trained_parameters
 from training.sharding import gathered, local, part_of_whole
@@ -197,6 +198,20 @@ class SavedStates(StepCallback):
         self.every_steps = every_steps
         self.keep = keep
         self._started = False
+        self._found = ""
+
+    def newest(self) -> Path | None:
+        """The newest state that verifies, from which the run goes on; `setup` asks whether all ranks have the same."""
+        path = newest_state(self.directory)
+        self._found = sum_path(path).read_text() if path else "none"
+        return path
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self._found == trainer.strategy.broadcast(self._found)):
+            raise UserError(
+                f"{self.directory}: the processes of this run do not find the same trainer states there; give a "
+                "run.directory that all of them see, or start again"
+            )
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._started = False

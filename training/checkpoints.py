@@ -2,7 +2,7 @@
 
 A trainer state is `step-00000123.ckpt` with `step-00000123.ckpt.sha256` beside it, written last: without it, or with
 another sum in it, the state does not count. A finished checkpoint is a model directory in the released layout plus
-`seqtex.json`, written last as well."""
+`seqtex.json`, in its place as a whole."""
 
 import json
 import os
@@ -17,7 +17,8 @@ from schemas.dataset import code_version, file_sha256, sync_directory, write_fil
 from schemas.errors import UserError
 from training.flow import SHIFT
 from training.latents import DctCodec, LatentCodec, NullTextEncoder, TextEncoder, Umt5Encoder, WanCodec
-from training.model.checkpoint import is_released, load_model, save_model
+from training.model.checkpoint import is_released, load_model, write_model
+from training.model.files import replaced_directory
 from training.model.seqtex import SeqTexTransformer3DModel
 
 CARD = "seqtex.json"
@@ -27,14 +28,14 @@ WAN_HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Saves beside, flushes, renames; refuses to load what is not what was saved. Nothing is unpickled."""
+    """Saves beside, flushes, renames; loads what `newest_state` has verified. Nothing is unpickled."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(".step-*.tmp"):  # as large as a state, of a run that was killed while it saved
             left.unlink(missing_ok=True)
-        sidecar = path.with_name(path.name + SUM)
+        sidecar = sum_path(path)
         sidecar.unlink(missing_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -55,20 +56,23 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Any = None,
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        if not verified(Path(path)):
-            raise UserError(f"{path}: not the trainer state that was saved; resume from an older one, or start anew")
         # mapped, so that the ranks of a node share its pages
         return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         path = Path(path)
-        path.with_name(path.name + SUM).unlink(missing_ok=True)
+        sum_path(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+
+def sum_path(path: Path) -> Path:
+    """The file beside a trainer state that holds its sum and name."""
+    return path.with_name(path.name + SUM)
 
 
 def verified(path: Path) -> bool:
     """Whether a trainer state is there, whole, and as it was saved."""
-    sidecar = path.with_name(path.name + SUM)
+    sidecar = sum_path(path)
     if not path.is_file() or not sidecar.is_file():
         return False
     return sidecar.read_text().split()[:1] == [file_sha256(path)]
@@ -142,9 +146,10 @@ class Checkpoint:
 
 def save_checkpoint(directory: Path, model: SeqTexTransformer3DModel, card: Card) -> None:
     """Whole or not at all; an earlier checkpoint of that name is replaced."""
-    save_model(model, directory)
     entries = asdict(card) | {"code_version": code_version()}
-    write_file(directory / CARD, json.dumps(entries, indent=2).encode() + b"\n")
+    with replaced_directory(directory) as fresh:
+        write_model(model, fresh)
+        write_file(fresh / CARD, json.dumps(entries, indent=2).encode() + b"\n")
 
 
 def load_checkpoint(

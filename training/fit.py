@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,10 +36,12 @@ from training.guards import Diverged, FiniteGuard, StopSignals
 from training.latents import LatentCodec
 from training.meters import Meter, Work
 from training.model.checkpoint import from_wan, load_model, trainable_parameters
+from training.model.files import remove_leftovers
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.module import TextureModule
 from training.pictures import Pictures, Validation
 from training.presets import ModelConfig, TrainConfig
+from training.run_lock import RunLock
 from training.sharding import whole_model
 from training.sources import image_sizes
 from training.steps import StepCallback
@@ -81,10 +84,17 @@ def train(
             numbers (`Diverged`); a signal stopped the run, which then saved its state (`Interrupted`).
     """
     check_run(cfg)
+    cfg.run.directory.mkdir(parents=True, exist_ok=True)
+    with closing(RunLock(cfg.run.directory)) as lock:
+        return train_locked(cfg, lock, report, validation)
+
+
+def train_locked(
+    cfg: TrainConfig, lock: RunLock, report: Callable[[dict[str, Any]], None], validation: Validation | None
+) -> TrainResult:
     if cfg.run.threads:
         torch.set_num_threads(cfg.run.threads)
     torch.set_float32_matmul_precision(PRODUCTS)
-    cfg.run.directory.mkdir(parents=True, exist_ok=True)
     sizes, device, ranks = image_sizes(leading_dataset(cfg.data)), own_device(cfg.run.accelerator), cfg.run.ranks
     strategy = choose(cfg, estimate(cfg, sizes), memory_of(device)).name
     codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
@@ -102,9 +112,11 @@ def train(
         later.append(Pictures(cfg, validation, average, curves, meter))
     for rollbacks in range(MAX_ROLLBACKS + 1):
         guard = FiniteGuard(cfg.optimizer.skip_budget)
-        callbacks = [clock, LearningRate(cfg.optimizer, clock), average, guard, signals, curves, *later, meter]
+        callbacks = [lock, clock, LearningRate(cfg.optimizer, clock), average, guard, signals, curves, *later, meter]
         trainer = make_trainer(cfg, make_strategy(strategy, device, ranks), callbacks)
-        state = newest_state(states.directory)
+        if trainer.is_global_zero:
+            lock.take()
+        state = states.newest()
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(state) if state else None, weights_only=True)
             break
@@ -152,6 +164,10 @@ class Finish(StepCallback):
         self.card = card
         self.average = average
         self.signals = signals
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            remove_leftovers(self.directory)  # as large as the model
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps

@@ -133,9 +133,14 @@ def is_released(directory: Path) -> bool:
 
 def save_model(model: SeqTexTransformer3DModel, directory: str | os.PathLike[str], max_shard_size: str = "5GB") -> None:
     """Write a model directory that `load_model` reads, whole or not at all; an earlier one of that name is replaced."""
-    check_unmerged(model)
     with replaced_directory(directory) as fresh:
-        model.save_pretrained(fresh, max_shard_size=max_shard_size, safe_serialization=True)
+        write_model(model, fresh, max_shard_size)
+
+
+def write_model(model: SeqTexTransformer3DModel, directory: Path, max_shard_size: str = "5GB") -> None:
+    """Into a directory that is there."""
+    check_unmerged(model)
+    model.save_pretrained(directory, max_shard_size=max_shard_size, safe_serialization=True)
 
 
 def export_released(

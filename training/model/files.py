@@ -5,6 +5,7 @@
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from schemas.dataset import sync_directory
 from schemas.errors import UserError
 
 CONFIG = "config.json"
@@ -99,9 +101,20 @@ def replaced_directory(directory: str | os.PathLike[str], config: str = CONFIG) 
         for file in fresh.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+        sync_directory(fresh)
         if target.exists():
             target.rename(old)
         fresh.rename(target)
+        sync_directory(target.parent)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Clears away what processes that were killed in `replaced_directory` left beside directory; where one was killed
+    between its two renames, what it was about to replace comes back. None may be at work there."""
+    for beside in directory.parent.glob(f".{directory.name}.*"):
+        if not directory.exists() and (beside / "old").is_dir():
+            (beside / "old").rename(directory)
+        shutil.rmtree(beside)
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
