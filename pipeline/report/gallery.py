@@ -68,8 +68,9 @@ def write_gallery(
     for count, problem in enumerate(_drawn(todo, workers), start=1):
         notify(count, len(todo))
         problems += [problem] if problem else []
+    shown = {task.folder for task in tasks}
     for folder in (out / "samples").iterdir():
-        if folder not in {task.folder for task in tasks}:
+        if folder not in shown:
             shutil.rmtree(folder)
     for name, source in STATIC.items():
         _write_changed(out / name, source.read_bytes())
