@@ -38,18 +38,9 @@ MAX_MEMBER_BYTES = 1 << 28
 _TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
-def write_shard(out: Location, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
-    """A tar of samples under its final name. Each sample is its uid and the files of its fields, named by extension.
-
-    Equal samples give equal bytes: members in the order given, fields by name, no times, no owners. Whatever goes
-    wrong, no file with the final name is left unfinished."""
-    record = _stage_shard(out, job, regime, samples)
-    _place_shard(out, record)
-    return record
-
-
 def _stage_shard(out: Location, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
-    """`write_shard` up to the final name."""
+    """A tar of samples that lacks its final name alone. Each sample is its uid and the files of its fields, named by
+    extension. Equal samples give equal bytes: members in the order given, fields by name, no times, no owners."""
     name = shard_name(regime, job)
     path = shard_path(out, name)
     temporary = staged(path)

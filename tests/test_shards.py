@@ -24,7 +24,6 @@ from pipeline.shards import (
     read_shard,
     remove_leftovers,
     stored_samples,
-    write_shard,
 )
 from pipeline.verify import verify
 from schemas.codec import SCHEMA_VERSION, encode
@@ -103,7 +102,8 @@ def test_a_whole_dataset_has_no_problems(whole):
 
 
 def test_the_bytes_of_a_shard_depend_on_its_samples_alone(whole, tmp_path):
-    (tmp_path / "shards").mkdir()
+    for name in ("shards", "ledger"):
+        (tmp_path / name).mkdir()
     samples = []
     for uid in ("a", "d"):
         files = field_files(tmp_path / "fields", uid, Regime.TEXTURED)
@@ -111,8 +111,10 @@ def test_the_bytes_of_a_shard_depend_on_its_samples_alone(whole, tmp_path):
             os.utime(file, (1, 1))
             file.chmod(0o600)
         samples.append((uid, files[::-1]))
-    record = write_shard(tmp_path, 0, Regime.TEXTURED, samples)
-    assert record in read_ledger_part(part_path(whole, 0)).shards
+    part = commit(tmp_path, 0, [outcome(uid, Regime.TEXTURED) for uid, _ in samples], {Regime.TEXTURED: samples})
+    assert part.shards == read_ledger_part(part_path(whole, 0)).shards[:1]
+    name = part.shards[0].name
+    assert shard_path(tmp_path, name).read_bytes() == shard_path(whole, name).read_bytes()
 
 
 def test_webdataset_reads_what_we_read(whole):

@@ -16,11 +16,11 @@ import pytest
 
 from cli.main import main
 from pipeline.output import settle, writable
-from pipeline.shards import write_shard
+from pipeline.shards import commit
 from pipeline.verify import verify
 from schemas.errors import UserError
 from schemas.sample import Regime
-from tests.made_up_build import CFG, Material, content, no_partial_shard, shards
+from tests.made_up_build import CFG, Material, content, no_partial_shard, regime_of, shards
 from tests.trust import Trust
 
 # 2: failure before and after every write, flush and rename
@@ -145,34 +145,43 @@ def test_a_failure_at_any_point_of_a_build_is_made_good(
 def test_an_exception_in_a_shard_leaves_no_file_of_its_name(trust: Trust, material: Material, tmp_path: Path) -> None:
     """Before every sample, and in every field, whatever is raised."""
     out = tmp_path / "out"
-    (out / "shards").mkdir(parents=True)
+    for name in ("shards", "ledger"):
+        (out / name).mkdir(parents=True)
     samples = [(uid, files) for uid, files in material.files.items() if files]
     kinds = [OSError, RuntimeError, MemoryError, KeyboardInterrupt]
     places = [(at, field) for at in range(len(samples)) for field in range(-1, len(samples[at][1]))]
     cases = [(kind, place) for kind in kinds for place in places]
     held = 0
     for kind, (at, field) in cases:
-        with contextlib.suppress(kind):
-            write_shard(out, 0, Regime.TEXTURED, broken(samples, at, field, kind))
+        with contextlib.suppress(UserError if kind is OSError else kind):
+            commit(out, 0, [], broken(samples, at, field, kind))
             raise AssertionError("the exception was swallowed")
-        held += not list((out / "shards").iterdir())
+        held += not [*(out / "shards").iterdir(), *(out / "ledger").iterdir()]
     trust.held(held, len(cases))
     assert held == len(cases)
 
 
 def broken(
     samples: list[tuple[str, list[Path]]], at: int, field: int, kind: type[BaseException]
-) -> Iterator[tuple[str, list[Path]]]:
+) -> dict[Regime, list[tuple[str, list[Path]]]]:
+    """The samples of a job by regime; one of them, or one of its fields, raises when its turn comes."""
+
     class Broken(type(Path())):  # type: ignore[misc]
         def open(self, *arguments: Any, **options: Any) -> Any:
             raise kind("in the middle")
 
+    class BrokenFields(list[Path]):
+        def __iter__(self) -> Iterator[Path]:
+            raise kind("in the middle")
+
+    found: dict[Regime, list[tuple[str, list[Path]]]] = {}
     for number, (uid, files) in enumerate(samples):
-        if number == at:
-            if field < 0:
-                raise kind("in the middle")
+        if number == at and field < 0:
+            files = BrokenFields(files)
+        elif number == at:
             files = [Broken(file) if index == field else file for index, file in enumerate(sorted(files))]
-        yield uid, files
+        found.setdefault(regime_of(uid), []).append((uid, files))
+    return found
 
 
 # 11: full disk, I/O errors, read-only
