@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.raster import bumpy_torus
+from benchmarks.seams import seam_length
 from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
@@ -23,7 +24,7 @@ from pipeline.measure.layout import coverage, density_spread, signed_areas
 from pipeline.measure.shape import topology
 from pipeline.render import RenderConfig, render_views
 from pipeline.unwrap.choose import UnwrapConfig, new_layout
-from pipeline.unwrap.stretch import layout_stretch, seam_length
+from pipeline.unwrap.stretch import layout_stretch
 from pipeline.warm_up import warm_up
 from schemas.ledger import Rejected
 from schemas.mesh import GROWN, XATLAS, TexturedMesh, UvMesh

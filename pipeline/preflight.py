@@ -17,7 +17,7 @@ from pipeline.formats.image_header import image_size
 from pipeline.formats.json_fields import Json, parse_json
 from pipeline.formats.obj import ObjFile, read_obj
 from pipeline.formats.uris import read_limited
-from schemas.ledger import Reason, Rejected
+from schemas.ledger import Reason
 
 SUFFIXES = (".glb", ".gltf", ".obj")
 _MATERIAL_EXTENSIONS = (
@@ -69,15 +69,6 @@ class AssetFacts:
     """Distinct base-colour images."""
     image_side_max: int
     """Pixels; 0 without images."""
-
-
-def preflight(path: Path, cfg: PreflightConfig) -> AssetFacts | Rejected:
-    """The facts of a file that the loader may be given, or why it may not."""
-    try:
-        facts, _ = open_checked(path, cfg)
-    except AssetFault as fault:
-        return fault.rejected
-    return facts
 
 
 def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | ObjFile]:

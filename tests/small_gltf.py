@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.formats.fault import AssetFault
 from pipeline.load import load_mesh
+from pipeline.preflight import AssetFacts, PreflightConfig, open_checked
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import TexturedMesh
 
@@ -128,6 +130,14 @@ def box(textured: bool = True) -> Builder:
 
 def primitive(builder: Builder) -> dict[str, Any]:
     return builder.tree["meshes"][0]["primitives"][0]
+
+
+def preflight(path: Path, cfg: PreflightConfig) -> AssetFacts | Rejected:
+    """The facts of a file that the loader may be given, or why it may not."""
+    try:
+        return open_checked(path, cfg)[0]
+    except AssetFault as fault:
+        return fault.rejected
 
 
 def loaded(directory: Path, builder: Builder, **options: bool) -> TexturedMesh:

@@ -12,9 +12,9 @@ import trimesh
 from geometry.frames import normalise
 from pipeline.glb import write_glb
 from pipeline.load import load_mesh
-from pipeline.preflight import AssetFacts, PreflightConfig, preflight
+from pipeline.preflight import AssetFacts, PreflightConfig
 from schemas.mesh import AlphaMode, TexturedMesh, UvMesh
-from tests.small_gltf import QUADRANTS, box
+from tests.small_gltf import QUADRANTS, box, preflight
 
 
 def uv_box(directory: Path) -> tuple[TexturedMesh, UvMesh, TexturedMesh]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from pipeline.preflight import PreflightConfig, preflight
+from pipeline.preflight import PreflightConfig
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import TexturedMesh
-from tests.small_gltf import BOX_FACES, CORNERS, QUADRANTS, Builder, box, loaded, primitive, refused
+from tests.small_gltf import BOX_FACES, CORNERS, QUADRANTS, Builder, box, loaded, preflight, primitive, refused
 
 
 def signed_volume(mesh: TexturedMesh) -> float:

@@ -15,10 +15,10 @@ from pipeline.formats.gltf_views import MESHOPT, ViewReader
 from pipeline.formats.images import decode_image
 from pipeline.formats.json_fields import Json
 from pipeline.load import load_mesh
-from pipeline.preflight import AssetFacts, PreflightConfig, preflight
+from pipeline.preflight import AssetFacts, PreflightConfig
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import TexturedMesh
-from tests.small_gltf import BOX_FACES, CORNERS, Builder, box, loaded, primitive, refused
+from tests.small_gltf import BOX_FACES, CORNERS, Builder, box, loaded, preflight, primitive, refused
 from tests.test_load import signed_volume
 
 ASSETS = Path(__file__).with_name("assets")

@@ -7,10 +7,10 @@ import meshopt
 import numpy as np
 
 from pipeline.load import load_asset, load_mesh
-from pipeline.preflight import PreflightConfig, preflight
+from pipeline.preflight import PreflightConfig
 from schemas.ledger import Rejected
 from schemas.mesh import TexturedMesh
-from tests.small_gltf import BOX_FACES, CORNERS, Builder, box, primitive
+from tests.small_gltf import BOX_FACES, CORNERS, Builder, box, preflight, primitive
 
 ASSETS = Path(__file__).with_name("assets")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.preflight import AssetFacts, PreflightConfig, preflight
+from pipeline.preflight import AssetFacts, PreflightConfig
 from schemas.ledger import Reason, Rejected
-from tests.small_gltf import CORNERS, QUADRANTS, Builder, box, pack, png, primitive
+from tests.small_gltf import CORNERS, QUADRANTS, Builder, box, pack, png, preflight, primitive
 
 CFG = PreflightConfig()
 

@@ -11,11 +11,12 @@ from pipeline.formats.side_files import side_files
 from pipeline.judge import JudgeConfig, judge
 from pipeline.load import load_mesh
 from pipeline.measure.mesh import measure
-from pipeline.preflight import PreflightConfig, preflight
+from pipeline.preflight import PreflightConfig
 from pipeline.sources.folder import folder
 from pipeline.unwrap.choose import UnwrapConfig, unwrap
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.mesh import TexturedMesh
+from tests.small_gltf import preflight
 
 pytestmark = pytest.mark.assets
 

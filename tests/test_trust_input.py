@@ -18,7 +18,7 @@ import pytest
 from pipeline.blender.host import BlenderConfig, convert
 from pipeline.load import load_asset
 from pipeline.plan import ShardJob, plan_jobs
-from pipeline.preflight import PreflightConfig, preflight
+from pipeline.preflight import PreflightConfig
 from pipeline.process import process_job
 from pipeline.sandbox import LimitsConfig, run_child
 from pipeline.shards import read_shard
@@ -28,7 +28,7 @@ from schemas.codec import UID_PATTERN, decode
 from schemas.dataset import part_path, read_ledger_part, shard_path
 from schemas.ledger import Outcome, Reason, Rejected, Status
 from schemas.mesh import MeshRef
-from tests.small_gltf import CORNERS, QUADRANTS, Builder, box, pack, png, primitive
+from tests.small_gltf import CORNERS, QUADRANTS, Builder, box, pack, png, preflight, primitive
 from tests.test_load_fuzz import mutated, mutated_tree, rich
 from tests.test_preflight import CONTAINERS, OBJS, SPOILED, gltf, spoiled
 from tests.test_trust_sandbox import SMALL

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pipeline.unwrap.choose
+from benchmarks.seams import seam_length
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.bake import rasterize_layout
 from pipeline.load import load_mesh
@@ -17,7 +18,7 @@ from pipeline.measure.mesh import measure
 from pipeline.measure.shape import topology
 from pipeline.unwrap.choose import UnwrapConfig, unwrap
 from pipeline.unwrap.grow import grown_layout
-from pipeline.unwrap.stretch import layout_stretch, seam_length
+from pipeline.unwrap.stretch import layout_stretch
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Material, TexturedMesh, UvMesh
 from tests.small_gltf import box

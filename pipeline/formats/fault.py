@@ -4,8 +4,8 @@ from schemas.ledger import Reason, Rejected
 
 
 class AssetFault(Exception):
-    """The asset is at fault. Raised by the readers; caught by `preflight` and `load_asset`, and where what is missing
-    can be done without."""
+    """The asset is at fault. Raised by the readers; caught by `load_asset`, and where what is missing can be done
+    without."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         self.rejected = Rejected(reason=reason, detail=detail)
