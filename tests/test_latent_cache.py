@@ -21,6 +21,7 @@ from schemas.sample import Regime, TextureSample
 from tests.small_dataset import small_sample, write_dataset, write_samples
 from training import latent_encode
 from training.batch import LatentBatch, TextFeatures, encode_batch
+from training.checkpoints import read_card
 from training.data import BatchStream, DataConfig
 from training.fit import make_module, train
 from training.latent_cache import RECORD, codec_header, parse_record
@@ -306,9 +307,9 @@ def test_a_full_disk_at_any_file_leaves_a_run_that_can_go_on(
 
 
 class Letters:
-    """A text encoder: a token for each letter, the same for a letter everywhere, zeros behind."""
+    """A text encoder by the name of Wan's: a token for each letter, the same for a letter everywhere, zeros behind."""
 
-    name, text_dim, length = "letters", 32, 16
+    name, text_dim, length = "umt5", 32, 16
 
     def to(self, device: object) -> None: ...
 
@@ -327,14 +328,34 @@ def with_text(dataset: Path) -> Iterator[Path]:
 
 
 def test_stored_text_is_what_its_encoder_would_say(with_text: Path, tmp_path: Path) -> None:
-    module = make_module(small_config(with_text, tmp_path, latents=True), DctCodec(), "cpu")
-    encoder = Letters()
+    cfg, encoder = small_config(with_text, tmp_path, latents=True), Letters()
+    module = make_module(cfg, DctCodec(), "cpu", stored=None, encodes_text=False)
     for batch in batches(with_text, DctCodec()):
         assert isinstance(batch.text, TextFeatures)
         for kept in ([True, True], [False, True]):
             prompts = [caption if keep else "" for caption, keep in zip(batch.captions, kept, strict=True)]
             assert torch.equal(batch.text.tokens(kept), encoder.encode(prompts))
         assert torch.equal(module.embed_text(batch, torch.tensor([0.5, 0.0])), batch.text.tokens([True, False]))
+
+
+def with_encoder(cfg: TrainConfig, text_encoder: str) -> TrainConfig:
+    """Its weights are nowhere to be had."""
+    latents = replace(cfg.latents, text_encoder=text_encoder, text_encoder_path="no/encoder")
+    return replace(cfg, latents=latents, validation=replace(cfg.validation, every=0))
+
+
+def test_a_run_on_stored_text_loads_no_encoder(with_text: Path, tmp_path: Path) -> None:
+    cfg = with_encoder(small_config(with_text, tmp_path / "run", latents=True), "umt5")
+    assert read_card(train(cfg).checkpoint).text_encoder == "umt5"
+
+
+def test_stored_text_of_another_encoder_is_refused(with_text: Path, tmp_path: Path) -> None:
+    cfg = small_config(with_text, tmp_path / "run", latents=True)
+    with pytest.raises(UserError, match=r"captions were encoded by umt5, this run has none; set latents\.text_encoder"):
+        train(with_encoder(cfg, "none"))
+    narrow = replace(cfg, model=replace(cfg.model, text_dim=16))
+    with pytest.raises(UserError, match=r"umt5 have 32 dimensions, the model takes 16; set model\.text_dim 32"):
+        train(with_encoder(narrow, "umt5"))
 
 
 def test_datasets_whose_latents_do_not_mix_are_named(tmp_path: Path) -> None:

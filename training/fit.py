@@ -31,8 +31,9 @@ from training.checkpoints import (
 )
 from training.cost import estimate
 from training.curves import Curves
-from training.data import TextureDataModule, leading_dataset
+from training.data import TextureDataModule, leading_dataset, open_datasets
 from training.guards import Diverged, FiniteGuard, StopSignals
+from training.latent_cache import LatentHeader
 from training.latents import LatentCodec
 from training.meters import Meter, Work
 from training.model.checkpoint import from_wan, load_model, trainable_parameters
@@ -43,7 +44,7 @@ from training.pictures import Pictures, Validation
 from training.presets import ModelConfig, TrainConfig
 from training.run_lock import RunLock
 from training.sharding import whole_model
-from training.sources import image_sizes
+from training.sources import image_sizes, stored_text
 from training.steps import StepCallback
 from training.strategies import check_run, choose, make_strategy, memory_of, own_device
 
@@ -100,7 +101,10 @@ def train_locked(
     codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
     encoder = partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
     data = TextureDataModule(cfg.data, seed=cfg.run.seed, turns=cfg.run.accumulate, encoder=encoder, codec=codec)
-    module = make_module(cfg, codec, str(device))
+    with_latents = open_datasets(cfg.data) if cfg.data.latents else []
+    stored = stored_text(with_latents, codec, cfg.latents.text_encoder)
+    shown = validation if cfg.validation.every else None
+    module = make_module(cfg, codec, str(device), stored, encodes_text=stored is None or shown is not None)
     clock = Clock(cfg.run.max_steps, cfg.run.max_seconds)
     average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
     meter, curves = Meter(Work.of(cfg, sizes, device)), Curves(cfg)
@@ -108,8 +112,8 @@ def train_locked(
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data)
     finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec), average, signals)
     later: list[lightning.Callback] = [log, finish, states]
-    if validation is not None and cfg.validation.every:
-        later.append(Pictures(cfg, validation, average, curves, meter))
+    if shown is not None:
+        later.append(Pictures(cfg, shown, average, curves, meter))
     for rollbacks in range(MAX_ROLLBACKS + 1):
         guard = FiniteGuard(cfg.optimizer.skip_budget)
         callbacks = [lock, clock, LearningRate(cfg.optimizer, clock), average, guard, signals, curves, *later, meter]
@@ -216,10 +220,20 @@ def check_switches(model: SeqTexTransformer3DModel, cfg: ModelConfig) -> None:
             )
 
 
-def make_module(cfg: TrainConfig, codec: LatentCodec, device: str) -> TextureModule:
-    model = make_model(cfg.model, cfg.run.seed)
-    latents = cfg.latents
-    text_encoder = make_text_encoder(latents.text_encoder, latents.text_encoder_path, cfg.model.text_dim, device)
+def make_module(
+    cfg: TrainConfig, codec: LatentCodec, device: str, stored: LatentHeader | None = None, encodes_text: bool = True
+) -> TextureModule:
+    """stored: what captions were encoded with beforehand. encodes_text: whether others must be encoded, too."""
+    model, latents, text_encoder = make_model(cfg.model, cfg.run.seed), cfg.latents, None
+    text_dim = int(model.config["text_dim"])
+    if encodes_text:
+        text_encoder = make_text_encoder(latents.text_encoder, latents.text_encoder_path, text_dim, device)
+    for source in (text_encoder, stored):
+        if source is not None and source.text_dim != text_dim:
+            raise UserError(
+                f"features of {latents.text_encoder} have {source.text_dim} dimensions, the model takes {text_dim}; "
+                f"set model.text_dim {source.text_dim}, start from other weights, or set latents.text_encoder none"
+            )
     return TextureModule(
         model,
         codec,

@@ -49,7 +49,7 @@ class TextureModule(lightning.LightningModule):
         self,
         model: SeqTexTransformer3DModel,
         codec: LatentCodec,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | None,
         *,
         flow: FlowConfig,
         tasks: TaskConfig,
@@ -57,6 +57,7 @@ class TextureModule(lightning.LightningModule):
         seed: int,
         autocast: torch.dtype | None = None,
     ) -> None:
+        """text_encoder: None where all captions come encoded."""
         super().__init__()
         self.model = model
         self.codec = codec
@@ -99,6 +100,7 @@ class TextureModule(lightning.LightningModule):
         kept = [d >= self.flow.text_dropout for d in drop.tolist()]
         if latents.text is not None:
             return latents.text.tokens(kept).to(self.device)
+        assert self.text_encoder is not None
         prompts = [caption if keep else "" for caption, keep in zip(latents.captions, kept, strict=True)]
         return self.text_encoder.encode(prompts).to(self.device)
 

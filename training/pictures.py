@@ -50,6 +50,7 @@ def texture(
     )
     views = torch.arange(batch.mv.rgb.shape[1]) == 0
     encoder = module.text_encoder
+    assert encoder is not None
     text = Text(
         prompt=encoder.encode(list(batch.captions)).to(module.device), empty=encoder.encode([""]).to(module.device)
     )

@@ -12,7 +12,15 @@ from schemas.codec import LIT, decode
 from schemas.dataset import ShardRecord, read_dataset_json, read_ledger
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
-from training.latent_cache import LatentDecoder, LatentHeader, StoredLatents, find_latents, read_empty_text
+from training.latent_cache import (
+    LatentDecoder,
+    LatentHeader,
+    StoredLatents,
+    codec_header,
+    find_latents,
+    read_empty_text,
+)
+from training.latents import LatentCodec
 from training.storage import REMEDY, DatasetFiles, LocalFiles, ShardError
 from training.stream import Sample, SampleOrder, ShardReader, SkipBudget
 
@@ -171,6 +179,22 @@ def _open(files: DatasetFiles, cfg: SourceOptions, codec: LatentHeader | None) -
         header, read_empty_text(files, header), with_variance=cfg.draw_posterior
     )
     return _Opened(header.folder, shards, decoder, built_sizes(files) | shapes | text)
+
+
+def stored_text(datasets: list[DatasetFiles], codec: LatentCodec, text_encoder: str) -> LatentHeader | None:
+    """What the captions were encoded with, where those of all datasets come with their latents; None otherwise.
+
+    Raises:
+        UserError: no latents by this codec, or captions by another text encoder than that of the run.
+    """
+    headers = [find_latents(files, codec_header(codec), [])[0] for files in datasets]
+    for files, header in zip(datasets, headers, strict=True):
+        if header.text_encoder not in ("", text_encoder):
+            raise UserError(
+                f"{files.location}/{header.folder}: captions were encoded by {header.text_encoder}, this run has "
+                f"{text_encoder}; set latents.text_encoder {header.text_encoder}, or encode again"
+            )
+    return headers[0] if headers and all(header.text_encoder for header in headers) else None
 
 
 def built_sizes(files: DatasetFiles) -> dict[str, Any]:
