@@ -1,6 +1,5 @@
 import hashlib
 import itertools
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -57,18 +56,6 @@ def test_a_sample_for_the_model_is_the_stored_one_with_flipped_uv_maps() -> None
         stored = stored.astype(np.float32) / 255 if name == "rgb" else stored
         assert np.array_equal(getattr(batch.uv, name)[0, 0].numpy(), stored[::-1])
         assert not np.array_equal(stored, stored[::-1])
-    assert np.array_equal(batch.uv.mask[0, 0, :, :, 0].numpy() > 0, sample.uv.mask[::-1])
-
-
-def test_cut_out_texels_are_no_truth() -> None:
-    sample = small_sample("a", Regime.TEXTURED, 1)
-    assert sample.uv is not None
-    opacity = np.where(np.arange(UV_SIZE) < UV_SIZE // 2, 127, 128).astype(np.uint8) * np.ones((UV_SIZE, 1), np.uint8)
-    batch = to_model(replace(sample, uv=replace(sample.uv, opacity=opacity)))
-    assert batch.uv is not None
-    mask = batch.uv.mask[0, 0, :, :, 0].numpy() > 0
-    assert not mask[:, : UV_SIZE // 2].any() and sample.uv.mask[:, : UV_SIZE // 2].any()
-    assert np.array_equal(mask[:, UV_SIZE // 2 :], sample.uv.mask[::-1, UV_SIZE // 2 :])
 
 
 def test_batches_have_one_regime_and_every_sample_comes_once_per_epoch(dataset: Path) -> None:

@@ -19,22 +19,16 @@ from training.latents import LatentCodec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maps:
-    """Images of one branch, float32, row 0 first as the model sees it; 0 outside the mask."""
+    """Images of one branch, float32, row 0 first as the model sees it; geometry is 0 where no face is."""
 
     rgb: Float[Tensor, "*batch frames h w 3"]
     """sRGB, [0, 1]."""
     position: Float[Tensor, "*batch frames h w 3"]
     """Dataset frame, [-1, 1]."""
     normal: Float[Tensor, "*batch frames h w 3"]
-    mask: Float[Tensor, "*batch frames h w 1"]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Maps":
-        return Maps(
-            rgb=function(self.rgb),
-            position=function(self.position),
-            normal=function(self.normal),
-            mask=function(self.mask),
-        )
+        return Maps(rgb=function(self.rgb), position=function(self.position), normal=function(self.normal))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,18 +148,16 @@ def views_to_model(views: Sequence[Views]) -> Maps:
         rgb=stack([each.rgb for each in views]),
         position=stack([each.position for each in views]),
         normal=stack([each.normal for each in views]),
-        mask=stack([each.mask for each in views])[..., None],
     )
 
 
 def uv_maps_to_model(maps: Sequence[UvMaps]) -> Maps:
-    """[B, 1, H, W, C]. Colour keeps its dilation beyond the mask; what is cut out is no truth and leaves the mask."""
-    masks = [each.mask if each.opacity is None else each.mask & (each.opacity >= 128) for each in maps]
+    """[B, 1, H, W, C]. Colour keeps its dilation beyond what faces cover: the loss is that of whole latents (paper), of
+    8 x 8 texels each."""
     return Maps(
         rgb=stack([each.rgb for each in maps], upside_down=True)[:, None],
         position=stack([each.position for each in maps], upside_down=True)[:, None],
         normal=stack([each.normal for each in maps], upside_down=True)[:, None],
-        mask=stack(masks, upside_down=True)[:, None, ..., None],
     )
 
 
