@@ -17,6 +17,7 @@ from pipeline.unwrap.choose import UnwrapConfig
 from schemas.errors import UsageError, UserError
 from training.checkpoints import Checkpoint, load_checkpoint
 from training.sampler import SamplerConfig
+from training.sources import require_tokens
 
 UNWRAP_TIMEOUT_S = 600.0
 """A person waits longer for one mesh than a build does."""
@@ -116,6 +117,7 @@ def texture(
         wan=wan,
     )
     if uv_resolution is not None:
+        require_tokens("--uv_resolution", uv_resolution)
         network = replace(network, card=replace(network.card, uv_resolution=uv_resolution))
     if network.card.uv_resolution is None:
         raise UserError(f"{checkpoint}: never saw a UV map; train on a dataset with textured samples")

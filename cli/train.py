@@ -11,16 +11,21 @@ from typing import Any
 from cli.progress import bar, log_event, training_note
 from cli.table import print_table
 from cli.validation import validation_of
-from training.cost import GPU_GB, Cost, estimate
-from training.data import leading_dataset
+from training.cost import GPU_GB, count_tokens
 from training.fit import train as run_training
+from training.meters import Work
+from training.plan import Plan, plan_run
 from training.presets import TrainConfig
 from training.presets import preset as named_preset
-from training.sources import ImageSizes, image_sizes
-from training.strategies import Choice, check_run, choose, is_first_process, memory_of, own_device
+from training.sources import ImageSizes
+from training.strategies import is_first_process, own_device
 
 LOG_EVERY = 50
 """Steps between two lines of the log."""
+NOTABLE = 1.5
+"""So many times the tokens that a preset is made for are worth a warning."""
+TWO_CORES = 1e11
+"""Operations per second that they reach, roughly (ours)."""
 
 
 def default_config(command: str, arguments: Sequence[str]) -> TrainConfig:
@@ -40,14 +45,15 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
         dry_run: train nothing, but print parameters, tokens, operations and memory of this configuration
         json: with dry_run, print one line of JSON instead of tables (as without a terminal)
     """
-    check_run(cfg)
-    cost = estimate(cfg, sizes_of_samples(cfg))
-    strategy = choose(cfg, cost, memory_of(own_device(cfg.run.accelerator)))
+    has_data = bool(cfg.data.directories) or (cfg.data.directory / "dataset.json").is_file()
+    plan = plan_run(cfg, own_sizes(cfg.preset) if dry_run and not has_data else None)
     if dry_run:
-        return show_cost(cost, strategy, cfg, json or not sys.stdout.isatty())
-    speaks = is_first_process()
+        return show_cost(plan, json or not sys.stdout.isatty())
+    speaks, warning = is_first_process(), size_warning(plan)
     if speaks:
-        log_event("strategy", **asdict(strategy))
+        log_event("strategy", **asdict(plan.strategy))
+    if speaks and warning:
+        log_event("warning", detail=warning)
     with bar("training", 100, "%") if speaks else nullcontext(lambda done, note: None) as update:
 
         def report(row: dict[str, Any]) -> None:
@@ -55,7 +61,7 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
             if row["step"] % LOG_EVERY == 0:
                 log_event("step", **row)
 
-        result = run_training(cfg, report, validation_of(cfg))
+        result = run_training(cfg, report, validation_of(cfg), plan)
     if speaks:
         log_event(
             "trained", checkpoint=str(result.checkpoint), steps=len(result.losses), seconds=round(result.seconds, 1)
@@ -63,19 +69,38 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
     return 0
 
 
-def sizes_of_samples(cfg: TrainConfig) -> ImageSizes:
-    """Those of the data, or the preset's own where there is none yet."""
-    if cfg.data.directories or (cfg.data.directory / "dataset.json").is_file():
-        return image_sizes(leading_dataset(cfg.data))
-    if cfg.preset == "tiny":
+def own_sizes(preset: str) -> ImageSizes:
+    """What a preset is made for."""
+    if preset == "tiny":
         return ImageSizes(views=4, view_resolution=64, uv_resolution=128)
     return ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
 
 
-def show_cost(cost: Cost, strategy: Choice, cfg: TrainConfig, json: bool) -> int:
+def size_warning(plan: Plan) -> str | None:
+    """Where samples have far more tokens than the preset is made for: how many, how long that takes, what to do."""
+    cfg, own = plan.cfg, own_sizes(plan.cfg.preset)
+    meant, found = count_tokens(own, cfg.latents.text_encoder), plan.cost.tokens
+    times = (found.mv + found.uv) / (meant.mv + meant.uv)
+    if times <= NOTABLE:
+        return None
+    flops = max(task.total for task in plan.cost.flops.values()) * cfg.data.batch_size * cfg.run.max_steps
+    peak = Work.of(cfg, plan.sizes, own_device(cfg.run.accelerator)).peak
+    speed, of = (0.4 * peak, "40 % of what these GPUs can do") if peak else (TWO_CORES, "about what two cores do")
+    return (
+        f"a sample of this dataset has {found.mv + found.uv} tokens, {times:.3g} times those that preset {cfg.preset} "
+        f"is made for (views of {own.view_resolution}^2, a UV map of {own.uv_resolution}^2): run.max_steps "
+        f"{cfg.run.max_steps} takes up to {flops / 1e15:.3g} PFLOP, {flops / speed / 3600:.3g} hours at "
+        f"{speed / 1e12:.3g} TFLOP/s ({of}); build the dataset with --views.resolution {own.view_resolution} "
+        f"--uv.resolution {own.uv_resolution}, or take another preset (seqtex train --dry_run says what it needs)"
+    )
+
+
+def show_cost(plan: Plan, json: bool) -> int:
     """One line of JSON, or tables of parameters, operations by task, and memory by checkpointing policy."""
+    cfg, cost, warning = plan.cfg, plan.cost, size_warning(plan)
     if json:
-        told = {"event": "dry_run", "preset": cfg.preset} | cost.as_json() | {"strategy": asdict(strategy)}
+        told = {"event": "dry_run", "preset": cfg.preset} | cost.as_json() | {"strategy": asdict(plan.strategy)}
+        told |= {"warning": warning} if warning else {}
         sys.stdout.write(json_format.dumps(told) + "\n")
         return 0
     counts = [(name, everything / 1e6, trained / 1e6) for name, (everything, trained) in cost.parameters.items()]
@@ -112,5 +137,5 @@ def show_cost(cost: Cost, strategy: Choice, cfg: TrainConfig, json: bool) -> int
     batch = f"GB for {cost.batch_per_gpu}"
     by_gpu = ("checkpointing", *(f"{size}" for size in GPU_GB), batch, f"{batch}, FSDP over 8")
     print_table(by_gpu, fitting, "Samples that fit on a GPU of so many GB, and the GPU that this batch needs")
-    sys.stdout.write(f"{strategy.words}\n")
+    sys.stdout.write(f"{plan.strategy.words}\n" + (f"{warning}\n" if warning else ""))
     return 0

@@ -1,8 +1,6 @@
 """Run-time shape checks on our packages, and the shared assets where they are present."""
 
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +30,6 @@ install_import_hook(CHECKED, "beartype.beartype")
 pytest_plugins = ["tests.trust", "tests.made_up_build", "pytester"]
 
 REPO = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def matrix_products() -> Iterator[None]:
-    """A test that trains sets how exact they are for its whole process; the next one finds what torch starts with."""
-    yield
-    if torch := sys.modules.get("torch"):
-        torch.set_float32_matmul_precision("highest")
 
 
 def shared(name: str) -> Path:

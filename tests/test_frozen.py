@@ -10,10 +10,11 @@ from schemas.errors import UserError
 from schemas.sample import Regime
 from tests.small_dataset import write_dataset
 from tests.test_training import load_state, small_config, weights
-from training.fit import make_model, train
+from training.fit import train
 from training.frozen import frozen_fingerprint
 from training.model.checkpoint import load_model, save_model, trainable_parameters
 from training.presets import TrainConfig
+from training.start import make_model
 
 FROZEN = "blocks.1.attn1.to_q.base_layer.weight"
 

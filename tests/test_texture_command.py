@@ -161,6 +161,7 @@ def test_a_batch_gives_what_each_mesh_gets_alone_and_one_bad_mesh_stops_nothing(
         (["--prompt", "x"], 2, "--batch"),
         (["a.glb", "--batch", "b.jsonl"], 2, "--batch"),
         (["a.glb", "--out", "b.glb", "--prompt", "x", "--steps", "0"], 2, "steps is 0"),
+        (["a.glb", "--out", "b.glb", "--prompt", "x", "--uv_resolution", "1000"], 1, "multiples of 16"),
         (["a.glb", "--out", "b.glb", "--images", "empty"], 1, "view_0.png"),
         (["--batch", "bad.jsonl"], 2, "line 2"),
     ],

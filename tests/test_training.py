@@ -250,7 +250,7 @@ from cli.main import main
 import cli.train
 dataset, run, step, name = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 from tests.test_training import small_config
-def train(cfg, report, validation):
+def train(cfg, report, validation, plan):
     def told(row):
         if row["step"] == step:
             os.kill(os.getpid(), getattr(signal, name))

@@ -144,9 +144,17 @@ def test_the_meter_tells_rates_waiting_and_utilisation(dataset, tmp_path):
     assert meter.figures() == figures, "reading the state is no step"
 
 
+@pytest.mark.parametrize(("state_every", "is_measured"), [(1, False), (100, True)])
+def test_steps_that_save_a_state_tell_no_rate(dataset, tmp_path, state_every, is_measured):
+    rows: list[dict[str, Any]] = []
+    train(small_config(dataset, tmp_path, max_steps=4, state_every=state_every, logger="none"), rows.append)
+    assert ("samples_per_s" in rows[-1]) == is_measured
+
+
 def test_peaks_of_devices():
     assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB", "float32") == 156e12
+    assert [peak_flops(f"NVIDIA {name}", "bfloat16") for name in ("L40S", "L40", "L4")] == [362e12, 181e12, 121e12]
     assert peak_flops("something else", "bfloat16") is None
 
 

@@ -16,6 +16,7 @@ from schemas.dataset import write_file
 from schemas.errors import UserError
 from training.checkpoints import newest_state, sum_path, trainer_states
 from training.data import TextureDataModule
+from training.meters import Meter
 from training.optimizers import OptimizerConfig, trained_parameters
 from training.sharding import gathered, local, part_of_whole
 from training.steps import StepCallback, count_batches_anew, is_step_end
@@ -119,16 +120,20 @@ class AveragedWeights(StepCallback):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The averaged weights in place of the trained ones."""
-        shards = {name: local(p.detach()) for name, p in self._parameters.items()}
-        kept = {name: shard.clone() for name, shard in shards.items()}
+        """The averaged weights in place of the trained ones, which lie in theirs meanwhile: no third copy of all."""
+        self._exchange()
         try:
-            for name, shard in shards.items():
-                shard.copy_(self._average[name])
             yield
         finally:
-            for name, shard in shards.items():
-                shard.copy_(kept[name])
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, parameter in self._parameters.items():
+            shard, average = local(parameter.detach()), self._average[name]
+            assert shard.dtype == average.dtype, "else the way there and back would lose something"
+            kept = shard.clone()
+            shard.copy_(average)
+            average.copy_(kept)
 
 
 class LossLog(lightning.Callback):
@@ -192,8 +197,9 @@ class SavedStates(StepCallback):
     """A trainer state every so many steps and at the end; the newest `keep` are kept. Also tells the data module how
     far it has come, so it must stand last among the callbacks."""
 
-    def __init__(self, directory: Path, every_steps: int, data: TextureDataModule, keep: int = 2) -> None:
+    def __init__(self, directory: Path, every_steps: int, data: TextureDataModule, meter: Meter, keep: int = 2) -> None:
         self.data = data
+        self.meter = meter
         self.directory = directory
         self.every_steps = every_steps
         self.keep = keep
@@ -230,6 +236,7 @@ class SavedStates(StepCallback):
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
+        self.meter.leave_out()
         trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
         if trainer.is_global_zero:
             for path in trainer_states(self.directory)[: -self.keep]:

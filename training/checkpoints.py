@@ -6,6 +6,7 @@ another sum in it, the state does not count. A finished checkpoint is a model di
 
 import json
 import os
+import pickle
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,13 @@ class AtomicCheckpointIO(CheckpointIO):
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
         # mapped, so that the ranks of a node share its pages
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:  # moments in 8 bits are of a type that their package makes known
+            raise UserError(
+                f"{path}: holds more than plain tensors, as with optimizer.eight_bit: give the options in config.json "
+                "of run.directory, or another run.directory"
+            ) from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
         path = Path(path)

@@ -13,10 +13,9 @@ from typing import Any
 from training.model.checkpoint import empty_model, trainable_parameters
 from training.optimizers import part_of
 from training.presets import ModelConfig, TrainConfig
-from training.sources import ImageSizes
+from training.sources import TOKEN, ImageSizes
 from training.tasks import TASKS
 
-LATENT_STRIDE = 8
 LATENT_CHANNELS = 16
 PATCH = 2
 PATCH_CHANNELS = LATENT_CHANNELS * PATCH**2
@@ -93,9 +92,8 @@ class Memory:
 
 
 def count_tokens(sizes: ImageSizes, text_encoder: str, needs_uv: bool = True) -> Tokens:
-    side = LATENT_STRIDE * PATCH
-    uv = (sizes.uv_resolution // side) ** 2 if needs_uv and sizes.uv_resolution else 0
-    mv = sizes.views * (sizes.view_resolution // side) ** 2
+    uv = (sizes.uv_resolution // TOKEN) ** 2 if needs_uv and sizes.uv_resolution else 0
+    mv = sizes.views * (sizes.view_resolution // TOKEN) ** 2
     return Tokens(frames=sizes.views + 1, mv=mv, uv=uv, text=TEXT_TOKENS[text_encoder])
 
 

@@ -62,6 +62,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_between("data.mv_only_ratio", self.mv_only_ratio, 0, 1)
+        require_between("data.batch_size", self.batch_size, 1, 1_000_000)
+        require_between("data.window", self.window, 1, 1_000_000)
+        require_between("data.workers", self.workers, 0, 1024)
+        require_between("data.skip_budget", self.skip_budget, 0, 1_000_000)
+        require_between("data.cache_gb", self.cache_gb, 0, 1e9)
         if ":/" in str(self.directory):  # a Path has lost the second slash of an address
             raise UsageError(f"data.directory is {self.directory}: give addresses in data.directories, with a weight")
         if any(not weight > 0 for weight in self.directories.values()):

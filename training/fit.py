@@ -2,8 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,24 +29,23 @@ from training.checkpoints import (
     read_card,
     save_checkpoint,
 )
-from training.cost import estimate
 from training.curves import Curves
 from training.data import TextureDataModule, leading_dataset, open_datasets
 from training.guards import Diverged, FiniteGuard, StopSignals
 from training.latent_cache import LatentHeader
 from training.latents import LatentCodec
 from training.meters import Meter, Work
-from training.model.checkpoint import from_wan, load_model, trainable_parameters
 from training.model.files import remove_leftovers
-from training.model.seqtex import SeqTexTransformer3DModel
 from training.module import TextureModule
 from training.pictures import Pictures, Validation
-from training.presets import ModelConfig, TrainConfig
+from training.plan import Plan, plan_run
+from training.presets import TrainConfig
 from training.run_lock import RunLock
 from training.sharding import whole_model
 from training.sources import image_sizes, stored_text
+from training.start import make_model
 from training.steps import StepCallback
-from training.strategies import check_run, choose, make_strategy, memory_of, own_device
+from training.strategies import make_strategy, own_device
 
 CHECKPOINT = "checkpoint"
 PRODUCTS = "medium"
@@ -74,30 +73,40 @@ def train(
     cfg: TrainConfig,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
     validation: Validation | None = None,
+    plan: Plan | None = None,
 ) -> TrainResult:
     """Runs to the step or time limit, resuming what is in `run.directory`. `report` gets each step's row of the loss
     log with the share of the run that is done as `progress`, and the figures of `Meter`. `validation`: what is textured
-    every `validation.every` steps.
+    every `validation.every` steps. `plan`: what `plan_run(cfg)` said, where the caller has asked.
 
     Raises:
         UsageError: options contradict each other.
         UserError: dataset, weights or trainer state are missing, damaged or do not fit; too many gradients were no
             numbers (`Diverged`); a signal stopped the run, which then saved its state (`Interrupted`).
     """
-    check_run(cfg)
+    plan = plan or plan_run(cfg)
     cfg.run.directory.mkdir(parents=True, exist_ok=True)
-    with closing(RunLock(cfg.run.directory)) as lock:
-        return train_locked(cfg, lock, report, validation)
+    with closing(RunLock(cfg.run.directory)) as lock, arithmetic(cfg.run.threads):
+        return train_as_planned(plan, lock, report, validation)
 
 
-def train_locked(
-    cfg: TrainConfig, lock: RunLock, report: Callable[[dict[str, Any]], None], validation: Validation | None
-) -> TrainResult:
-    if cfg.run.threads:
-        torch.set_num_threads(cfg.run.threads)
+@contextmanager
+def arithmetic(threads: int) -> Iterator[None]:
+    """Threads and products of training. What this process does afterwards is done as before."""
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads or before[0])
     torch.set_float32_matmul_precision(PRODUCTS)
-    sizes, device, ranks = image_sizes(leading_dataset(cfg.data)), own_device(cfg.run.accelerator), cfg.run.ranks
-    strategy = choose(cfg, estimate(cfg, sizes), memory_of(device)).name
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+
+
+def train_as_planned(
+    plan: Plan, lock: RunLock, report: Callable[[dict[str, Any]], None], validation: Validation | None
+) -> TrainResult:
+    cfg, device = plan.cfg, own_device(plan.cfg.run.accelerator)
     codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
     encoder = partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
     data = TextureDataModule(cfg.data, seed=cfg.run.seed, turns=cfg.run.accumulate, encoder=encoder, codec=codec)
@@ -107,9 +116,9 @@ def train_locked(
     module = make_module(cfg, codec, str(device), stored, encodes_text=stored is None or shown is not None)
     clock = Clock(cfg.run.max_steps, cfg.run.max_seconds)
     average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
-    meter, curves = Meter(Work.of(cfg, sizes, device)), Curves(cfg)
+    meter, curves = Meter(Work.of(cfg, plan.sizes, device)), Curves(cfg)
     log = LossLog(cfg.run.directory / "losses.jsonl", clock, lambda row: tell(row | meter.figures(), curves, report))
-    states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data)
+    states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data, meter)
     finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec), average, signals)
     later: list[lightning.Callback] = [log, finish, states]
     if shown is not None:
@@ -117,7 +126,7 @@ def train_locked(
     for rollbacks in range(MAX_ROLLBACKS + 1):
         guard = FiniteGuard(cfg.optimizer.skip_budget)
         callbacks = [lock, clock, LearningRate(cfg.optimizer, clock), average, guard, signals, curves, *later, meter]
-        trainer = make_trainer(cfg, make_strategy(strategy, device, ranks), callbacks)
+        trainer = make_trainer(cfg, make_strategy(plan.strategy.name, device, cfg.run.ranks), callbacks)
         if trainer.is_global_zero:
             lock.take()
         state = states.newest()
@@ -182,42 +191,6 @@ class Finish(StepCallback):
             model = whole_model(pl_module.model)
             if trainer.is_global_zero:
                 save_checkpoint(self.directory, model, self.card(trainer.global_step))
-
-
-def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
-    """The model at the start of training, with the parameters that train marked. From scratch, `seed` draws it."""
-    if cfg.start == "scratch":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = SeqTexTransformer3DModel(**cfg.architecture())
-    elif cfg.start == "wan":
-        model = from_wan(
-            cfg.start_path,
-            subfolder="transformer",
-            lora_rank=cfg.lora_rank,
-            lora_alpha=cfg.lora_alpha,
-            geometry_attention=cfg.geometry_attention,
-            uv_branch=cfg.uv_branch,
-            rope_max_seq_len=cfg.rope_max_seq_len,
-            seed=seed,
-        )
-    else:
-        model = load_model(cfg.start_path)
-        check_switches(model, cfg)
-    trainable_parameters(model, cfg.trained)
-    model.checkpoint_blocks(cfg.checkpointing, cfg.checkpoint_every)
-    if cfg.compile_blocks:
-        model.compile_repeated_blocks()
-    return model.train()
-
-
-def check_switches(model: SeqTexTransformer3DModel, cfg: ModelConfig) -> None:
-    """A checkpoint has its own switches; one that was asked for must not be ignored."""
-    for name in ("geometry_attention", "uv_branch"):
-        if model.config[name] != getattr(cfg, name):
-            raise UserError(
-                f"{cfg.start_path} was made with {name}={model.config[name]}; set model.{name} so, or start from wan"
-            )
 
 
 def make_module(

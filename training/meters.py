@@ -21,9 +21,9 @@ WINDOW = 50
 MEAN_WINDOW = 100
 """Steps of one task or regime that its running mean spans."""
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "H800": 989.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0,
-               "RTX 4090": 165.2, "L4": 121.0}  # fmt: skip
-"""Dense bfloat16 products with float32 sums, by a part of the device's name (NVIDIA's data sheets; SXM where there are
-several). float32 products run as TF32: half of it."""
+               "L40": 181.0, "RTX 4090": 165.2, "L4": 121.0}  # fmt: skip
+"""Dense bfloat16 products with float32 sums, by a part of the device's name, the first that fits (NVIDIA's data sheets;
+SXM where there are several). float32 products run as TF32: half of it."""
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

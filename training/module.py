@@ -13,7 +13,7 @@ from training.flow import SHIFT, draw, interpolate, logit_normal, masked_mse, sh
 from training.frozen import KEY, check_frozen, frozen_fingerprint
 from training.latents import LatentCodec, TextEncoder
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.optimizers import OptimizerConfig, make_optimizer, trained_parameters
+from training.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
 from training.sharding import shard
 from training.tasks import TaskConfig, draw_task, given_views, plan_frames
 
@@ -79,15 +79,13 @@ class TextureModule(lightning.LightningModule):
         branches[0] = latents.given(plan.condition[:, :views]).mv
         frames = [slice(0, views), slice(views, None)]
 
-        inputs: list[Tensor | None] = [
+        inputs = [
             torch.cat([interpolate(branch.rgb, noise, plan.sigma[:, at]), branch.geometry], dim=1)
             for branch, noise, at in zip(branches, draws.noise, frames, strict=False)
         ]
         text = self.embed_text(latents, draws.drop_text)
-        # A narrow copy of every weight, kept for the whole pass, would undo what sharding saves.
-        keep = self.device_mesh is None
-        with torch.autocast(self.device.type, self.autocast, self.autocast is not None, cache_enabled=keep):
-            flows = self.model(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
+        said = self.predict(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
+        flows = [flow for flow in said if flow is not None]
         losses = [
             masked_mse(flow, velocity(branch.rgb, noise), plan.generated[:, at])
             for flow, branch, noise, at in zip(flows, branches, draws.noise, frames, strict=False)
@@ -95,6 +93,20 @@ class TextureModule(lightning.LightningModule):
         loss = sum(weight * part for weight, part in zip((1.0, self.flow.uv_weight), losses, strict=False))
         record = {name: part.detach() for name, part in zip(("loss_mv", "loss_uv"), losses, strict=False)}
         return {"loss": loss} | record | {"task": task.name, "regime": str(latents.regime)}
+
+    def predict(
+        self,
+        mv: Float[Tensor, "b c views h w"],
+        uv: Float[Tensor, "b c 1 uv_h uv_w"] | None,
+        timestep: Float[Tensor, "b frames"],
+        text: Float[Tensor, "b l d"],
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the model says, in the precision of the run."""
+        # A narrow copy of every weight, kept for the whole pass, would undo what sharding saves.
+        keep = self.device_mesh is None
+        with torch.autocast(self.device.type, self.autocast, self.autocast is not None, cache_enabled=keep):
+            flows: tuple[Tensor, Tensor | None] = self.model(mv, uv, timestep, text)
+        return flows
 
     def embed_text(self, latents: LatentBatch, drop: Float[Tensor, " batch"]) -> Float[Tensor, "batch l d"]:
         kept = [d >= self.flow.text_dropout for d in drop.tolist()]
@@ -116,3 +128,4 @@ class TextureModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_frozen(checkpoint, self.frozen)
+        check_optimizer(self.optimizer_cfg, checkpoint["optimizer_states"][0])

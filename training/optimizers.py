@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, UserError, require_between
 
 MUON_MOMENTUM = 0.95
 """Its authors'."""
@@ -47,6 +47,13 @@ class OptimizerConfig:
     ema_decay: float = 0.9999
     """Of the averaged weights that are sampled and saved (TEXGen)."""
 
+    def __post_init__(self) -> None:
+        require_between("optimizer.warmup_steps", self.warmup_steps, 0, 10**9)
+        require_between("optimizer.skip_budget", self.skip_budget, 0, 10**9)
+        require_between("optimizer.final_share", self.final_share, 0, 1)
+        require_between("optimizer.ema_decay", self.ema_decay, 0, 1)
+        require_between("optimizer.gradient_clip", self.gradient_clip, 0, 1e9)
+
     def factor(self, part: str) -> float:
         factors = {"LoRA": self.lora_factor, "UV branch": self.uv_factor, "geometry": self.geometry_factor}
         return factors.get(part, 1.0)
@@ -78,6 +85,7 @@ def make_optimizer(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter]) -> t
     muon = torch.optim.Muon(
         groups(cfg, matrices, cfg.muon_learning_rate), weight_decay=cfg.weight_decay, momentum=MUON_MOMENTUM
     )
+    muon.register_load_state_dict_pre_hook(keep_options)
     return MuonAdamW(muon, make_adamw(cfg, groups(cfg, rest, cfg.learning_rate)))
 
 
@@ -93,9 +101,40 @@ def groups(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter], learning_rat
 
 def make_adamw(cfg: OptimizerConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": cfg.learning_rate, "betas": cfg.betas, "weight_decay": cfg.weight_decay}
+    adamw: torch.optim.Optimizer
     if cfg.eight_bit:
-        return import_torchao().AdamW8bit(parameters, **options)
-    return torch.optim.AdamW(parameters, **options, fused=True)
+        adamw = import_torchao().AdamW8bit(parameters, **options)
+    else:
+        adamw = torch.optim.AdamW(parameters, **options, fused=True)
+    adamw.register_load_state_dict_pre_hook(keep_options)
+    return adamw
+
+
+def keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A trainer state brings moments; rates, betas and decay stay those of the run that goes on from it."""
+    groups = [
+        saved | {name: value for name, value in own.items() if name != "params"}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return state | {"param_groups": groups}
+
+
+def kind_of(has_muon: bool, has_eight_bit: bool) -> str:
+    if has_muon:
+        return "Muon and AdamW"
+    return "8-bit AdamW" if has_eight_bit else "AdamW"
+
+
+def check_optimizer(cfg: OptimizerConfig, state: Mapping[str, Any]) -> None:
+    """Raises UserError where a state is of another optimiser than this configuration's."""
+    wanted = kind_of(cfg.muon_learning_rate is not None, cfg.eight_bit)
+    has_muon = "parts" in state
+    found = kind_of(has_muon, not has_muon and isinstance(state["param_groups"][0]["lr"], Tensor))
+    if found != wanted:
+        raise UserError(
+            f"the trainer state is of {found}, this run is to go on with {wanted}: give optimizer.muon_learning_rate "
+            "and optimizer.eight_bit as in config.json of run.directory, or another run.directory"
+        )
 
 
 def import_torchao() -> Any:

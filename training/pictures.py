@@ -1,5 +1,6 @@
 """Validation while training goes on: a few samples textured by the averaged weights, as pictures and PSNR."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -54,17 +55,16 @@ def texture(
     text = Text(
         prompt=encoder.encode(list(batch.captions)).to(module.device), empty=encoder.encode([""]).to(module.device)
     )
-    with torch.autocast(module.device.type, module.autocast, enabled=module.autocast is not None):
-        result = sample(
-            module.model,
-            module.codec,
-            geometry,
-            Given(rgb=batch.mv.rgb, views=views),
-            text,
-            SamplerConfig(steps=steps),
-            seeds=[seed],
-            shift=module.flow.shift,
-        )
+    result = sample(
+        module.predict,
+        module.codec,
+        geometry,
+        Given(rgb=batch.mv.rgb, views=views),
+        text,
+        SamplerConfig(steps=steps),
+        seeds=[seed],
+        shift=module.flow.shift,
+    )
     assert result.uv_rgb is not None
     return to_uint8(result.mv_rgb[0]), uv_to_image(result.uv_rgb[0])
 
@@ -117,12 +117,13 @@ class Pictures(StepCallback):
 
     def _write(self, step: int, made: list[tuple[np.ndarray, np.ndarray]]) -> None:
         self.directory.mkdir(exist_ok=True)
-        figures: dict[str, list[float]] = {"validation/view_psnr": [], "validation/uv_psnr": []}
+        figures: defaultdict[str, list[float]] = defaultdict(list)
         for stored, (views, uv) in zip(self.shown.samples, made, strict=True):
             assert stored.uv is not None
             picture = grid(stored, views, uv, self.shown.render)
             Image.fromarray(picture).save(self.directory / f"step-{step:08d}-{stored.uid}.png")
             self.curves.board.picture(step, f"samples/{stored.uid}", picture)
-            figures["validation/view_psnr"].append(psnr(views[1:], stored.views.rgb[1:], stored.views.mask[1:]))
+            if len(views) > 1:  # the first one was given
+                figures["validation/view_psnr"].append(psnr(views[1:], stored.views.rgb[1:], stored.views.mask[1:]))
             figures["validation/uv_psnr"].append(psnr(uv, stored.uv.rgb, stored.uv.mask))
         self.curves.board.scalars(step, {name: float(np.mean(values)) for name, values in figures.items()})

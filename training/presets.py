@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, require_between
 from training.data import DataConfig
 from training.module import FlowConfig
 from training.optimizers import OptimizerConfig
@@ -12,6 +12,8 @@ from training.tasks import OFFICIAL_TASKS, TaskConfig
 
 NOT_ARCHITECTURE = {"start", "start_path", "trained", "checkpointing", "checkpoint_every", "compile_blocks"}
 """Fields of `ModelConfig` that do not describe the network."""
+
+MOST_STEPS = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,9 @@ class ModelConfig:
     """Of so many successive blocks one is computed again."""
     compile_blocks: bool = False
     """torch.compile for each block: faster steps after some minutes; needs a C++ compiler on a CPU."""
+
+    def __post_init__(self) -> None:
+        require_between("model.checkpoint_every", self.checkpoint_every, 1, 1000)
 
     def architecture(self) -> dict[str, Any]:
         """Arguments of `SeqTexTransformer3DModel`."""
@@ -95,6 +100,16 @@ class RunConfig:
     threads: int = 0
     """CPU threads of torch; 0: leave as it is."""
 
+    def __post_init__(self) -> None:
+        require_between("run.max_steps", self.max_steps, 1, MOST_STEPS)
+        require_between("run.state_every", self.state_every, 1, MOST_STEPS)
+        require_between("run.accumulate", self.accumulate, 1, MOST_STEPS)
+        require_between("run.devices", self.devices, 1, 1024)
+        require_between("run.nodes", self.nodes, 1, 100_000)
+        require_between("run.threads", self.threads, 0, 4096)
+        if self.max_seconds is not None:
+            require_between("run.max_seconds", self.max_seconds, 1e-3, 1e9)
+
     @property
     def ranks(self) -> int:
         """Processes that train, one a device."""
@@ -113,6 +128,11 @@ class ValidationConfig:
     """Textured samples that are shown."""
     steps: int = 8
     """Denoising steps."""
+
+    def __post_init__(self) -> None:
+        require_between("validation.every", self.every, 0, MOST_STEPS)
+        require_between("validation.samples", self.samples, 1, 1000)
+        require_between("validation.steps", self.steps, 1, 1000)
 
 
 @dataclass(frozen=True, kw_only=True)

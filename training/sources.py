@@ -23,8 +23,13 @@ from training.latent_cache import (
 from training.latents import LatentCodec
 from training.storage import REMEDY, DatasetFiles, LocalFiles, ShardError
 from training.stream import Sample, SampleOrder, ShardReader, SkipBudget
+from training.tasks import MAX_VIEWS
 
 log = logging.getLogger(__name__)
+
+
+TOKEN = 16
+"""Pixels a side of what becomes one token: 8 of the codec by 2 of the model's patch."""
 
 
 @runtime_checkable
@@ -93,7 +98,20 @@ def image_sizes(dataset: Path | DatasetFiles) -> ImageSizes:
     textured = first.get(Regime.TEXTURED)
     views, height = (textured or first[Regime.MV_ONLY]).views.mask.shape[:2]
     resolution = len(textured.uv.mask) if textured and textured.uv else None
+    if views > MAX_VIEWS:
+        raise UserError(
+            f"{files.location}: its samples have {views} views, {MAX_VIEWS} are the most that are trained on; build "
+            "the dataset with fewer (rig.num_views)"
+        )
+    for name, size in (("views.resolution", height), ("uv.resolution", resolution or TOKEN)):
+        require_tokens(f"{files.location}: {name}", size)
     return ImageSizes(views=views, view_resolution=height, uv_resolution=resolution)
+
+
+def require_tokens(name: str, size: int) -> None:
+    """Raises UserError where an image of this size cannot be cut into tokens."""
+    if size < TOKEN or size % TOKEN:
+        raise UserError(f"{name} is {size}; the model takes multiples of {TOKEN}")
 
 
 def readable_samples(files: DatasetFiles, regime: Regime) -> Iterator[TextureSample]:

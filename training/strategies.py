@@ -72,8 +72,6 @@ def check_run(cfg: TrainConfig) -> None:
         raise UsageError("optimizer.eight_bit is for whole weights; run.strategy fsdp spreads the moments instead")
     if cfg.optimizer.eight_bit:
         import_torchao()
-    if cfg.run.accumulate < 1:
-        raise UsageError(f"run.accumulate is {cfg.run.accumulate}; give 1 or more")
     if cfg.data.keep_latents and not cfg.data.latents and cfg.latents.codec == "wan":
         raise UsageError(
             "data.keep_latents encodes in the processes that read, which have no GPU: with latents.codec wan run "

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from schemas.errors import UserError
 from training.model.block import GeometryAttention, UvBranch
-from training.model.files import CONFIG, check_tensors, find_directory, read_config, read_tensors, replaced_directory
+from training.model.files import (
+    CONFIG,
+    check_tensors,
+    find_directory,
+    read_config,
+    read_shapes,
+    read_tensors,
+    replaced_directory,
+)
 from training.model.files import shapes as shapes_of
 from training.model.lora import check_unmerged, merged_state
 from training.model.seqtex import SeqTexTransformer3DModel
@@ -41,23 +49,28 @@ def load_model(
 ) -> SeqTexTransformer3DModel:
     """The model in a local directory or, if there is none of that name, in a hub repository.
 
-    A released config does not mention LoRA: the rank then follows from the tensors, and alpha is the released 64.
     Norms, time embedder and modulation tables stay float32 at any dtype.
     """
     directory = find_directory(path, subfolder, revision)
+    model, state = empty_model(read_architecture(directory)), read_tensors(directory)
+    check_tensors(shapes_of(model.state_dict()), shapes_of(state), str(directory))
+    return _fill(model, state, dtype)
+
+
+def read_architecture(directory: Path) -> dict[str, Any]:
+    """The settings of the model in a directory. A released config does not mention LoRA: the rank then follows from the
+    tensors, and alpha is the released 64."""
     config = read_config(directory)
     if config.get("_class_name") not in CLASS_NAMES:
         raise UserError(
             f"{directory / CONFIG}: _class_name is {config.get('_class_name')!r}, not one of {CLASS_NAMES}; "
             "start from Wan weights with from_wan instead"
         )
-    state = read_tensors(directory)
-    ranks = {tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name}
-    if "lora_rank" not in config and ranks:
-        config |= {"lora_rank": max(ranks), "lora_alpha": config.get("lora_alpha", RELEASED_LORA_ALPHA)}
-    model = empty_model(config)
-    check_tensors(shapes_of(model.state_dict()), shapes_of(state), str(directory))
-    return _fill(model, state, dtype)
+    if "lora_rank" not in config:
+        ranks = {shape[0] for name, shape in read_shapes(directory).items() if ".lora_A." in name}
+        if ranks:
+            config |= {"lora_rank": max(ranks), "lora_alpha": config.get("lora_alpha", RELEASED_LORA_ALPHA)}
+    return config
 
 
 def from_wan(

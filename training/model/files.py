@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -64,24 +64,44 @@ def read_config(directory: Path, name: str = CONFIG) -> dict[str, Any]:
 
 def read_tensors(directory: Path, weights: str = WEIGHTS) -> dict[str, Tensor]:
     """All tensors of a model directory, of one file or of the shards its index names."""
+    state: dict[str, Tensor] = {}
+    for file in tensor_files(directory, weights):
+        with readable(file):
+            state |= load_file(file)
+    return state
+
+
+def read_shapes(directory: Path, weights: str = WEIGHTS) -> dict[str, list[int]]:
+    """Shapes of the same tensors, from the heads of their files."""
+    found: dict[str, list[int]] = {}
+    for file in tensor_files(directory, weights):
+        with readable(file), safe_open(file, "pt") as tensors:
+            found |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    return found
+
+
+def tensor_files(directory: Path, weights: str) -> list[Path]:
     index = directory / f"{weights}.index.json"
+    names = [weights]
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is not a shard index ({error!r}); copy the model again") from error
-    else:
-        names = [weights]
-    state: dict[str, Tensor] = {}
     for name in names:
-        file = directory / name
-        if Path(name).name != name or not file.is_file():
-            raise UserError(f"{file} is not a file in the model directory; copy the model again (safetensors only)")
-        try:
-            state |= load_file(file)
-        except SafetensorError as error:
-            raise UserError(f"{file} cannot be read ({error}); copy it again") from error
-    return state
+        if Path(name).name != name or not (directory / name).is_file():
+            raise UserError(
+                f"{directory / name} is not a file in the model directory; copy the model again (safetensors only)"
+            )
+    return [directory / name for name in names]
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"{file} cannot be read ({error}); copy it again") from error
 
 
 @contextmanager
