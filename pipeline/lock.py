@@ -144,8 +144,8 @@ def _object_lock(out: ObjectPath, tell: Callable[[str], None]) -> Iterator[None]
         if not lost.is_set():
             raise
         raise UserError(
-            f"{path}: this build could not renew its lock, or another one has taken it; build again, finished jobs are "
-            "kept"
+            f"{path}: this build could not renew its lock, or another one has taken it; run the same command again, "
+            "finished jobs are kept"
         ) from None
     finally:
         ended.set()

@@ -69,7 +69,8 @@ def _listed(source: str, out: Location, cfg: BuildConfig) -> Iterator[MeshRef]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{error.filename or source}: the assets of {source} cannot be listed ({reason}); mend that and build again"
+            f"{error.filename or source}: the assets of {source} cannot be listed ({reason}); mend that and run "
+            "the same command again"
         ) from error
 
 
