@@ -14,7 +14,7 @@ from pipeline.config import BuildConfig, config_from_dict
 from pipeline.isolation.room import interpreter_files
 from pipeline.plan import ShardJob
 from pipeline.progress import Counts, counts_of
-from pipeline.sandbox import LimitsConfig, stderr_tail
+from pipeline.sandbox import Ended, LimitsConfig, insist, stderr_tail
 from pipeline.scratch import job_folder
 from pipeline.shards import commit, committed, unpack
 from pipeline.sources.fetch import fetched
@@ -28,8 +28,6 @@ from schemas.sample import Regime
 
 ASSET_TARGET = "pipeline.process:process_in_child"
 WARM_UP = "pipeline.warm_up:warm_up"
-ATTEMPTS = 2
-"""How often an asset is tried whose child somebody else killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,16 +127,15 @@ def _run_asset(
     """`local`: where the asset lies on this machine, if it could be had."""
     if isinstance(local, Rejected):
         return _Done(outcome=_outcome(ref, local))
-    seconds = 0.0
-    for _ in range(ATTEMPTS):
+
+    def attempt() -> Ended:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        ended = zygote.run({"ref": asdict(local), "cfg": asdict(cfg)}, directory, _readable(local, cfg))
-        seconds += ended.seconds
-        if not ended.killed:
-            break
+        return zygote.run({"ref": asdict(local), "cfg": asdict(cfg)}, directory, _readable(local, cfg))
+
+    ended = insist(attempt)
     fault = None if ended.reason is None else Rejected(reason=ended.reason, detail=ended.detail)
-    base = replace(_outcome(ref, fault), sha256=local.sha256, seconds=seconds, sandbox=ended.sandbox or None)
+    base = replace(_outcome(ref, fault), sha256=local.sha256, seconds=ended.seconds, sandbox=ended.sandbox or None)
     if ended.reason is not None:
         return _Done(outcome=base)
     answer = _answer(directory)

@@ -80,6 +80,22 @@ class Ended:
     """Layers of isolation that were in force (`pipeline.isolation.room.Layer`), joined by `+`."""
 
 
+ATTEMPTS = 2
+"""How often work is tried whose process somebody else killed, most likely the kernel for want of memory: a moment later
+there may be enough."""
+
+
+def insist(attempt: Callable[[], Ended]) -> Ended:
+    """How an attempt ended, and the seconds of all: one that somebody else has killed is made once more."""
+    seconds = 0.0
+    for _ in range(ATTEMPTS):
+        ended = attempt()
+        seconds += ended.seconds
+        if not ended.killed:
+            break
+    return replace(ended, seconds=seconds)
+
+
 def run_limited(
     fn: Callable[[], dict[str, np.ndarray]], *, timeout_s: float, memory_gb: float = 4.0
 ) -> dict[str, np.ndarray] | Rejected:
@@ -93,7 +109,7 @@ def run_limited(
             np.savez(path, allow_pickle=False, **fn())
 
         # no session of its own: it must die with the group of the asset it works for
-        ended = run_child(work, limits, Path(name), own_group=False)
+        ended = insist(lambda: run_child(work, limits, Path(name), own_group=False))
         if ended.reason is not None:
             return Rejected(reason=ended.reason, detail=ended.detail)
         with np.load(path, allow_pickle=False) as arrays:

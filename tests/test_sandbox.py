@@ -230,6 +230,27 @@ def test_run_limited_brings_arrays_back():
     np.testing.assert_array_equal(found["b"], np.eye(2))
 
 
+@pytest.mark.parametrize("kills", [1, 2])
+def test_run_limited_tries_again_what_somebody_else_killed(tmp_path, kills):
+    """As often as an asset is tried."""
+
+    def work():
+        with (tmp_path / "tries").open("a") as file:
+            file.write("x")
+            tries = file.tell()
+        if tries <= kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"a": np.arange(3)}
+
+    found = run_limited(work, timeout_s=10.0)
+    if kills == 1:
+        assert not isinstance(found, Rejected) and found["a"].tolist() == [0, 1, 2]
+    else:
+        assert isinstance(found, Rejected) and found.reason is Reason.MEMORY_LIMIT
+        assert found.detail.startswith("killed from outside")
+    assert (tmp_path / "tries").read_text() == "xx"
+
+
 def test_run_limited_stops_what_takes_too_long_or_too_much():
     slow = run_limited(lambda: time.sleep(600) or {}, timeout_s=0.2)
     assert isinstance(slow, Rejected)

@@ -113,27 +113,32 @@ def test_a_build_that_is_killed_all_over_ends_with_the_same_samples(trust: Trust
     expected = built_by_hand(tmp_path / "expected", jobs, "pipeline.process:process_in_child", ())
     held, done, builds = 0, 0, 0
     kinds: Counter[str] = Counter()
+    faults: list[str] = []
     while done < kills:
         out = tmp_path / f"build{builds}"
         of_build, whole_throughout = killed_build(rng, refs, out, kills - done, expected, kinds)
-        ended = verify(out) == [] and shards(out) == expected and same_rows(out, tmp_path / "expected", jobs)
-        held += of_build if ended and whole_throughout else 0
+        wrong = [] if whole_throughout else ["part of a shard was there"]
+        wrong += verify(out) + wrong_rows(out, tmp_path / "expected", jobs)
+        wrong += [f"{name} differs" for name in sorted(dict(shards(out).items() ^ expected.items()))]
+        held += 0 if wrong else of_build
+        faults += [f"build {builds}: {fault}" for fault in wrong]
         done, builds = done + of_build, builds + 1
         shutil.rmtree(out)
     print(f"{done} kills ({dict(kinds)}) in {builds} builds of {count} assets")
     trust.held(held, done)
-    assert held == done
+    assert not faults, "\n".join(faults)
 
 
-def same_rows(out: Path, expected: Path, jobs: list[ShardJob]) -> bool:
-    """Every planned asset once, with the same end."""
+def wrong_rows(out: Path, expected: Path, jobs: list[ShardJob]) -> list[str]:
+    """Planned assets that are not there once, or with another end."""
     rows = [(o.uid, o.status, o.regime, o.reason) for part in read_ledger(out) for o in part.outcomes]
     wanted = [
         (o.uid, o.status, o.regime, o.reason)
         for job in jobs
         for o in read_ledger_part(part_path(expected, job.index)).outcomes
     ]
-    return rows == wanted
+    differing = [f"{row} in place of {other}" for row, other in zip(rows, wanted, strict=False) if row != other]
+    return differing + ([f"{len(rows)} rows for {len(wanted)} assets"] if len(rows) != len(wanted) else [])
 
 
 LIFE_S = {"driver": 15.0, "worker": 2.0, "child": 0.5}

@@ -14,9 +14,9 @@ from pipeline.bake import BakeConfig
 from pipeline.config import BuildConfig
 from pipeline.judge import JudgeConfig
 from pipeline.plan import ShardJob
-from pipeline.process import ATTEMPTS, process_job
+from pipeline.process import process_job
 from pipeline.render import RenderConfig
-from pipeline.sandbox import LimitsConfig
+from pipeline.sandbox import ATTEMPTS, LimitsConfig
 from pipeline.sources.procedural import procedural
 from pipeline.zygote import Zygote
 from schemas.dataset import part_path, read_ledger_part

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.sandbox import Ended, LimitsConfig, run_child
+from pipeline.sandbox import Ended, LimitsConfig, insist, run_child
 from schemas.errors import UserError, require_between
 from schemas.ledger import Reason, Rejected
 
@@ -94,7 +94,7 @@ def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> Answer | R
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             os.execve(python, arguments, environment)
 
-        ended = run_child(work, limits, directory)
+        ended = insist(lambda: run_child(work, limits, directory))
         if ended.reason is not None:
             return Rejected(reason=_reason(ended), detail=f"Blender, within {cfg.memory_gb:g} GiB: {ended.detail}")
         return _read_answer(answer, len(commands))
