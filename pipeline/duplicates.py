@@ -77,7 +77,7 @@ class Row:
 def row_of(ref: MeshRef, outcome: Outcome) -> Row:
     duplicate, signature = outcome.reason is Reason.DUPLICATE, outcome.measurements.signature
     return Row(
-        uid=outcome.uid,
+        uid=ref.uid,  # the plan's own string, not one more
         key=_whole(ref, outcome.sha256),
         failed=outcome.status is Status.FAILED,
         competes=outcome.status is Status.ACCEPTED or duplicate,
@@ -127,7 +127,7 @@ def _near(shown: Sequence[Row], max_distance: float) -> Iterator[tuple[str, tupl
     known = [(row.uid, row.signature) for row in shown if row.signature is not None]
     if not known:
         return
-    numbers = np.stack([numbers_of(signature) for _, signature in known])
+    numbers = numbers_of(b"".join(signature for _, signature in known)).reshape(len(known), -1)
     tree, out = cKDTree(numbers), np.zeros(len(known), bool)
     for index, (kept, _) in enumerate(known):
         if out[index]:

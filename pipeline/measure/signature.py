@@ -82,5 +82,7 @@ def is_signature(text: str) -> bool:
 
 
 def numbers_of(stored: bytes) -> Float64[np.ndarray, " d"]:
-    """A signature's bytes as numbers again."""
-    return np.frombuffer(stored, ">u2").astype(np.float64) / STEPS
+    """A signature's bytes as numbers again, or those of many, one after the other."""
+    numbers = np.frombuffer(stored, ">u2").astype(np.float64)
+    numbers /= STEPS
+    return numbers
