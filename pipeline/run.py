@@ -1,8 +1,9 @@
 """The build: plan, have the jobs done, have written what belongs to the whole."""
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pipeline.cluster import run_jobs
 from pipeline.config import BuildConfig
@@ -47,31 +48,11 @@ def build(
     here with `workers` processes. `run` decides nothing about the dataset. Raises UserError: bad source, unwritable
     output, another build at work on `out`, or a configuration or input that differs from that of the dataset in `out`;
     once all other jobs are done, where one could not be."""
-    out = out.expanduser().absolute()
-    if workers < 1:
-        raise UsageError(f"workers is {workers}; give 1 or more")
-    notify = on_event or (lambda event: None)
-    with writable(out), lock(out, _waiting(notify)):
-        refs = _listed(source, out, cfg) if isinstance(source, str) else source
+    work = _work(out, cfg, workers, on_event, address, run)
+    with _alone(work):
+        refs = _listed(source, work) if isinstance(source, str) else source
         jobs = plan_jobs(refs, cfg.assets_per_job)
-        info = settle(out, jobs, cfg)
-        remove_leftovers(out, len(jobs))
-        done = finished(out, jobs)
-        todo = [job for job in jobs if job.index not in done]
-        progress = _progress(jobs, done.values(), notify)
-        return _carry_out(todo, jobs, out, cfg, info, workers, address, run or RunConfig(), progress)
-
-
-def _listed(source: str, out: Location, cfg: BuildConfig) -> Iterator[MeshRef]:
-    """The assets of a source. Raises UserError where they cannot be told."""
-    try:
-        yield from open_source(source, workspace(out) / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{error.filename or source}: the assets of {source} cannot be listed ({reason}); mend that and run "
-            "the same command again"
-        ) from error
+        return _carry_out(work, jobs, settle(work.out, jobs, cfg))
 
 
 def rework(
@@ -88,20 +69,12 @@ def rework(
 
     Raises UserError as `build`, and where `out` is no dataset."""
     out = out.expanduser().absolute()
-    if workers < 1:
-        raise UsageError(f"workers is {workers}; give 1 or more")
     before = read_dataset_json(out)
     cfg = replace(built_config(out, before), objaverse=objaverse or ObjaverseConfig())
-    notify = on_event or (lambda event: None)
-    with writable(out), lock(out, _waiting(notify)):
+    work = _work(out, cfg, workers, on_event, address, run)
+    with _alone(work):
         jobs = planned_jobs(out, before)
-        info = settle(out, jobs, cfg)
-        remove_leftovers(out, len(jobs))
-        todo = choose(out, jobs)
-        again = {job.index for job in todo}
-        kept = finished(out, [job for job in jobs if job.index not in again])
-        progress = _progress(jobs, kept.values(), notify)
-        return _carry_out(todo, jobs, out, cfg, info, workers, address, run or RunConfig(), progress)
+        return _carry_out(work, jobs, settle(out, jobs, cfg), choose)
 
 
 def extend(
@@ -118,31 +91,73 @@ def extend(
 
     Raises UserError as `build`, and where `out` is no dataset."""
     out = out.expanduser().absolute()
-    if workers < 1:
-        raise UsageError(f"workers is {workers}; give 1 or more")
     info = read_dataset_json(out)
-    notify = on_event or (lambda event: None)
-    with writable(out), lock(out, _waiting(notify)):
+    work = _work(out, cfg, workers, on_event, address, run)
+    with _alone(work):
         require_same(
             out, info, cfg.recorded(), "extend it as it was built, or build a dataset of its own", but="select"
         )
         before = planned_jobs(out, info)
-        addition = added(before, _listed(source, out, cfg), cfg.assets_per_job)
+        addition = added(before, _listed(source, work), cfg.assets_per_job)
         jobs = [*before, *addition.jobs]
         if addition.jobs:
             info = replan(out, info, jobs, step(source, cfg, addition))
-        remove_leftovers(out, len(jobs))
-        done = finished(out, jobs)
-        todo = [job for job in jobs if job.index not in done]
-        progress = _progress(jobs, done.values(), notify)
-        report = _carry_out(todo, jobs, out, cfg, info, workers, address, run or RunConfig(), progress)
-        return report, addition
+        return _carry_out(work, jobs, info), addition
 
 
-def _waiting(notify: Callable[[BuildEvent], None]) -> Callable[[str], None]:
-    """What tells of a build that waits for the lock of another one."""
-    nothing = Progress(jobs=0, planned=0, notify=notify, clock=time.monotonic)
-    return lambda detail: nothing.tell("waiting", detail=detail)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What is asked of a build, whatever it is to do."""
+
+    out: Location
+    cfg: BuildConfig
+    workers: int
+    address: str | None
+    run: RunConfig
+    notify: Callable[[BuildEvent], None]
+
+
+def _work(
+    out: Location,
+    cfg: BuildConfig,
+    workers: int,
+    on_event: Callable[[BuildEvent], None] | None,
+    address: str | None,
+    run: RunConfig | None,
+) -> _Work:
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; give 1 or more")
+    return _Work(
+        out=out.expanduser().absolute(),
+        cfg=cfg,
+        workers=workers,
+        address=address,
+        run=run or RunConfig(),
+        notify=on_event or (lambda event: None),
+    )
+
+
+@contextlib.contextmanager
+def _alone(work: _Work) -> Iterator[None]:
+    """With the dataset to itself. Who waits for another build hears so."""
+    nothing = Progress(jobs=0, planned=0, notify=work.notify, clock=time.monotonic)
+    with writable(work.out), lock(work.out, lambda detail: nothing.tell("waiting", detail=detail)):
+        yield
+
+
+def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
+    """The assets of a source. Raises UserError where they cannot be told."""
+    cfg = work.cfg
+    try:
+        yield from open_source(
+            source, workspace(work.out) / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse
+        )
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{error.filename or source}: the assets of {source} cannot be listed ({reason}); mend that and run "
+            "the same command again"
+        ) from error
 
 
 def _progress(jobs: list[ShardJob], done: Collection[Counts], notify: Callable[[BuildEvent], None]) -> Progress:
@@ -154,33 +169,35 @@ def _progress(jobs: list[ShardJob], done: Collection[Counts], notify: Callable[[
 
 
 def _carry_out(
-    todo: list[ShardJob],
+    work: _Work,
     jobs: list[ShardJob],
-    out: Location,
-    cfg: BuildConfig,
     info: DatasetInfo,
-    workers: int,
-    address: str | None,
-    run: RunConfig,
-    progress: Progress,
+    choose: Callable[[Location, list[ShardJob]], list[ShardJob]] | None = None,
 ) -> BuildReport:
-    """Have the jobs done that are to be done, and again those that hold duplicates, which are known when all are done;
-    then write what belongs to the whole."""
-    doing = {job.index for job in todo}
+    """Have the jobs done that `choose` picks, unless told those that are not finished, and again those that hold
+    duplicates, which are known when all are done; then write what belongs to the whole."""
+    out = work.out
+    remove_leftovers(out, len(jobs))
+    chosen = choose(out, jobs) if choose else None
+    doing = {job.index for job in chosen or ()}
+    done = finished(out, [job for job in jobs if job.index not in doing])
+    todo = [job for job in jobs if job.index not in done] if chosen is None else chosen
+    doing |= {job.index for job in todo}
+    progress = _progress(jobs, done.values(), work.notify)
 
     def with_duplicates() -> list[ShardJob]:
         parts = (read_ledger_part(part_path(out, job.index)) for job in jobs)
-        again = unsettled(jobs, parts, cfg.duplicates)
+        again = unsettled(jobs, parts, work.cfg.duplicates)
         for job in again:
             doing.add(job.index)
             progress.undone(counts_of(read_ledger_part(part_path(out, job.index)).outcomes))
         return again
 
-    todo = known_ahead(jobs, todo, cfg.duplicates) or with_duplicates()
+    todo = known_ahead(jobs, todo, work.cfg.duplicates) or with_duplicates()
     progress.tell("planned", detail="" if todo else "nothing to do")
     if todo:
         (out / "index.json").unlink(missing_ok=True)
-        run_jobs(todo, out, cfg, run, workers, address, progress, then=with_duplicates)
+        run_jobs(todo, out, work.cfg, work.run, work.workers, work.address, progress, then=with_duplicates)
     report = finish(out, info, jobs, len(doing))
     progress.tell("done")
     return report
