@@ -57,9 +57,13 @@ def test_a_run_from_weights_has_their_architecture_whatever_the_preset_says(data
     assert train(cfg).parameters == planned, "captions have the width that the model reads"
 
 
-def test_the_architecture_of_wan_is_known_without_its_weights():
+def test_the_architecture_of_wan_is_known_without_its_weights(tmp_path):
     narrow = ModelConfig(num_layers=2, text_dim=32, ffn_dim=64, lora_rank=8)
     assert with_architecture(narrow) == replace(ModelConfig(), lora_rank=8)
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"num_layers": 40, "ffn_dim": 13824, "lora_rank": 1}')
+    other = with_architecture(replace(narrow, start_path=str(tmp_path)))
+    assert (other.num_layers, other.ffn_dim, other.text_dim, other.lora_rank) == (40, 13824, 4096, 8)
 
 
 def test_another_optimiser_does_not_take_a_state_over(dataset, tmp_path):

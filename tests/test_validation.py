@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cli.train import sizes_of_samples
 from cli.validation import validation_of
 from schemas.dataset import shard_path
 from schemas.errors import UsageError
@@ -14,6 +13,7 @@ from tests.small_dataset import UV_SIZE, write_dataset
 from tests.test_training import small_config
 from training.checkpoints import read_card
 from training.fit import train
+from training.plan import plan_run
 from training.presets import TrainConfig
 
 TEXTURED = [[(f"{letter}{i}", Regime.TEXTURED) for i in range(2)] for letter in "ab"]
@@ -42,7 +42,7 @@ def shown(cfg: TrainConfig) -> list[str]:
 
 def test_a_mixture_is_described_by_the_dataset_that_has_uv_maps(data: Path, tmp_path: Path) -> None:
     cfg = mixture(data, tmp_path, max_steps=1)
-    assert sizes_of_samples(cfg).uv_resolution == UV_SIZE
+    assert plan_run(cfg).sizes.uv_resolution == UV_SIZE
     assert read_card(train(cfg).checkpoint).uv_resolution == UV_SIZE
 
 
