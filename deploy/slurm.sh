@@ -45,6 +45,8 @@ again() {
 # Without a token anyone who reaches these nodes could run code on them. This one is the job's own; srun hands it on.
 RAY_AUTH_TOKEN=$(head --bytes=32 /dev/urandom | sha256sum | cut --delimiter=' ' --fields=1)
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# A node that falls silent is missed after a minute, not after Ray's five.
+export RAY_grpc_client_keepalive_time_ms=60000 RAY_grpc_client_keepalive_timeout_ms=20000
 
 # This script runs on the first node, whose own name often stands for 127.0.1.1 there: of no use to the others.
 # HEAD_IP names another of its addresses, if the first is in the wrong network.

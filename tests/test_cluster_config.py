@@ -80,6 +80,13 @@ def test_nodes_have_a_system_and_a_disk_of_their_own():
         assert machine["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] >= 100
 
 
+@pytest.mark.parametrize("path", [CLUSTER, DEPLOY / "slurm.sh", DEPLOY / "Dockerfile"], ids=lambda path: path.name)
+def test_a_node_that_falls_silent_is_missed_soon(path):
+    """Ray waits seven minutes; all processes of a cluster are to have the same times."""
+    for setting in ("RAY_grpc_client_keepalive_time_ms=60000", "RAY_grpc_client_keepalive_timeout_ms=20000"):
+        assert path.read_text().count(setting) == 1
+
+
 # shell scripts
 
 
