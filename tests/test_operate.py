@@ -277,8 +277,8 @@ def test_a_folder_that_is_no_dataset(command, tmp_path, capsys):
 
 
 def test_the_questions_of_the_docs_are_answered(built, monkeypatch):
-    page = (REPO / "docs" / "building.md").read_text()
-    queries = re.findall(r"```sql\n(.*?)```", page, flags=re.DOTALL)
+    pages = "".join((REPO / "docs" / name).read_text() for name in ("details.md", "building.md"))
+    queries = re.findall(r"```sql\n(.*?)```", pages, flags=re.DOTALL)
     monkeypatch.chdir(built.out)
     answers = [duckdb.sql(query).fetchall() for query in queries]
     outcomes = [outcome for part in read_ledger(built.out) for outcome in part.outcomes]
