@@ -45,7 +45,7 @@ def test_options_and_commands_exist(page, capsys):
 
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.]*\*?")
-FOREIGN = re.compile(r"(?:\S*/)?(aws|pip|ray|docker|kubectl|sbatch|tensorboard|git|srun|make)\b")
+FOREIGN = re.compile(r"(?:\S*/)?(aws|flock|pip|ray|docker|kubectl|sbatch|tensorboard|git|srun|make)\b")
 
 
 @pytest.fixture(scope="module")
