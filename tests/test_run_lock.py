@@ -24,6 +24,7 @@ from tests.training_process import (
     told,
     wait_until,
 )
+from training.checkpoints import CARD
 from training.fit import train
 from training.presets import TrainConfig
 from training.run_lock import RunLock
@@ -96,8 +97,9 @@ def test_a_file_system_without_locks_is_no_obstacle(
 
 
 def test_one_process_may_train_several_times(dataset: Path, tmp_path: Path) -> None:
-    for steps in (1, 2):
-        assert len(train(config(dataset, tmp_path, max_steps=steps)).losses) == steps
-    with pytest.raises(UserError, match="no step was trained"):
-        train(config(dataset, tmp_path / "none", max_steps=0))
-    assert len(train(config(dataset, tmp_path / "none", max_steps=1)).losses) == 1
+    """Also after an error."""
+    first = train(config(dataset, tmp_path, max_steps=2))
+    (first.checkpoint / CARD).unlink()
+    with pytest.raises(UserError, match="no checkpoint of 2 steps"):
+        train(config(dataset, tmp_path, max_steps=2))
+    assert len(train(config(dataset, tmp_path, max_steps=3)).losses) == 3
