@@ -24,8 +24,8 @@ LOG_EVERY = 50
 """Steps between two lines of the log."""
 NOTABLE = 1.5
 """So many times the tokens that a preset is made for are worth a warning."""
-TWO_CORES = 1e11
-"""Operations per second that they reach, roughly (ours)."""
+TWO_CORES = 8e10
+"""Operations per second that they reach in the training of `seqtex demo` (docs/benchmarks.md)."""
 
 
 def default_config(command: str, arguments: Sequence[str]) -> TrainConfig:
@@ -85,7 +85,7 @@ def size_warning(plan: Plan) -> str | None:
         return None
     flops = max(task.total for task in plan.cost.flops.values()) * cfg.data.batch_size * cfg.run.max_steps
     peak = Work.of(cfg, plan.sizes, own_device(cfg.run.accelerator)).peak
-    speed, of = (0.4 * peak, "40 % of what these GPUs can do") if peak else (TWO_CORES, "about what two cores do")
+    speed, of = (0.4 * peak, "40 % of what these GPUs can do") if peak else (TWO_CORES, "what two cores do")
     return (
         f"a sample of this dataset has {found.mv + found.uv} tokens, {times:.3g} times those that preset {cfg.preset} "
         f"is made for (views of {own.view_resolution}^2, a UV map of {own.uv_resolution}^2): run.max_steps "
