@@ -1,7 +1,7 @@
 """The `seqtex` command: one subcommand a job, options from the dataclasses of the stages.
 
-Exit codes: 0 done, 1 the work failed, 2 bad usage. `--config FILE` reads any options from YAML, `--print_config` writes
-them out.
+Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C). `--config FILE` reads any options from
+YAML, `--print_config` writes them out.
 """
 
 import sys
@@ -18,6 +18,8 @@ from jsonargparse.typing import register_type
 from schemas.errors import UsageError, UserError
 from schemas.locations import Location, location
 from schemas.text import printable
+
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(printable(f"seqtex {name}: {place}{error.strerror or error}\n"))
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nseqtex {name}: interrupted; run the same command again, what is finished is kept\n")
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -137,9 +137,9 @@ def _given_up(given_up: list[GivenUp]) -> str:
     others = f", and {len(given_up) - 1} other jobs," if len(given_up) > 1 else ""
     told = f"job {job.index} (assets {first} to {last}){others} was started {starts} times; the last time {why}"
     if why in (Loss.NODE, Loss.MACHINE):
-        return f"{told}. All others are done: build again when the cluster is sound, or with a larger --run.node_losses"
+        return f"{told}. All others are done: the same command goes on once the cluster is sound"
     likely = "" if why is Loss.MEMORY else ", most likely for want of memory"
-    return f"{told}{likely}. All others are done: build again with a larger --run.job_memory_gb"
+    return f"{told}{likely}. All others are done: run the command again with a larger --run.job_memory_gb"
 
 
 class _Crew:

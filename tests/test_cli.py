@@ -1,5 +1,11 @@
 """The command line as a user meets it: help, exit codes, messages that name file, reason and remedy."""
 
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -109,3 +115,15 @@ def test_nothing_from_outside_steers_the_terminal(tmp_path, capsys):
     told = capsys.readouterr()
     assert "?[2Jno: no such folder" in told.err and "[bold]?[2Jname[/bold]" in told.out and "[red]" in told.out
     assert "\x1b" not in told.err + told.out
+
+
+@pytest.mark.slow
+def test_an_interrupted_build_says_how_to_go_on(tmp_path):
+    options = ["--source", "procedural:40", "--out", str(tmp_path / "out"), "--assets_per_job", "1"]
+    command = [str(Path(sys.executable).with_name("seqtex")), "build", *options]
+    build = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any(json.loads(line)["event"] == "started" for line in build.stdout)
+    build.send_signal(signal.SIGINT)
+    _, errors = build.communicate(timeout=60)
+    assert build.returncode == 130
+    assert errors.strip() == "seqtex build: interrupted; run the same command again, what is finished is kept"

@@ -15,7 +15,7 @@ from schemas.dataset import PART_NAME, file_sha256, indexed_parts, write_file
 from schemas.errors import UserError
 from schemas.locations import ObjectPath
 
-REMEDY = "run `seqtex verify` on the dataset, delete the shard and build again"
+REMEDY = "run `seqtex repair` on the dataset"
 ATTEMPTS = 3
 """How often a remote file is asked for."""
 RETRY_SECONDS = 0.5
