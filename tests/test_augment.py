@@ -103,7 +103,7 @@ def test_only_the_condition_is_degraded(dataset: Path) -> None:
     for before, after in zip(plain, changed, strict=True):
         assert before.condition is None and after.condition is not None
         assert after.uids == before.uids
-        for name in ("rgb", "position", "normal", "mask"):
+        for name in ("rgb", "position", "normal"):
             assert torch.equal(getattr(after.mv, name), getattr(before.mv, name))
             assert torch.equal(getattr(after.uv, name), getattr(before.uv, name))
         assert not torch.equal(after.condition, after.mv.rgb)

@@ -183,7 +183,7 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, damage: str) -> None
         path.write_bytes(data)
     else:
         path.write_bytes(data[:10240] + bytes(1024))
-    with pytest.raises(UserError, match=r"textured-000000\.tar.*seqtex verify"):
+    with pytest.raises(UserError, match=r"textured-000000\.tar.*seqtex repair"):
         BatchStream(config(tmp_path), seed=0)[0]
 
 
