@@ -86,8 +86,8 @@ def write_dataset(
 
 def write_samples(out: Path, jobs: list[list[TextureSample]]) -> None:
     """One job per list of samples."""
-    for folder in ("shards", "ledger", "fields"):
-        (out / folder).mkdir(parents=True)
+    for name in ("shards", "ledger", "fields"):
+        (out / name).mkdir(parents=True)
     info = DatasetInfo(config={}, plan_sha256="", planned=sum(map(len, jobs)), jobs=len(jobs))
     write_file(out / "dataset.json", dataset_json(info))
     for number, job in enumerate(jobs):
