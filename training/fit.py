@@ -42,7 +42,7 @@ from training.plan import Plan, plan_run
 from training.presets import TrainConfig
 from training.run_lock import RunLock
 from training.sharding import whole_model
-from training.sources import image_sizes, stored_text
+from training.sources import ImageSizes, stored_text
 from training.start import make_model
 from training.steps import StepCallback
 from training.strategies import make_strategy, own_device
@@ -119,7 +119,7 @@ def train_as_planned(
     meter, curves = Meter(Work.of(cfg, plan.sizes, device)), Curves(cfg)
     log = LossLog(cfg.run.directory / "losses.jsonl", clock, lambda row: tell(row | meter.figures(), curves, report))
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data, meter)
-    finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec), average, signals)
+    finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec, plan.sizes), average, signals)
     later: list[lightning.Callback] = [log, finish, states]
     if shown is not None:
         later.append(Pictures(cfg, shown, average, curves, meter))
@@ -243,10 +243,8 @@ def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning
     )
 
 
-def make_card(cfg: TrainConfig, codec: LatentCodec, steps: int) -> Card:
-    dataset = leading_dataset(cfg.data)
-    sizes = image_sizes(dataset)
-    rig = read_dataset_json(dataset.folder).config.get("rig", {})
+def make_card(cfg: TrainConfig, codec: LatentCodec, sizes: ImageSizes, steps: int) -> Card:
+    rig = read_dataset_json(leading_dataset(cfg.data).folder).config.get("rig", {})
     mean, std = latent_statistics(codec)
     return Card(
         preset=cfg.preset,
