@@ -1,5 +1,6 @@
 """What is seen of a run while it trains, and what its optimiser and noise levels are made of."""
 
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -23,7 +24,7 @@ from training.flow import logit_normal, shift_sigma
 from training.meters import Meter, RunningMeans, Work, peak_flops
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.module import FlowConfig
-from training.optimizers import OptimizerConfig, make_optimizer, part_of
+from training.optimizers import BatchedMuon, OptimizerConfig, make_optimizer, orthogonalized, part_of
 from training.pictures import Validation, framed, grid
 from training.presets import TrainConfig
 from training.record import dataset_hash
@@ -67,6 +68,54 @@ def test_every_parameter_has_the_rate_of_its_part(muon):
         is_matrix = muon is not None and parameter.ndim == 2 and name.startswith("blocks.")
         assert rates[id(parameter)] == pytest.approx((0.02 if is_matrix else 1e-3) * factors[part_of(name)])
     assert optimizer.param_groups[-1]["lr"] == 1e-3, "the last group's is the rate that is logged"
+
+
+def matrices() -> list[torch.nn.Parameter]:
+    random = torch.Generator().manual_seed(3)
+    shapes = [(24, 24), (24, 24), (48, 24), (24, 48), (24, 24), (48, 24), (24, 48)]
+    return [torch.nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
+
+
+def test_matrices_of_one_shape_together_take_the_steps_of_torchs_muon():
+    ours, torchs, begun = matrices(), matrices(), matrices()
+    options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
+    batched = BatchedMuon([{"params": ours[:4]}, {"params": ours[4:], "lr": 0.04}], **options)
+    single = torch.optim.Muon([{"params": torchs[:4]}, {"params": torchs[4:], "lr": 0.04}], **options)
+    random = torch.Generator().manual_seed(4)
+
+    def step() -> None:
+        for number, (a, b) in enumerate(zip(ours, torchs, strict=True)):
+            a.grad = b.grad = torch.randn(a.shape, generator=random) * 10 ** (number - 3)
+        ours[1].grad = torchs[1].grad = None  # a part of the model that this batch did not use
+        batched.step()
+        single.step()
+
+    def farthest() -> float:
+        """Difference of the two, as a share of what was learned."""
+        pairs = zip(ours, torchs, begun, strict=True)
+        return max(((a - b).norm() / (b - c).norm()).item() for a, b, c in pairs if not torch.equal(b, c))
+
+    for _ in range(4):
+        step()
+    assert torch.equal(ours[1], begun[1])
+    assert 0 <= farthest() < 5e-3, "no farther apart than bfloat16 rounds"
+    batched.load_state_dict(copy.deepcopy(single.state_dict()))
+    step()
+    assert farthest() < 5e-3, "states of torch's Muon are read"
+    assert (ours[0] - begun[0]).norm() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 32), (32, 64)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    scales = torch.tensor([1e-4, 1.0, 1e4])[:, None, None]
+    found = torch.randn(3, *shape, generator=torch.Generator().manual_seed(5)) * scales
+    directions = orthogonalized(found, (3.4445, -4.7750, 2.0315), 5, 1e-7).float()
+    values = torch.linalg.svdvals(directions)
+    assert values.max() < 1.25
+    assert values.median(dim=-1).values.min() > 0.65 and values.max(dim=-1).values.min() > 0.9
+    u, _, v = torch.linalg.svd(found, full_matrices=False)
+    alike = torch.nn.functional.cosine_similarity((u @ v).flatten(1), directions.flatten(1))
+    assert alike.min() > 0.9, "the directions are those of the matrix"
 
 
 def test_eight_bits_without_their_package_are_refused(monkeypatch):

@@ -1,10 +1,12 @@
 """AdamW, or Muon for the matrices of the transformer blocks and AdamW for the rest, by part of the model."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 
 from schemas.errors import UsageError, UserError, require_between
@@ -82,7 +84,7 @@ def make_optimizer(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter]) -> t
         raise UsageError("optimizer.eight_bit is for AdamW alone; leave optimizer.muon_learning_rate out")
     matrices = {name: p for name, p in named.items() if is_block_matrix(name, p)}
     rest = {name: p for name, p in named.items() if name not in matrices}
-    muon = torch.optim.Muon(
+    muon = BatchedMuon(
         groups(cfg, matrices, cfg.muon_learning_rate), weight_decay=cfg.weight_decay, momentum=MUON_MOMENTUM
     )
     muon.register_load_state_dict_pre_hook(keep_options)
@@ -152,6 +154,60 @@ def import_torchao() -> Any:
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
     """What Muon is for: weights of linear layers inside the transformer blocks."""
     return parameter.ndim == 2 and "blocks" in name.split(".")
+
+
+class BatchedMuon(torch.optim.Muon):
+    """torch's Muon, state and all, which takes the matrices of one shape together: a small model has many small ones,
+    and one by one they leave a processor or a GPU idle (`python -m benchmarks.muon`)."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_shape: defaultdict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for matrices in by_shape.values():
+                self._step_equal_shapes(matrices, group)
+        return loss
+
+    def _step_equal_shapes(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
+        momentum, rate = group["momentum"], group["lr"]
+        updates = torch.stack([self._direction(matrix, momentum) for matrix in matrices])
+        updates = orthogonalized(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        rows, columns = matrices[0].shape
+        adjusted_rate = rate * max(1.0, rows / columns) ** 0.5
+        for matrix, update in zip(matrices, updates, strict=True):
+            matrix.mul_(1 - rate * group["weight_decay"])
+            matrix.add_(update, alpha=-adjusted_rate)
+
+    def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
+        """The gradient with Nesterov momentum; the average of the gradients is brought up to date."""
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+        average: Tensor = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+        return matrix.grad.lerp(average, momentum)
+
+
+def orthogonalized(
+    matrices: Float[Tensor, "n rows columns"], coefficients: tuple[float, float, float], steps: int, eps: float
+) -> BFloat16[Tensor, "n rows columns"]:
+    """Nearly the nearest matrices with orthonormal rows or columns, by Muon's quintic Newton-Schulz iteration in
+    bfloat16 (Jordan et al., https://kellerjordan.github.io/posts/muon). Singular values end between 0.7 and 1.2."""
+    a, b, c = coefficients
+    is_tall = matrices.size(-2) > matrices.size(-1)
+    x = (matrices.mT if is_tall else matrices).bfloat16()
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
 
 
 class MuonAdamW(torch.optim.Optimizer):

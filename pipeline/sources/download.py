@@ -103,8 +103,8 @@ def download(url: str, path: Path, cfg: DownloadConfig, check: Check) -> None:
                     raise DownloadError(message, fault.absent) from fault
                 longest = min(cfg.max_backoff_s, cfg.backoff_s * 2 ** min(attempt - 1, 30))
                 time.sleep(max(longest * jitter.uniform(0.5, 1.0), min(fault.wait_s, cfg.max_backoff_s)))
+        _version_path(part).unlink(missing_ok=True)  # before the rename: nobody looks for it once the file is whole
         part.replace(path)
-        _version_path(part).unlink(missing_ok=True)
         sync_directory(path.parent)
 
 
@@ -113,8 +113,8 @@ def _version_path(part: Path) -> Path:
 
 
 def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
     _version_path(part).unlink(missing_ok=True)
+    part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
