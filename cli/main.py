@@ -1,7 +1,7 @@
 """The `seqtex` command: one subcommand a job, options from the dataclasses of the stages.
 
-Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C; `train`: 1). `--config FILE` reads any
-options from YAML, `--print_config` writes them out.
+Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C). `--config FILE` reads any options
+from YAML, `--print_config` writes them out.
 """
 
 import sys

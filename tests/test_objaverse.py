@@ -148,6 +148,31 @@ def test_killed_in_the_middle_and_finished_by_two_processes_at_once(tmp_path):
     assert left == []
 
 
+class Killed(BaseException):
+    """Nothing handles it, as nothing handles SIGKILL."""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_around_the_last_rename_leaves_nothing_behind(small, monkeypatch, moment):
+    world, cfg = small
+    name = listed(cfg)[0].uri.removeprefix("objaverse://")
+    path, rename = cfg.path(name), Path.replace
+
+    def killed(part: Path, target: Path) -> None:
+        if moment == "after":
+            rename(part, target)
+        raise Killed
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(Killed):
+        download(cfg.url(name), path, cfg, glb_fault)
+    monkeypatch.undo()
+    assert path.is_file() == (moment == "after")
+    download(cfg.url(name), path, cfg, glb_fault)
+    assert path.read_bytes() == world.files[name]
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
 def test_a_cut_file_goes_on_where_it_was_cut(small):
     world, cfg = small
     name = f"glbs/000-000/{next(uid for uid in world.uids() if world.annotations[uid]['number'] == 0)}.glb"

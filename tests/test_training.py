@@ -248,33 +248,46 @@ import os, signal, sys
 from pathlib import Path
 from cli.main import main
 import cli.train
-dataset, run, step, name = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+dataset, run, step, names = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+from dataclasses import replace
 from tests.test_training import small_config
 def train(cfg, report, validation, plan):
     def told(row):
         if row["step"] == step:
-            os.kill(os.getpid(), getattr(signal, name))
+            for name in names:
+                os.killpg(0, getattr(signal, name))
         report(row)
-    return cli.train.train_for_test(small_config(dataset, run, max_steps=6, state_every=100), told)
+    cfg = small_config(dataset, run, max_steps=6, state_every=100)
+    return cli.train.train_for_test(replace(cfg, data=replace(cfg.data, workers=2)), told)
 cli.train.train_for_test, cli.train.run_training = cli.train.run_training, train
 sys.exit(main(["train", "--preset", "tiny", "--data.directory", str(dataset)]))
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
 def test_a_signal_saves_the_state_at_the_end_of_the_batch_and_the_run_resumes_exactly(
-    dataset: Path, tmp_path: Path, name: str
+    dataset: Path, tmp_path: Path, name: str, code: int
 ) -> None:
-    # sent while step 4 is reported, after its own check: noticed at the end of step 5
+    # sent to the whole group, as a terminal does, while step 4 is reported, after its own check: noticed at the end of
+    # step 5
     arguments = [sys.executable, "-c", STOPPED, str(dataset), str(tmp_path / "run"), "4", name]
-    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
-    assert ended.returncode == 75, ended.stderr
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False, start_new_session=True)
+    assert ended.returncode == code, ended.stderr
     assert f"stopped by {name} after step 5, state saved" in ended.stderr
     assert newest_state(tmp_path / "run" / "states") == tmp_path / "run" / "states" / "step-00000005.ckpt"
     assert not (tmp_path / "run" / "checkpoint").exists()
     resumed = train(small_config(dataset, tmp_path / "run", max_steps=6))
     straight = train(small_config(dataset, tmp_path / "straight", max_steps=6))
     assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(resumed).items())
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(dataset: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", STOPPED, str(dataset), str(tmp_path / "run"), "4", "SIGINT", "SIGINT"]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False, start_new_session=True)
+    assert ended.returncode == 130, ended.stderr
+    assert "Ctrl-C again ends at once" in ended.stderr
+    assert "seqtex train: interrupted; run the same command again" in ended.stderr
+    assert newest_state(tmp_path / "run" / "states") is None
 
 
 def test_a_checkpoint_of_other_latents_is_refused(dataset: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_every_parameter_has_the_rate_of_its_part(muon):
 
 def matrices() -> list[torch.nn.Parameter]:
     random = torch.Generator().manual_seed(3)
-    shapes = [(24, 24), (24, 24), (48, 24), (24, 48), (24, 24), (48, 24), (24, 48)]
+    shapes = [(24, 24), (24, 24), (48, 24), (24, 48), (24, 24), (48, 24), (24, 48)] * 4
     return [torch.nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
 
 

@@ -80,6 +80,7 @@ def seen_path(run: Path, rank: int) -> Path:
 def work(cfg: TrainConfig, env: dict[str, str], broken: range, command: list[str] | None) -> None:
     """What a process does: `seqtex COMMAND`, or training by a configuration. Ends with the exit code of the command."""
     os.environ.update(env)
+    os.setpgid(0, 0)  # as a shell starts a command: a signal to the group is for its readers of data, too
     multiprocessing.set_start_method("fork", force=True)  # for its loader, as in any other process
     run = cfg.run.directory
     sys.stderr = seen_path(run, 0).with_suffix(f".err{env.get('LOCAL_RANK', '0')}").open("a")

@@ -32,7 +32,7 @@ PROMISES = {
     21: "SIGKILL in training, resumed to equal weights",
     22: "1, 2 and 1 ranks see the same samples",
     23: "SIGKILL while a checkpoint is saved",
-    24: "SIGTERM, SIGUSR1 and NaN in training",
+    24: "SIGTERM, SIGUSR1, SIGINT and NaN in training",
     25: "uneven, corrupt and exhausted data on two ranks",
 }
 """The 25 faults, by number."""

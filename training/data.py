@@ -17,6 +17,7 @@ from schemas.sample import Regime, TextureSample
 from training.agreement import Findings, Share, keep_findings, share_findings
 from training.augment import AugmentConfig, condition_images, draw_augmentation, rotate_views
 from training.batch import Batch, Condition, LatentBatch, join, stack_samples, to_model
+from training.guards import leave_signals_to_trainer
 from training.latent_cache import StoredLatents, codec_header, rotated
 from training.latents import LatentCodec
 from training.sources import open_sources, shards_by_regime
@@ -223,7 +224,8 @@ class BatchLoader(DataLoader[AnyBatch | UserError]):
     ) -> None:
         """agree: gets, before each batch, why there is none and why the shards that were met cannot be read; raises
         UserError where the run ends."""
-        super().__init__(Told(stream), batch_size=None, sampler=CountFrom(start), num_workers=workers)
+        sampler, init = CountFrom(start), leave_signals_to_trainer
+        super().__init__(Told(stream), batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=init)
         self.stream = stream
         self.agree = agree
 

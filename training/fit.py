@@ -133,6 +133,10 @@ def train_as_planned(
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(state) if state else None, weights_only=True)
             break
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning makes an exit with 1
+                raise KeyboardInterrupt from end
+            raise
         except Diverged:
             if rollbacks == MAX_ROLLBACKS or newest_state(states.directory) is None:
                 raise

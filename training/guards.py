@@ -1,5 +1,6 @@
 """What protects a run: a signal becomes a saved state at the end of the batch, a gradient that is no number nothing."""
 
+import os
 import signal
 from collections import deque
 from types import FrameType
@@ -13,16 +14,19 @@ from schemas.errors import UserError
 from training.sharding import local
 from training.steps import StepCallback
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""A scheduler's last warning: SLURM's --signal=USR1@120, Kubernetes' SIGTERM."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""A scheduler's last warning (SLURM's --signal=USR1@120, Kubernetes' SIGTERM), and Ctrl-C."""
 SKIP_WINDOW = 1000
 """Steps over which the skip budget counts."""
 
 
 class Interrupted(UserError):
-    """The run was told to stop and saved its state: exit code 75 (EX_TEMPFAIL), so that a scheduler runs it again."""
+    """The run was told to stop and saved its state: exit code 75 (EX_TEMPFAIL), so that a scheduler runs it again, or
+    130 after Ctrl-C."""
 
-    exit_code = 75
+    def __init__(self, stopped_by: signal.Signals, step: int) -> None:
+        super().__init__(f"stopped by {stopped_by.name} after step {step}, state saved; run the same command to go on")
+        self.exit_code = 130 if stopped_by == signal.SIGINT else 75
 
 
 class Diverged(UserError):
@@ -32,8 +36,8 @@ class Diverged(UserError):
 
 
 class StopSignals(StepCallback):
-    """Notes SIGTERM and SIGUSR1 in a flag and stops the run at the end of the batch, on every rank at the same one.
-    Must stand before the callback that saves states."""
+    """Notes a signal in a flag and stops the run at the end of the batch, on every rank at the same one; a second
+    Ctrl-C ends it at once. Must stand before the callback that saves states."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -44,10 +48,15 @@ class StopSignals(StepCallback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # Over Lightning's own handlers: those save inside the handler, or not at all.
-        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._note) for number in heard}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+            # past the buffers of sys.stderr, in which this signal may have come
+            os.write(2, b"\nstopping at the end of this step, with its state saved; Ctrl-C again ends at once\n")
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         if trainer.should_stop or trainer.global_step >= trainer.max_steps:
@@ -72,10 +81,14 @@ class StopSignals(StepCallback):
     def check(self, trainer: lightning.Trainer) -> None:
         """Raises Interrupted where the run was stopped by a signal."""
         if self.stopped_by is not None:
-            name = signal.Signals(self.stopped_by).name
-            raise Interrupted(
-                f"stopped by {name} after step {trainer.global_step}, state saved; run the same command to go on"
-            )
+            raise Interrupted(signal.Signals(self.stopped_by), trainer.global_step)
+
+
+def leave_signals_to_trainer(worker: int) -> None:
+    """For processes that read data: a terminal or scheduler signals them together with the one that they read for,
+    which asks for batches up to its end. They end with it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class FiniteGuard(lightning.Callback):

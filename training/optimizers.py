@@ -13,6 +13,8 @@ from schemas.errors import UsageError, UserError, require_between
 
 MUON_MOMENTUM = 0.95
 """Its authors'."""
+TOGETHER = 8
+"""Matrices that Muon takes at once; more leave the caches of a processor (`python -m benchmarks.muon`)."""
 PARTS = ("LoRA", "UV branch", "geometry", "rest")
 """What may have a learning rate of its own."""
 
@@ -157,8 +159,8 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch's Muon, state and all, which takes the matrices of one shape together: a small model has many small ones,
-    and one by one they leave a processor or a GPU idle (`python -m benchmarks.muon`)."""
+    """torch's Muon, state and all, which takes matrices of one shape together: a small model has many small ones, and
+    one by one they leave most of a processor idle. Its update is scaled by sqrt(max(1, rows / columns))."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -172,7 +174,8 @@ class BatchedMuon(torch.optim.Muon):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for matrices in by_shape.values():
-                self._step_equal_shapes(matrices, group)
+                for first in range(0, len(matrices), TOGETHER):
+                    self._step_equal_shapes(matrices[first : first + TOGETHER], group)
         return loss
 
     def _step_equal_shapes(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
