@@ -85,7 +85,7 @@ def test_matrices_of_one_shape_together_take_the_steps_of_torchs_muon():
 
     def step() -> None:
         for number, (a, b) in enumerate(zip(ours, torchs, strict=True)):
-            a.grad = b.grad = torch.randn(a.shape, generator=random) * 10 ** (number - 3)
+            a.grad = b.grad = torch.randn(a.shape, generator=random) * 10.0 ** (number % 7 - 3)
         ours[1].grad = torchs[1].grad = None  # a part of the model that this batch did not use
         batched.step()
         single.step()
