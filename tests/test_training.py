@@ -164,6 +164,15 @@ def test_a_time_limit_ends_the_run_and_its_decay(dataset: Path, tmp_path: Path) 
     peak = preset("tiny").optimizer.learning_rate
     assert result.losses[-1]["learning_rate"] < 0.2 * peak
     assert load_checkpoint(result.checkpoint).card.steps == result.losses[-1]["step"]
+    before = {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".ckpt", ".jsonl")
+    }
+    again = train(small_config(dataset, tmp_path, max_steps=100_000, max_seconds=1.5))
+    assert [row["step"] for row in again.losses] == [row["step"] for row in result.losses]
+    assert len(before) > 2 and all(path.read_bytes() == data for path, data in before.items()), "nothing left to do"
+    (result.checkpoint / CARD).unlink()
+    with pytest.raises(UserError, match=r"nothing left to train.*raise run.max_steps or run.max_seconds"):
+        train(small_config(dataset, tmp_path, max_steps=100_000, max_seconds=1.5))
 
 
 def test_a_damaged_trainer_state_is_passed_over_and_an_older_one_taken(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Clock(StepCallback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._start, self._agreed = time.monotonic(), self._before
+        if self.max_seconds and self._before >= self.max_seconds:
+            trainer.should_stop = True
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         seconds = torch.tensor(self.seconds, device=pl_module.device)

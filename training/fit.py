@@ -143,13 +143,10 @@ def train_as_planned(
             data.skip_failed()
     if trainer.is_global_zero:  # alone, so that the exit code is that of one process
         signals.check(trainer)
-    if trainer.global_step == 0:
-        raise UserError(f"{cfg.run.directory}: no step was trained; raise run.max_steps or run.max_seconds")
-    if not log.rows:  # there was nothing left to do
         check_finished(finish.directory, trainer)
     return TrainResult(
         checkpoint=finish.directory,
-        losses=log.rows or read_losses(log.path),
+        losses=log.rows or read_losses(log.path),  # of earlier parts, where nothing was left to do
         parameters=sum(p.numel() for p in module.model.parameters()),
         seconds=clock.seconds,
         is_main=trainer.is_global_zero,
@@ -162,11 +159,13 @@ def tell(row: dict[str, Any], curves: Curves, report: Callable[[dict[str, Any]],
 
 
 def check_finished(checkpoint: Path, trainer: lightning.Trainer) -> None:
-    """Raises UserError where there is no checkpoint of at least the steps that were asked for."""
-    if not (checkpoint / CARD).is_file() or read_card(checkpoint).steps < trainer.max_steps:
+    """Raises UserError where a run with nothing left to do finds no checkpoint of at least the steps it came to."""
+    steps = min(trainer.max_steps, trainer.global_step)
+    if not (checkpoint / CARD).is_file() or read_card(checkpoint).steps < steps:
         raise UserError(
-            f"{checkpoint}: no checkpoint of {trainer.max_steps} steps, and nothing left to train: the newest trainer "
-            f"state has {trainer.global_step}; raise run.max_steps above that, or give another run.directory"
+            f"{checkpoint}: no checkpoint of {steps} steps, and nothing left to train: the newest trainer state has "
+            f"{trainer.global_step}; raise run.max_steps or run.max_seconds above its own, or give another "
+            "run.directory"
         )
 
 
