@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from cli.dataset import AS_USUAL
 from cli.named import named_dataset
@@ -64,20 +63,20 @@ def extend(
 
 
 def merge(
-    datasets: list[Path],
-    out: Path,
+    datasets: list[Location],
+    out: Location,
     cfg: MirrorOptions,
     workers: int = 1,
     address: str | None = None,
     run: RunConfig = AS_USUAL,
 ) -> int:
-    """Put datasets of one configuration together in a new folder: their jobs numbered anew, their shards linked where
-    the file system can, else copied. An asset that two of them have is taken from the first that has it as a sample;
-    duplicates across them are left out. The datasets stay as they are.
+    """Put datasets of one configuration together in a new place: their jobs numbered anew, their shards linked where
+    the file system can, else copied, within an object store by the store itself. An asset that two of them have is
+    taken from the first that has it as a sample; duplicates across them are left out. The datasets stay as they are.
 
     Args:
-        datasets: folders that `seqtex build` wrote, two or more
-        out: folder of the merged dataset
+        datasets: folders or addresses that `seqtex build` wrote to, two or more
+        out: folder or address of the merged dataset
         workers: processes on this machine, for jobs with duplicates
         address: join this Ray cluster (every node must see all datasets) instead of working here
         run: how it is carried out

@@ -172,6 +172,15 @@ class ObjectPath:
         with self._told() as store:
             store.put_file(str(file), self.url)
 
+    @property
+    def scheme(self) -> str:
+        return self.url.partition("://")[0]
+
+    def copy_from(self, source: "ObjectPath") -> None:
+        """A copy of another object of the same scheme, which the store makes: its bytes do not come by this machine."""
+        with self._told() as store:
+            store.cp_file(source.url, self.url)
+
     def unlink(self, missing_ok: bool = False) -> None:
         with contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext(), self._told() as store:
             store.rm_file(self.url)

@@ -158,11 +158,9 @@ def test_a_dataset_may_be_called_as_a_command_is(first, second, tmp_path, monkey
     assert "/nowhere is not a folder" in capsys.readouterr().err
 
 
-def test_an_address_is_refused_where_only_a_folder_can_be(first, second, tmp_path, monkeypatch, capsys):
+def test_an_address_is_refused_where_only_a_folder_can_be(first, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for words in (
-        ["merge", str(first), str(second), "--out", "s3://bucket/x"],
-        ["merge", str(first), "s3://bucket/x", "--out", "x"],
         ["export", str(first), "--layout", "seqtex-3d", "--out", "s3://bucket/x"],
         ["demo", "--out", "s3://bucket/x"],
     ):

@@ -17,7 +17,8 @@ import pytest
 from cli.main import main
 from pipeline import lock as locking
 from pipeline.lock import lock, running_since
-from pipeline.output import finish, finished, replan, settle
+from pipeline.operate.merge import carry_over, plan_merge
+from pipeline.output import finish, finished, replan, settle, writable
 from pipeline.plan import plan_jobs
 from pipeline.process import process_job
 from pipeline.progress import BuildEvent
@@ -25,7 +26,7 @@ from pipeline.run import build
 from pipeline.shards import commit, committed, remove_leftovers
 from pipeline.sources.procedural import procedural
 from pipeline.verify import find_problems, verify
-from schemas.dataset import part_path, read_dataset_json, read_ledger, shard_path
+from schemas.dataset import part_path, read_dataset_json, read_ledger, read_ledger_part, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Status
 from schemas.locations import ObjectPath, location, workspace
@@ -93,7 +94,10 @@ def refs(tmp_path_factory: pytest.TempPathFactory) -> list[MeshRef]:
 @pytest.fixture(scope="module")
 def folder(refs: list[MeshRef], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same dataset in a folder."""
-    out = tmp_path_factory.mktemp("folder") / "forge"
+    return built(refs, tmp_path_factory.mktemp("folder") / "forge")
+
+
+def built(refs: list[MeshRef], out: Path) -> Path:
     for name in ("shards", "ledger"):
         (out / name).mkdir(parents=True)
     jobs = plan_jobs(refs, CFG.assets_per_job)
@@ -101,7 +105,8 @@ def folder(refs: list[MeshRef], tmp_path_factory: pytest.TempPathFactory) -> Pat
     for job in jobs:
         process_job(job, out, CFG)
     finish(out, info, jobs, len(jobs))
-    assert verify(out) == [] and sum(o.status is Status.ACCEPTED for p in read_ledger(out) for o in p.outcomes) == COUNT
+    statuses = [outcome.status for part in read_ledger(out) for outcome in part.outcomes]
+    assert verify(out) == [] and statuses == [Status.ACCEPTED] * len(refs)
     return out
 
 
@@ -128,7 +133,7 @@ def without_ledger(index: bytes) -> dict[str, object]:
     return {name: entry for name, entry in json.loads(index).items() if name != "ledger"}
 
 
-def same(out: ObjectPath, folder: Path) -> bool:
+def same(out: Path | ObjectPath, folder: Path) -> bool:
     return (
         shards(out) == shards(folder)
         and without_ledger((out / "index.json").read_bytes()) == without_ledger((folder / "index.json").read_bytes())
@@ -178,6 +183,46 @@ def test_an_extension_on_s3_leaves_what_was_there(
     report = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert report["listed"] == COUNT + 2 and Path(report["path"]).is_file()
     assert str(workspace(out)) in report["path"]
+
+
+@pytest.fixture(scope="module")
+def other(refs: list[MeshRef], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another dataset, which has an asset of the first one, too, in a job with one of its own."""
+    root = tmp_path_factory.mktemp("other")
+    more = [replace(ref, uid=f"more-{ref.uid}") for ref in procedural(3, root / "assets", seed=1, clean=True)]
+    return built([refs[0], *more], root / "forge")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "second", "out"), [("s3", "s3", "s3"), ("folder", "s3", "s3"), ("s3", "s3", "folder")]
+)
+def test_datasets_are_put_together_wherever_they_lie(
+    first: str, second: str, out: str, s3: Server, folder: Path, other: Path, scratch: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """With the bytes of a merge of the same datasets in folders."""
+    assert main(["merge", str(folder), str(other), "--out", str(tmp_path / "folders")]) == 0
+    there = {path: ObjectPath(f"{s3.url}/merged-{first}-{second}-{out}/{path.parent.name}/forge")
+             for path in (folder, other)}  # fmt: skip
+    names = [str(copied(path, there[path]) if place == "s3" else path)
+             for path, place in ((folder, first), (other, second))]  # fmt: skip
+    both = location(f"{s3.url}/merged-{first}-{second}-{out}/both" if out == "s3" else tmp_path / "both")
+    moved: list[str] = []
+    download = ObjectPath.download
+    monkeypatch.setattr(ObjectPath, "download", lambda self, file: (moved.append(self.name), download(self, file)))
+    plan = plan_merge([location(name) for name in names])
+    with writable(both), lock(both):
+        carry_over(plan, both)
+    rewritten = {shard.name for move in plan.moves if len(move.job.refs) < len(move.old.refs)
+                 for shard in read_ledger_part(part_path(other, move.old.index)).shards}  # fmt: skip
+    if (first, out) == ("s3", "s3"):
+        assert {name for name in moved if name.endswith(".tar")} == rewritten != set(), "the store copies the others"
+    monkeypatch.undo()
+    assert main(["merge", *names, "--out", str(both)]) == 0
+    told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if '"merged"' in line]
+    assert [(each["planned"], each["same_uid"]) for each in told] == [(COUNT + 3, 1)] * 2
+    assert isinstance(both, Path | ObjectPath) and same(both, tmp_path / "folders") and verify(both) == []
 
 
 KILLED = """

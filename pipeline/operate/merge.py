@@ -1,5 +1,6 @@
 """Several datasets of one configuration as one: their jobs numbered anew, their shards linked or copied."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -16,14 +17,16 @@ from schemas.dataset import (
     DatasetInfo,
     LedgerPart,
     ShardRecord,
+    place,
     read_dataset_json,
     shard_name,
     shard_path,
-    sync_directory,
+    staged,
     write_ledger_part,
 )
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Outcome, Status
+from schemas.locations import Location, ObjectPath, working_folder
 from schemas.sample import Regime
 
 
@@ -32,7 +35,7 @@ class Move:
     """A job of the merged dataset, and where its assets come from."""
 
     job: ShardJob
-    dataset: Path
+    dataset: Location
     old: ShardJob
     """Holds all assets of `job`, perhaps more."""
 
@@ -49,12 +52,13 @@ class MergePlan:
     """Assets left out since another dataset has their uid."""
 
 
-def plan_merge(datasets: Sequence[Path]) -> MergePlan:
+def plan_merge(datasets: Sequence[Location]) -> MergePlan:
     """The jobs of all datasets, one dataset after the other. Where two have an asset of one uid, the first that has it
     as a sample keeps it, else the first that has it at all.
 
     Raises UserError where they differ in a setting (but in which assets were selected), or one is not whole."""
-    if len({dataset.resolve() for dataset in datasets}) < 2:
+    places = [dataset.resolve() if isinstance(dataset, Path) else dataset for dataset in datasets]
+    if len(set(places)) < 2:
         raise UsageError("give two datasets or more, each once")
     infos = [read_dataset_json(dataset) for dataset in datasets]
     for dataset, info in zip(datasets, infos, strict=True):
@@ -76,7 +80,7 @@ def plan_merge(datasets: Sequence[Path]) -> MergePlan:
         taken = sum(len(move.job.refs) for move in moves[first:])
         made_of.append(
             {
-                "dataset": dataset.resolve().name,
+                "dataset": places[number].name,
                 "plan_sha256": info.plan_sha256,
                 "first_job": first,
                 "assets": taken,
@@ -90,7 +94,7 @@ def plan_merge(datasets: Sequence[Path]) -> MergePlan:
     return MergePlan(info=info, moves=tuple(moves), step={"step": "merged", "of": made_of}, twice=twice)
 
 
-def _whole(dataset: Path, info: DatasetInfo) -> list[ShardJob]:
+def _whole(dataset: Location, info: DatasetInfo) -> list[ShardJob]:
     """The jobs of a dataset that is finished and that nobody works on."""
     if running_since(dataset) is not None:
         raise UserError(f"{dataset}: a build is at work here; wait for it to end")
@@ -101,7 +105,7 @@ def _whole(dataset: Path, info: DatasetInfo) -> list[ShardJob]:
     return jobs
 
 
-def _owners(datasets: Sequence[Path], jobs: Sequence[Sequence[ShardJob]]) -> dict[str, int]:
+def _owners(datasets: Sequence[Location], jobs: Sequence[Sequence[ShardJob]]) -> dict[str, int]:
     """Number of the dataset that each asset is taken from."""
     owner: dict[str, tuple[bool, int]] = {}
     for number, dataset in enumerate(datasets):
@@ -112,13 +116,13 @@ def _owners(datasets: Sequence[Path], jobs: Sequence[Sequence[ShardJob]]) -> dic
     return {uid: number for uid, (_, number) in owner.items()}
 
 
-def _part(dataset: Path, job: ShardJob) -> LedgerPart:
+def _part(dataset: Location, job: ShardJob) -> LedgerPart:
     part = committed(dataset, job)
     assert part is not None  # `_whole` has seen it
     return part
 
 
-def carry_over(plan: MergePlan, out: Path) -> None:
+def carry_over(plan: MergePlan, out: Location) -> None:
     """Write plan, `dataset.json` and every job of the merged dataset; jobs that are there already stay. For the holder
     of the build lock of `out`."""
     jobs = [move.job for move in plan.moves]
@@ -133,7 +137,7 @@ def carry_over(plan: MergePlan, out: Path) -> None:
             _move(move, out)
 
 
-def _move(move: Move, out: Path) -> None:
+def _move(move: Move, out: Location) -> None:
     """One job: its shards as they are where all its assets come, else written again without the others."""
     part = _part(move.dataset, move.old)
     keep = {ref.uid for ref in move.job.refs}
@@ -142,7 +146,7 @@ def _move(move: Move, out: Path) -> None:
         shards = tuple(_placed(move.dataset, shard, move.job.index, out) for shard in part.shards)
         write_ledger_part(out, LedgerPart(job=move.job.index, outcomes=tuple(outcomes), shards=shards))
         return
-    with tempfile.TemporaryDirectory(prefix="merge-", dir=out / ".work") as name:
+    with tempfile.TemporaryDirectory(prefix="merge-", dir=working_folder(out)) as name:
         files = unpack(move.dataset, part, keep, Path(name))
         samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
         for outcome in outcomes:
@@ -155,21 +159,32 @@ def _renumbered(outcome: Outcome, job: int) -> Outcome:
     return replace(outcome, shard=shard_name(outcome.regime, job)) if outcome.regime else outcome
 
 
-def _placed(dataset: Path, shard: ShardRecord, job: int, out: Path) -> ShardRecord:
-    """A shard under its new name: a second name of the same file where both datasets lie on one file system, else a
-    copy. Its bytes are the recorded ones, or `seqtex verify` says so."""
+def _placed(dataset: Location, shard: ShardRecord, job: int, out: Location) -> ShardRecord:
+    """A shard under its new name, its bytes the recorded ones, or `seqtex verify` says so."""
     record = replace(shard, name=shard_name(shard.regime, job))
     source, target = shard_path(dataset, shard.name), shard_path(out, record.name)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    if isinstance(source, ObjectPath) and isinstance(target, ObjectPath) and source.scheme == target.scheme:
+        target.copy_from(source)
+        return record
+    temporary = staged(target)
+    temporary.unlink(missing_ok=True)  # what another process of this number left may be a name of a shard
     try:
-        try:
-            os.link(source, temporary)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.replace(target)
-        sync_directory(target.parent)
+        _bring(source, temporary)
+        place(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return record
+
+
+def _bring(source: Location, file: Path) -> None:
+    """A second name of the same file where the file system can, else a flushed copy."""
+    if isinstance(source, Path):
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(source, file)
+            return
+        shutil.copyfile(source, file)
+    else:
+        assert isinstance(source, ObjectPath)
+        source.download(file)
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
