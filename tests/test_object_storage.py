@@ -531,3 +531,16 @@ def test_a_place_on_this_machine_for_every_address(scratch: Path, tmp_path: Path
     assert one != two and one.parent == two.parent == scratch and one == workspace(ObjectPath("s3://bucket/a"))
     assert workspace(tmp_path) == tmp_path
     assert location("relative") == Path("relative") and location(f"file://{tmp_path}") == tmp_path
+
+
+@pytest.mark.parametrize("store", ["s3", "gs"])
+def test_a_store_copies_an_object_by_itself(store: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    url = request.getfixturevalue(store).url
+    (tmp_path / "file").write_bytes(b"texture")
+    source, copy = ObjectPath(f"{url}/from/file"), ObjectPath(f"{url}/to/copy")
+    source.upload(tmp_path / "file")
+    copy.copy_from(source)
+    assert copy.read_bytes() == source.read_bytes() == b"texture"
+    with pytest.raises(FileNotFoundError):
+        copy.copy_from(ObjectPath(f"{url}/from/nothing"))
+    assert copy.read_bytes() == b"texture"
