@@ -5,10 +5,11 @@ from typing import Literal
 
 from cli.progress import bar, log_event
 from schemas.errors import UsageError
+from schemas.locations import Location
 
 
 def encode(
-    dataset: Path,
+    dataset: Location,
     codec: Literal["dct", "wan"] = "wan",
     codec_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     text_encoder: Literal["none", "umt5"] = "none",
@@ -17,12 +18,14 @@ def encode(
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     part: int = 0,
     parts: int = 1,
+    cache_directory: Path = Path("~/.cache/seqtex"),
+    cache_gb: float = 50.0,
 ) -> int:
     """Write the latents of every sample beside the shards, in DATASET/latents/CODEC/, for training with data.latents.
     A run that was interrupted goes on with the next shard.
 
     Args:
-        dataset: folder that `seqtex build` wrote
+        dataset: folder or address that `seqtex build` wrote to
         codec: dct is built in; wan is the VAE of the released weights
         codec_path: directory or hub repository of the Wan VAE
         text_encoder: umt5 also stores the features of every caption
@@ -32,17 +35,21 @@ def encode(
         part: which of `parts`, counted from 0: every `parts`-th shard is encoded, so that several processes or GPUs
             share the work; the last one to end writes the record
         parts: how many processes share the work
+        cache_directory: receives the shards of a remote dataset; runs of this machine share it, training too
+        cache_gb: its size, 10^9 bytes; the shards used longest ago go first
     """
     # Seconds to import, and not needed to print help.
     import torch
 
     from training.checkpoints import make_codec, make_text_encoder
     from training.latent_encode import encode_dataset, make_encoders
+    from training.storage import open_dataset
 
     if not 0 <= part < parts:
         raise UsageError(f"--part {part} of --parts {parts}: parts count from 0")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    files = open_dataset(str(dataset), cache_directory, int(cache_gb * 1e9))
     text = None if text_encoder == "none" else make_text_encoder(text_encoder, text_encoder_path, 0, device)
     encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype)
     with bar("encoding", 100, "%") as update:
@@ -50,7 +57,7 @@ def encode(
         def notify(done: int, of: int) -> None:
             update(100 * done // max(of, 1), f"shard {done} of {of}")
 
-        folder = encode_dataset(dataset, encoders, part, parts, notify)
+        folder = encode_dataset(files, encoders, part, parts, notify)
     if folder is None:
         log_event("encoded_part", dataset=str(dataset), part=part, parts=parts)
     else:

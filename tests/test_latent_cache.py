@@ -28,6 +28,7 @@ from training.latent_cache import RECORD, codec_header, parse_record
 from training.latent_encode import Encoders, encode_dataset, make_encoders
 from training.latents import DctCodec, LatentCodec, Posterior, WanCodec
 from training.presets import TrainConfig, preset
+from training.storage import LocalFiles
 
 ENTRIES = [
     [("t0", Regime.TEXTURED), ("t1", Regime.TEXTURED), ("m0", Regime.MV_ONLY)],
@@ -71,7 +72,7 @@ def batches(dataset: Path, codec: LatentCodec, count: int = 8, **changes: object
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_stored_latents_are_those_of_the_images(dataset: Path, dtype: str, tolerance: float) -> None:
     """bfloat16 keeps 8 bits of a number: an error below 0.4 % of latents that reach 5."""
-    encode_dataset(dataset, dct(dtype))
+    encode_dataset(LocalFiles(dataset), dct(dtype))
     pixels = BatchStream(config(dataset), seed=1)
     for number, ours in enumerate(batches(dataset, DctCodec())):
         theirs = encode_batch(pixels[number], DctCodec())
@@ -105,7 +106,7 @@ def test_training_from_latents_follows_the_curve_from_images(
 ) -> None:
     """With exact products: processors that have bfloat16 ones round differently for each difference of the input."""
     monkeypatch.setattr(training.fit, "PRODUCTS", "highest")
-    encode_dataset(dataset, dct(dtype))
+    encode_dataset(LocalFiles(dataset), dct(dtype))
     images = losses(small_config(dataset, tmp_path / "images", latents=False))
     stored = losses(small_config(dataset, tmp_path / "latents", latents=True))
     assert len(stored) == 8
@@ -113,7 +114,7 @@ def test_training_from_latents_follows_the_curve_from_images(
 
 
 def test_a_wan_vae_trains_from_latents_as_from_images(dataset: Path, vae: Path, tmp_path: Path) -> None:
-    encode_dataset(dataset, make_encoders(WanCodec(vae), None, "cpu", "float32"))
+    encode_dataset(LocalFiles(dataset), make_encoders(WanCodec(vae), None, "cpu", "float32"))
     curves = []
     for latents in (False, True):
         cfg = small_config(dataset, tmp_path / str(latents), latents)
@@ -125,7 +126,7 @@ def test_a_wan_vae_trains_from_latents_as_from_images(dataset: Path, vae: Path, 
 
 def test_posterior_draws_are_seeded_by_sample_number(dataset: Path, vae: Path) -> None:
     codec = WanCodec(vae)
-    encode_dataset(dataset, make_encoders(codec, None, "cpu", "float32"))
+    encode_dataset(LocalFiles(dataset), make_encoders(codec, None, "cpu", "float32"))
     means = batches(dataset, codec)
     drawn = batches(dataset, codec, draw_posterior=True)
     late = BatchStream(config(dataset, latents=True, draw_posterior=True), seed=1, codec=codec)
@@ -147,7 +148,7 @@ def test_posterior_draws_are_seeded_by_sample_number(dataset: Path, vae: Path) -
 
 
 def test_a_certain_codec_stores_one_number_for_its_variance(dataset: Path) -> None:
-    encode_dataset(dataset, dct())
+    encode_dataset(LocalFiles(dataset), dct())
     stream = BatchStream(config(dataset, latents=True, draw_posterior=True), seed=1, codec=DctCodec())
     assert stream.sources[Regime.TEXTURED][0].reader(0, 0).log_variance["mv_rgb"].numel() == 1
     for number, mean in enumerate(batches(dataset, DctCodec())):
@@ -155,7 +156,7 @@ def test_a_certain_codec_stores_one_number_for_its_variance(dataset: Path) -> No
 
 
 def test_the_record_says_what_the_latents_are(dataset: Path) -> None:
-    folder = encode_dataset(dataset, dct("bfloat16"))
+    folder = encode_dataset(LocalFiles(dataset), dct("bfloat16"))
     assert folder is not None
     header, shards = parse_record((folder / RECORD).read_bytes(), "record")
     assert header == codec_header(DctCodec())
@@ -178,7 +179,7 @@ def test_latents_that_do_not_fit_are_refused_by_name(dataset: Path, vae: Path) -
         UserError, match=r"latents\.json: no finished latents by codec dct.*seqtex encode .*--codec dct"
     ):
         batches(dataset, DctCodec())
-    folder = encode_dataset(dataset, dct())
+    folder = encode_dataset(LocalFiles(dataset), dct())
     assert folder is not None
     with pytest.raises(UserError, match=rf"codec wan with the weights .*, there are {folder.name}; run `seqtex encode"):
         batches(dataset, WanCodec(vae))
@@ -200,7 +201,7 @@ def samples(seed: int) -> list[TextureSample]:
 def test_a_changed_dataset_is_noticed_and_only_what_changed_is_done_again(tmp_path: Path) -> None:
     first, second = samples(1), [small_sample("n0", Regime.TEXTURED, 9, 16, 32)]
     write_samples(tmp_path / "data", [first])
-    encode_dataset(tmp_path / "data", dct())
+    encode_dataset(LocalFiles(tmp_path / "data"), dct())
     write_samples(tmp_path / "grown", [first, second])
     write_samples(tmp_path / "other", [samples(50), second])
     for name in ("grown", "other"):
@@ -211,7 +212,7 @@ def test_a_changed_dataset_is_noticed_and_only_what_changed_is_done_again(tmp_pa
     (tmp_path / "data" / "latents").rename(tmp_path / "grown" / "latents")
     tars = sorted((tmp_path / "grown" / "latents").rglob("*.tar"))
     before = [tar.stat().st_mtime_ns for tar in tars]
-    encode_dataset(tmp_path / "grown", dct())
+    encode_dataset(LocalFiles(tmp_path / "grown"), dct())
     assert [tar.stat().st_mtime_ns for tar in tars] == before
     assert {uid for batch in batches(tmp_path / "grown", DctCodec(), 12) for uid in batch.uids} == {
         "t0",
@@ -222,7 +223,7 @@ def test_a_changed_dataset_is_noticed_and_only_what_changed_is_done_again(tmp_pa
 
 
 def test_a_damaged_latent_shard_is_passed_over_or_refused(dataset: Path) -> None:
-    folder = encode_dataset(dataset, dct())
+    folder = encode_dataset(LocalFiles(dataset), dct())
     assert folder is not None
     path = folder / "textured-000000.tar"
     data = bytearray(path.read_bytes())
@@ -232,19 +233,19 @@ def test_a_damaged_latent_shard_is_passed_over_or_refused(dataset: Path) -> None
         batches(dataset, DctCodec())
     seen = {uid for batch in batches(dataset, DctCodec(), skip_budget=1) for uid in batch.uids}
     assert seen == {"t2", "m0", "m1", "m2"}
-    encode_dataset(dataset, dct())  # mends it
+    encode_dataset(LocalFiles(dataset), dct())  # mends it
     assert {uid for batch in batches(dataset, DctCodec(), 12) for uid in batch.uids} >= {"t0", "t1"}
 
 
 def test_parts_share_the_work(dataset: Path) -> None:
-    assert encode_dataset(dataset, dct(), part=1, parts=2) is None
+    assert encode_dataset(LocalFiles(dataset), dct(), part=1, parts=2) is None
     with pytest.raises(UserError, match="no finished latents"):
         batches(dataset, DctCodec())
-    folder = encode_dataset(dataset, dct(), part=0, parts=2)
+    folder = encode_dataset(LocalFiles(dataset), dct(), part=0, parts=2)
     assert folder is not None
     several = {path.name: path.read_bytes() for path in folder.iterdir()}
     (dataset / "latents").rename(dataset / "earlier")
-    encode_dataset(dataset, dct())
+    encode_dataset(LocalFiles(dataset), dct())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == several
 
 
@@ -261,12 +262,12 @@ class SlowCodec(DctCodec):
 
 
 def encode_slowly(dataset: str) -> None:
-    encode_dataset(Path(dataset), make_encoders(SlowCodec(), None, "cpu", "float32"))
+    encode_dataset(LocalFiles(Path(dataset)), make_encoders(SlowCodec(), None, "cpu", "float32"))
 
 
 def test_a_killed_run_leaves_nothing_half_written_and_goes_on(dataset: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "whole", ENTRIES, 16, 32)
-    whole = encode_dataset(tmp_path / "whole", dct())
+    whole = encode_dataset(LocalFiles(tmp_path / "whole"), dct())
     assert whole is not None
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "SEQTEX_TEST_KILL_AFTER": "17"}
     killed = subprocess.run([sys.executable, "-c", ENCODE, str(dataset)], env=env, capture_output=True, timeout=120)
@@ -277,7 +278,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(dataset: Path, tmp
     assert 0 < len(list(folder.glob("*.tar"))) < 4 and not (folder / RECORD).exists()
     with pytest.raises(UserError, match="no finished latents"):
         batches(dataset, DctCodec())
-    encode_dataset(dataset, dct())
+    encode_dataset(LocalFiles(dataset), dct())
     names = {path.name for path in folder.iterdir()}
     assert names == {path.name for path in whole.iterdir()}
     assert all((folder / name).read_bytes() == (whole / name).read_bytes() for name in names)
@@ -296,11 +297,11 @@ def test_a_full_disk_at_any_file_leaves_a_run_that_can_go_on(
 
     monkeypatch.setattr(latent_encode, "write_file", full)
     with pytest.raises(OSError, match="No space left"):
-        encode_dataset(dataset, dct())
+        encode_dataset(LocalFiles(dataset), dct())
     with pytest.raises(UserError, match="no finished latents"):
         batches(dataset, DctCodec())
     monkeypatch.undo()
-    encode_dataset(dataset, dct())
+    encode_dataset(LocalFiles(dataset), dct())
     assert {uid for batch in batches(dataset, DctCodec(), 20) for uid in batch.uids} == {
         u for e in ENTRIES for u, _ in e
     }
@@ -323,7 +324,7 @@ class Letters:
 
 @pytest.fixture
 def with_text(dataset: Path) -> Iterator[Path]:
-    encode_dataset(dataset, make_encoders(DctCodec(), Letters(), "cpu", "float32"))
+    encode_dataset(LocalFiles(dataset), make_encoders(DctCodec(), Letters(), "cpu", "float32"))
     yield dataset
 
 
@@ -361,7 +362,7 @@ def test_stored_text_of_another_encoder_is_refused(with_text: Path, tmp_path: Pa
 def test_datasets_whose_latents_do_not_mix_are_named(tmp_path: Path) -> None:
     for name, size in (("a", 16), ("b", 32)):
         write_dataset(tmp_path / name, ENTRIES[:1], size, 32)
-        encode_dataset(tmp_path / name, dct())
+        encode_dataset(LocalFiles(tmp_path / name), dct())
     cfg = DataConfig(directories={str(tmp_path / "a"): 1.0, str(tmp_path / "b"): 1.0}, batch_size=2, latents=True)
     with pytest.raises(UserError, match=r"/a and .*/b do not mix: mv_\w+ is \[16, 4, 2, 2\] and \[16, 4, 4, 4\]"):
         BatchStream(cfg, seed=0, codec=DctCodec())

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cli.main import main
 from pipeline import lock as locking
@@ -33,7 +35,9 @@ from schemas.locations import ObjectPath, location, workspace
 from schemas.mesh import MeshRef
 from tests import flaky_store
 from tests.small_build import CFG, commit_again
+from training.batch import LatentBatch
 from training.data import BatchStream, DataConfig
+from training.latents import DctCodec
 
 REPO = Path(__file__).resolve().parents[1]
 COUNT = 4
@@ -290,6 +294,39 @@ def test_training_reads_it_from_there(s3: Server, folder: Path, tmp_path: Path) 
         return [stream[number].uids for number in range(4)]
 
     assert uids(str(out)) == uids(str(folder))
+
+
+def test_latents_are_written_there_and_training_reads_them(
+    s3: Server, folder: Path, scratch: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By two processes that share the work, of which one comes again; the bytes of a folder."""
+    out, here = copied(folder, ObjectPath(f"{s3.url}/encoded/forge")), tmp_path / "here"
+    shutil.copytree(folder, here)
+    words = ["--codec", "dct", "--cache_directory", str(tmp_path / "cache")]
+    assert main(["encode", str(here), *words]) == 0
+    assert main(["encode", str(out), *words, "--parts", "2"]) == 0
+    assert main(["encode", str(out), *words, "--parts", "2", "--part", "1"]) == 0
+    told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
+    assert [each["event"] for each in told] == ["encoded", "encoded_part", "encoded"]
+    (latents,) = (out / "latents").iterdir()
+    assert told[2]["latents"] == str(latents)
+    local = {path.name: path.read_bytes() for path in (here / "latents" / latents.name).iterdir()}
+    assert {path.name: path.read_bytes() for path in latents.iterdir()} == local and len(local) > 4
+    before = {path.name: path.stat().st_mtime for path in latents.iterdir() if path.name.endswith(".tar")}
+    assert main(["encode", str(out), *words]) == 0
+    assert {path.name: path.stat().st_mtime for path in latents.iterdir() if path.name in before} == before
+    streams = [
+        BatchStream(DataConfig(directories={str(place): 1.0}, cache_directory=tmp_path / "cache", batch_size=2,
+                               latents=True), seed=1, codec=DctCodec())
+        for place in (out, here)
+    ]  # fmt: skip
+    for number in range(3):
+        there, locally = (stream[number] for stream in streams)
+        assert isinstance(there, LatentBatch) and isinstance(locally, LatentBatch)
+        assert there.uids == locally.uids and torch.equal(there.mv.rgb, locally.mv.rgb)
+    (latents / min(before)).unlink()
+    assert main(["encode", str(out), *words]) == 0
+    assert (latents / min(before)).read_bytes() == local[min(before)]
 
 
 def test_every_command_reads_it_and_damage_is_located_there(

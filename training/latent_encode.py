@@ -1,12 +1,11 @@
 """Writing the latents of a dataset: a tar per shard, its record beside it, `latents.json` last. Every file is written
-beside, flushed and renamed, so that a run that was killed goes on with the next shard."""
+beside, flushed and renamed (or uploaded whole), so that a run that was killed goes on with the next shard."""
 
 import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, canonical_json, code_version, file_sha256, write_file
 from schemas.errors import UsageError, UserError
+from schemas.locations import Location, ObjectPath, location
 from schemas.sample import TextureSample
 from training.batch import Maps, to_model
 from training.latent_cache import (
@@ -29,7 +29,7 @@ from training.latent_cache import (
 )
 from training.latents import LatentCodec, TextEncoder
 from training.sources import shards_by_regime
-from training.storage import LocalFiles, read_json
+from training.storage import DatasetFiles, read_json
 from training.stream import ShardReader
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -55,13 +55,13 @@ def make_encoders(codec: LatentCodec, text_encoder: TextEncoder | None, device: 
 
 
 def encode_dataset(
-    dataset: Path,
+    files: DatasetFiles,
     encoders: Encoders,
     part: int = 0,
     parts: int = 1,
     notify: Callable[[int, int], None] = lambda done, of: None,
-) -> Path | None:
-    """The folder of the latents of `dataset`, or None where other parts are not done yet. What is done already, and
+) -> Location | None:
+    """The folder of the latents of a dataset, or None where other parts are not done yet. What is done already, and
     fits the dataset as it is, is kept.
 
     part, parts: encode every `parts`-th shard only; the process that finds all done writes the record. notify: called
@@ -72,39 +72,41 @@ def encode_dataset(
     """
     if not 0 <= part < parts:
         raise UsageError(f"part {part} of {parts}: parts count from 0")
-    by_regime = shards_by_regime(dataset)
+    by_regime = shards_by_regime(files.folder)
     sources = [shard for group in by_regime.values() for shard in group]
-    folder = dataset / encoders.header.folder
+    folder = location(files.location) / encoders.header.folder
     folder.mkdir(parents=True, exist_ok=True)
     _write_empty_text(folder, encoders)
     mine = sources[part::parts]
     for done, source in enumerate(mine):
         notify(done, len(mine))
         if finished(folder, source, encoders.header) is None:
-            _encode_shard(dataset, folder, source, encoders)
+            _encode_shard(files, folder, source, encoders)
     notify(len(mine), len(mine))
     return _commit(folder, sources, encoders.header)
 
 
-def finished(folder: Path, source: ShardRecord, header: LatentHeader) -> LatentShard | None:
-    """The record of a shard's latents, if they are whole and of that source and header."""
+def finished(folder: Location, source: ShardRecord, header: LatentHeader) -> LatentShard | None:
+    """The record of a shard's latents, if they are whole and of that source and header. In an object store their
+    size will do: an object is whole or not there, and training checks the rest."""
     path = _record_path(folder, source.name)
     try:
         entries = read_json(path.read_bytes(), str(path))
         shard = parse_shard(entries["shard"])  # type: ignore[arg-type]
         same = parse_header(entries["header"]) == header  # type: ignore[arg-type]
-    except (OSError, UserError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, UserError, KeyError, TypeError, ValueError):
         return None  # absent or damaged: the shard is done again
     tar = folder / shard.name
-    whole = tar.is_file() and tar.stat().st_size == shard.bytes and file_sha256(tar) == shard.sha256
+    whole = tar.is_file() and tar.stat().st_size == shard.bytes
+    whole = whole and (isinstance(tar, ObjectPath) or file_sha256(tar) == shard.sha256)
     return shard if same and whole and shard.source_sha256 == source.sha256 else None
 
 
-def _record_path(folder: Path, shard: str) -> Path:
+def _record_path(folder: Location, shard: str) -> Location:
     return folder / f"{shard}.json"
 
 
-def _commit(folder: Path, sources: list[ShardRecord], header: LatentHeader) -> Path | None:
+def _commit(folder: Location, sources: list[ShardRecord], header: LatentHeader) -> Location | None:
     shards = [shard for source in sources if (shard := finished(folder, source, header))]
     if len(shards) < len(sources):
         return None
@@ -112,9 +114,9 @@ def _commit(folder: Path, sources: list[ShardRecord], header: LatentHeader) -> P
     return folder
 
 
-def _encode_shard(dataset: Path, folder: Path, source: ShardRecord, encoders: Encoders) -> None:
+def _encode_shard(files: DatasetFiles, folder: Location, source: ShardRecord, encoders: Encoders) -> None:
     _record_path(folder, source.name).unlink(missing_ok=True)
-    reader = ShardReader(LocalFiles(dataset), "shards", (source,), 1, decode)
+    reader = ShardReader(files, "shards", (source,), 1, decode)
     shapes: dict[str, list[int]] = {}
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -190,7 +192,7 @@ def _features(prompt: str, encoders: Encoders) -> Tensor:
     return features[: int(used[-1]) + 1 if len(used) else 1]
 
 
-def _write_empty_text(folder: Path, encoders: Encoders) -> None:
+def _write_empty_text(folder: Location, encoders: Encoders) -> None:
     if encoders.text_encoder is not None:
         write_file(folder / EMPTY_TEXT, _tensors({"caption": _features("", encoders)}, encoders.header))
 
