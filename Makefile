@@ -25,7 +25,7 @@ demo: $(STAMP)  ## the whole path on procedural meshes: build, train, texture, r
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-trust: $(STAMP)  ## the fault matrix at full counts (an hour or more)
+trust: $(STAMP)  ## the fault matrix at full counts (half an hour or more)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m trust --full-counts --trust-table out/trust.md --timeout 7200
 
 lint: $(STAMP)  ## style and import contracts
