@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -195,7 +196,7 @@ def on_a_broken_node(job: ShardJob, folder: Path, cfg: BuildConfig, *, may_commi
         file.write(node)
     until(lambda: (folder / "broken").read_text() != "", 30)
     if node == (folder / "broken").read_text() or (folder / "all").exists():
-        with Zygote("no_such_module:run", LimitsConfig(), folder) as zygote:
+        with tempfile.TemporaryDirectory() as own, Zygote("no_such_module:run", LimitsConfig(), Path(own)) as zygote:
             zygote.run({}, folder)
     return report(job) if may_commit() else None
 
