@@ -32,6 +32,9 @@ LOOK_AROUND_S = 5.0
 NODE_LOSS_S = 2.0
 """Seconds within which a cluster knows that a node is gone whose worker processes have vanished."""
 
+OPEN = "open"
+"""Key that is there while starts may commit."""
+
 Task = Callable[..., JobReport | None]
 """`process_job`, as far as it is called here."""
 
@@ -150,6 +153,7 @@ class _Crew:
         self._gpu = run.gpu_share if cfg.rasterizer == "cuda" else 0.0
         self._order = (out, cfg, do)
         self._name = uuid.uuid4().hex
+        _internal_kv_put(_key(self._name, OPEN), b"")
         self._left_out: set[str] = set()
         """Nodes that cannot process assets."""
         # a worker that has served many jobs is replaced, whatever it has leaked
@@ -203,6 +207,9 @@ class _Crew:
         return found.decode() if found else None
 
     def clear_up(self) -> None:
+        """Nothing is committed from now on, by a start that is still running either: it finds the build closed before
+        the claims are gone that would have refused it."""
+        _internal_kv_del(_key(self._name, OPEN))
         _internal_kv_del(_key(self._name), del_by_prefix=True)
 
 
@@ -252,15 +259,16 @@ def _job_task(
     began = time.monotonic()
     out, cfg, do = order
     _internal_kv_put(_key(build, "node", number), ray.get_runtime_context().get_node_id().encode())
-    claim = functools.partial(_claim, _key(build, "claim", job.index, round), str(number).encode())
+    claim = functools.partial(_claim, build, job.index, round, number)
     report = do(job, out, cfg, zygote=_zygote(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES")), may_commit=claim)
     return report, time.monotonic() - began
 
 
-def _claim(key: bytes, mine: bytes) -> bool:
-    """Whether this start is the one that commits: the first to ask."""
+def _claim(build: str, job: int, round: int, number: int) -> bool:
+    """Whether this start is the one that commits: the first to ask, and the build goes on."""
+    key, mine = _key(build, "claim", job, round), str(number).encode()
     _internal_kv_put(key, mine, overwrite=False)
-    return _internal_kv_get(key) == mine
+    return _internal_kv_get(key) == mine and _internal_kv_get(_key(build, OPEN)) is not None
 
 
 @functools.cache

@@ -198,6 +198,7 @@ def _carry_out(
     if todo:
         (out / "index.json").unlink(missing_ok=True)
         run_jobs(todo, out, work.cfg, work.run, work.workers, work.address, progress, then=with_duplicates)
+        remove_leftovers(out, len(jobs))  # of workers that were lost on the way
     report = finish(out, info, jobs, len(doing))
     progress.tell("done")
     return report

@@ -98,7 +98,13 @@ class _Tries:
     started: int = 0
     lost_nodes: int = 0
     round: int = 0
+    claimed: bool = False
+    """A start found that another one of its round commits: any further one would find the same."""
     at_work: list[Start] = field(default_factory=list)
+
+    @property
+    def may_be_doubled(self) -> bool:
+        return len(self.at_work) == 1 and not self.claimed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +161,7 @@ class Schedule:
         return start
 
     def _slowest(self, now: float) -> Start | None:
-        """The start that is furthest beyond our patience and alone at its job."""
+        """The start that is furthest beyond our patience, alone at its job and not known to be committing it."""
         if not self.cfg.straggler_factor or len(self._seconds_per_asset) < JOBS_TO_COMPARE:
             return None
         usual = self.cfg.straggler_factor * median(self._seconds_per_asset)
@@ -163,7 +169,7 @@ class Schedule:
         for start in self._at_work.values():
             patience = max(self.cfg.straggler_s, usual * len(start.job.refs))
             over = now - self._since.get(start.number, now) - patience
-            if over > worst_over and len(self._tries[start.job.index].at_work) == 1:
+            if over > worst_over and self._tries[start.job.index].may_be_doubled:
                 worst, worst_over = start, over
         return worst
 
@@ -177,6 +183,7 @@ class Schedule:
 
     def superseded(self, start: Start) -> None:
         """A start came to its end and found that another one had claimed the job."""
+        self._tries[start.job.index].claimed = True
         self._end(start, Loss.PROCESS)
 
     def lost(self, start: Start, why: Loss) -> None:
@@ -196,7 +203,7 @@ class Schedule:
         self._forget(start)
         if tries.at_work:
             return
-        tries.round += 1
+        tries.round, tries.claimed = tries.round + 1, False
         if tries.started < self.cfg.attempts:
             self._waiting.appendleft(start.job)
         else:

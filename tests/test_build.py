@@ -190,6 +190,18 @@ def test_a_killed_and_damaged_build_is_finished_to_the_same_bytes(built, refs, t
     assert verify(out) == []
 
 
+def test_what_lost_workers_leave_half_written_is_gone_when_the_build_is_done(refs, tmp_path):
+    out = tmp_path / "out"
+
+    def lose(event: BuildEvent) -> None:
+        if event.event == "job":
+            for name in ("ledger/.000000.parquet.1.tmp", "shards/.textured-000000.tar.1.tmp"):
+                (out / name).write_bytes(b"half")
+
+    build(refs[:1], out, CFG, 1, lose)
+    assert verify(out) == []
+
+
 def test_a_shard_of_another_size_is_not_taken_for_finished(built, tmp_path):
     out = Path(shutil.copytree(built.out, tmp_path / "out"))
     job = read_plan(out / "plan.parquet")[0]

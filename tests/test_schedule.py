@@ -118,6 +118,15 @@ def test_a_claim_that_was_lost_with_its_node_is_made_anew():
     assert not schedule and not schedule.given_up
 
 
+def test_a_job_that_is_being_committed_is_not_started_a_third_time():
+    schedule = Schedule(jobs(5), RUN)
+    first = slow(schedule)
+    (second,) = started(schedule, now=60.0)
+    schedule.superseded(second)
+    assert started(schedule, now=1000.0) == []
+    assert schedule.done(first, 1000.0) == [] and not schedule
+
+
 def test_options_out_of_range_are_named():
     with pytest.raises(UsageError, match=r"run\.gpu_share is 0.0; give 0\.001 to 1"):
         RunConfig(gpu_share=0.0)
