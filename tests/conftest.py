@@ -52,3 +52,11 @@ def golden_dir() -> Path:
     if not (path / "cameras.json").is_file():
         pytest.skip(f"golden numbers are absent ({path}); set SEQTEX_GOLDEN to their folder to run this test")
     return path
+
+
+@pytest.fixture(scope="session")
+def layout_kernels() -> None:
+    """Compiled, as in a build, before the time counts that a new layout may take."""
+    from pipeline.warm_up import warm_up_layouts  # after the import hook
+
+    warm_up_layouts()

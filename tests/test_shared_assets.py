@@ -18,7 +18,7 @@ from schemas.ledger import Measurements, Reason, Rejected
 from schemas.mesh import TexturedMesh
 from tests.small_gltf import preflight
 
-pytestmark = pytest.mark.assets
+pytestmark = [pytest.mark.assets, pytest.mark.usefixtures("layout_kernels")]
 
 TEXTURED, MV_ONLY = "textured", "mv_only"
 AUTHORED, GROWN = "authored", "grown"

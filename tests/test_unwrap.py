@@ -17,20 +17,14 @@ from pipeline.measure.layout import signed_areas
 from pipeline.measure.mesh import measure
 from pipeline.measure.shape import topology
 from pipeline.unwrap.choose import UnwrapConfig, unwrap
-from pipeline.unwrap.grow import grown_layout
 from pipeline.unwrap.stretch import layout_stretch
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Material, TexturedMesh, UvMesh
 from tests.small_gltf import box
 
+pytestmark = pytest.mark.usefixtures("layout_kernels")
+
 CFG = UnwrapConfig()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded_kernels() -> None:
-    """As in a build: the children that make layouts find the compiled loops at hand."""
-    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float64)
-    grown_layout(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]), 64, 2)
 
 
 def sphere(rows: int, columns: int) -> TexturedMesh:
