@@ -26,7 +26,7 @@ test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 trust: $(STAMP)  ## the fault matrix at full counts (half an hour or more)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m trust --full-counts --trust-table out/trust.md --timeout 7200
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m trust --full-counts --trust-table=out/trust.md --timeout 7200
 
 lint: $(STAMP)  ## style and import contracts
 	$(BIN)/ruff check .

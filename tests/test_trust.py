@@ -1,8 +1,15 @@
 """The fault matrix counts what tests recorded and shows what was not run."""
 
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.trust import PROMISES, Held, matrix
+
+REPO = Path(__file__).resolve().parents[1]
 
 
 def test_matrix_sums_counts_and_keeps_every_promise_in_sight():
@@ -34,3 +41,15 @@ def test_full_counts_and_recorded_counts_reach_the_matrix(pytester: pytest.Pytes
     ended = pytester.runpytest("-p", "tests.trust", "--full-counts", "--trust-table", "out/trust.md")
     ended.assert_outcomes(failed=1)
     assert "| 3 | shard cut off at any length | 19 | 20 | 2507 |" in (pytester.path / "out/trust.md").read_text()
+
+
+def test_the_target_runs_again_where_its_table_lies(tmp_path):
+    """A word that is a file is taken for a file of tests, and the options of this plugin are not known then."""
+    (table := tmp_path / "trust.md").touch()
+    make = ["make", "--dry-run", "--no-print-directory", "trust"]
+    told = subprocess.run(make, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    _, _, *options = shlex.split(told.splitlines()[-1].replace("out/trust.md", str(table)))
+    ended = subprocess.run(
+        [sys.executable, *options, "--markers"], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0 and "trust(number)" in ended.stdout, ended.stderr
