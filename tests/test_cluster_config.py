@@ -100,7 +100,7 @@ STAND_IN = """#!/bin/bash
 echo "$(basename "$0") token=${RAY_AUTH_TOKEN:0:4} mode=$RAY_AUTH_MODE: $*" >> "$LOG"
 """
 SRUN = STAND_IN + 'while [[ $1 == --* ]]; do shift; done\nexec "$@"\n'
-RAY = STAND_IN + '[[ $1 != start ]] || exec sleep 600\n[[ $(grep --count "ray .*start --head" "$LOG") -gt 0 ]]\n'
+RAY = STAND_IN + '[[ $1 != start ]] || exec sleep 600\n[[ $(grep --count "^ray .*start --head" "$LOG") -gt 0 ]]\n'
 SCONTROL = STAND_IN + "echo node-1; echo node-2\n"
 GETENT = "#!/bin/bash\necho '127.0.1.1  STREAM node-1'\necho '10.0.0.7  STREAM'\n"
 LOOPBACK = "#!/bin/bash\necho '127.0.1.1  STREAM node-1'\n"
@@ -127,7 +127,7 @@ def run_slurm_script(
 
 def test_the_slurm_script_starts_a_cluster_with_a_token_of_its_own_and_builds(tmp_path):
     ended, log = run_slurm_script(
-        tmp_path, 'until grep --quiet "ray .*start --block" "$LOG"; do sleep 0.05; done\nexit 3\n', nodes=2
+        tmp_path, 'until grep --quiet "^ray .*start --block" "$LOG"; do sleep 0.05; done\nexit 3\n', nodes=2
     )
     assert ended.returncode == 3  # as the build ended
     calls = [line.split(": ", 1)[1] for line in log]
