@@ -18,7 +18,7 @@ import torch
 import webdataset as wds
 
 from schemas.sample import Regime
-from training.batch import join, stack_samples
+from training.batch import Prepared, join, stack_samples
 from training.data import BatchStream, DataConfig
 from training.latent_cache import LatentDecoder, codec_header, find_latents
 from training.latents import DctCodec
@@ -45,7 +45,7 @@ def plain(dataset: Path, latents: bool) -> Iterator[int]:
     folder = "shards"
     if latents:
         header, _ = find_latents(LocalFiles(dataset), codec_header(DctCodec()), [])
-        folder, decoder = header.folder, LatentDecoder(header, None, with_variance=False)
+        folder, decoder = header.folder, LatentDecoder(header, None, with_variance=False, with_hint=False)
     urls = [str(dataset / folder / shard.name) for shard in shards]
     samples = wds.WebDataset(urls, shardshuffle=False, empty_check=False).repeat()
     fields = ({name: value for name, value in each.items() if not name.startswith("__")} for each in samples)
@@ -54,7 +54,7 @@ def plain(dataset: Path, latents: bool) -> Iterator[int]:
         if latents:
             join([decoder(each).batch for each in group])
         else:
-            stack_samples([(decode_pixels(each), None) for each in group])
+            stack_samples([Prepared(sample=decode_pixels(each)) for each in group])
         yield len(group)
 
 

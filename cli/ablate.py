@@ -42,17 +42,22 @@ BATCH = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One variant; its defaults are the released model."""
+    """One variant; its defaults are the tiny preset's."""
 
     geometry_attention: Literal["off", "mv", "mv_uv"] = "mv_uv"
     uv_branch: Literal["decoupled", "shared"] = "decoupled"
     uv_divisor: int = 1
     """The UV map has so many times fewer texels a side."""
     mv_only_ratio: float = 0.3
+    view_hint: bool = True
+    position_rope: bool = True
 
 
 CELLS = {
     "base": Cell(),
+    "hint-off": Cell(view_hint=False),
+    "rope-grid": Cell(position_rope=False),
+    "paper": Cell(view_hint=False, position_rope=False),
     "geometry-off": Cell(geometry_attention="off"),
     "geometry-mv": Cell(geometry_attention="mv"),
     "uv-half": Cell(uv_divisor=2),
@@ -60,7 +65,7 @@ CELLS = {
     "mv_only-0": Cell(mv_only_ratio=0.0),
     "mv_only-0.6": Cell(mv_only_ratio=0.6),
 }
-"""The base, and what differs from it in one thing."""
+"""The base, and what differs from it in one thing; `paper`: in both that are ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +91,7 @@ class AblateConfig:
     sample_steps: int = 8
     """Denoising steps."""
     workers: int = 2
-    """Processes that build, and threads that train."""
+    """Processes that build."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.cells if name not in CELLS]:
@@ -195,14 +200,19 @@ def cell_config(cfg: AblateConfig, out: Path, cell: Cell, directory: Path, seed:
     return replace(
         tiny,
         data=data,
-        model=replace(tiny.model, geometry_attention=cell.geometry_attention, uv_branch=cell.uv_branch),
+        model=replace(
+            tiny.model,
+            geometry_attention=cell.geometry_attention,
+            uv_branch=cell.uv_branch,
+            view_hint=cell.view_hint,
+            position_rope=cell.position_rope,
+        ),
         run=replace(
             tiny.run,
             directory=directory,
             seed=seed,
             max_steps=steps,
             state_every=500,
-            threads=cfg.workers,
             logger="none",
         ),
     )

@@ -27,6 +27,7 @@ SHOWN = {
     "cross_view_step": "step between views",
     "seam_step": "step at seams",
 }
+BASELINES = {"nearest_psnr": "the nearest visible pixel's colour", "fill_psnr": "a fill with the mean colour"}
 ROW = 34
 """Pixels of the plot."""
 
@@ -76,7 +77,8 @@ def table_rows(outcomes: Sequence[Outcome]) -> list[Row]:
     rows = []
     for cell in dict.fromkeys(outcome.cell for outcome in outcomes):
         runs = [outcome for outcome in outcomes if outcome.cell == cell]
-        figures = {name: [run.figures[name] for run in runs if name in run.figures] for name in SHOWN}
+        names = (*SHOWN, *BASELINES)
+        figures = {name: [run.figures[name] for run in runs if name in run.figures] for name in names}
         pairs = [(run.figures, base[run.seed]) for run in runs if run.seed in base and cell != "base"]
         gaps = {name: [mine[name] - its[name] for mine, its in pairs if name in mine] for name in COMPARED}
         rows.append(
@@ -120,9 +122,18 @@ def markdown(rows: Sequence[Row], cfg: dict[str, Any]) -> str:
         "|" + " --- |" * len(COLUMNS),
         *("| " + " | ".join(cells_of(row)) + " |" for row in rows),
         "",
+        baseline_line(rows),
+        "",
         "UV-map figures and flow losses of `uv-half` are at half the resolution and not comparable; renders are.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def baseline_line(rows: Sequence[Row]) -> str:
+    """What textures without any learning reach on the same meshes."""
+    figures = rows[0].figures
+    parts = [f"{title} {figures[name].value:.2f} dB" for name, title in BASELINES.items() if name in figures]
+    return f"UV map without any learning: {', '.join(parts)}." if parts else ""
 
 
 def plot(rows: Sequence[Row], width: int = 640) -> str:

@@ -1,50 +1,46 @@
-"""`seqtex demo`: the whole path on made-up meshes, from nothing to textured .glb files and a page to look at."""
+"""`seqtex demo`: the whole path on procedural meshes, from nothing to textured .glb files, a verdict and a report."""
 
+import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-import numpy as np
-from jaxtyping import Float32, UInt8
-from PIL import Image
+from rich.console import Console
 
 from cli.dataset import some_samples
+from cli.demo_report import Trial, write_report, write_results
 from cli.progress import bar, build_progress, log_event, training_note
-from cli.subject import Condition, Subject, TexturedSubject, open_subject, texture_subjects
+from cli.subject import Condition, open_subject, texture_subjects
 from cli.table import print_table
-from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.bake import BakeConfig
 from pipeline.config import BuildConfig
-from pipeline.glb import write_glb
-from pipeline.render import RenderConfig, render_baked
-from pipeline.report.images import data_uri, side_by_side
-from pipeline.report.page import Figure, Section, loss_curve, render_page
+from pipeline.render import RenderConfig
 from pipeline.run import build
 from pipeline.shards import stored_samples
 from pipeline.sources.procedural import procedural
 from pipeline.unwrap.choose import UnwrapConfig
 from pipeline.verify import verify
 from schemas.dataset import read_ledger, write_file
-from schemas.errors import UserError
+from schemas.errors import UserError, require_between
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from training.checkpoints import Checkpoint, load_checkpoint
 from training.fit import TrainResult, train
-from training.metrics.images import mean_color_fill, psnr
+from training.metrics.images import baselines, psnr
 from training.presets import preset
 from training.sampler import SamplerConfig
 
 HELD_OUT_SEED = 1
 """Of the procedural source; the training meshes have seed 0."""
-MAX_STEPS = 20_000
-"""Far more than the time allows."""
-PICTURE = RenderConfig(resolution=256, supersample=2)
-"""Renders on the page."""
+ESTIMATED_AT = 40
+"""Step at which the length of the training is known well enough to be said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +57,18 @@ class DemoConfig:
     """Pixels a side of a view."""
     uv_resolution: int = 128
     """Texels a side of a UV map."""
-    train_seconds: float = 420.0
-    """Length of the training; the learning rate decays over this time."""
+    steps: int = 1200
+    """Training steps. How well the model does depends on them, not on the computer."""
+    most_train_seconds: float = 600.0
+    """Training pauses after so long, on a slow computer; the same command goes on from there."""
     sample_steps: int = 8
     """Denoising steps; few, because a small model gains nothing from more."""
     workers: int = 2
-    """Processes that build, and threads that train."""
+    """Processes that build."""
+
+    def __post_init__(self) -> None:
+        require_between("steps", self.steps, 1, 10**6)
+        require_between("measured_meshes", self.measured_meshes, 1, 1000)
 
     def build_config(self) -> BuildConfig:
         return BuildConfig(
@@ -76,24 +78,11 @@ class DemoConfig:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One mesh textured from one image of it, beside the truth."""
-
-    name: str
-    sample: TextureSample
-    """The truth."""
-    subject: Subject
-    result: TexturedSubject
-    psnr_db: float
-    """Generated UV map against the true one, over covered texels."""
-    fill_db: float
-    """The same for a map filled with the mean foreground colour of the image."""
-
-
 def demo(cfg: DemoConfig, out: Path = Path("out/demo")) -> int:
-    """Build a dataset of made-up meshes through Ray, verify it, train on it, texture a mesh of it and a mesh that it
-    does not hold from one image each, and write the textured .glb files and a report.
+    """Build a dataset of procedural meshes through Ray, verify it, train on it, texture meshes of it and meshes that it
+    does not hold from one image each, and write two textured .glb files, summary.json and a report. Ends with 1 where
+    the textures are no better than a fill with the image's mean colour. Run again, it goes on with the training where
+    that was paused, or finds it done.
 
     Args:
         out: folder for everything that is made
@@ -109,27 +98,22 @@ def demo(cfg: DemoConfig, out: Path = Path("out/demo")) -> int:
         trained = train_tiny(dataset, out / "run", cfg)
     with timed("texture", seconds):
         network = load_checkpoint(trained.checkpoint)
-        known = [
-            run_trial(f"training mesh {sample.uid}", path, sample, network, cfg)
-            for path, sample in known_meshes(dataset, cfg)
-        ]
-        unseen = [
-            run_trial(f"held-out mesh {sample.uid}", path, sample, network, cfg)
-            for path, sample in unseen_meshes(out, cfg)
-        ]
+        known = [run_trial(path, sample, network, cfg) for path, sample in known_meshes(dataset, cfg)]
+        unseen = [run_trial(path, sample, network, cfg) for path, sample in unseen_meshes(out, cfg)]
         for trial, name in ((known[0], "training"), (unseen[0], "held-out")):
             write_results(trial, out, name)
-    rows = [score(known[0]), score(unseen[0]), mean_score("training", known), mean_score("held-out", unseen)]
+    summary = summarise(known, unseen, len(trained.losses), cfg)
+    rows = [mean_row("8 training meshes", known), mean_row("8 meshes it never saw", unseen)]
     with timed("report", seconds):
-        write_report(out, dataset, trained, (known[0], unseen[0]), rows, seconds)
-    print_table(("stage", "seconds"), list(seconds.items()), title="time")
-    print_table(
-        SCORE_COLUMNS, rows, title=f"texture from one image: UV PSNR over covered texels, dB ({out}/report.html)"
-    )
-    return 0
+        samples = some_samples(dataset, 15)
+        write_report(out, dataset, samples, trained, (known[0], unseen[0]), (SCORE_COLUMNS, rows), summary["verdict"])
+    summary["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
+    write_file(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
+    print_table(SCORE_COLUMNS, rows, title="texture from one image: PSNR of the UV map over covered texels, dB")
+    return show_verdict(summary, out)
 
 
-SCORE_COLUMNS = ("mesh", "generated", "mean-colour fill", "gain")
+SCORE_COLUMNS = ("mean over", "this model", "copying the nearest visible pixel", "filling with the mean colour")
 
 
 @contextmanager
@@ -148,20 +132,28 @@ def build_dataset(dataset: Path, cfg: DemoConfig) -> None:
 
 
 def train_tiny(dataset: Path, directory: Path, cfg: DemoConfig) -> TrainResult:
+    """Trains to the planned step, or until it is paused. Says how long that takes once it can be told."""
     tiny = preset("tiny")
     run = replace(
         tiny.run,
         directory=directory,
-        max_steps=MAX_STEPS,
-        max_seconds=cfg.train_seconds,
-        threads=cfg.workers,
+        max_steps=cfg.steps,
+        pause_seconds=cfg.most_train_seconds,
+        state_every=200,
         logger="none",
     )
-    with bar("training", 100, "%") as update:
-        return train(
-            replace(tiny, data=replace(tiny.data, directory=dataset), run=run),
-            lambda row: update(int(100 * row["progress"]), training_note(row)),
-        )
+    with bar("training", cfg.steps, "steps") as update:
+        times: dict[int, float] = {}
+
+        def report(row: dict[str, Any]) -> None:
+            times[row["step"]] = row["seconds"]
+            update(row["step"], training_note(row))
+            if row["step"] - min(times) == ESTIMATED_AT:
+                a_step = (row["seconds"] - times[row["step"] - ESTIMATED_AT // 2]) / (ESTIMATED_AT // 2)
+                left = a_step * (cfg.steps - row["step"])
+                log_event("estimate", steps=cfg.steps, minutes_left=round(left / 60, 1))
+
+        return train(replace(tiny, data=replace(tiny.data, directory=dataset), run=run), report)
 
 
 def known_meshes(dataset: Path, cfg: DemoConfig) -> Iterator[tuple[Path, TextureSample]]:
@@ -187,118 +179,57 @@ def unseen_meshes(out: Path, cfg: DemoConfig) -> Iterator[tuple[Path, TextureSam
     return islice(samples(refs), cfg.measured_meshes)
 
 
-def run_trial(name: str, path: Path, sample: TextureSample, network: Checkpoint, cfg: DemoConfig) -> Trial:
+def run_trial(path: Path, sample: TextureSample, network: Checkpoint, cfg: DemoConfig) -> Trial:
     """Textures the mesh in `path` from the sample's front view, as `seqtex texture` does."""
     assert sample.uv is not None
-    size = len(sample.uv.mask)
     subject = open_subject(path, UnwrapConfig(), network.card)
-    front, mask = sample.views.rgb[0], sample.views.mask[0]
-    condition, sampler = Condition(images={0: front}), SamplerConfig(steps=cfg.sample_steps)
+    condition, sampler = Condition(images={0: sample.views.rgb[0]}), SamplerConfig(steps=cfg.sample_steps)
     (result,) = texture_subjects([subject], [condition], network, sampler, seeds=[0])
-    fill = mean_color_fill(front, mask, size, size)
+    base = baselines(sample.views.rgb[:1], sample)
     return Trial(
-        name=name,
         sample=sample,
         subject=subject,
         result=result,
         psnr_db=psnr(result.uv_rgb, sample.uv.rgb, sample.uv.mask),
-        fill_db=psnr(fill, sample.uv.rgb, sample.uv.mask),
+        nearest_db=psnr(base["nearest"], sample.uv.rgb, sample.uv.mask),
+        fill_db=psnr(base["fill"], sample.uv.rgb, sample.uv.mask),
     )
 
 
-def score(trial: Trial) -> tuple[str, float, float, float]:
-    return trial.name, trial.psnr_db, trial.fill_db, trial.psnr_db - trial.fill_db
-
-
-def mean_score(name: str, trials: list[Trial]) -> tuple[str, float, float, float]:
-    generated, fill = fmean(t.psnr_db for t in trials), fmean(t.fill_db for t in trials)
-    return f"mean of {len(trials)} {name} meshes", generated, fill, generated - fill
-
-
-def write_results(trial: Trial, out: Path, name: str) -> None:
-    """The textured mesh, and the image it was textured from."""
-    write_glb(out / f"{name}.glb", trial.subject.uv_mesh, trial.result.uv_rgb, trial.subject.frame)
-    Image.fromarray(trial.sample.views.rgb[0]).save(out / f"{name}_image.png")
-
-
-def write_report(
-    out: Path,
-    dataset: Path,
-    trained: TrainResult,
-    shown: tuple[Trial, ...],
-    rows: list[tuple[str, float, float, float]],
-    seconds: dict[str, float],
-) -> None:
-    table = Section(
-        title="Texture from one image",
-        text="UV map against the true one over covered texels, PSNR in dB. The fill has the mean foreground colour of "
-        "the image. " + ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items()) + ".",
-        columns=SCORE_COLUMNS,
-        rows=[(name, *(f"{value:.1f}" for value in values)) for name, *values in rows],
+def mean_row(name: str, trials: Sequence[Trial]) -> tuple[str, float, float, float]:
+    return (
+        name.replace("8", str(len(trials))),
+        fmean(t.psnr_db for t in trials),
+        fmean(t.nearest_db for t in trials),
+        fmean(t.fill_db for t in trials),
     )
-    rendered = [(trial, render_trial(trial)) for trial in shown]
-    losses = [row["loss"] for row in trained.losses]
-    curve = Section(
-        title="Training loss",
-        text=f"{trained.parameters / 1e6:.1f} M parameters, {len(losses)} steps in {trained.seconds:.0f} s; each step "
-        "and the running mean, log scale.",
-        svg=loss_curve([row["step"] for row in trained.losses], losses),
-    )
-    page = render_page(
-        title="SeqTex Forge demo",
-        summary="A dataset from made-up meshes, a model trained on it, and two meshes textured by that model.",
-        rows=[outcome.row() for part in read_ledger(dataset) for outcome in part.outcomes],
-        samples=some_samples(dataset, 15),
-        sections=[table, *(trial_section(trial, pictures) for trial, pictures in rendered), curve],
-    )
-    rows_of_pictures = [overview(trial, pictures) for trial, pictures in rendered]
-    Image.fromarray(np.concatenate(rows_of_pictures)).save(out / "picture.png", optimize=True)
-    write_file(out / "report.html", page.encode())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pictures:
-    """A trial from its four cameras, sRGB."""
-
-    before: UInt8[np.ndarray, "views height width 3"]
-    after: UInt8[np.ndarray, "views height width 3"]
-    truth: UInt8[np.ndarray, "views height width 3"]
-
-
-def render_trial(trial: Trial) -> Pictures:
-    rasterizer, cameras = CpuRasterizer(threads=2), trial.subject.cameras
-    assert trial.sample.uv is not None
-    opacity = trial.sample.uv.opacity
-    after = render_baked(trial.subject.uv_mesh, trial.result.uv_rgb, cameras, PICTURE, rasterizer, opacity)
-    truth = render_baked(trial.subject.uv_mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer, opacity)
-    return Pictures(before=clay(after.normal), after=after.rgb, truth=truth.rgb)
+def summarise(known: Sequence[Trial], unseen: Sequence[Trial], steps: int, cfg: DemoConfig) -> dict[str, Any]:
+    """What `summary.json` holds, the seconds left out: means over meshes, dB."""
+    figures = {}
+    for name, trials in (("training", known), ("held_out", unseen)):
+        _, figures[f"{name}_db"], figures[f"{name}_nearest_db"], figures[f"{name}_fill_db"] = mean_row("", trials)
+    beats_fill = all(figures[f"{name}_db"] > figures[f"{name}_fill_db"] for name in ("training", "held_out"))
+    verdict = "passed" if beats_fill else "failed"
+    if beats_fill and steps < cfg.steps:
+        verdict = "undertrained"
+    rounded = {name: round(value, 2) for name, value in figures.items()}
+    return {"verdict": verdict, "steps": steps, "planned_steps": cfg.steps} | rounded
 
 
-def trial_section(trial: Trial, pictures: Pictures) -> Section:
-    """Before, after and truth from the same four cameras; the UV maps side by side."""
-    assert trial.sample.uv is not None
-    shown = {
-        "the image given": trial.sample.views.rgb[0],
-        "before: the bare mesh": side_by_side(pictures.before),
-        "after: the generated texture on the mesh": side_by_side(pictures.after),
-        "truth": side_by_side(pictures.truth),
-        "UV map, generated": trial.result.uv_rgb,
-        "UV map, true": trial.sample.uv.rgb,
+def show_verdict(summary: dict[str, Any], out: Path) -> int:
+    """Say in a sentence how it went, and what to do next; the exit code."""
+    steps, planned = f"{summary['steps']:,}", f"{summary['planned_steps']:,}"
+    gain = {name: summary["held_out_db"] - summary[f"held_out_{name}_db"] for name in ("nearest", "fill")}
+    held_out = f"on meshes it never saw {gain['nearest']:+.1f} dB to copied pixels, {gain['fill']:+.1f} dB to a fill"
+    words = {
+        "passed": f"passed: {held_out}; see {out}/report.html and {out}/held-out.glb",
+        "undertrained": f"undertrained: {steps} of {planned} steps; run again to go on ({held_out})",
+        "failed": f"failed: no better than a fill with the mean colour, after {steps} of {planned} steps"
+        + ("; run again to go on" if summary["steps"] < summary["planned_steps"] else ""),
     }
-    figures = [Figure(src=data_uri(picture), caption=caption) for caption, picture in shown.items()]
-    return Section(title=trial.name[0].upper() + trial.name[1:], text=trial.sample.meta["caption"], figures=figures)
-
-
-def overview(trial: Trial, pictures: Pictures) -> UInt8[np.ndarray, "height width 3"]:
-    """In one row: the bare mesh, the image given, the textured mesh from four sides."""
-    size = (PICTURE.resolution, PICTURE.resolution)
-    given = Image.fromarray(trial.sample.views.rgb[0]).resize(size, Image.Resampling.BICUBIC)
-    return side_by_side(np.stack([pictures.before[0], np.asarray(given), *pictures.after]))
-
-
-def clay(normals: Float32[np.ndarray, "views height width 3"]) -> UInt8[np.ndarray, "views height width 3"]:
-    """Grey under a wide lamp up front to the left; black where there is no surface."""
-    lamp = np.array([-0.4, -0.7, 0.6], np.float32) / np.float32(np.sqrt(1.01))
-    covered = (normals != 0).any(axis=-1)
-    shade = covered * (60 + 170 * (normals @ lamp / 2 + 0.5))
-    return np.repeat(shade[..., None], 3, axis=-1).astype(np.uint8)
+    color = {"passed": "green", "undertrained": "yellow", "failed": "red"}[summary["verdict"]]
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console.print(words[summary["verdict"]], style=f"bold {color}", markup=False)
+    return int(summary["verdict"] == "failed")

@@ -16,6 +16,7 @@ def encode(
     text_encoder_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     device: str = "auto",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    view_hint: bool = False,
     part: int = 0,
     parts: int = 1,
     cache_directory: Path = Path("~/.cache/seqtex"),
@@ -32,6 +33,8 @@ def encode(
         text_encoder_path: directory or hub repository of the text encoder
         device: cpu, cuda, cuda:1, ...; auto: a GPU where there is one
         dtype: of the numbers stored
+        view_hint: also store the hints of each view and of all, for training with model.view_hint; 1.8 times as many
+            numbers more
         part: which of `parts`, counted from 0: every `parts`-th shard is encoded, so that several processes or GPUs
             share the work; the last one to end writes the record
         parts: how many processes share the work
@@ -51,7 +54,7 @@ def encode(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     files = open_dataset(str(dataset), cache_directory, int(cache_gb * 1e9))
     text = None if text_encoder == "none" else make_text_encoder(text_encoder, text_encoder_path, 0, device)
-    encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype)
+    encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype, view_hint)
     with bar("encoding", 100, "%") as update:
 
         def notify(done: int, of: int) -> None:

@@ -25,7 +25,7 @@ from schemas.sample import Regime, TextureSample
 from training.checkpoints import Card, Checkpoint, load_checkpoint
 from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
 from training.metrics.features import ImageFeatures, load_features
-from training.metrics.images import mean_color_fill, psnr, ssim
+from training.metrics.images import baselines, psnr, ssim
 from training.metrics.kernels import FEWEST, cubic, gaussian, kernel_distance_by_mesh
 from training.metrics.lpips import SMALLEST, Lpips, PerceptualDistance
 from training.metrics.surface import Seen, cross_view_consistency, seam_step, visible_texels
@@ -33,7 +33,6 @@ from training.sampler import SamplerConfig
 
 BEST_DB = 100.0
 """What equal images count as, so that means exist."""
-FRONT = 0
 GIVEN = {"img2tex": 1, "mv2tex": None, "geo2mvtex": 0}
 """Views given, the front first; None: all."""
 
@@ -50,7 +49,8 @@ METRICS = {
     "uv_psnr": Metric(title="UV map, PSNR over covered texels, dB", better="more"),
     "uv_ssim": Metric(title="UV map, SSIM over covered texels", better="more"),
     "uv_lpips": Metric(title="UV map, LPIPS over covered texels", better="less"),
-    "fill_psnr": Metric(title="  the same of the mean-colour fill, dB", better="more"),
+    "fill_psnr": Metric(title="  the same of a fill with the mean colour, dB", better="more"),
+    "nearest_psnr": Metric(title="  the same of the nearest visible pixel's colour, dB", better="more"),
     "unseen_psnr": Metric(title="UV map, PSNR over texels that no view sees, dB", better="more"),
     "view_psnr": Metric(title="generated views, PSNR over covered pixels, dB", better="more"),
     "view_ssim": Metric(title="generated views, SSIM", better="more"),
@@ -188,11 +188,13 @@ def judge_result(
     renders = render_baked(sample.mesh, result.uv_rgb, sample.cameras, render, CpuRasterizer(), uv.opacity).rgb
     seen = Seen(position=views.position, normal=views.normal, mask=views.mask, cameras=sample.cameras)
     unseen = uv.mask & ~visible_texels(uv.position, uv.normal, uv.mask, seen)
-    fill = mean_color_fill(views.rgb[FRONT], views.mask[FRONT], *uv.mask.shape)
+    given = GIVEN[task]
+    base = baselines(views.rgb[: max(1, len(views.rgb) if given is None else given)], sample)
     figures = {
         "uv_psnr": capped_psnr(result.uv_rgb, uv.rgb, uv.mask),
         "uv_ssim": ssim(result.uv_rgb, uv.rgb, uv.mask),
-        "fill_psnr": capped_psnr(fill, uv.rgb, uv.mask),
+        "fill_psnr": capped_psnr(base["fill"], uv.rgb, uv.mask),
+        "nearest_psnr": capped_psnr(base["nearest"], uv.rgb, uv.mask),
         "render_psnr": capped_psnr(renders, views.rgb, views.mask),
         "view_to_uv_psnr": capped_psnr(result.views_rgb, renders, views.mask),
         "cross_view_step": cross_view_consistency(result.views_rgb, seen).step,
@@ -205,7 +207,6 @@ def judge_result(
         figures["unseen_psnr"] = capped_psnr(result.uv_rgb, uv.rgb, unseen)
     if perceptual and min(uv.mask.shape) >= SMALLEST:
         figures["uv_lpips"] = perceptual(result.uv_rgb, uv.rgb, uv.mask)
-    given = GIVEN[task]
     made = slice(given, None) if given is not None else slice(0)
     if len(views.mask[made]):
         pairs = list(zip(result.views_rgb[made], views.rgb[made], views.mask[made], strict=True))

@@ -24,7 +24,7 @@ from schemas.camera import Cameras
 from schemas.errors import UserError
 from schemas.ledger import Rejected
 from schemas.mesh import UvMesh
-from training.batch import to_uint8, uv_to_image, uv_to_model
+from training.batch import Extras, to_uint8, uv_to_image, uv_to_model
 from training.checkpoints import Card, Checkpoint
 from training.sampler import Geometry, Given, SamplerConfig, Text, prepare_image, resident, sample
 
@@ -112,6 +112,7 @@ def texture_subjects(
         cfg,
         seeds=seeds,
         shift=network.card.shift,
+        extras=Extras.of(network.model.config),
         progress=progress,
         hold=hold,
     )

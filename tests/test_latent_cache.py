@@ -8,27 +8,31 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-import training.fit
+import training.arithmetic
 from cli.main import main
 from schemas.dataset import read_ledger, shard_path, write_file
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
 from tests.small_dataset import small_sample, write_dataset, write_samples
 from training import latent_encode
+from training.augment import AugmentConfig
 from training.batch import LatentBatch, TextFeatures, encode_batch
 from training.checkpoints import read_card
 from training.data import BatchStream, DataConfig
 from training.fit import make_module, train
+from training.flow import draw
 from training.latent_cache import RECORD, codec_header, parse_record
 from training.latent_encode import Encoders, encode_dataset, make_encoders
 from training.latents import DctCodec, LatentCodec, Posterior, WanCodec
 from training.presets import TrainConfig, preset
 from training.storage import LocalFiles
+from training.tasks import TaskConfig, draw_task, given_views
 
 ENTRIES = [
     [("t0", Regime.TEXTURED), ("t1", Regime.TEXTURED), ("m0", Regime.MV_ONLY)],
@@ -56,8 +60,8 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def dct(dtype: str = "float32") -> Encoders:
-    return make_encoders(DctCodec(), None, "cpu", dtype)
+def dct(dtype: str = "float32", view_hint: bool = False) -> Encoders:
+    return make_encoders(DctCodec(), None, "cpu", dtype, view_hint)
 
 
 def config(dataset: Path, **changes: object) -> DataConfig:
@@ -86,13 +90,58 @@ def test_stored_latents_are_those_of_the_images(dataset: Path, dtype: str, toler
                 assert torch.allclose(a.geometry, b.geometry, atol=tolerance)
 
 
+@pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(rotate_views=0.7)])
+def test_view_hints_are_the_same_from_images_from_memory_and_stored(dataset: Path, augment: AugmentConfig) -> None:
+    """Of the views that the training step gives, in its own order."""
+    codec, tasks, seed = DctCodec(), TaskConfig(), 1
+    encode_dataset(LocalFiles(dataset), dct(view_hint=True))
+    encoder = partial(encode_batch, codec=codec)
+    pixels, stored = config(dataset, augment=augment), config(dataset, augment=augment, latents=True)
+    kept = config(dataset, augment=augment, keep_latents=True)
+    streams = [
+        BatchStream(pixels, seed=seed, hints_for=tasks),
+        BatchStream(kept, seed=seed, hints_for=tasks, encoder=encoder),
+        BatchStream(stored, seed=seed, hints_for=tasks, codec=codec),
+    ]
+    given_counts = set()
+    for number in range(24):
+        batch = streams[0][number]
+        direct, memory, disk = encoder(batch), streams[1][number], streams[2][number]
+        task = draw_task(tasks, direct.regime, seed, number)
+        views = direct.mv.rgb.shape[2]
+        order = draw(seed, direct.samples, [direct.mv.rgb.shape[1:]]).view_order
+        is_given = given_views(task, order)
+        given_counts.add(int(is_given[0].sum()))
+        for place, row in enumerate(is_given.tolist()):
+            own = batch.mv.hint[place, :, :, :, 3].amax(dim=(1, 2))
+            assert [own[view] == 1 for view in range(views)] == row, "a given view is as close as can be, no other"
+        for other in (memory, disk):
+            for branch in ("mv", "uv"):
+                ours, theirs = getattr(direct, branch), getattr(other, branch)
+                assert (ours is None) == (theirs is None)
+                if ours is not None:
+                    torch.testing.assert_close(ours.hint, theirs.hint, atol=1e-4, rtol=1e-4)
+                    torch.testing.assert_close(ours.points, theirs.points, atol=1e-5, rtol=1e-4)
+    assert given_counts == {0, 1, 4}
+
+
+def test_latents_without_hints_are_refused_where_the_model_takes_them(dataset: Path, tmp_path: Path) -> None:
+    encode_dataset(LocalFiles(dataset), dct())
+    with pytest.raises(
+        UserError, match=r"view_hint is False, this run has True; .*--view_hint, or set model.view_hint"
+    ):
+        losses(small_config(dataset, tmp_path, latents=True))
+    with_hints = encode_dataset(LocalFiles(dataset), dct(view_hint=True))
+    assert with_hints is not None and len(losses(small_config(dataset, tmp_path, latents=True))) == 8
+
+
 def small_config(dataset: Path, run: Path, latents: bool) -> TrainConfig:
     tiny = preset("tiny")
     return replace(
         tiny,
         data=config(dataset, latents=latents),
         model=replace(tiny.model, num_layers=1, num_attention_heads=2, attention_head_dim=16, ffn_dim=32),
-        run=replace(tiny.run, directory=run, max_steps=8),
+        run=replace(tiny.run, directory=run, max_steps=8, threads=1),
     )
 
 
@@ -105,8 +154,8 @@ def test_training_from_latents_follows_the_curve_from_images(
     dataset: Path, tmp_path: Path, dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With exact products: processors that have bfloat16 ones round differently for each difference of the input."""
-    monkeypatch.setattr(training.fit, "PRODUCTS", "highest")
-    encode_dataset(LocalFiles(dataset), dct(dtype))
+    monkeypatch.setattr(training.arithmetic, "float32_products", lambda device_type: "highest")
+    encode_dataset(LocalFiles(dataset), dct(dtype, view_hint=True))
     images = losses(small_config(dataset, tmp_path / "images", latents=False))
     stored = losses(small_config(dataset, tmp_path / "latents", latents=True))
     assert len(stored) == 8
@@ -114,7 +163,7 @@ def test_training_from_latents_follows_the_curve_from_images(
 
 
 def test_a_wan_vae_trains_from_latents_as_from_images(dataset: Path, vae: Path, tmp_path: Path) -> None:
-    encode_dataset(LocalFiles(dataset), make_encoders(WanCodec(vae), None, "cpu", "float32"))
+    encode_dataset(LocalFiles(dataset), make_encoders(WanCodec(vae), None, "cpu", "float32", view_hint=True))
     curves = []
     for latents in (False, True):
         cfg = small_config(dataset, tmp_path / str(latents), latents)

@@ -3,18 +3,21 @@
 Shards and `UvMaps` are in image orientation (row 0 is v = 1); the model's UV maps have row 0 at v = 0. `uv_to_model`
 and `uv_to_image` are the one place where that changes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from einops import reduce
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from geometry.nearest import Surface
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample, UvMaps, Views
 from training.latents import LatentCodec
+from training.view_hint import encode_hint, view_hint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +29,17 @@ class Maps:
     position: Float[Tensor, "*batch frames h w 3"]
     """Dataset frame, [-1, 1]."""
     normal: Float[Tensor, "*batch frames h w 3"]
+    hint: Float[Tensor, "*batch frames h w 4"] | None = None
+    """Carried colour and closeness (`training.view_hint`), for models that take it."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Maps":
-        return Maps(rgb=function(self.rgb), position=function(self.position), normal=function(self.normal))
+        """The same of each image."""
+        return Maps(
+            rgb=function(self.rgb),
+            position=function(self.position),
+            normal=function(self.normal),
+            hint=None if self.hint is None else function(self.hint),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +75,45 @@ class BranchLatents:
     rgb: Float[Tensor, "batch 16 frames h w"]
     geometry: Float[Tensor, "batch 32 frames h w"]
     """Position, then normal."""
+    points: Float[Tensor, "batch 4 frames h w"] | None = None
+    """Mean position of the surface under each latent pixel, and the share of it that is covered; None where latents
+    were stored without."""
+    hint: Float[Tensor, "batch 17 frames h w"] | None = None
+    """Of the view hint, for models that take it."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "BranchLatents":
+        """The same of each tensor."""
+        return BranchLatents(
+            rgb=function(self.rgb),
+            geometry=function(self.geometry),
+            points=None if self.points is None else function(self.points),
+            hint=None if self.hint is None else function(self.hint),
+        )
+
+    def conditions(self, extras: "Extras") -> Float[Tensor, "batch channels frames h w"]:
+        """What a model gets beside the noisy colour: geometry, and what else it takes."""
+        parts = [self.geometry]
+        for wanted, part, name in (
+            (extras.view_hint, self.hint, "hint"),
+            (extras.position_rope, self.points, "points"),
+        ):
+            if wanted and part is None:
+                raise ValueError(f"the model takes {name}, the batch has none")
+            parts += [part] if wanted and part is not None else []
+        return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What a model takes beyond the released one's input."""
+
+    view_hint: bool = False
+    position_rope: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Extras":
+        """Of a `SeqTexTransformer3DModel` with this configuration."""
+        return cls(view_hint=config["view_hint"], position_rope=config["position_rope"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +152,9 @@ class LatentBatch:
     """Of the captions, where they were encoded beforehand."""
 
     def to(self, device: torch.device) -> "LatentBatch":
-        def move(branch: BranchLatents) -> BranchLatents:
-            return BranchLatents(rgb=branch.rgb.to(device), geometry=branch.geometry.to(device))
-
         condition = None if self.condition is None else self.condition.to(device)
-        return replace(self, mv=move(self.mv), uv=move(self.uv) if self.uv else None, condition=condition)
+        uv = self.uv.map(lambda x: x.to(device)) if self.uv else None
+        return replace(self, mv=self.mv.map(lambda x: x.to(device)), uv=uv, condition=condition)
 
     def given(self, condition: Bool[Tensor, "batch views"]) -> "LatentBatch":
         """With the condition images in the place of the views that are given."""
@@ -165,31 +213,60 @@ Condition = UInt8[np.ndarray, "views height width 3"]
 """The views of a sample as they enter where they are given."""
 
 
-def to_model(sample: TextureSample, condition: Condition | None = None) -> Batch:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A sample and what goes with it into a batch."""
+
+    sample: TextureSample
+    condition: Condition | None = None
+    given: tuple[int, ...] | None = None
+    """Views whose colours its view hint carries; None: it gets none."""
+
+
+def to_model(sample: TextureSample, condition: Condition | None = None, given: tuple[int, ...] | None = None) -> Batch:
     """One sample as a batch of one."""
-    return stack_samples([(sample, condition)])
+    return stack_samples([Prepared(sample=sample, condition=condition, given=given)])
 
 
-def stack_samples(parts: Sequence[tuple[TextureSample, Condition | None]], datasets: Sequence[str] = ()) -> Batch:
-    """Samples of one regime as a batch. Either all have condition images or none.
+def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Batch:
+    """Samples of one regime as a batch. Either all have condition images or none, and so with view hints.
 
     datasets: that of each sample, for the message.
 
     Raises:
         UserError: their images differ in size.
     """
-    samples = [sample for sample, _ in parts]
+    samples = [part.sample for part in parts]
     uids = tuple(sample.uid for sample in samples)
     check_alike(uids, [(s.views.mask.shape, s.uv.mask.shape if s.uv else ()) for s in samples], datasets)
-    conditions = [condition for _, condition in parts if condition is not None]
+    conditions = [part.condition for part in parts if part.condition is not None]
     maps = [sample.uv for sample in samples if sample.uv]
+    mv, uv = views_to_model([sample.views for sample in samples]), uv_maps_to_model(maps) if maps else None
+    hints = [hint_of(part) for part in parts if part.given is not None]
+    if hints:
+        mv = replace(mv, hint=stack([of_views for of_views, _ in hints]))
+        of_maps = [of_map for _, of_map in hints if of_map is not None]
+        uv = replace(uv, hint=stack(of_maps, upside_down=True)[:, None]) if uv else None
     return Batch(
-        mv=views_to_model([sample.views for sample in samples]),
-        uv=uv_maps_to_model(maps) if maps else None,
+        mv=mv,
+        uv=uv,
         regime=samples[0].regime,
         uids=uids,
         captions=tuple(str(sample.meta.get("caption", "")) for sample in samples),
         condition=stack(conditions) if conditions else None,
+    )
+
+
+def hint_of(part: Prepared) -> tuple[np.ndarray, np.ndarray | None]:
+    """Hints of its views [V, h, w, 4] and of its UV map [H, W, 4], in image orientation."""
+    assert part.given is not None
+    views, uv = part.sample.views, part.sample.uv
+    colors = views.rgb if part.condition is None else part.condition
+    return view_hint(
+        colors.astype(np.float32) / 255,
+        Surface(position=views.position, normal=views.normal),
+        part.given,
+        Surface(position=uv.position, normal=uv.normal) if uv else None,
     )
 
 
@@ -211,7 +288,23 @@ def encode_geometry(
 
 
 def encode_branch(maps: Maps, codec: LatentCodec) -> BranchLatents:
-    return BranchLatents(rgb=codec.encode(maps.rgb), geometry=encode_geometry(maps.position, maps.normal, codec))
+    return BranchLatents(
+        rgb=codec.encode(maps.rgb),
+        geometry=encode_geometry(maps.position, maps.normal, codec),
+        points=surface_points(maps.position, maps.normal, codec.downscale),
+        hint=None if maps.hint is None else encode_hint(maps.hint, codec),
+    )
+
+
+def surface_points(
+    position: Float[Tensor, "batch frames h w 3"], normal: Float[Tensor, "batch frames h w 3"], cell: int
+) -> Float[Tensor, "batch 4 frames lat_h lat_w"]:
+    """Mean position over what faces cover of each cell of pixels, and the share of the cell that they cover."""
+    covered = (normal != 0).any(dim=-1, keepdim=True).to(position)
+    sums = reduce(
+        torch.cat([position * covered, covered], dim=-1), "b f (h p) (w q) c -> b c f h w", "mean", p=cell, q=cell
+    )
+    return torch.cat([sums[:, :3] / sums[:, 3:].clamp(min=1e-6), sums[:, 3:]], dim=1)
 
 
 @torch.no_grad()
@@ -255,6 +348,6 @@ def _sizes(part: Batch | LatentBatch) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _concatenate(branches: Sequence[Any]) -> Any:
-    """Field by field; of one class."""
-    names = [f.name for f in fields(branches[0])]
+    """Field by field; of one class. What one of them lacks, all lack."""
+    names = [f.name for f in fields(branches[0]) if getattr(branches[0], f.name) is not None]
     return type(branches[0])(**{name: torch.cat([getattr(branch, name) for branch in branches]) for name in names})

@@ -23,11 +23,13 @@ from training.steps import StepCallback, count_batches_anew, is_step_end
 
 
 class Clock(StepCallback):
-    """Seconds of training, over all resumed parts; ends the run at its time limit, on all ranks at once."""
+    """Seconds of training, over all resumed parts; ends the run at its time limit, or this start of it at its own, on
+    all ranks at once."""
 
-    def __init__(self, max_steps: int, max_seconds: float | None) -> None:
+    def __init__(self, max_steps: int, max_seconds: float | None, pause_seconds: float | None = None) -> None:
         self.max_steps = max_steps
         self.max_seconds = max_seconds
+        self.pause_seconds = pause_seconds
         self._before = 0.0
         self._start: float | None = None
         self._agreed = 0.0
@@ -49,8 +51,11 @@ class Clock(StepCallback):
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         seconds = torch.tensor(self.seconds, device=pl_module.device)
-        self._agreed = float(trainer.strategy.reduce(seconds)) if self.max_seconds else self.seconds
+        has_limit = self.max_seconds or self.pause_seconds
+        self._agreed = float(trainer.strategy.reduce(seconds)) if has_limit else self.seconds
         if self.max_seconds and self._agreed >= self.max_seconds:
+            trainer.should_stop = True
+        if self.pause_seconds and self._agreed - self._before >= self.pause_seconds:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, float]:

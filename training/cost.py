@@ -150,6 +150,7 @@ def outer_products(cfg: ModelConfig, tokens: Tokens) -> list[Product]:
     return [
         linear(n + m, PATCH_CHANNELS, dim, everything, False),
         linear(2 * with_geometry, PATCH_CHANNELS, dim, True, False),
+        linear((n + m) * cfg.view_hint, PATCH_CHANNELS + PATCH**2, dim, True, False),
         linear(tokens.frames, cfg.freq_dim, dim, everything, False),
         linear(tokens.frames, dim, dim, everything, everything),
         linear(tokens.frames, dim, 6 * dim, everything, everything),

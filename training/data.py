@@ -10,19 +10,21 @@ from typing import Any
 
 import lightning
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from schemas.errors import UsageError, UserError, require_between
 from schemas.sample import Regime, TextureSample
 from training.agreement import Findings, Share, keep_findings, share_findings
 from training.augment import AugmentConfig, condition_images, draw_augmentation, rotate_views
-from training.batch import Batch, Condition, LatentBatch, join, stack_samples, to_model
+from training.batch import Batch, LatentBatch, Prepared, join, stack_samples, to_model
 from training.guards import leave_signals_to_trainer
 from training.latent_cache import StoredLatents, codec_header, rotated
 from training.latents import LatentCodec
 from training.sources import open_sources, shards_by_regime
 from training.storage import REMEDY, DatasetFiles, ShardError, open_dataset
 from training.stream import Draws, Schedule, SkipBudget
+from training.tasks import TaskConfig, views_given
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +100,8 @@ def leading_dataset(cfg: DataConfig) -> DatasetFiles:
 
 AnyBatch = Batch | LatentBatch
 Encoder = Callable[[Batch], LatentBatch]
-Prepared = tuple[TextureSample, Condition | None]
-"""A sample and its condition images."""
+Place = tuple[Regime, int, int, int]
+"""Regime, source, shard, and index in the shard of a sample."""
 
 
 class BatchStream(Dataset[AnyBatch]):
@@ -117,8 +119,10 @@ class BatchStream(Dataset[AnyBatch]):
         turns: int = 1,
         encoder: Encoder | None = None,
         codec: LatentCodec | None = None,
+        hints_for: TaskConfig | None = None,
     ) -> None:
-        """encoder: makes the latents that `cfg.keep_latents` keeps. codec: that of the run, for `cfg.latents`."""
+        """encoder: makes the latents that `cfg.keep_latents` keeps. codec: that of the run, for `cfg.latents`.
+        hints_for: the tasks of a run whose model takes view hints; None: it does not."""
         if cfg.batch_size % (ranks * turns):
             by_turns = f" in {turns} turns" if turns > 1 else ""
             raise UserError(
@@ -128,7 +132,9 @@ class BatchStream(Dataset[AnyBatch]):
         self.cfg = cfg
         self.seed = seed
         self.budget = SkipBudget(cfg.skip_budget)
-        header = codec_header(codec) if cfg.latents and codec else None
+        header = None
+        if cfg.latents and codec:
+            header = replace(codec_header(codec), view_hint=hints_for is not None)
         self.sources = open_sources(cfg, open_datasets(cfg), seed, header, self.budget)
         ratio = cfg.mv_only_ratio if Regime.MV_ONLY in self.sources else 0.0
         self.schedule = Schedule(seed, ratio if Regime.TEXTURED in self.sources else 1.0)
@@ -140,7 +146,10 @@ class BatchStream(Dataset[AnyBatch]):
         self.share = cfg.batch_size // (ranks * turns)
         self.first_slot = rank * turns * self.share
         self.encoder = None if cfg.latents or cfg.augment.condition else encoder
-        self._latents: dict[tuple[Regime, int, int, int], LatentBatch] = {}
+        self.hints_for = hints_for
+        self._latents: dict[Place, LatentBatch] = {}
+        self._hints: dict[tuple[Place, tuple[int, ...]], tuple[Tensor | None, Tensor | None]] = {}
+        """Latents of view hints, of views and UV map, by place and views given."""
 
     def __getitem__(self, item: int) -> AnyBatch:
         number, turn = divmod(item, self.turns)
@@ -150,7 +159,7 @@ class BatchStream(Dataset[AnyBatch]):
         parts: list[Any] = []
         passed_over: dict[str, None] = {}
         for slot in slots:
-            parts.append(self._sample(regime, earlier * size + slot, number * size + slot, passed_over))
+            parts.append(self._sample(regime, earlier * size + slot, number, slot, passed_over))
         names = [self.sources[regime][kind].name for kind, _ in parts]
         stored = [part for _, part in parts]
         batch = join(stored, names) if isinstance(stored[0], LatentBatch) else stack_samples(stored, names)
@@ -158,7 +167,7 @@ class BatchStream(Dataset[AnyBatch]):
         return replace(batch, number=number, samples=samples, passed_over=tuple(passed_over))
 
     def _sample(
-        self, regime: Regime, position: int, number: int, passed_over: dict[str, None]
+        self, regime: Regime, position: int, batch: int, slot: int, passed_over: dict[str, None]
     ) -> tuple[int, LatentBatch | Prepared]:
         """Source and sample at a position of the regime's stream. Where it cannot be read, another one of its dataset
         stands in for it, the same on every rank and for any number of ranks: no rank has to ask another."""
@@ -166,28 +175,62 @@ class BatchStream(Dataset[AnyBatch]):
         source = self.sources[regime][kind]
         for shard, index in source.places(nth):
             try:
-                return kind, self._load((regime, kind, shard, index), number)
+                return kind, self._load((regime, kind, shard, index), batch, batch * self.cfg.batch_size + slot)
             except ShardError as error:
                 name = source.reader.name(shard)
                 self.budget.spend(name, error)
                 passed_over[name] = None
         raise UserError(f"{source.name}: none of its {regime} shards can be read: {', '.join(passed_over)}")
 
-    def _load(self, place: tuple[Regime, int, int, int], number: int) -> LatentBatch | Prepared:
+    def _load(self, place: Place, batch: int, number: int) -> LatentBatch | Prepared:
         regime, kind, shard, index = place
-        if self.encoder is not None and place in self._latents:
-            return self._rotated(self._latents[place], number)
-        stored = self.sources[regime][kind].reader(shard, index)
-        if isinstance(stored, StoredLatents):
-            batch = stored.drawn(self.seed, number) if self.cfg.draw_posterior else stored.batch
-            return self._rotated(batch, number)
+        reader = self.sources[regime][kind].reader
         if self.encoder is not None:
-            self._latents[place] = self.encoder(to_model(stored))
-            return self._rotated(self._latents[place], number)
-        augment = self.cfg.augment
-        drawn = draw_augmentation(augment, len(stored.views.rgb), self.seed, number)
+            return self._kept(place, batch, number, self.encoder)
+        stored = reader(shard, index)
+        if isinstance(stored, StoredLatents):
+            latents = stored.drawn(self.seed, number) if self.cfg.draw_posterior else stored.batch
+            given = self._given_unrotated(regime, batch, number, latents.mv.rgb.shape[2])
+            return self._rotated(latents if given is None else stored.hinted(latents, given), number)
+        augment, views = self.cfg.augment, len(stored.views.rgb)
+        drawn = draw_augmentation(augment, views, self.seed, number)
         turned = rotate_views(stored, drawn.shift)
-        return turned, condition_images(turned.views, drawn) if augment.condition else None
+        condition = condition_images(turned.views, drawn) if augment.condition else None
+        return Prepared(sample=turned, condition=condition, given=self._given(regime, batch, number, views))
+
+    def _kept(self, place: Place, batch: int, number: int, encoder: Encoder) -> LatentBatch:
+        """Latents of a sample, made when they are first asked for."""
+        regime, kind, shard, index = place
+
+        def encoded(given: tuple[int, ...] | None = None) -> LatentBatch:
+            stored = self.sources[regime][kind].reader(shard, index)
+            assert isinstance(stored, TextureSample)
+            return encoder(to_model(stored, given=given))
+
+        if place not in self._latents:
+            self._latents[place] = encoded()
+        latents = self._latents[place]
+        given = self._given_unrotated(regime, batch, number, latents.mv.rgb.shape[2])
+        if given is not None:
+            if (place, given) not in self._hints:
+                fresh = encoded(given)
+                self._hints[place, given] = fresh.mv.hint, fresh.uv.hint if fresh.uv else None
+            of_views, of_map = self._hints[place, given]
+            uv = replace(latents.uv, hint=of_map) if latents.uv else None
+            latents = replace(latents, mv=replace(latents.mv, hint=of_views), uv=uv)
+        return self._rotated(latents, number)
+
+    def _given(self, regime: Regime, batch: int, number: int, views: int) -> tuple[int, ...] | None:
+        """Views that the sample's hint carries; None where models take no hint."""
+        if self.hints_for is None:
+            return None
+        return views_given(self.hints_for, regime, self.seed, batch, number, views)
+
+    def _given_unrotated(self, regime: Regime, batch: int, number: int, views: int) -> tuple[int, ...] | None:
+        """The same, as the views are numbered before they are rotated."""
+        given = self._given(regime, batch, number, views)
+        shift = draw_augmentation(self.cfg.augment, views, self.seed, number).shift
+        return None if given is None else tuple(sorted((view - shift) % views for view in given))
 
     def _rotated(self, latents: LatentBatch, number: int) -> LatentBatch:
         return rotated(latents, draw_augmentation(self.cfg.augment, latents.mv.rgb.shape[2], self.seed, number).shift)
@@ -252,14 +295,16 @@ class TextureDataModule(lightning.LightningDataModule):
         turns: int = 1,
         encoder: Encoder | None = None,
         codec: LatentCodec | None = None,
+        hints_for: TaskConfig | None = None,
     ) -> None:
-        """turns: batches of the loader in one global batch. encoder, codec: see `BatchStream`."""
+        """turns: batches of the loader in one global batch. encoder, codec, hints_for: see `BatchStream`."""
         super().__init__()
         self.cfg = cfg
         self.seed = seed
         self.turns = turns
         self.encoder = encoder
         self.codec = codec
+        self.hints_for = hints_for
         self.consumed_samples = 0
         self.resume_at = 0
         """The stream goes on no earlier than this sample."""
@@ -277,6 +322,7 @@ class TextureDataModule(lightning.LightningDataModule):
             turns=self.turns,
             encoder=self.encoder,
             codec=self.codec,
+            hints_for=self.hints_for,
         )
         share = partial(share_findings, trainer.strategy) if trainer else keep_findings
         first = self.consumed_samples // self.cfg.batch_size * self.turns

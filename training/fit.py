@@ -2,8 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import Strategy
 
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
+from training.arithmetic import ThreadChoice, arithmetic, autocast_dtype
 from training.batch import encode_batch
 from training.callbacks import AveragedWeights, Clock, LearningRate, LossLog, SavedStates, read_losses
 from training.checkpoints import (
@@ -48,8 +49,6 @@ from training.steps import StepCallback
 from training.strategies import make_strategy, own_device
 
 CHECKPOINT = "checkpoint"
-PRODUCTS = "medium"
-"""Of float32 layers: in bfloat16, on processors that have them; a fifth faster on two cores."""
 MAX_ROLLBACKS = 3
 """How often a run goes back to an older state before it gives up."""
 
@@ -86,21 +85,9 @@ def train(
     """
     plan = plan or plan_run(cfg)
     cfg.run.directory.mkdir(parents=True, exist_ok=True)
-    with closing(RunLock(cfg.run.directory)) as lock, arithmetic(cfg.run.threads):
+    device_type = own_device(plan.cfg.run.accelerator).type
+    with closing(RunLock(cfg.run.directory)) as lock, arithmetic(cfg.run.threads, device_type):
         return train_as_planned(plan, lock, report, validation)
-
-
-@contextmanager
-def arithmetic(threads: int) -> Iterator[None]:
-    """Threads and products of training. What this process does afterwards is done as before."""
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(threads or before[0])
-    torch.set_float32_matmul_precision(PRODUCTS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.set_float32_matmul_precision(before[1])
 
 
 def train_as_planned(
@@ -109,18 +96,27 @@ def train_as_planned(
     cfg, device = plan.cfg, own_device(plan.cfg.run.accelerator)
     codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
     encoder = partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
-    data = TextureDataModule(cfg.data, seed=cfg.run.seed, turns=cfg.run.accumulate, encoder=encoder, codec=codec)
+    data = TextureDataModule(
+        cfg.data,
+        seed=cfg.run.seed,
+        turns=cfg.run.accumulate,
+        encoder=encoder,
+        codec=codec,
+        hints_for=cfg.tasks if cfg.model.view_hint else None,
+    )
     with_latents = open_datasets(cfg.data) if cfg.data.latents else []
     stored = stored_text(with_latents, codec, cfg.latents.text_encoder)
     shown = validation if cfg.validation.every else None
     module = make_module(cfg, codec, str(device), stored, encodes_text=stored is None or shown is not None)
-    clock = Clock(cfg.run.max_steps, cfg.run.max_seconds)
+    clock = Clock(cfg.run.max_steps, cfg.run.max_seconds, cfg.run.pause_seconds)
     average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
     meter, curves = Meter(Work.of(cfg, plan.sizes, device)), Curves(cfg)
     log = LossLog(cfg.run.directory / "losses.jsonl", clock, lambda row: tell(row | meter.figures(), curves, report))
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data, meter)
     finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec, plan.sizes), average, signals)
     later: list[lightning.Callback] = [log, finish, states]
+    if cfg.run.threads == 0:
+        later.insert(0, ThreadChoice())
     if shown is not None:
         later.append(Pictures(cfg, shown, average, curves, meter))
     for rollbacks in range(MAX_ROLLBACKS + 1):
@@ -218,7 +214,7 @@ def make_module(
         tasks=cfg.tasks,
         optimizer=cfg.optimizer,
         seed=cfg.run.seed,
-        autocast=torch.bfloat16 if cfg.run.precision == "bfloat16" else None,
+        autocast=autocast_dtype(torch.device(device).type, cfg.run.precision),
     )
 
 

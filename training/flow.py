@@ -12,6 +12,8 @@ from torch import Tensor
 
 SHIFT = 5.0
 """Released code."""
+FIRST_VIEW = 2
+"""Place of the views' order among a sample's first draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +45,25 @@ def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]])
     numbers, noise = [], []
     for sample in samples:
         generator = seeded(seed, sample)
-        numbers.append(torch.rand(2 + shapes[0][1], generator=generator))
+        numbers.append(draw_numbers(generator, shapes[0][1]))
         noise.append([torch.randn(shape, generator=generator) for shape in shapes])
     table = torch.stack(numbers)
     return Draws(
         level=table[:, 0],
         drop_text=table[:, 1],
-        view_order=table[:, 2:],
+        view_order=table[:, FIRST_VIEW:],
         noise=tuple(torch.stack(rows) for rows in zip(*noise, strict=True)),
     )
+
+
+def draw_numbers(generator: torch.Generator, views: int) -> Float[Tensor, " numbers"]:
+    """A sample's first draws: its noise level, whether its caption is dropped, the order of its views."""
+    return torch.rand(FIRST_VIEW + views, generator=generator)
+
+
+def draw_view_order(seed: int, sample: int, views: int) -> Float[Tensor, " views"]:
+    """What `draw` draws as a sample's `view_order`, without the rest."""
+    return draw_numbers(seeded(seed, sample), views)[FIRST_VIEW:]
 
 
 def seeded(*numbers: int) -> torch.Generator:

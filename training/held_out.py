@@ -15,7 +15,7 @@ from training.checkpoints import Checkpoint
 from training.flow import shift_sigma
 from training.module import FlowConfig, TextureModule
 from training.optimizers import OptimizerConfig
-from training.tasks import TaskConfig
+from training.tasks import TaskConfig, views_given
 
 QUARTERS = (0.125, 0.375, 0.625, 0.875)
 """Middles of the quarters of training's noise levels, before the shift."""
@@ -48,11 +48,13 @@ def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task:
     )
     rows = []
     for place, sample in enumerate(samples):
-        batch = encode_batch(to_model(sample), network.codec)
-        losses = []
-        for number, level in enumerate(level for level in QUARTERS for _ in range(DRAWS)):
+        views, losses = len(sample.views.rgb), []
+        for draw, level in enumerate(level for level in QUARTERS for _ in range(DRAWS)):
             module.flow = AtOneLevel(shift=network.card.shift, text_dropout=0.0, level=level)
-            asked = replace(batch, number=0, samples=(place * len(QUARTERS) * DRAWS + number,))
+            number = place * len(QUARTERS) * DRAWS + draw
+            given = views_given(tasks, sample.regime, 0, 0, number, views) if module.extras.view_hint else None
+            batch = encode_batch(to_model(sample, given=given), network.codec)
+            asked = replace(batch, number=0, samples=(number,))
             with torch.no_grad():
                 losses.append(module.training_step(asked, 0))
         names = ("mv", "uv") if "loss_uv" in losses[0] else ("mv",)

@@ -2,12 +2,14 @@
 `latents.json`, written last, which alone makes them count. Tensors are safetensors, nothing is unpickled.
 
 A sample has `mean.safetensors` and `log_variance.safetensors` (`mv_rgb`, `mv_position`, `mv_normal` [16, V, h, w] and
-`uv_*` [16, 1, H, W], normalised), `json` (uid, regime, caption) and `text.safetensors` where captions were encoded."""
+`uv_*` [16, 1, H, W], normalised), the first of them `mv_points` and `uv_points` too (`BranchLatents.points`), `json`
+(uid, regime, caption), `text.safetensors` where captions were encoded, and `hint.safetensors` where view hints were:
+`mv_GIVEN` and `uv_GIVEN` for each view given alone, and for all."""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
@@ -24,10 +26,12 @@ from training.flow import seeded
 from training.latents import KEPT, RGB_TO_YCBCR, ZIGZAG, LatentCodec, Posterior, WanCodec
 from training.storage import DatasetFiles, read_json
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of latent shards."""
 RECORD = "latents.json"
 EMPTY_TEXT = "empty.safetensors"
+POINTS = 4
+"""Channels of `BranchLatents.points`."""
 DRAW_STREAM = 11
 """Keeps posterior draws apart from other draws by (seed, sample number)."""
 
@@ -50,6 +54,8 @@ class LatentHeader:
     text_dim: int = 0
     text_length: int = 0
     """Tokens that the model gets, zeros included."""
+    view_hint: bool = False
+    """Whether view hints were encoded, for models that take them."""
     format: int = FORMAT
 
     @property
@@ -150,10 +156,12 @@ def find_latents(
         text_encoder=header.text_encoder,
         text_dim=header.text_dim,
         text_length=header.text_length,
+        view_hint=header.view_hint or codec.view_hint,
     )
     for name, value in asdict(wanted).items():
         if asdict(header)[name] != value:
-            raise UserError(f"{place}: {name} is {asdict(header)[name]}, this run's codec has {value}; {again}")
+            hint = ", with --view_hint, or set model.view_hint false" if name == "view_hint" else ""
+            raise UserError(f"{place}: {name} is {asdict(header)[name]}, this run has {value}; {again}{hint}")
     for source in sources:
         if source.name not in shards:
             raise UserError(f"{place}: the dataset has grown, {source.name} is not in it; {again}")
@@ -171,11 +179,13 @@ def _others(files: DatasetFiles) -> str:
 class LatentDecoder:
     """Fields of a stored sample to a batch of one: posterior means, float32."""
 
-    def __init__(self, header: LatentHeader, empty: Tensor | None, with_variance: bool) -> None:
-        """empty: features of the empty prompt, where captions were encoded. with_variance: read what a draw needs."""
+    def __init__(self, header: LatentHeader, empty: Tensor | None, with_variance: bool, with_hint: bool) -> None:
+        """empty: features of the empty prompt, where captions were encoded. with_variance: read what a draw needs.
+        with_hint: read view hints."""
         self.header = header
         self.empty = empty
         self.with_variance = with_variance
+        self.with_hint = with_hint
 
     def __call__(self, fields: Mapping[str, bytes]) -> "StoredLatents":
         """Raises ValueError naming the field that is missing or damaged."""
@@ -183,8 +193,9 @@ class LatentDecoder:
         mean = read_tensors(fields, "mean.safetensors")
         regime = Regime(meta["regime"])
         branches = ("mv", "uv") if regime is Regime.TEXTURED else ("mv",)
-        expected = {f"{branch}_{kind}" for branch in branches for kind in ("rgb", "position", "normal")}
-        if set(mean) != expected or any(t.ndim != 4 or len(t) != self.header.channels for t in mean.values()):
+        kinds = dict.fromkeys(("rgb", "position", "normal"), self.header.channels) | {"points": POINTS}
+        expected = {f"{branch}_{kind}": depth for branch in branches for kind, depth in kinds.items()}
+        if {name: len(t) for name, t in mean.items() if t.ndim == 4} != expected:
             raise ValueError(f"field 'mean.safetensors' holds { {n: tuple(t.shape) for n, t in mean.items()} }")
         text = None
         if self.empty is not None:
@@ -199,7 +210,12 @@ class LatentDecoder:
             text=text,
         )
         spread = read_tensors(fields, "log_variance.safetensors") if self.with_variance else {}
-        return StoredLatents(batch=batch, log_variance={name: value[None].float() for name, value in spread.items()})
+        hints = read_tensors(fields, "hint.safetensors") if self.with_hint else {}
+        return StoredLatents(
+            batch=batch,
+            log_variance={name: value[None].float() for name, value in spread.items()},
+            hints={name: value[None].float() for name, value in hints.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +225,21 @@ class StoredLatents:
     batch: LatentBatch
     log_variance: dict[str, Tensor]
     """By tensor name, with a batch of one; empty where no draw is wanted."""
+    hints: dict[str, Tensor] = field(default_factory=dict)
+    """By tensor name, with a batch of one; empty where none are wanted."""
+
+    def hinted(self, batch: LatentBatch, given: tuple[int, ...]) -> LatentBatch:
+        """`batch`, which is this sample, with the hint of these views: one, all or none."""
+        name = given_name(given, batch.mv.rgb.shape[2])
+
+        def hint(branch: BranchLatents, of: str) -> BranchLatents:
+            if given:
+                return replace(branch, hint=self.hints[f"{of}_{name}"])
+            return replace(
+                branch, hint=torch.cat([torch.zeros_like(branch.rgb), torch.zeros_like(branch.rgb[:, :1])], 1)
+            )
+
+        return replace(batch, mv=hint(batch.mv, "mv"), uv=hint(batch.uv, "uv") if batch.uv else None)
 
     def drawn(self, seed: int, sample: int) -> LatentBatch:
         """With colours drawn from their posterior; geometry keeps its mean, as a condition should. Equal seeds and
@@ -224,17 +255,25 @@ class StoredLatents:
         return replace(self.batch, mv=mv, uv=uv)
 
 
+def given_name(given: tuple[int, ...], views: int) -> str:
+    """What the hint of these views is called: the number of the one that is given, or `all`."""
+    return "all" if len(given) == views else "_".join(map(str, given))
+
+
 def rotated(batch: LatentBatch, shift: int) -> LatentBatch:
     """With the views in another order: view i becomes view (i + shift) modulo their number."""
     if shift == 0:
         return batch
-    mv = BranchLatents(rgb=batch.mv.rgb.roll(shift, dims=2), geometry=batch.mv.geometry.roll(shift, dims=2))
-    return replace(batch, mv=mv)
+    return replace(batch, mv=batch.mv.map(lambda x: x.roll(shift, dims=2)))
 
 
 def _branch(mean: dict[str, Tensor], name: str) -> BranchLatents:
     geometry = torch.cat([mean[f"{name}_position"], mean[f"{name}_normal"]])
-    return BranchLatents(rgb=mean[f"{name}_rgb"][None].float(), geometry=geometry[None].float())
+    return BranchLatents(
+        rgb=mean[f"{name}_rgb"][None].float(),
+        geometry=geometry[None].float(),
+        points=mean[f"{name}_points"][None].float(),
+    )
 
 
 def read_meta(fields: Mapping[str, bytes]) -> dict[str, str]:

@@ -16,13 +16,14 @@ from schemas.dataset import ShardRecord, canonical_json, code_version, file_sha2
 from schemas.errors import UsageError, UserError
 from schemas.locations import Location, ObjectPath, location
 from schemas.sample import TextureSample
-from training.batch import Maps, to_model
+from training.batch import Maps, surface_points, to_model
 from training.latent_cache import (
     EMPTY_TEXT,
     RECORD,
     LatentHeader,
     LatentShard,
     codec_header,
+    given_name,
     parse_header,
     parse_shard,
     record_json,
@@ -31,6 +32,7 @@ from training.latents import LatentCodec, TextEncoder
 from training.sources import shards_by_regime
 from training.storage import DatasetFiles, read_json
 from training.stream import ShardReader
+from training.view_hint import encode_hint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -46,8 +48,11 @@ class Encoders:
     header: LatentHeader
 
 
-def make_encoders(codec: LatentCodec, text_encoder: TextEncoder | None, device: str, dtype: str) -> Encoders:
-    header = codec_header(codec, dtype)
+def make_encoders(
+    codec: LatentCodec, text_encoder: TextEncoder | None, device: str, dtype: str, view_hint: bool = False
+) -> Encoders:
+    """view_hint: also the hints of each view and of all, for models that take them."""
+    header = replace(codec_header(codec, dtype), view_hint=view_hint)
     if text_encoder is not None:
         length = text_encoder.encode([""]).shape[1]
         header = replace(header, text_encoder=text_encoder.name, text_dim=text_encoder.text_dim, text_length=length)
@@ -168,15 +173,31 @@ def encode_sample(sample: TextureSample, encoders: Encoders) -> tuple[dict[str, 
             spread = posterior.log_variance[0]
             constant = bool((spread == spread.flatten()[0]).all())  # of a codec that is certain: one number will do
             spreads[f"{name}_{kind}"] = spread[:1, :1, :1, :1] if constant else spread
+        if maps:
+            means[f"{name}_points"] = surface_points(maps.position, maps.normal, encoders.codec.downscale)[0]
     meta = {"uid": sample.uid, "regime": str(sample.regime), "caption": batch.captions[0]}
     fields = {
         "json": canonical_json(meta),
         "mean.safetensors": _tensors(means, encoders.header),
         "log_variance.safetensors": _tensors(spreads, encoders.header),
     }
+    if encoders.header.view_hint:
+        fields["hint.safetensors"] = _tensors(_hints(sample, encoders), encoders.header)
     if encoders.text_encoder is not None:
         fields["text.safetensors"] = _tensors({"caption": _features(batch.captions[0], encoders)}, encoders.header)
     return fields, {name: list(mean.shape) for name, mean in means.items()}
+
+
+def _hints(sample: TextureSample, encoders: Encoders) -> dict[str, Tensor]:
+    """Latents of the hints of each view, and of all together."""
+    views, found = len(sample.views.rgb), dict[str, Tensor]()
+    for given in (*((view,) for view in range(views)), tuple(range(views))):
+        batch = to_model(sample, given=given)
+        for name, maps in (("mv", batch.mv), ("uv", batch.uv)):
+            if maps and maps.hint is not None:
+                latents = encode_hint(maps.hint.to(encoders.device), encoders.codec)
+                found[f"{name}_{given_name(given, views)}"] = latents[0]
+    return found
 
 
 def _modalities(maps: Maps) -> tuple[tuple[str, Tensor], ...]:

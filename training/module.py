@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from training.batch import Batch, LatentBatch, encode_batch
+from training.batch import Batch, Extras, LatentBatch, encode_batch
 from training.flow import SHIFT, draw, interpolate, logit_normal, masked_mse, shift_sigma, velocity
 from training.frozen import KEY, check_frozen, frozen_fingerprint
 from training.latents import LatentCodec, TextEncoder
@@ -67,6 +67,7 @@ class TextureModule(lightning.LightningModule):
         self.optimizer_cfg = optimizer
         self.seed = seed
         self.autocast = autocast
+        self.extras = Extras.of(model.config)
         self.frozen = frozen_fingerprint(model)
 
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class TextureModule(lightning.LightningModule):
         frames = [slice(0, views), slice(views, None)]
 
         inputs = [
-            torch.cat([interpolate(branch.rgb, noise, plan.sigma[:, at]), branch.geometry], dim=1)
+            torch.cat([interpolate(branch.rgb, noise, plan.sigma[:, at]), branch.conditions(self.extras)], dim=1)
             for branch, noise, at in zip(branches, draws.noise, frames, strict=False)
         ]
         text = self.embed_text(latents, draws.drop_text)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import BFloat16, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from schemas.errors import UsageError, UserError, require_between
+from training.arithmetic import fast_dtype
 
 MUON_MOMENTUM = 0.95
 """Its authors'."""
@@ -30,7 +31,7 @@ class OptimizerConfig:
     uv_factor: float = 1.0
     """Of the UV branch."""
     geometry_factor: float = 1.0
-    """Of geometry embeddings and casters."""
+    """Of geometry embeddings and casters, and of the view hint."""
     muon_learning_rate: float | None = None
     """Peak for the matrices of the blocks, which Muon then optimises; None: AdamW everywhere (TEXGen)."""
     eight_bit: bool = False
@@ -69,7 +70,7 @@ def part_of(name: str) -> str:
         return "LoRA"
     if "uv" in name:
         return "UV branch"
-    if any(word in name for word in ("geometry_caster", "pos_patch", "norm_patch")):
+    if any(word in name for word in ("geometry_caster", "pos_patch", "norm_patch", "hint_patch")):
         return "geometry"
     return "rest"
 
@@ -186,7 +187,8 @@ class BatchedMuon(torch.optim.Muon):
     def _step_equal_shapes(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
         momentum, rate = group["momentum"], group["lr"]
         updates = torch.stack([self._direction(matrix, momentum) for matrix in matrices])
-        updates = orthogonalized(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        dtype = fast_dtype(updates.device.type)
+        updates = orthogonalized(updates.to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = matrices[0].shape
         adjusted_rate = rate * max(1.0, rows / columns) ** 0.5
         for matrix, update in zip(matrices, updates, strict=True):
@@ -205,12 +207,13 @@ class BatchedMuon(torch.optim.Muon):
 
 def orthogonalized(
     matrices: Float[Tensor, "n rows columns"], coefficients: tuple[float, float, float], steps: int, eps: float
-) -> BFloat16[Tensor, "n rows columns"]:
-    """Nearly the nearest matrices with orthonormal rows or columns, by Muon's quintic Newton-Schulz iteration in
-    bfloat16 (Jordan et al., https://kellerjordan.github.io/posts/muon). Singular values end between 0.7 and 1.2."""
+) -> Float[Tensor, "n rows columns"]:
+    """Nearly the nearest matrices with orthonormal rows or columns, by Muon's quintic Newton-Schulz iteration (Jordan
+    et al., https://kellerjordan.github.io/posts/muon), which bfloat16 is enough for. Singular values end between 0.7
+    and 1.2."""
     a, b, c = coefficients
     is_tall = matrices.size(-2) > matrices.size(-1)
-    x = (matrices.mT if is_tall else matrices).bfloat16()
+    x = matrices.mT if is_tall else matrices
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT

@@ -15,7 +15,7 @@ from training.batch import to_model, to_uint8, uv_to_image
 from training.callbacks import AveragedWeights
 from training.curves import Curves
 from training.meters import Meter
-from training.metrics.images import psnr
+from training.metrics.images import baselines, psnr
 from training.module import TextureModule
 from training.presets import TrainConfig
 from training.sampler import Geometry, Given, SamplerConfig, Text, sample
@@ -64,6 +64,7 @@ def texture(
         SamplerConfig(steps=steps),
         seeds=[seed],
         shift=module.flow.shift,
+        extras=module.extras,
     )
     assert result.uv_rgb is not None
     return to_uint8(result.mv_rgb[0]), uv_to_image(result.uv_rgb[0])
@@ -125,5 +126,7 @@ class Pictures(StepCallback):
             self.curves.board.picture(step, f"samples/{stored.uid}", picture)
             if len(views) > 1:  # the first one was given
                 figures["validation/view_psnr"].append(psnr(views[1:], stored.views.rgb[1:], stored.views.mask[1:]))
-            figures["validation/uv_psnr"].append(psnr(uv, stored.uv.rgb, stored.uv.mask))
+            maps = {"uv": uv} | baselines(stored.views.rgb[:1], stored)
+            for name, texels in maps.items():
+                figures[f"validation/{name}_psnr"].append(psnr(texels, stored.uv.rgb, stored.uv.mask))
         self.curves.board.scalars(step, {name: float(np.mean(values)) for name, values in figures.items()})

@@ -41,6 +41,12 @@ class ModelConfig:
     """Ablation: tokens whose queries and keys carry the geometry embedding; `mv_uv`: all (released weights)."""
     uv_branch: Literal["decoupled", "shared"] = "decoupled"
     """Ablation: UV tokens have weights of their own (paper), or go through the view branch with its LoRA."""
+    view_hint: bool = False
+    """The network also gets the given views' colours, carried over the surface to every image (ours). Off in the
+    released weights, which can be fine-tuned with it: its layer starts at zero."""
+    position_rope: bool = False
+    """Tokens turn with their mean 3D position instead of their place in the image (ours; off in the released
+    weights)."""
     rope_max_seq_len: int = 1024
     """Longest side of a token grid, and most frames (Wan)."""
     checkpointing: Literal["none", "selective", "full"] = "none"
@@ -80,11 +86,15 @@ class RunConfig:
     max_steps: int = 100_000
     max_seconds: float | None = None
     """Ends the run even before `max_steps`; the learning rate decays with whichever is nearer. None: no limit."""
+    pause_seconds: float | None = None
+    """Ends this start of the run after so long, with a state and a checkpoint; the same command goes on. The learning
+    rate takes no notice. None: no limit."""
     state_every: int = 1000
     """Steps between trainer states."""
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the model's matrix products (autocast); weights and everything else stay float32."""
+    """Of the model's matrix products (autocast); weights and everything else stay float32. On a device without fast
+    bfloat16 products, `bfloat16` means float32 too: `environment.json` says what was decided."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     """GPUs (or processes, on a CPU) of each node."""
@@ -98,7 +108,7 @@ class RunConfig:
     logger: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Curves and pictures: events in `directory`/tensorboard, or Weights & Biases (its package must be installed)."""
     threads: int = 0
-    """CPU threads of torch; 0: leave as it is."""
+    """CPU threads of torch; 0: all of them or one, whichever is faster, watched while training goes on."""
 
     def __post_init__(self) -> None:
         require_between("run.max_steps", self.max_steps, 1, MOST_STEPS)
@@ -107,8 +117,9 @@ class RunConfig:
         require_between("run.devices", self.devices, 1, 1024)
         require_between("run.nodes", self.nodes, 1, 100_000)
         require_between("run.threads", self.threads, 0, 4096)
-        if self.max_seconds is not None:
-            require_between("run.max_seconds", self.max_seconds, 1e-3, 1e9)
+        for name in ("max_seconds", "pause_seconds"):
+            if getattr(self, name) is not None:
+                require_between(f"run.{name}", getattr(self, name), 1e-3, 1e9)
 
     @property
     def ranks(self) -> int:
@@ -174,6 +185,8 @@ PRESETS = {
             start="scratch",
             start_path="",
             trained="all",
+            view_hint=True,
+            position_rope=True,
         ),
         latents=BUILT_IN,
         flow=FlowConfig(uv_weight=3.0),
@@ -202,6 +215,8 @@ PRESETS = {
             start="scratch",
             start_path="",
             trained="all",
+            view_hint=True,
+            position_rope=True,
         ),
         latents=BUILT_IN,
         optimizer=OptimizerConfig(

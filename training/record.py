@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from schemas.dataset import code_version, file_sha256, part_paths, write_file
+from training.arithmetic import decisions
 from training.data import open_datasets
 from training.presets import TrainConfig, as_json
 
@@ -21,6 +22,7 @@ def write_record(cfg: TrainConfig, device: torch.device) -> None:
     """`config.json`, every option, and `environment.json`."""
     data = {files.location: dataset_hash(files.folder) for files in open_datasets(cfg.data)}
     made_with = environment(device, cfg.run.ranks) | {"dataset_sha256": data}
+    made_with["arithmetic"] = decisions(device.type, cfg.run.precision)
     for name, entries in (("config.json", as_json(cfg)), ("environment.json", made_with)):
         write_file(cfg.run.directory / name, json.dumps(entries, indent=2).encode() + b"\n")
 

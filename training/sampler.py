@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -12,11 +12,15 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from geometry.nearest import Surface
 from schemas.errors import require_between
-from training.batch import encode_geometry
+from training.batch import BranchLatents, Extras, encode_geometry, surface_points
 from training.flow import SHIFT, Slope, adams_step, euler_step, inference_sigmas, interpolate, seeded
 from training.latents import LatentCodec
 from training.tasks import CONDITION_SIGMA, Task, plan_frames, sampling_task
+from training.view_hint import encode_hint, view_hint
+
+RELEASED_INPUT = Extras()
 
 
 @runtime_checkable
@@ -89,20 +93,21 @@ class Textured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """One branch of a sampling run: its geometry latents, and its current noisy colour."""
+    """One branch of a sampling run: what conditions it, and its current noisy colour."""
 
-    geometry: Float[Tensor, "batch 32 frames h w"]
+    conditions: Float[Tensor, "batch channels frames h w"]
+    """Geometry, and what else the model takes (`BranchLatents.conditions`)."""
     rgb: Float[Tensor, "batch 16 frames h w"]
     before: Slope | None = None
 
-    def input(self) -> Float[Tensor, "batch 48 frames h w"]:
-        return torch.cat([self.rgb, self.geometry], dim=1)
+    def input(self) -> Float[Tensor, "batch channels frames h w"]:
+        return torch.cat([self.rgb, self.conditions], dim=1)
 
     def step(self, velocity: Tensor, sigma: float, sigma_next: float, solver: str) -> "Branch":
         if solver == "euler":
-            return Branch(geometry=self.geometry, rgb=euler_step(self.rgb, velocity, sigma, sigma_next))
+            return Branch(conditions=self.conditions, rgb=euler_step(self.rgb, velocity, sigma, sigma_next))
         rgb, before = adams_step(self.rgb, velocity, sigma, sigma_next, self.before)
-        return Branch(geometry=self.geometry, rgb=rgb, before=before)
+        return Branch(conditions=self.conditions, rgb=rgb, before=before)
 
 
 @contextmanager
@@ -150,15 +155,17 @@ def sample(
     *,
     seeds: Sequence[int],
     shift: float = SHIFT,
+    extras: Extras = RELEASED_INPUT,
     progress: Callable[[int], None] = lambda step: None,
     hold: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
 ) -> Textured:
     """Views and UV maps of a batch of meshes, one seed each. Equal arguments give equal results on one machine.
 
+    `extras`: what the model takes beyond the released one's input (`Extras.of` its configuration).
     `progress` hears of each step done. Codec and model are used inside `hold(part)` only, one after the other: on a
     small GPU a place to move them in and out (`resident`)."""
     with hold(codec):
-        start = encode_condition(codec, geometry, given)
+        start = encode_condition(codec, geometry, given, extras)
     with hold(model):
         mv, uv = denoise(model, start, given, text, cfg, seeds=seeds, shift=shift, progress=progress)
     with hold(codec):
@@ -182,15 +189,15 @@ def denoise(
     mv, uv, clean = start
     task = sampling_task(int(given.views.sum()), len(given.views), uv is not None)
     noise = Noise(seeds, clean.shape[1], clean.device)
-    mv = Branch(geometry=mv.geometry, rgb=noise(*mv.rgb.shape[2:]))
-    uv = Branch(geometry=uv.geometry, rgb=noise(*uv.rgb.shape[2:])) if uv else None
+    mv = replace(mv, rgb=noise(*mv.rgb.shape[2:]))
+    uv = replace(uv, rgb=noise(*uv.rgb.shape[2:])) if uv else None
     is_given = given.views.to(clean.device)
     frames = is_given[None, None, :, None, None]
     level = torch.full(clean.shape[:1] + clean.shape[2:3], CONDITION_SIGMA, device=clean.device)
     for step, (sigma, sigma_next) in enumerate(pairwise(inference_sigmas(cfg.steps, shift).tolist())):
         if bool(given.views.any()):
             renoised = interpolate(clean, noise(*clean.shape[2:]), level)
-            mv = Branch(geometry=mv.geometry, rgb=torch.where(frames, renoised, mv.rgb), before=mv.before)
+            mv = replace(mv, rgb=torch.where(frames, renoised, mv.rgb))
         timestep = timesteps(task, is_given, sigma, len(clean))
         mv_flow, uv_flow = guided_flow(model, mv, uv, timestep, text, cfg.guidance)
         mv = mv.step(mv_flow, sigma, sigma_next, cfg.solver)
@@ -200,19 +207,50 @@ def denoise(
 
 
 def encode_condition(
-    codec: LatentCodec, geometry: Geometry, given: Given
+    codec: LatentCodec, geometry: Geometry, given: Given, extras: Extras
 ) -> tuple[Branch, Branch | None, Float[Tensor, "batch 16 views h w"]]:
     """Both branches without noise yet, and the latents of the given views (0 for the others)."""
-    mv_geometry = encode_geometry(geometry.mv_position, geometry.mv_normal, codec)
-    clean = torch.zeros_like(mv_geometry[:, : codec.channels])
-    if bool(given.views.any()):
-        places = given.views.nonzero().flatten().tolist()
+    places = given.views.nonzero().flatten().tolist()
+    of_views, of_maps = carried(geometry, given, places) if extras.view_hint else (None, None)
+    mv = encode_maps(codec, geometry.mv_position, geometry.mv_normal, of_views, extras)
+    clean = torch.zeros_like(mv.rgb)
+    if places:
         clean[:, :, places] = codec.encode(given.rgb[:, places]).to(clean)
-    mv = Branch(geometry=mv_geometry, rgb=clean)
     if geometry.uv_position is None or geometry.uv_normal is None:
         return mv, None, clean
-    uv_geometry = encode_geometry(geometry.uv_position, geometry.uv_normal, codec)
-    return mv, Branch(geometry=uv_geometry, rgb=torch.zeros_like(uv_geometry[:, : codec.channels])), clean
+    return mv, encode_maps(codec, geometry.uv_position, geometry.uv_normal, of_maps, extras), clean
+
+
+def encode_maps(codec: LatentCodec, position: Tensor, normal: Tensor, hint: Tensor | None, extras: Extras) -> Branch:
+    """A branch whose colour is still to come."""
+    latents = encode_geometry(position, normal, codec)
+    branch = BranchLatents(
+        rgb=torch.zeros_like(latents[:, : codec.channels]),
+        geometry=latents,
+        points=surface_points(position, normal, codec.downscale),
+        hint=None if hint is None else encode_hint(hint.to(position), codec),
+    )
+    return Branch(conditions=branch.conditions(extras), rgb=branch.rgb)
+
+
+def carried(
+    geometry: Geometry, given: Given, places: list[int]
+) -> tuple[Float[Tensor, "batch views h w 4"], Float[Tensor, "batch 1 uv_h uv_w 4"] | None]:
+    """View hints of a batch of meshes."""
+    of_views, of_maps = [], []
+    for mesh in range(len(given.rgb)):
+        views = Surface(position=plain(geometry.mv_position[mesh]), normal=plain(geometry.mv_normal[mesh]))
+        uv = None
+        if geometry.uv_position is not None and geometry.uv_normal is not None:
+            uv = Surface(position=plain(geometry.uv_position[mesh, 0]), normal=plain(geometry.uv_normal[mesh, 0]))
+        of_mesh, of_map = view_hint(plain(given.rgb[mesh]), views, places, uv)
+        of_views.append(torch.from_numpy(of_mesh))
+        of_maps += [torch.from_numpy(of_map)[None]] if of_map is not None else []
+    return torch.stack(of_views), torch.stack(of_maps) if of_maps else None
+
+
+def plain(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
 
 
 def timesteps(task: Task, given: Bool[Tensor, " views"], sigma: float, batch: int) -> Float[Tensor, "batch frames"]:

@@ -194,7 +194,7 @@ def _open(files: DatasetFiles, cfg: SourceOptions, codec: LatentHeader | None) -
     shapes = {name: shape for shard in made.values() for name, shape in shard.shapes.items()}
     text = {"text": (header.text_encoder, header.text_dim, header.text_length)}
     decoder: Callable[[Mapping[str, bytes]], StoredLatents] = LatentDecoder(
-        header, read_empty_text(files, header), with_variance=cfg.draw_posterior
+        header, read_empty_text(files, header), with_variance=cfg.draw_posterior, with_hint=codec.view_hint
     )
     return _Opened(header.folder, shards, decoder, built_sizes(files) | shapes | text)
 

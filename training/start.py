@@ -46,10 +46,12 @@ def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
             geometry_attention=cfg.geometry_attention,
             uv_branch=cfg.uv_branch,
             rope_max_seq_len=cfg.rope_max_seq_len,
+            view_hint=cfg.view_hint,
+            position_rope=cfg.position_rope,
             seed=seed,
         )
     else:
-        model = load_model(cfg.start_path)
+        model = load_model(cfg.start_path, add_view_hint=cfg.view_hint)
         check_switches(model, cfg)
     trainable_parameters(model, cfg.trained)
     model.checkpoint_blocks(cfg.checkpointing, cfg.checkpoint_every)
@@ -60,7 +62,7 @@ def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
 
 def check_switches(model: SeqTexTransformer3DModel, cfg: ModelConfig) -> None:
     """A checkpoint has its own switches; one that was asked for must not be ignored."""
-    for name in ("geometry_attention", "uv_branch"):
+    for name in ("geometry_attention", "uv_branch", "view_hint", "position_rope"):
         if model.config[name] != getattr(cfg, name):
             raise UserError(
                 f"{cfg.start_path} was made with {name}={model.config[name]}; set model.{name} so, or start from wan"

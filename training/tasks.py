@@ -14,6 +14,7 @@ from torch import Tensor
 
 from schemas.errors import UsageError
 from schemas.sample import Regime
+from training.flow import draw_view_order
 
 TRAIN_STEPS = 1000
 """timestep = TRAIN_STEPS * sigma (released code)."""
@@ -123,6 +124,14 @@ def sampling_task(views_given: int, views: int, with_uv: bool) -> Task:
 def given_views(task: Task, view_order: Float[Tensor, "batch views"]) -> Bool[Tensor, "batch views"]:
     """The condition views: those that rank first in `view_order`, one random number per view."""
     return view_order.argsort(dim=1).argsort(dim=1) < task.condition_views
+
+
+def views_given(cfg: TaskConfig, regime: Regime, seed: int, batch: int, sample: int, views: int) -> tuple[int, ...]:
+    """Numbers of the views that a sample is given in training, known before its batch is made: those that `draw_task`
+    and `given_views` choose then."""
+    task = draw_task(cfg, regime, seed, batch)
+    chosen = given_views(task, draw_view_order(seed, sample, views)[None])[0]
+    return tuple(chosen.nonzero().flatten().tolist())
 
 
 def plan_frames(task: Task, given: Bool[Tensor, "batch views"], sigma: Float[Tensor, " batch"]) -> FramePlan:

@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Bool, UInt8
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from geometry.nearest import Surface, VisibleColors
+from schemas.sample import TextureSample
+
 
 def psnr(
     image: UInt8[np.ndarray, "*shape 3"], truth: UInt8[np.ndarray, "*shape 3"], mask: Bool[np.ndarray, "*shape"]
@@ -45,6 +48,31 @@ def ssim(
 def mean_color_fill(
     image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The baseline texture: a map filled with the mean colour of the image's foreground."""
+    """The humblest baseline texture: a map filled with the mean colour of the image's foreground."""
     color = image[mask].mean(axis=0).round().astype(np.uint8)
     return np.broadcast_to(color, (height, width, 3)).copy()
+
+
+def nearest_pixel_fill(
+    images: UInt8[np.ndarray, "views h w 3"], views: Surface, uv: Surface
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The honest baseline texture: each texel copies the nearest pixel of the given images, by position and normal
+    (`geometry.nearest`). Nothing is learnt; what a network is worth is what it adds to this. Black outside the mask.
+
+    Raises:
+        ValueError: the images show nothing.
+    """
+    return VisibleColors(views, images).nearest(uv, workers=-1)[0]
+
+
+def baselines(
+    images: UInt8[np.ndarray, "views h w 3"], sample: TextureSample
+) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
+    """Both baseline textures of a textured sample from its first views, as these images show them."""
+    assert sample.uv is not None
+    views, uv, count = sample.views, sample.uv, len(images)
+    seen = Surface(position=views.position[:count], normal=views.normal[:count])
+    return {
+        "fill": mean_color_fill(images[0], views.mask[0], *uv.mask.shape),
+        "nearest": nearest_pixel_fill(images, seen, Surface(position=uv.position, normal=uv.normal)),
+    }

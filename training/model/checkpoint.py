@@ -31,11 +31,13 @@ RELEASED_CLASS = "WanT2TexTransformer3DModel"
 CLASS_NAMES = ("SeqTexTransformer3DModel", RELEASED_CLASS)
 RELEASED_LORA_RANK = 128
 RELEASED_LORA_ALPHA = 64
-OUR_SETTINGS = ("lora_rank", "lora_alpha", "geometry_attention", "uv_branch")
+OUR_SETTINGS = ("lora_rank", "lora_alpha", "geometry_attention", "uv_branch", "view_hint", "position_rope")
 """Settings that a released config does not mention."""
 UV_MODULES = {"attnuv": "attn1", "ffnuv": "ffn", "normuv2": "norm2", "scale_shift_table_uv": "scale_shift_table"}
 """UV branch, and the view branch's twin it starts as."""
 GEOMETRY_EMBEDDINGS = {"pos_patch_embedding": "patch_embedding", "norm_patch_embedding": "patch_embedding"}
+HINT = "hint_patch_embedding"
+"""The layer of the view hint, which no released weights have."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +48,20 @@ def load_model(
     subfolder: str = "",
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
+    add_view_hint: bool = False,
 ) -> SeqTexTransformer3DModel:
     """The model in a local directory or, if there is none of that name, in a hub repository.
 
-    Norms, time embedder and modulation tables stay float32 at any dtype.
+    Norms, time embedder and modulation tables stay float32 at any dtype. add_view_hint: where the weights know no view
+    hint, give them its layer, at zero: the same output until it is trained.
     """
     directory = find_directory(path, subfolder, revision)
-    model, state = empty_model(read_architecture(directory)), read_tensors(directory)
+    architecture, state = read_architecture(directory), read_tensors(directory)
+    added = add_view_hint and not architecture.get("view_hint", False)
+    model = empty_model(architecture | {"view_hint": True} if added else architecture)
+    if added:
+        hint = {name: shape for name, shape in shapes_of(model.state_dict()).items() if name.startswith(HINT)}
+        state |= {name: torch.zeros(shape) for name, shape in hint.items()}
     check_tensors(shapes_of(model.state_dict()), shapes_of(state), str(directory))
     return _fill(model, state, dtype)
 
@@ -83,14 +92,17 @@ def from_wan(
     geometry_attention: GeometryAttention = "mv_uv",
     uv_branch: UvBranch = "decoupled",
     rope_max_seq_len: int = 1024,
+    view_hint: bool = False,
+    position_rope: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> SeqTexTransformer3DModel:
     """A SeqTex model at the start of training: its view output is Wan's own for the same frames and timestep.
 
     wan is diffusers' WanTransformer3DModel, its state with its config, its directory, or a hub repository (there,
-    subfolder "transformer"). The UV branch and the geometry embeddings are copies of their twins, the geometry casters
-    and LoRA's B zero; seed draws LoRA's A. The weights are copied.
+    subfolder "transformer"). The UV branch and the geometry embeddings are copies of their twins, the geometry casters,
+    the view hint's layer and LoRA's B zero; seed draws LoRA's A. The weights are copied. With position_rope the view
+    output is no longer Wan's.
     """
     if isinstance(wan, str | os.PathLike):
         directory = find_directory(wan, subfolder)
@@ -101,7 +113,13 @@ def from_wan(
         config = wan.config if isinstance(wan, ConfigMixin) else config
     if config is None:
         raise ValueError("from_wan needs the config that belongs to a state dict (the heads do not follow from shapes)")
-    switches = {"geometry_attention": geometry_attention, "uv_branch": uv_branch, "rope_max_seq_len": rope_max_seq_len}
+    switches = {
+        "geometry_attention": geometry_attention,
+        "uv_branch": uv_branch,
+        "rope_max_seq_len": rope_max_seq_len,
+        "view_hint": view_hint,
+        "position_rope": position_rope,
+    }
     model = empty_model(dict(config) | {"lora_rank": lora_rank, "lora_alpha": lora_alpha} | switches)
     shapes = shapes_of(model.state_dict())
     sources = {name: source for name in shapes if (source := wan_name(name)) is not None}
@@ -120,8 +138,8 @@ def from_wan(
 
 
 def wan_name(name: str) -> str | None:
-    """The Wan tensor that a SeqTex tensor starts as; None for LoRA and the geometry casters."""
-    if ".lora_" in name or "geometry_caster" in name:
+    """The Wan tensor that a SeqTex tensor starts as; None for LoRA, the geometry casters and the view hint."""
+    if ".lora_" in name or "geometry_caster" in name or name.startswith(HINT):
         return None
     twins = UV_MODULES | GEOMETRY_EMBEDDINGS
     return ".".join(twins.get(part, part) for part in name.split(".") if part != "base_layer")
@@ -130,10 +148,11 @@ def wan_name(name: str) -> str | None:
 def trainable_parameters(model: nn.Module, mode: Literal["released", "all"]) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name; the others are frozen here (requires_grad off).
 
-    released: LoRA, the UV branch and the geometry embeddings and casters, as SeqTex was trained from Wan. all:
+    released: LoRA, the UV branch, the geometry embeddings and casters, as SeqTex was trained from Wan, and the view
+    hint's layer. all:
     everything, for models that start from nothing.
     """
-    trained_parts = {*UV_MODULES, *GEOMETRY_EMBEDDINGS, "geometry_caster", "lora_A", "lora_B"}
+    trained_parts = {*UV_MODULES, *GEOMETRY_EMBEDDINGS, "geometry_caster", HINT, "lora_A", "lora_B"}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(mode == "all" or not trained_parts.isdisjoint(name.split(".")))
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -189,7 +208,8 @@ def export_released(
 
 
 def _check_exportable(model: SeqTexTransformer3DModel, lora: str) -> None:
-    for name, released in {"geometry_attention": "mv_uv", "uv_branch": "decoupled"}.items():
+    released_settings: dict[str, Any] = {"geometry_attention": "mv_uv", "uv_branch": "decoupled"}
+    for name, released in (released_settings | {"view_hint": False, "position_rope": False}).items():
         if model.config[name] != released:
             raise UserError(f"the released layout has {name}={released} alone, this model {model.config[name]}")
     if lora == "separate" and model.config["lora_rank"] > RELEASED_LORA_RANK:

@@ -4,20 +4,26 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 ROPE_THETA = 10000.0
+POINT_TURNS = 16.0
+"""Radians that the fastest pair turns from the middle of the object to its side (ours: between two tokens of the tiny
+preset's maps it turns about as far as between two rows)."""
+POINT_THETA = 100.0
+"""Ratio of the fastest to what would be the next slower than the slowest (ours)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Cosine and sine of every token's rotation angles. Channel pairs (2i, 2i+1) turn together."""
+    """Cosine and sine of every token's rotation angles, for all samples or of each. Channel pairs (2i, 2i+1) turn
+    together."""
 
-    cos: Float[Tensor, "n 1 half"]
-    sin: Float[Tensor, "n 1 half"]
-    turn: Complex[Tensor, "n 1 half"]
+    cos: Float[Tensor, "*b n 1 half"]
+    sin: Float[Tensor, "*b n 1 half"]
+    turn: Complex[Tensor, "*b n 1 half"]
     """cos + i sin, complex64."""
 
 
@@ -55,11 +61,36 @@ def rope_of_grid(first_frame: int, frames: int, height: int, width: int, head_di
 @lru_cache(maxsize=64)
 def rope_of_both(views: tuple[int, int, int], uv: tuple[int, int], head_dim: int, device: torch.device) -> Rope:
     """Rotations of the view tokens (frames, height, width), then of the UV tokens at the next time index."""
-    first = rope_of_grid(0, *views, head_dim, device)
-    second = rope_of_grid(views[0], 1, *uv, head_dim, device)
     with torch.inference_mode(False):
-        cos, sin = torch.cat([first.cos, second.cos]), torch.cat([first.sin, second.sin])
-        return Rope(cos, sin, torch.cat([first.turn, second.turn]))
+        return joined(rope_of_grid(0, *views, head_dim, device), rope_of_grid(views[0], 1, *uv, head_dim, device))
+
+
+def joined(first: Rope, second: Rope) -> Rope:
+    """Rotations of the tokens of one branch, then of those of another."""
+    parts = [torch.cat([getattr(rope, name) for rope in (first, second)], dim=-3) for name in ("cos", "sin", "turn")]
+    return Rope(*parts)
+
+
+def mean_points(points: Float[Tensor, "b f n cells 4"]) -> Float[Tensor, "b f n 3"]:
+    """Mean position of the surface that each token shows, from position and covered share of its cells; 0, the middle
+    of the object's bounding box, for a token without surface."""
+    share = points[..., 3:]
+    return (points[..., :3] * share).sum(dim=-2) / share.sum(dim=-2).clamp(min=1e-6)
+
+
+def rope_of_points(first_frame: int, positions: Float[Tensor, "b f n 3"], head_dim: int) -> Rope:
+    """Rotations of tokens at these positions in [-1, 1]. The channels that turn with the frame stay; those of height
+    and width are shared out among x, y and z, and what is left over does not turn."""
+    time_dim, height_dim, width_dim = rope_dims(head_dim)
+    pairs = (height_dim + width_dim) // 2
+    per_axis = pairs // 3
+    frequencies = POINT_TURNS * POINT_THETA ** -(torch.arange(per_axis, device=positions.device) / max(1, per_axis))
+    space = rearrange(positions[..., None] * frequencies, "b f n three k -> b (f n) (three k)")
+    frames = torch.arange(first_frame, first_frame + positions.shape[1], dtype=torch.float64, device=positions.device)
+    time = repeat(_axis_angles(frames, time_dim).float(), "f k -> b (f n) k", b=len(positions), n=positions.shape[2])
+    angles = torch.cat([time, space, space.new_zeros(*space.shape[:2], pairs - 3 * per_axis)], dim=-1)[:, :, None]
+    cos, sin = angles.cos(), angles.sin()
+    return Rope(cos, sin, torch.complex(cos, sin))
 
 
 def rotate(x: Float[Tensor, "b n heads d"], rope: Rope) -> Float[Tensor, "b n heads d"]:

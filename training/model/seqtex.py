@@ -1,6 +1,7 @@
 """The SeqTex transformer: views and one UV map denoised together (https://arxiv.org/abs/2507.04285)."""
 
 from functools import partial
+from itertools import accumulate
 from os import PathLike
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from training.model.block import Block, Branch, GeometryAttention, UvBranch
 from training.model.layers import TimeTextEmbedding, modulated_norm
-from training.model.rope import Rope, rope_dims, rope_of_both, rope_of_grid
+from training.model.rope import Rope, joined, mean_points, rope_dims, rope_of_both, rope_of_grid, rope_of_points
 
 LORA_TARGETS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
 """Layers of the view branch that carry LoRA in the released weights (regular expression on module names)."""
@@ -26,14 +27,19 @@ Checkpointing = Literal["none", "selective", "full"]
 class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Two-branch diffusion transformer with the parameter names of the released checkpoint.
 
-    Each branch's input is 3 * in_channels deep: noisy RGB latent, position latent, normal latent. The output is the
-    flow (noise minus clean latent), out_channels deep. View tokens never read UV tokens. Views and UV map may have any
-    height and width in whole patches, and there may be any number of views.
+    Each branch's input is 3 * in_channels deep: noisy RGB latent, position latent, normal latent; with view_hint
+    followed by the hint's in_channels + 1, with position_rope by the 4 of the points. The output is the flow (noise
+    minus clean latent), out_channels deep. View tokens never read UV tokens. Views and UV map may have any height and
+    width in whole patches, and there may be any number of views.
 
     Two switches serve ablations; their first values in brackets are the released model. geometry_attention [mv_uv]: the
     embedding of position and normal maps enters queries and keys of all tokens, of the view tokens alone (`mv`), or
     never (`off`, which leaves the model without geometry). uv_branch [decoupled]: UV tokens have weights of their own,
     or go through those of the views, LoRA included (`shared`), as further tokens that the views do not see.
+
+    Two more are ours, off in the released model. view_hint: colours of the given views that geometry has carried to
+    every image (`training.view_hint`) are added to its RGB tokens through a layer that starts at zero. position_rope:
+    queries and keys turn with the mean position of a token's surface points instead of its row and column.
     """
 
     _supports_gradient_checkpointing = True
@@ -65,6 +71,8 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         lora_alpha: int = 64,
         geometry_attention: GeometryAttention = "mv_uv",
         uv_branch: UvBranch = "decoupled",
+        view_hint: bool = False,
+        position_rope: bool = False,
     ) -> None:
         super().__init__()
         _check_config(patch_size, attention_head_dim, freq_dim, qk_norm)
@@ -73,10 +81,12 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         dim = num_attention_heads * attention_head_dim
         patch = (patch_size[0], patch_size[1], patch_size[2])
 
-        def embedding() -> nn.Conv3d:
-            return nn.Conv3d(in_channels, dim, kernel_size=patch, stride=patch)
+        def embedding(channels: int = in_channels) -> nn.Conv3d:
+            return nn.Conv3d(channels, dim, kernel_size=patch, stride=patch)
 
         self.patch_embedding = embedding()
+        if view_hint:
+            self.hint_patch_embedding = embedding(in_channels + 1)
         if geometry_attention != "off":
             self.pos_patch_embedding = embedding()
             self.norm_patch_embedding = embedding()
@@ -97,13 +107,13 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             _add_lora(self, lora_rank, lora_alpha)
 
     def _init_weights(self) -> None:
-        """Wan's own initialisation; each geometry caster starts at zero, as the paper's."""
+        """Wan's own initialisation; each geometry caster starts at zero, as the paper's, and so does the view hint."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif "time_embedder" in name or "text_embedder" in name:
                 nn.init.normal_(parameter, std=0.02)
-            elif "geometry_caster" in name or "proj_out" in name:
+            elif any(part in name for part in ("geometry_caster", "proj_out", "hint_patch")):
                 nn.init.zeros_(parameter)
             elif parameter.ndim > 1 and "scale_shift_table" not in name:
                 nn.init.xavier_uniform_(parameter.flatten(1))
@@ -123,10 +133,10 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         views, grid = mv.shape[2], self._token_grid(mv)
         if timestep.shape[1] != views + 1:
             raise ValueError(f"{timestep.shape[1]} timesteps for {views} views and the UV map; give {views + 1}")
-        head_dim, device, geometry = self.config["attention_head_dim"], mv.device, self.config["geometry_attention"]
+        geometry = self.config["geometry_attention"]
         embedding, modulation = self.condition_embedder.time(timestep)
         text = self.condition_embedder.text(text)
-        mv_rope = rope_of_grid(0, views, *grid, head_dim, device)
+        mv_rope = self._rope(mv, 0, grid)
         x_mv = self._embed_rgb(mv)
         mv_branch = Branch(self._embed_geometry(mv) if geometry != "off" else None, modulation[:, :views], mv_rope)
         x_uv: Tensor | None = None
@@ -135,8 +145,11 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if uv is not None:
             uv_grid = self._token_grid(uv)
             x_uv, uv_geometry = self._embed_rgb(uv), self._embed_geometry(uv) if geometry == "mv_uv" else None
-            uv_branch = Branch(uv_geometry, modulation[:, views:], rope_of_grid(views, 1, *uv_grid, head_dim, device))
-            both_rope = rope_of_both((views, *grid), uv_grid, head_dim, device)
+            uv_rope = self._rope(uv, views, uv_grid)
+            uv_branch = Branch(uv_geometry, modulation[:, views:], uv_rope)
+            both_rope = joined(mv_rope, uv_rope)
+            if not self.config["position_rope"]:  # remembered
+                both_rope = rope_of_both((views, *grid), uv_grid, self.config["attention_head_dim"], mv.device)
 
         for block in self.blocks:
             x_mv, x_uv = block(x_mv, x_uv, text, mv_branch, uv_branch, both_rope)
@@ -165,30 +178,58 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Rows and columns of tokens per frame."""
         _, patch_h, patch_w = self.config["patch_size"]
         channels, frames, height, width = latents.shape[1:]
-        depth, longest = 3 * self.config["in_channels"], self.config["rope_max_seq_len"]
+        depth, longest = self.in_depth, self.config["rope_max_seq_len"]
         if height % patch_h or width % patch_w or channels != depth:
             raise ValueError(
                 f"latents are {channels} channels of {height} x {width}; the model takes {depth} channels "
-                f"(rgb, position, normal) and multiples of {patch_h} x {patch_w}"
+                f"({', '.join(self._parts())}) and multiples of {patch_h} x {patch_w}"
             )
         if max(frames + 1, height // patch_h, width // patch_w) > longest:
             raise ValueError(f"latents of {frames} x {height} x {width} pass rope_max_seq_len={longest}")
         return height // patch_h, width // patch_w
 
+    @property
+    def in_depth(self) -> int:
+        """Channels of each branch's input."""
+        return max(part.stop for part in self._parts().values())
+
+    def _parts(self) -> dict[str, slice]:
+        """Where in the channels of an input each of its parts lies."""
+        channels = self.config["in_channels"]
+        sizes = {"rgb": channels, "position": channels, "normal": channels}
+        sizes |= {"hint": channels + 1} if self.config["view_hint"] else {}
+        sizes |= {"points": 4} if self.config["position_rope"] else {}
+        ends = list(accumulate(sizes.values()))
+        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+
     def _embed_rgb(self, latents: Tensor) -> Tensor:
-        """Tokens of the RGB latent, [b, frames * rows * columns, dim]."""
-        return _linear(self._patches(latents, 0), self.patch_embedding)
+        """Tokens of the RGB latent, and of the view hint where the model has one: [b, frames * rows * columns, dim]."""
+        tokens = _linear(self._patches(latents, "rgb"), self.patch_embedding)
+        if self.config["view_hint"]:
+            tokens = tokens + _linear(self._patches(latents, "hint"), self.hint_patch_embedding)
+        return tokens
 
     def _embed_geometry(self, latents: Tensor) -> Tensor:
         """The same of position and normal latents, added up."""
-        position = _linear(self._patches(latents, 1), self.pos_patch_embedding)
-        return position + _linear(self._patches(latents, 2), self.norm_patch_embedding)
+        position = _linear(self._patches(latents, "position"), self.pos_patch_embedding)
+        return position + _linear(self._patches(latents, "normal"), self.norm_patch_embedding)
 
-    def _patches(self, latents: Tensor, part: int) -> Tensor:
-        """Patches of one third of the channels: 0 RGB, 1 position, 2 normal."""
+    def _patches(self, latents: Tensor, part: str) -> Tensor:
+        """Patches of one part of the channels."""
         _, p, q = self.config["patch_size"]
-        latents = latents.chunk(3, dim=1)[part].to(self.patch_embedding.weight.dtype)
+        latents = latents[:, self._parts()[part]].to(self.patch_embedding.weight.dtype)
         return rearrange(latents, "b c f (h p) (w q) -> b (f h w) (c p q)", p=p, q=q)
+
+    def _rope(self, latents: Tensor, first_frame: int, grid: tuple[int, int]) -> Rope:
+        """Rotations of one branch's tokens."""
+        frames, head_dim = latents.shape[2], self.config["attention_head_dim"]
+        if not self.config["position_rope"]:
+            return rope_of_grid(first_frame, frames, *grid, head_dim, latents.device)
+        _, p, q = self.config["patch_size"]
+        points = rearrange(
+            latents[:, self._parts()["points"]].float(), "b c f (h p) (w q) -> b f (h w) (p q) c", p=p, q=q
+        )
+        return rope_of_points(first_frame, mean_points(points), head_dim)
 
     def _flow(self, x: Tensor, table: Tensor, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
         shift, scale = (table + embedding[:, :, None]).unbind(2)
