@@ -27,7 +27,7 @@ class Throttle:
 
     def due(self, elapsed: float, share: float | None) -> bool:
         """`elapsed`: seconds since the command began; `share` of the work that is done, None where it is not known."""
-        tenth = int(10 * share) if share is not None else 0
+        tenth = percent(share) // 10 if share is not None else 0
         pause = min(max(PAUSE_S, elapsed / 60), LONGEST_PAUSE_S)
         since = pause if self._last is None else elapsed - self._last
         due = since >= pause or (tenth > self._tenth and (tenth >= 10 or since >= BRIEF_PAUSE_S))
@@ -100,6 +100,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{readable(number) if number else 'no'} {noun if number == 1 else plural or noun + 's'}"
 
 
+def percent(share: float) -> int:
+    """Whole percent, 100 for the whole alone; 0.29 is 29, although its double lies below."""
+    return int(100 * share + 1e-9)
+
+
 def duration(seconds: float) -> str:
     """`4.2 s`, `42 s`, `1 min 20 s`, `2 h 5 min`, `3 d 4 h`: the two largest units."""
     if seconds < 9.95:
@@ -134,7 +139,7 @@ def amount(done: float, total: float | None, unit: str, share: float | None) -> 
     """`38 of 224 assets (17%)`; `17%` where percent are counted; `38 assets` where the total is not known."""
     if share is None:
         return f"{readable(done)} {unit}"
-    return f"{share:.0%}" if unit == "%" else f"{readable(done)} of {readable(total)} {unit} ({int(100 * share)}%)"
+    return f"{percent(share)}%" if unit == "%" else f"{readable(done)} of {readable(total)} {unit} ({percent(share)}%)"
 
 
 def working(description: str, done: float, total: float | None, unit: str, rate: float | None, note: str) -> str:
@@ -168,7 +173,7 @@ def training(row: Facts, max_steps: int | None, steps_per_s: float | None, remai
     """Progress of a training run: a row of its loss log. `max_steps`: None where something else ends the run."""
     of = f" of {max_steps:,}" if max_steps else ""
     loss = "no number" if row["loss"] is None else f"{row['loss']:.3f}"
-    parts = [f"step {row['step']:,}{of} ({int(100 * row['progress'])}%)", f"loss {loss}"]
+    parts = [f"step {row['step']:,}{of} ({percent(row['progress'])}%)", f"loss {loss}"]
     parts += speed(steps_per_s, " steps") + left(remaining)
     if row.get("wait", 0.0) >= NOTABLE_WAIT:
         parts.append(f"waits {row['wait']:.0%} of the time for data")

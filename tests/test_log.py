@@ -98,6 +98,20 @@ def test_a_line_is_due_every_ten_seconds_at_whole_tenths_and_at_the_end():
     assert throttle.due(3600.0, None) and not throttle.due(3650.0, None) and throttle.due(3660.0, None)
 
 
+def test_percent_are_whole_and_never_early():
+    assert [plain.percent(done / 100) for done in range(101)] == list(range(101))
+    assert plain.percent(0.9999) == 99
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.9, "9.9 s"), (42.4, "42 s"), (80, "1 min 20 s"), (3600, "1 h"), (7500, "2 h 5 min"),
+     (273_600, "3 d 4 h")],
+)  # fmt: skip
+def test_durations_have_two_units(seconds, text):
+    assert plain.duration(seconds) == text
+
+
 def test_training_tells_step_loss_speed_and_time_left(clock, capsys):
     with training_progress(1200) as report:
         for step in range(1, 1201):
