@@ -74,7 +74,7 @@ def command(work: Path, run: Path, batch: int, device: str, latents: bool, archi
     if device == "cpu":
         options |= {"model.compile_blocks": "false", "run.threads": 1}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "cli.main", "train", *words]
+    return [sys.executable, "-m", "cli.main", "train", "--log", "json", *words]
 
 
 def carry_out(arguments: list[str], output: Path, until: Callable[[], bool] = lambda: False) -> dict[str, Any]:

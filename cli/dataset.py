@@ -1,12 +1,10 @@
 """`seqtex build`, `verify`, `report`: make a dataset, check it, look at it."""
 
-import sys
 from dataclasses import asdict, replace
 from itertools import islice
 
 from cli.judge import built_with
 from cli.progress import bar, build_progress, log_event
-from cli.table import print_table
 from geometry.raster_cuda import require_cuda
 from pipeline import verify as verification
 from pipeline.blender.host import tried
@@ -51,12 +49,7 @@ def build(
         log_event("passed_over", detail=told)
     with build_progress() as notify:
         report = build_dataset(source, out, cfg, workers, notify, address, run)
-    if sys.stdout.isatty():
-        counts = asdict(report)
-        title = f"{out}" if report.jobs_run else f"{out}: nothing to do"
-        print_table([name.replace("_", " ") for name in counts], [list(counts.values())], title)
-    else:
-        log_event("built", dataset=str(out), **asdict(report))
+    log_event("built", dataset=str(out), **asdict(report))
     if report.textured + report.mv_only == 0:
         raise UserError(f"{out}: no asset was accepted; the reasons stand in {out / 'ledger'} and {out / 'README.md'}")
     return 0

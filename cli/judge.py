@@ -1,7 +1,6 @@
 """`seqtex judge`: other thresholds on a dataset, without rendering anything."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from cli.log import log_event, logs_json
 from cli.named import named_dataset
-from cli.progress import log_event
 from cli.table import print_table
 from pipeline.config import config_from_dict
 from pipeline.judge import JudgeConfig
@@ -96,8 +95,8 @@ def _tell_the_rest(sections: dict[str, Any], config: dict[str, Any]) -> None:
 def judge(dataset: Location, cfg: JudgeOptions, out: Path | None = None) -> int:
     """Print what would change if the assets of a dataset were judged by other thresholds. The dataset stays as it is:
     build again, into a new folder, with thresholds that you like. Whatever is not given is as the dataset was built;
-    --config reads the sections `judge:` and `unwrap:` of a YAML file, which may be one of `seqtex build`. A table on a
-    terminal, one JSON line per change otherwise.
+    --config reads the sections `judge:` and `unwrap:` of a YAML file, which may be one of `seqtex build`. A table, or
+    one JSON line per change with --log json.
 
     Args:
         dataset: folder that `seqtex build` wrote
@@ -112,13 +111,13 @@ def judge(dataset: Location, cfg: JudgeOptions, out: Path | None = None) -> int:
     found = list(changes(outcomes, Thresholds(judge=cfg.judge, unwrap=cfg.unwrap, built=built)))
     if out is not None:
         write_changes(out, found)
-    if sys.stdout.isatty():
+    if not logs_json():
         show(dataset, found, len(outcomes))
-    else:
-        for change in found:
-            log_event("change", **asdict(change), rule=change.rule, needs_rebuild=change.kind in NEEDS_REBUILD)
-        counts = Counter(str(change.kind) for change in found)
-        log_event("judged", dataset=str(dataset), assets=len(outcomes), changes=len(found), by_kind=dict(counts))
+        return 0
+    for change in found:
+        log_event("change", **asdict(change), rule=change.rule, needs_rebuild=change.kind in NEEDS_REBUILD)
+    counts = Counter(str(change.kind) for change in found)
+    log_event("judged", dataset=str(dataset), assets=len(outcomes), changes=len(found), by_kind=dict(counts))
     return 0
 
 

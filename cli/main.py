@@ -1,7 +1,7 @@
 """The `seqtex` command: one subcommand a job, options from the dataclasses of the stages.
 
 Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C). `--config FILE` reads any options
-from YAML, `--print_config` writes them out.
+from YAML, `--print_config` writes them out; `--log json` writes events as JSON lines for programs.
 """
 
 import sys
@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from inspect import signature
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 from jsonargparse.typing import register_type
 
+from cli.log import LogFormat, begin_log, set_format
 from schemas.errors import UsageError, UserError
 from schemas.locations import Location, location
 from schemas.text import printable
@@ -180,6 +182,7 @@ def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> 
     """A module may have a `default_config`, where the defaults depend on the other arguments."""
     function, positional = command_function(name), COMMANDS[name].positional
     parser.add_argument("--config", action="config", help="read options from this YAML file")
+    add_log_option(parser)
     if positional:
         optional = signature(function).parameters[positional].default is None
         kind = get_type_hints(function)[positional]
@@ -196,6 +199,11 @@ def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> 
         parser.set_defaults(dict(leaves(default_config(name, arguments))))
 
 
+def add_log_option(parser: ArgumentParser) -> None:
+    text = "events as short lines for people, or as JSON lines for programs, on standard output"
+    parser.add_argument("--log", type=LogFormat, default="plain", help=text)
+
+
 def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values of a dataclass of dataclasses."""
     for f in fields(cfg):
@@ -209,6 +217,7 @@ def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def build_parser(name: str | None, arguments: Sequence[str] = ()) -> ArgumentParser:
     """The parser. Only command `name` gets its options, so that `seqtex --help` imports no stage."""
     parser = ArgumentParser(prog="seqtex", description="Build SeqTex data from 3D assets and train SeqTex on it.")
+    add_log_option(parser)
     subcommands = parser.add_subcommands(metavar="COMMAND")
     for command_name, command in COMMANDS.items():
         sub = ArgumentParser(
@@ -233,6 +242,21 @@ def appending(name: str | None, arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def command_first(arguments: Sequence[str], name: str | None) -> list[str]:
+    """`--log json COMMAND ...` as `COMMAND --log json ...`."""
+    words = list(arguments)
+    if name and words[0].partition("=")[0] == "--log":
+        words.remove(name)
+        words.insert(0, name)
+    return words
+
+
+def requested_format(arguments: Sequence[str]) -> LogFormat:
+    """The format that `--log` asks for, for what is written before the parser has read all; it refuses bad ones."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return "json" if ("--log", "json") in pairs or "--log=json" in arguments else "plain"
+
+
 def local_path(text: str) -> Path:
     """A file or folder where an address would be no use. Raises UsageError."""
     if not isinstance(place := location(text), Path):
@@ -244,6 +268,7 @@ def run(name: str, options: dict[str, Any]) -> int:
     """Calls the command with its options; the fields of its `cfg` are gathered into the dataclass again."""
     function = command_function(name)
     options.pop("config", None)
+    set_format(options.pop("log"))
     if config_class := stage_config(function):
         options["cfg"] = config_class(**{f.name: options.pop(f.name) for f in fields(config_class)})
     return function(**options)
@@ -256,6 +281,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     register_type(Path, deserializer=local_path, type_check=isinstance)
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in arguments if word in COMMANDS), None)
+    arguments = command_first(arguments, name)
+    begin_log(requested_format(arguments))
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a name that the encoding cannot write ends no command
     try:
         parser = build_parser(name, arguments)
         parsed = parser.instantiate(parser.parse_args(appending(name, arguments)))

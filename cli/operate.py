@@ -4,10 +4,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 
-from rich.console import Console
-from rich.markup import escape
-
-from cli.progress import log_event
+from cli.log import log_event, logs_json
 from cli.table import print_table
 from pipeline.operate.failures import Failure, process_alone, recorded
 from pipeline.operate.failures import failures as failed_rows
@@ -21,8 +18,8 @@ from schemas.text import printable
 
 def status(dataset: Location, slowest: int = 5) -> int:
     """Tell how far a dataset is, while a build is at work or afterwards: assets done, what each stage let through,
-    rate, seconds per asset, bytes per shard. Reads the plan and the ledger, no shard. Tables on a terminal, one JSON
-    line otherwise.
+    rate, seconds per asset, bytes per shard. Reads the plan and the ledger, no shard. Tables, or one JSON line with
+    --log json.
 
     Args:
         dataset: folder that `seqtex build` wrote, or is writing
@@ -31,10 +28,10 @@ def status(dataset: Location, slowest: int = 5) -> int:
     if slowest < 0:
         raise UsageError(f"--slowest {slowest}: give 0 or more")
     report = dataset_status(dataset, slowest, time.time())
-    if sys.stdout.isatty():
-        show_status(dataset, report)
-    else:
+    if logs_json():
         log_event("status", dataset=str(dataset), **asdict(report))
+    else:
+        show_status(dataset, report)
     return 0
 
 
@@ -53,7 +50,7 @@ def show_status(dataset: Location, report: StatusReport) -> None:
     if report.seconds_median is not None:
         lines.append(f"seconds per asset: median {report.seconds_median:.2f}, 95 % below {report.seconds_p95:.2f}")
     lines += [f"kept apart by {level}: {count} assets" for level, count in report.isolation.items()]
-    Console().print(*map(escape, lines), sep="\n", highlight=False)
+    sys.stdout.write(printable("\n".join(lines) + "\n"))
     steps = [
         (step.stage, step.entered, ", ".join(f"{count} {reason}" for reason, count in step.lost.items()), step.left)
         for step in report.funnel
@@ -72,7 +69,7 @@ def show_status(dataset: Location, report: StatusReport) -> None:
 def failures(dataset: Location, rejected: bool = False) -> int:
     """List the assets that failed: uid, file, reason, detail with the end of the process's stderr, and the command that
     does this asset alone (add to it the --objaverse.* that the build had, or an Objaverse asset is downloaded anew).
-    Blocks of text on a terminal, one JSON line each otherwise.
+    Blocks of text, or one JSON line each with --log json.
 
     Args:
         dataset: folder that `seqtex build` wrote, or is writing
@@ -81,14 +78,14 @@ def failures(dataset: Location, rejected: bool = False) -> int:
     listed = 0
     for failure in failed_rows(dataset, rejected):
         listed += 1
-        if sys.stdout.isatty():
-            sys.stdout.write(printable(block(failure)))
-        else:
+        if logs_json():
             log_event("failure", **asdict(failure))
-    if sys.stdout.isatty():
-        sys.stdout.write(f"{dataset}: {listed} assets\n")
-    else:
+        else:
+            sys.stdout.write(printable(block(failure)))
+    if logs_json():
         log_event("failures", dataset=str(dataset), listed=listed)
+    else:
+        sys.stdout.write(printable(f"{dataset}: {listed} assets\n"))
     return 0
 
 
@@ -108,7 +105,7 @@ class MirrorOptions:
 
 def inspect(dataset: Location, uid: str, cfg: MirrorOptions) -> int:
     """Process one asset of a dataset alone, by the dataset's own configuration and limits, and tell what becomes of it
-    and what was measured. The dataset stays as it is. A table on a terminal, one JSON line otherwise.
+    and what was measured. The dataset stays as it is. A table, or one JSON line with --log json.
 
     Args:
         dataset: folder that `seqtex build` wrote, or is writing
@@ -122,9 +119,9 @@ def inspect(dataset: Location, uid: str, cfg: MirrorOptions) -> int:
         outcome.reason,
     )
     row = {name: value for name, value in outcome.row().items() if name != "shard"} | {"as_in_ledger": as_before}
-    if sys.stdout.isatty():
+    if logs_json():
+        log_event("asset", **row)
+    else:
         told = [(name, str(value)) for name, value in row.items() if value is not None]
         print_table(("", "now"), told, title=uid)
-    else:
-        log_event("asset", **row)
     return 0

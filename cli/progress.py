@@ -1,6 +1,5 @@
-"""Progress for whoever is watching: a bar on a terminal, one JSON line per event otherwise."""
+"""Progress for whoever is watching: a bar on a terminal, plain lines in a pipe, JSON lines where they are asked for."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,34 +7,55 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cli import plain
+from cli.log import elapsed, log_event, log_progress, logs_json
 from pipeline.progress import BuildEvent
+from schemas.text import printable
 
-
-def log_event(event: str, **facts: Any) -> None:
-    """One JSON line on standard output."""
-    sys.stdout.write(json.dumps({"event": event} | facts) + "\n")
-    sys.stdout.flush()
+LOG_EVERY = 50
+"""Steps of training between two JSON lines."""
+BEFORE_THE_END = 0.99
+"""A share of jobs that makes no last line: `done`, which follows, is that."""
 
 
 @contextmanager
-def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal; yields `update(done, note, total=None)`. Silent otherwise: events go to the log
-    instead."""
+def terminal_bar(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal; yields `draw(done, note, total=None)`. Draws nothing elsewhere, or with JSON
+    lines."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(description, total=total, note="")
-        yield lambda done, note, total=None: progress.update(task, completed=done, note=note, total=total)
+    disabled = logs_json() or not sys.stderr.isatty()
+    # Lines for the same terminal appear above the bar; those for a pipe or file go there.
+    above = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=disabled, redirect_stdout=above) as progress:
+        task = progress.add_task(printable(description), total=total, note="")
+        yield lambda done, note, total=None: progress.update(task, completed=done, note=printable(note), total=total)
+
+
+@contextmanager
+def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal, now and then a plain line elsewhere; yields `update(done, note, total=None)`.
+    Silent with JSON lines: events go to the log instead."""
+    pace, known = plain.Pace(), total
+    with terminal_bar(description, total, unit) as draw:
+
+        def update(done: int, note: str, total: int | None = None) -> None:
+            nonlocal known
+            known = known if total is None else total
+            draw(done, note, total)
+            text = plain.working(description, done, known, unit, pace.rate(elapsed(), done), note)
+            log_progress(text, done / known if known else None)
+
+        yield update
 
 
 def training_note(row: dict[str, Any]) -> str:
@@ -46,21 +66,35 @@ def training_note(row: dict[str, Any]) -> str:
 
 
 @contextmanager
+def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Receives the rows of `training.fit.train`: a bar, now and then a plain line, or a JSON line every 50 steps.
+    `max_steps`: None where a time limit may end the run before."""
+    steps, shares = plain.Pace(), plain.Pace()
+    with terminal_bar("training", 100, "%") as draw:
+
+        def report(row: dict[str, Any]) -> None:
+            share = row["progress"]
+            draw(int(100 * share), training_note(row))
+            if logs_json() and row["step"] % LOG_EVERY == 0:
+                log_event("step", **row)
+            rate, pace = steps.rate(elapsed(), row["step"]), shares.rate(elapsed(), share)
+            log_progress(plain.training(row, max_steps, rate, (1 - share) / pace if pace else None), share)
+
+        yield report
+
+
+@contextmanager
 def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
-    """What `pipeline.run.build` reports to: assets done out of assets planned, with rate, time to go and what became of
-    them."""
-    with bar("building", None, "assets") as update:
-        terminal = sys.stderr.isatty()
+    """Receives the events of `pipeline.run.build`: assets done out of assets planned, with rate, time to go and what
+    became of them. Jobs that end have a plain line now and then, other events always."""
+    with terminal_bar("building", None, "assets") as draw:
 
         def notify(event: BuildEvent) -> None:
-            if not terminal:
+            draw(event.assets_done, build_note(event), event.planned)
+            if event.event != "job" or logs_json():
                 log_event(**asdict(event))
-                return
-            update(event.assets_done, build_note(event), event.planned)
-            if event.event == "started" and event.dashboard:
-                Console(stderr=True).print(f"Ray's dashboard: {event.dashboard}", highlight=False)
-            if event.event == "waiting":
-                Console(stderr=True).print(escape(event.detail), highlight=False)
+            else:
+                log_progress(plain.building(asdict(event)), min(event.assets_done / event.planned, BEFORE_THE_END))
 
         yield notify
 

@@ -6,9 +6,9 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
 
-from cli.progress import bar, log_event, training_note
+from cli.log import log_event, logs_json
+from cli.progress import training_progress
 from cli.table import print_table
 from cli.validation import validation_of
 from training.cost import GPU_GB, count_tokens
@@ -20,8 +20,6 @@ from training.presets import preset as named_preset
 from training.sources import ImageSizes
 from training.strategies import is_first_process, own_device
 
-LOG_EVERY = 50
-"""Steps between two lines of the log."""
 NOTABLE = 1.5
 """So many times the tokens that a preset is made for are worth a warning."""
 TWO_CORES = 8e10
@@ -43,24 +41,19 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
 
     Args:
         dry_run: train nothing, but print parameters, tokens, operations and memory of this configuration
-        json: with dry_run, print one line of JSON instead of tables (as without a terminal)
+        json: with dry_run, print one line of JSON instead of tables, as --log json does
     """
     has_data = bool(cfg.data.directories) or (cfg.data.directory / "dataset.json").is_file()
     plan = plan_run(cfg, own_sizes(cfg.preset) if dry_run and not has_data else None)
     if dry_run:
-        return show_cost(plan, json or not sys.stdout.isatty())
+        return show_cost(plan, json or logs_json())
     speaks, warning = is_first_process(), size_warning(plan)
     if speaks:
         log_event("strategy", **asdict(plan.strategy))
     if speaks and warning:
         log_event("warning", detail=warning)
-    with bar("training", 100, "%") if speaks else nullcontext(lambda done, note: None) as update:
-
-        def report(row: dict[str, Any]) -> None:
-            update(int(100 * row["progress"]), training_note(row))
-            if row["step"] % LOG_EVERY == 0:
-                log_event("step", **row)
-
+    steps = None if cfg.run.max_seconds else cfg.run.max_steps
+    with training_progress(steps) if speaks else nullcontext(lambda row: None) as report:
         result = run_training(cfg, report, validation_of(cfg), plan)
     if speaks:
         log_event(

@@ -392,7 +392,8 @@ def test_training_split_freezes_the_rest_and_can_be_undone():
 def test_the_weights_command(tmp_path, capsys, lora):
     model = tiny_model(lora_rank=2)
     save_model(model, tmp_path / "run")
-    assert main(["weights", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--lora", lora]) == 0
+    words = ["weights", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--lora", lora, "--log", "json"]
+    assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["out"] == str(tmp_path / "out")
     if lora == "alone":
         twin = tiny_model(lora_rank=2)

@@ -22,7 +22,7 @@ def test_every_command_has_help_with_an_example(name, capsys):
         main([name, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert "example:" in text and f"seqtex {name}" in text
+    assert "example:" in text and f"seqtex {name}" in text and "--log {plain,json}" in text
 
 
 def test_print_config_can_be_read_back(tmp_path, capsys):
@@ -119,7 +119,7 @@ def test_nothing_from_outside_steers_the_terminal(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_an_interrupted_build_says_how_to_go_on(tmp_path):
-    options = ["--source", "procedural:40", "--out", str(tmp_path / "out"), "--assets_per_job", "1"]
+    options = ["--source", "procedural:40", "--out", str(tmp_path / "out"), "--assets_per_job", "1", "--log", "json"]
     command = [str(Path(sys.executable).with_name("seqtex")), "build", *options]
     build = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert any(json.loads(line)["event"] == "started" for line in build.stdout)

@@ -122,9 +122,7 @@ def test_the_command_prints_json_and_trains_nothing(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_tables_name_every_part_and_task(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "120")
+def test_the_tables_name_every_part_and_task(capsys, tmp_path):
     assert main(["train", "--preset", "full", "--dry_run", "--data.directory", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     for word in ("UV branch", "geometry", "img2tex", "geo2mv", "selective", "4096"):

@@ -155,7 +155,7 @@ def test_a_damaged_shard_costs_its_own_pictures_alone(dataset, capsys):
     path = shard_path(dataset, "textured-000000.tar")
     path.write_bytes(path.read_bytes()[:700])
     shard_path(dataset, "mv_only-000001.tar").unlink()
-    assert main(["report", str(dataset)]) == 1
+    assert main(["report", str(dataset), "--log", "json"]) == 1
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     problems = [event["detail"] for event in events if event["event"] == "problem"]
     assert len(problems) == 2 and all("seqtex repair" in text for text in problems)

@@ -121,7 +121,7 @@ def test_an_extension_leaves_what_was_there_and_goes_on_when_it_was_stopped(firs
     (out / "dataset.json").write_bytes(text)  # as if killed between the plan and the record that names it
     assert planned_jobs(out, info) == jobs
     assert verify(out) == [] and status(out, 0, 0.0).planned == 3, "it is as it was before"
-    words = ["extend", str(out), "--source", f"folder:{more}"]
+    words = ["extend", str(out), "--source", f"folder:{more}", "--log", "json"]
     assert main(words) == 0
     told = json.loads(next(line for line in capfd.readouterr().out.splitlines() if '"extended"' in line))
     assert (told["added"], told["present"], told["planned"], told["rejected"]) == (2, 3, 5, 1)
@@ -179,7 +179,7 @@ def test_a_source_that_cannot_be_read_is_not_taken_for_an_unwritable_dataset(fir
 def test_datasets_are_put_together_and_keep_their_shards(first, second, tmp_path, capfd):
     out = tmp_path / "both"
     whole = {path: files(path) for path in (first, second)}
-    assert main(["merge", str(first), str(second), "--out", str(out)]) == 0
+    assert main(["merge", str(first), str(second), "--out", str(out), "--log", "json"]) == 0
     told = json.loads(next(line for line in capfd.readouterr().out.splitlines() if '"merged"' in line))
     assert (told["planned"], told["same_uid"], told["rejected"], told["failed"]) == (5, 1, 1, 0)
     assert {path: files(path) for path in (first, second)} == whole, "they stay as they are"

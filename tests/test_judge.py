@@ -283,7 +283,7 @@ def test_a_whole_build_file_is_judged_by_as_far_as_it_goes(tmp_path, capsys) -> 
              "unwrap": {"max_stretch": 1.1, "padding": 4}}  # fmt: skip
     (tmp_path / "build.yaml").write_text(yaml.safe_dump(build))
     for given in (["--config", str(tmp_path / "build.yaml")], [f"--config={tmp_path / 'build.yaml'}"]):
-        assert main(["judge", str(tmp_path / "data"), *given]) == 0
+        assert main(["judge", str(tmp_path / "data"), "--log", "json", *given]) == 0
         told = [json.loads(line) for line in "".join(capsys.readouterr()).splitlines() if line.startswith("{")]
         assert [line["settings"] for line in told if line["event"] == "not_applied"] == [
             ["rig.name"], ["unwrap.padding"]]  # fmt: skip

@@ -418,9 +418,10 @@ def test_datasets_whose_latents_do_not_mix_are_named(tmp_path: Path) -> None:
 
 
 def test_the_command(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["encode", str(dataset), "--codec", "dct", "--parts", "2"]) == 0
+    words = ["encode", str(dataset), "--codec", "dct", "--parts", "2", "--log", "json"]
+    assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["event"] == "encoded_part"
-    assert main(["encode", str(dataset), "--codec", "dct", "--part", "1", "--parts", "2"]) == 0
+    assert main([*words, "--part", "1"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["event"] == "encoded" and (Path(told["latents"]) / RECORD).is_file()
     assert main(["encode", str(dataset), "--codec", "dct", "--part", "2", "--parts", "2"]) == 2

@@ -181,7 +181,7 @@ def events(log: Path) -> list[dict]:
 
 
 def seqtex_build(assets: Path, out: Path) -> list[str]:
-    return [str(BIN / "seqtex"), "build", "--source", f"folder:{assets}", "--out", str(out), *BUILD]
+    return [str(BIN / "seqtex"), "build", "--source", f"folder:{assets}", "--out", str(out), "--log", "json", *BUILD]
 
 
 @pytest.mark.slow

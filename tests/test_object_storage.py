@@ -175,7 +175,7 @@ def test_an_extension_on_s3_leaves_what_was_there(
     (more / "assets").mkdir(parents=True)
     for ref in procedural(2, tmp_path / "made", seed=1, clean=True):
         (more / Path(ref.uri).name).write_bytes(Path(ref.uri).read_bytes())
-    assert main(["extend", str(out), "--source", f"folder:{more}"]) == 0
+    assert main(["extend", str(out), "--source", f"folder:{more}", "--log", "json"]) == 0
     told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
     assert (told[-1]["event"], told[-1]["added"], told[-1]["planned"], told[-1]["jobs_run"]) == (
         "extended", 2, COUNT + 2, 1)  # fmt: skip
@@ -183,7 +183,7 @@ def test_an_extension_on_s3_leaves_what_was_there(
     assert read_dataset_json(out).history[0]["source"] == "folder:more" and not (out / ".lock").exists()
     with pytest.raises(UserError, match="the input has changed"):
         build(refs, out, CFG)
-    assert main(["report", str(out)]) == 0
+    assert main(["report", str(out), "--log", "json"]) == 0
     report = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert report["listed"] == COUNT + 2 and Path(report["path"]).is_file()
     assert str(workspace(out)) in report["path"]
@@ -206,7 +206,7 @@ def test_datasets_are_put_together_wherever_they_lie(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """With the bytes of a merge of the same datasets in folders."""
-    assert main(["merge", str(folder), str(other), "--out", str(tmp_path / "folders")]) == 0
+    assert main(["merge", str(folder), str(other), "--out", str(tmp_path / "folders"), "--log", "json"]) == 0
     there = {path: ObjectPath(f"{s3.url}/merged-{first}-{second}-{out}/{path.parent.name}/forge")
              for path in (folder, other)}  # fmt: skip
     names = [str(copied(path, there[path]) if place == "s3" else path)
@@ -223,7 +223,7 @@ def test_datasets_are_put_together_wherever_they_lie(
     if (first, out) == ("s3", "s3"):
         assert {name for name in moved if name.endswith(".tar")} == rewritten != set(), "the store copies the others"
     monkeypatch.undo()
-    assert main(["merge", *names, "--out", str(both)]) == 0
+    assert main(["merge", *names, "--out", str(both), "--log", "json"]) == 0
     told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if '"merged"' in line]
     assert [(each["planned"], each["same_uid"]) for each in told] == [(COUNT + 3, 1)] * 2
     assert isinstance(both, Path | ObjectPath) and same(both, tmp_path / "folders") and verify(both) == []
@@ -302,7 +302,7 @@ def test_latents_are_written_there_and_training_reads_them(
     """By two processes that share the work, of which one comes again; the bytes of a folder."""
     out, here = copied(folder, ObjectPath(f"{s3.url}/encoded/forge")), tmp_path / "here"
     shutil.copytree(folder, here)
-    words = ["--codec", "dct", "--cache_directory", str(tmp_path / "cache")]
+    words = ["--codec", "dct", "--cache_directory", str(tmp_path / "cache"), "--log", "json"]
     assert main(["encode", str(here), *words]) == 0
     assert main(["encode", str(out), *words, "--parts", "2"]) == 0
     assert main(["encode", str(out), *words, "--parts", "2", "--part", "1"]) == 0
@@ -334,7 +334,7 @@ def test_every_command_reads_it_and_damage_is_located_there(
 ) -> None:
     out = copied(folder, ObjectPath(f"{s3.url}/damaged/forge"))
     for command in ("verify", "status", "failures", "judge", "report"):
-        assert main([command, str(out)]) == 0, command
+        assert main([command, str(out), "--log", "json"]) == 0, command
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     status = next(line for line in told if line["event"] == "status")
     assert status["done"] == status["planned"] == COUNT and not status["running"]

@@ -97,7 +97,7 @@ def dataset(built, tmp_path) -> Path:
 
 def told(capsys, *arguments: str) -> list[dict]:
     capsys.readouterr()
-    assert main(list(arguments)) == 0
+    assert main([*arguments, "--log", "json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -172,8 +172,7 @@ def test_failures_tell_stderr_and_how_to_reproduce(built, capsys):
     assert [row["status"] for row in rows].count("rejected") == 1 and len(rows) == 3
 
 
-def test_nothing_from_outside_steers_the_terminal(built, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+def test_nothing_from_outside_steers_the_terminal(built, capsys):
     assert main(["failures", str(built.out)]) == 0
     text = capsys.readouterr().out
     assert "the reader met ?[31mits end" in text and "\x1b" not in text

@@ -54,7 +54,7 @@ def texture_of(path: Path) -> np.ndarray:
 
 
 def command(checkpoint: Path, *options: object) -> int:
-    return main(["texture", "--checkpoint", str(checkpoint), "--steps", "2", *map(str, options)])
+    return main(["texture", "--checkpoint", str(checkpoint), "--steps", "2", "--log", "json", *map(str, options)])
 
 
 def test_every_kind_of_condition_gives_another_texture_and_the_views(meshes, checkpoint, pictures, tmp_path):
