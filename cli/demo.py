@@ -15,7 +15,8 @@ from rich.console import Console
 
 from cli.dataset import some_samples
 from cli.demo_report import Trial, write_report, write_results
-from cli.progress import bar, build_progress, log_event, training_note
+from cli.log import log_event
+from cli.progress import build_progress, training_progress
 from cli.subject import Condition, open_subject, texture_subjects
 from cli.table import print_table
 from pipeline.asset import process_asset
@@ -39,8 +40,8 @@ from training.sampler import SamplerConfig
 
 HELD_OUT_SEED = 1
 """Of the procedural source; the training meshes have seed 0."""
-ESTIMATED_AT = 40
-"""Step at which the length of the training is known well enough to be said."""
+ESTIMATED_AFTER, RECENT = 30, 15
+"""Steps after which the length of the training can be said, and of those the last ones, by which it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +58,12 @@ class DemoConfig:
     """Pixels a side of a view."""
     uv_resolution: int = 128
     """Texels a side of a UV map."""
-    steps: int = 1200
+    steps: int = 1300
     """Training steps. How well the model does depends on them, not on the computer."""
     most_train_seconds: float = 600.0
     """Training pauses after so long, on a slow computer; the same command goes on from there."""
-    sample_steps: int = 8
-    """Denoising steps; few, because a small model gains nothing from more."""
+    sample_steps: int = 4
+    """Denoising steps; few, because those of a small model stay nearer to the mean of what is plausible."""
     workers: int = 2
     """Processes that build."""
 
@@ -142,16 +143,16 @@ def train_tiny(dataset: Path, directory: Path, cfg: DemoConfig) -> TrainResult:
         state_every=200,
         logger="none",
     )
-    with bar("training", cfg.steps, "steps") as update:
-        times: dict[int, float] = {}
+    times: list[float] = []
+    with training_progress(cfg.steps) as show:
 
         def report(row: dict[str, Any]) -> None:
-            times[row["step"]] = row["seconds"]
-            update(row["step"], training_note(row))
-            if row["step"] - min(times) == ESTIMATED_AT:
-                a_step = (row["seconds"] - times[row["step"] - ESTIMATED_AT // 2]) / (ESTIMATED_AT // 2)
-                left = a_step * (cfg.steps - row["step"])
-                log_event("estimate", steps=cfg.steps, minutes_left=round(left / 60, 1))
+            show(row)
+            times.append(row["seconds"])
+            if len(times) == ESTIMATED_AFTER and row["step"] < cfg.steps:
+                recent = times[-RECENT:]
+                left = (recent[-1] - recent[0]) / (RECENT - 1) * (cfg.steps - row["step"])
+                log_event("estimate", steps=cfg.steps, seconds_left=round(left))
 
         return train(replace(tiny, data=replace(tiny.data, directory=dataset), run=run), report)
 

@@ -261,6 +261,10 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "failed": lambda facts: f"failed  {facts['mesh']}: {facts['detail']}",
     "evaluated": lambda facts: f"evaluated  {count(facts['meshes'], 'mesh', 'meshes')}, task {facts['task']}",
     "stage": lambda facts: f"stage  {facts['stage']} took {duration(facts['seconds'])}",
+    "estimate": lambda facts: (
+        f"estimate  {count(facts['steps'], 'step')} of training; about {duration(facts['seconds_left'])} left of it on "
+        "this machine"
+    ),
     "steps": lambda facts: f"steps  {facts['steps']:,} in every run, at {readable(facts['steps_per_second'])} steps/s",
     "run": ablation_run,
     "out_of_time": lambda facts: f"out of time  {count(facts['runs_left'], 'run')} left; {facts['remedy']}",

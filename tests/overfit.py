@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,21 +20,30 @@ from training.batch import LatentBatch, encode_batch, join, to_model
 from training.fit import make_module
 from training.latents import DctCodec
 from training.presets import preset
-from training.tasks import TASKS, TaskConfig
+from training.tasks import TASKS, TaskConfig, views_given
 
 CURVES = Path(__file__).parent / "assets" / "overfit.json"
 SAMPLES, STEPS = 4, 20
 
 
-def four_samples(directory: Path) -> LatentBatch:
+def four_samples(directory: Path) -> list[TextureSample]:
     """Procedural assets through the whole pipeline: 64-pixel views, 64-texel UV maps."""
     cfg = BuildConfig(views=RenderConfig(resolution=64), uv=BakeConfig(resolution=64))
     found = (process_asset(ref, cfg).result for ref in procedural(3 * SAMPLES, directory, clean=True))
     textured = [sample for sample in found if isinstance(sample, TextureSample) and sample.uv is not None]
-    return encode_batch(join([to_model(sample) for sample in textured[:SAMPLES]]), DctCodec())
+    return textured[:SAMPLES]
 
 
-def curve(batch: LatentBatch, task: str, steps: int = STEPS) -> list[float]:
+def as_batch(samples: Sequence[TextureSample], tasks: TaskConfig, seed: int) -> LatentBatch:
+    """The first batch of a run, with the view hints that go with it."""
+    numbers = tuple(range(len(samples)))
+    views = len(samples[0].views.rgb)
+    given = [views_given(tasks, samples[0].regime, seed, 0, number, views) for number in numbers]
+    batch = join([to_model(sample, given=each) for sample, each in zip(samples, given, strict=True)])
+    return replace(encode_batch(batch, DctCodec()), number=0, samples=numbers)
+
+
+def curve(samples: Sequence[TextureSample], task: str, steps: int = STEPS) -> list[float]:
     """Losses of `steps` steps on the batch. Noise and noise level are the same in every step, so that the curve shows
     what was learnt and nothing else."""
     tiny = preset("tiny")
@@ -43,7 +53,7 @@ def curve(batch: LatentBatch, task: str, steps: int = STEPS) -> list[float]:
     assert task in TASKS
     module = make_module(cfg, DctCodec(), "cpu")
     optimizer = module.configure_optimizers()
-    fixed = replace(batch, number=0, samples=tuple(range(SAMPLES)))
+    fixed = as_batch(samples, cfg.tasks, cfg.run.seed)
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
@@ -60,8 +70,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        batch = four_samples(Path(directory))
-    curves = {task: [round(loss, 6) for loss in curve(batch, task)] for task in TASKS}
+        samples = four_samples(Path(directory))
+    curves = {task: [round(loss, 6) for loss in curve(samples, task)] for task in TASKS}
     CURVES.parent.mkdir(exist_ok=True)
     CURVES.write_text(json.dumps(curves, indent=0).replace(",\n", ", ") + "\n")
 

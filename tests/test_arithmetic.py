@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import training.arithmetic as arithmetic
-from tests.overfit import four_samples
+from tests.overfit import as_batch, four_samples
 from training.arithmetic import RECENT, TIMED, UNTIMED, ThreadChoice, autocast_dtype, fast_dtype, float32_products
 from training.fit import make_module
 from training.latents import DctCodec
@@ -81,11 +81,11 @@ def test_a_step_does_nothing_in_bfloat16_where_that_is_slow(machine, name, tmp_p
     """Model, codec, loss and optimiser of the presets for processors, in whatever precision they ask for."""
     machine((), 1.0)
     cfg = preset(name)
-    cfg = replace(cfg, model=replace(cfg.model, num_layers=1, view_hint=False))
-    module, batch = make_module(cfg, DctCodec(), "cpu"), four_samples(tmp_path)
+    cfg = replace(cfg, model=replace(cfg.model, num_layers=1))
+    module, batch = make_module(cfg, DctCodec(), "cpu"), as_batch(four_samples(tmp_path), cfg.tasks, cfg.run.seed)
     optimizer = module.configure_optimizers()
     with Dtypes() as dtypes:
-        module.training_step(replace(batch, samples=tuple(range(4))), 0)["loss"].backward()
+        module.training_step(batch, 0)["loss"].backward()
         optimizer.step()
     assert dtypes.seen <= {torch.float32, torch.float64}
 

@@ -182,9 +182,9 @@ def test_posterior_draws_are_seeded_by_sample_number(dataset: Path, vae: Path) -
     differences: dict[str, list[torch.Tensor]] = {}
     for number in (5, 2, 7, 0):
         assert torch.equal(late[number].mv.rgb, drawn[number].mv.rgb)
-    for mean, draw in zip(means, drawn, strict=True):
-        assert torch.equal(draw.mv.geometry, mean.mv.geometry)
-        for uid, a, b in zip(mean.uids, mean.mv.rgb, draw.mv.rgb, strict=True):
+    for mean, other in zip(means, drawn, strict=True):
+        assert torch.equal(other.mv.geometry, mean.mv.geometry)
+        for uid, a, b in zip(mean.uids, mean.mv.rgb, other.mv.rgb, strict=True):
             differences.setdefault(uid, []).append(b - a)
     for found in differences.values():
         assert all(not torch.equal(found[0], other) for other in found[1:])  # anew for each number

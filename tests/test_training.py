@@ -62,7 +62,7 @@ def test_multi_view_only_batches_leave_the_uv_branch_alone(dataset: Path, tmp_pa
     cfg = small_config(dataset, tmp_path)
     module = make_module(cfg, DctCodec(), "cpu")
     torch.nn.init.normal_(module.model.proj_out.weight, std=0.1)  # at zero it would pass no gradient on
-    stream = BatchStream(cfg.data, seed=0)
+    stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
     seen = set()
     for number in range(8):
         batch = encode_batch(stream[number], DctCodec())
@@ -84,8 +84,9 @@ def test_multi_view_only_batches_leave_the_uv_branch_alone(dataset: Path, tmp_pa
 
 def test_the_loss_does_not_look_at_condition_frames(dataset: Path, tmp_path: Path) -> None:
     """A frame's own prediction enters the loss only if it is generated: the given view's never does."""
-    module = make_module(small_config(dataset, tmp_path), DctCodec(), "cpu")
-    stream = BatchStream(small_config(dataset, tmp_path).data, seed=0)
+    cfg = small_config(dataset, tmp_path)
+    module = make_module(cfg, DctCodec(), "cpu")
+    stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
     number = next(n for n in range(50) if stream.schedule(n)[0] is Regime.TEXTURED)
     flows: list[torch.Tensor] = []
     levels: list[torch.Tensor] = []

@@ -194,6 +194,7 @@ PRESETS = {
         optimizer=OptimizerConfig(
             learning_rate=3e-3,
             muon_learning_rate=0.02,
+            muon_iterations=3,
             betas=(0.9, 0.99),
             weight_decay=0.01,
             warmup_steps=50,

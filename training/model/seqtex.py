@@ -38,7 +38,8 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     or go through those of the views, LoRA included (`shared`), as further tokens that the views do not see.
 
     Two more are ours, off in the released model. view_hint: colours of the given views that geometry has carried to
-    every image (`training.view_hint`) are added to its RGB tokens through a layer that starts at zero. position_rope:
+    every image (`training.view_hint`) are added to its RGB tokens through a layer of their own, which is zero where it
+    is added to weights that did not know it. position_rope:
     queries and keys turn with the mean position of a token's surface points instead of its row and column.
     """
 
@@ -107,13 +108,13 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             _add_lora(self, lora_rank, lora_alpha)
 
     def _init_weights(self) -> None:
-        """Wan's own initialisation; each geometry caster starts at zero, as the paper's, and so does the view hint."""
+        """Wan's own initialisation; each geometry caster starts at zero, as the paper's."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif "time_embedder" in name or "text_embedder" in name:
                 nn.init.normal_(parameter, std=0.02)
-            elif any(part in name for part in ("geometry_caster", "proj_out", "hint_patch")):
+            elif "geometry_caster" in name or "proj_out" in name:
                 nn.init.zeros_(parameter)
             elif parameter.ndim > 1 and "scale_shift_table" not in name:
                 nn.init.xavier_uniform_(parameter.flatten(1))
