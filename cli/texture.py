@@ -15,6 +15,7 @@ from cli.subject import Condition, Subject, TexturedSubject, open_subject, read_
 from pipeline.glb import write_glb
 from pipeline.unwrap.choose import UnwrapConfig
 from schemas.errors import UsageError, UserError
+from training.arithmetic import autocast_dtype
 from training.checkpoints import Checkpoint, load_checkpoint
 from training.sampler import SamplerConfig
 from training.sources import require_tokens
@@ -93,7 +94,7 @@ def texture(
         device: cpu, cuda, or auto
         offload: keep on the GPU only what is at work: for GPUs too small for text encoder, VAE and transformer at once
         tiling: VAE in tiles, for GPUs that cannot encode 1024 pixels at once
-        precision: of the weights of VAE, text encoder and transformer
+        precision: of the weights of VAE, text encoder and transformer; float32 where bfloat16 would be far slower
         wan: directory or hub repository with Wan's VAE and text encoder; default: as the checkpoint says
         uv_resolution: texels a side; default: as trained
         max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one
@@ -112,7 +113,7 @@ def texture(
     network = load_checkpoint(
         checkpoint,
         "cpu" if offload else device,
-        dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
+        dtype=weights_dtype(precision, device),
         tiling=tiling,
         wan=wan,
     )
@@ -132,6 +133,14 @@ def texture(
         for one, result in zip(group, texture_group(group, network, cfg, device, offload), strict=True):
             write(one, result, views / one.item.out.stem if views and batch else views)
     return 1 if failed else 0
+
+
+def weights_dtype(precision: str, device: str) -> torch.dtype:
+    """The dtype that was asked for, or float32, with a warning, on a processor that multiplies bfloat16 in a slow loop."""
+    dtype = autocast_dtype(torch.device(device).type, precision) or torch.float32
+    if precision == "bfloat16" and dtype is torch.float32:
+        log_event("warning", detail=f"{device} has no fast bfloat16 products; float32 is used, with twice the memory")
+    return dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,27 +1,84 @@
 """The commands together, small: `seqtex demo`, then `train` and `texture` on what it leaves."""
 
 import json
+from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cli.demo import DemoConfig, show_verdict, summarise
+from cli.demo_report import LABEL, Trial
 from cli.main import main
 from geometry.frames import bounding_box
 from pipeline.load import load_mesh
 from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
 from schemas.mesh import TexturedMesh
+from training.fit import train
+from training.presets import preset
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["--mixed_assets", "20", "--clean_assets", "6", "--train_seconds", "4", "--measured_meshes", "2"]
+SMALL = ["--mixed_assets", "20", "--clean_assets", "6", "--steps", "2", "--measured_meshes", "2"]
+FIGURES = ("training_db", "training_nearest_db", "training_fill_db",
+           "held_out_db", "held_out_nearest_db", "held_out_fill_db")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    """Two steps: nothing is learnt, and the demo must say so."""
     out = tmp_path_factory.mktemp("demo")
-    assert main(["demo", "--out", str(out), *SMALL]) == 0
+    assert main(["demo", "--out", str(out), *SMALL]) == 1
     return out
+
+
+@pytest.mark.timeout(600)
+def test_a_demo_below_the_fill_ends_with_1_and_a_summary_that_says_why(demo, capsys):
+    summary = json.loads((demo / "summary.json").read_text())
+    assert set(summary) == {"verdict", "steps", "planned_steps", "seconds", *FIGURES}
+    assert (summary["verdict"], summary["steps"], summary["planned_steps"]) == ("failed", 2, 2)
+    assert all(isinstance(summary[name], float) and 3 < summary[name] < 40 for name in FIGURES)
+    assert summary["held_out_db"] < summary["held_out_fill_db"] < summary["held_out_nearest_db"]
+    assert list(summary["seconds"]) == ["build", "verify", "train", "texture", "report"]
+    assert all(seconds >= 0 for seconds in summary["seconds"].values())
+    assert main(["demo", "--out", str(demo), *SMALL]) == 1, "run again it finds the same"
+    said = capsys.readouterr().out
+    assert "failed: no better than a fill" in said and "after 2 of 2 steps" in said and "{" not in said
+    assert json.loads((demo / "summary.json").read_text()) | {"seconds": 0} == summary | {"seconds": 0}
+
+
+def scored(psnr_db: float) -> Mock:
+    return Mock(spec=Trial, psnr_db=psnr_db, nearest_db=15.0, fill_db=9.0)
+
+
+@pytest.mark.parametrize(
+    ("known_db", "unseen_db", "steps", "verdict", "code"),
+    [
+        (20.0, 17.0, 100, "passed", 0),
+        (20.0, 17.0, 60, "undertrained", 0),
+        (20.0, 8.9, 100, "failed", 1),
+        (8.9, 17.0, 60, "failed", 1),
+    ],
+)
+def test_the_verdict_is_that_of_the_figures(known_db, unseen_db, steps, verdict, code, capsys, tmp_path):
+    summary = summarise([scored(known_db)] * 2, [scored(unseen_db)] * 2, steps, DemoConfig(steps=100))
+    assert summary["verdict"] == verdict and show_verdict(summary, tmp_path) == code
+    said = capsys.readouterr().out
+    assert said.startswith(verdict) and ("run again to go on" in said) == (steps < 100)
+
+
+def test_training_that_is_paused_goes_on_with_the_same_command(demo, tmp_path):
+    """On a slow computer: the state of the step that it came to is kept, and the learning rate follows the plan."""
+    tiny = preset("tiny")
+    run = replace(tiny.run, directory=tmp_path / "run", max_steps=4, logger="none", threads=1)
+    cfg = replace(tiny, data=replace(tiny.data, directory=demo / "dataset"), run=run)
+    paused = train(replace(cfg, run=replace(run, pause_seconds=1e-3)))
+    assert [row["step"] for row in paused.losses] == [1] and (paused.checkpoint / "seqtex.json").is_file()
+    resumed = train(cfg)
+    whole = train(replace(cfg, run=replace(run, directory=tmp_path / "whole")))
+    assert [row["loss"] for row in resumed.losses] == [row["loss"] for row in whole.losses]
+    assert [row["learning_rate"] for row in resumed.losses] == [row["learning_rate"] for row in whole.losses]
 
 
 def textured(path) -> TexturedMesh:
@@ -30,7 +87,6 @@ def textured(path) -> TexturedMesh:
     return mesh
 
 
-@pytest.mark.timeout(600)
 def test_demo_leaves_textured_meshes_and_a_report(demo):
     for name in ("training", "held-out"):
         mesh = textured(demo / f"{name}.glb")
@@ -42,11 +98,12 @@ def test_demo_leaves_textured_meshes_and_a_report(demo):
         "What became of 26 assets",
         "Training loss",
         "before: the bare mesh",
-        "Held-out mesh",
+        "A mesh it never saw",
+        "copying the nearest visible pixel",
         "Not in the dataset",
     ):
         assert part in page
-    assert Image.open(demo / "picture.png").size == (6 * 256, 2 * 256)
+    assert Image.open(demo / "picture.png").size == (5 * 256, 2 * (2 * 256 + 2 * LABEL))
 
 
 def test_textured_meshes_keep_the_shape_and_place_of_the_asset(demo):
