@@ -136,7 +136,7 @@ def texture(
 
 
 def weights_dtype(precision: str, device: str) -> torch.dtype:
-    """The dtype that was asked for, or float32, with a warning, on a processor that multiplies bfloat16 in a slow loop."""
+    """The dtype that was asked for; float32, with a warning, on a device without fast bfloat16 products."""
     dtype = autocast_dtype(torch.device(device).type, precision) or torch.float32
     if precision == "bfloat16" and dtype is torch.float32:
         log_event("warning", detail=f"{device} has no fast bfloat16 products; float32 is used, with twice the memory")
