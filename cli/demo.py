@@ -151,7 +151,8 @@ def train_tiny(dataset: Path, directory: Path, cfg: DemoConfig) -> TrainResult:
             times.append(row["seconds"])
             if len(times) == ESTIMATED_AFTER and row["step"] < cfg.steps:
                 recent = times[-RECENT:]
-                left = (recent[-1] - recent[0]) / (RECENT - 1) * (cfg.steps - row["step"])
+                a_step = (recent[-1] - recent[0]) / (RECENT - 1) * (1 - row.get("wait", 0.0))  # data is soon in memory
+                left = a_step * (cfg.steps - row["step"])
                 log_event("estimate", steps=cfg.steps, seconds_left=round(left))
 
         return train(replace(tiny, data=replace(tiny.data, directory=dataset), run=run), report)

@@ -217,3 +217,11 @@ def test_cameras_are_those_of_the_data_that_was_trained_on(meshes, checkpoint):
     assert (six.projection[:, 3, 3] == 1).all(), "parallel projection"
     raised = open_subject(path, UnwrapConfig(), replace(card, rig={"name": "seqtex4", "elevation_deg": 25.0})).cameras
     assert raised.world_to_cam[0, 1, 2] == pytest.approx(np.cos(np.radians(25.0)), abs=1e-6)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_slow_bfloat16_is_replaced_by_float32_with_a_word(fast, monkeypatch, capsys):
+    monkeypatch.setattr(training.arithmetic, "fast_dtype", lambda device: torch.bfloat16 if fast else torch.float32)
+    assert weights_dtype("bfloat16", "cpu") is (torch.bfloat16 if fast else torch.float32)
+    assert ("no fast bfloat16" in capsys.readouterr().out) == (not fast)
+    assert weights_dtype("float32", "cpu") is torch.float32 and not capsys.readouterr().out
