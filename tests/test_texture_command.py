@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import training.arithmetic
 from cli.main import main
 from cli.subject import Condition, open_subject, texture_subjects
+from cli.texture import weights_dtype
 from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
