@@ -116,7 +116,7 @@ def train_as_planned(
     finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec, plan.sizes), average, signals)
     later: list[lightning.Callback] = [log, finish, states]
     if cfg.run.threads == 0:
-        later.insert(0, ThreadChoice())
+        later.insert(0, ThreadChoice(cfg.run.directory))
     if shown is not None:
         later.append(Pictures(cfg, shown, average, curves, meter))
     for rollbacks in range(MAX_ROLLBACKS + 1):
