@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
+from pipeline.compile_kernels import compiling
 from pipeline.config import BuildConfig
 from pipeline.isolation.room import REPO
 from pipeline.plan import ShardJob
@@ -55,7 +56,8 @@ def run_jobs(
 
     Raises UserError where there is no cluster, where a job cannot write, or, once all others are done, where a job was
     given up."""
-    with _connected(workers, address) as dashboard:
+    here = nullcontext() if address else compiling(lambda detail: progress.tell("compiling", detail=detail))
+    with here, _connected(workers, address) as dashboard:
         while jobs:
             crew = _Crew(out, cfg, run, do)
             schedule = Schedule(jobs, run)

@@ -93,7 +93,7 @@ def sew(
             local[fans[face, k]] = -1
     uv = uv[:count] / hits[:count].reshape(-1, 1)
     shapes = rest[faces]
-    relax(corners, shapes, weights[faces], uv, TRIAL_TURNS, TRIAL_STEPS)
+    relax(corners, shapes, weights[faces], uv, np.int64(TRIAL_TURNS), np.int64(TRIAL_STEPS))
     if not lies_well(corners, shapes, areas[faces], uv, texel, longest):
         return len(faces), nothing
     sewn = np.empty((len(faces), 3, 2))
