@@ -59,7 +59,7 @@ def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
             update(event.assets_done, build_note(event), event.planned)
             if event.event == "started" and event.dashboard:
                 Console(stderr=True).print(f"Ray's dashboard: {event.dashboard}", highlight=False)
-            if event.event == "waiting":
+            if event.event in ("waiting", "compiling"):
                 Console(stderr=True).print(escape(event.detail), highlight=False)
 
         yield notify

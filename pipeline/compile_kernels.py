@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numba import types, typeof
+from numba import typeof, types
 from numba.core.registry import CPUDispatcher
 from numba.core.sigutils import normalize_signature
 
@@ -169,8 +170,8 @@ def uncached_groups() -> list[tuple[str, ...]]:
     return [group for group in GROUPS if not all(_is_cached(*kernel) for kernel in kernels_of(group))]
 
 
-def _is_cached(kernel: CPUDispatcher, arguments: tuple[types.Type, ...]) -> bool:
-    """As numba looks it up, without loading the machine code."""
+def _is_cached(kernel: Any, arguments: tuple[types.Type, ...]) -> bool:
+    """As numba looks it up, for which it has no public function, without loading the machine code."""
     cache = kernel._cache
     return cache._cache_file.load(cache._index_key(arguments, kernel.targetctx.codegen())) is not None
 
@@ -189,7 +190,7 @@ def _only_one() -> Iterator[None]:
     """One process at a time for each cache. The kernel lets go of the lock when its holder ends, however that
     happens."""
     kernel, _ = next(kernels_of(GROUPS[0]))
-    folder = Path(kernel.stats.cache_path)
+    folder = Path(str(kernel.stats.cache_path))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "kernels.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

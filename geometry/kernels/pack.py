@@ -159,7 +159,7 @@ def lowest_place(
     step = 1 + h // ROWS_PER_STEP
     run = 0
     for y in range(start, min(below, len(next_taken) - h + 1), step):
-        x, clear = 0, 0  # `clear` runs passed since the last collision; the one that collided is tried first
+        x, clear = np.int64(0), 0  # `clear` runs passed since the last collision; the one that collided is tried first
         while x <= width - w:
             row, first = y + runs[run, 0], runs[run, 1]
             hit = np.int64(next_taken[row, x + first])
