@@ -1,5 +1,6 @@
 """Plain text for people: how an event, a number, a duration and the progress of work are written in one line."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ PAUSE_S = 10.0
 LONGEST_PAUSE_S = 60.0
 BRIEF_PAUSE_S = 5.0
 """Seconds between two progress lines where a whole tenth of the work was done in between."""
+PACE_S, LEAST_REPORTS = 30.0, 10
+"""Seconds of work that its speed is measured over, and reports at the least."""
 NOTABLE_WAIT = 0.1
 """Share of the time that training waits for data which is worth a word."""
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
@@ -39,16 +42,17 @@ class Throttle:
 
 
 class Pace:
-    """Measures the speed of countable work since its first report."""
+    """Measures the speed of countable work over its newest reports: the first ones are slower than all others."""
 
     def __init__(self) -> None:
-        self._first: tuple[float, float] | None = None
+        self._reports: deque[tuple[float, float]] = deque()
 
     def rate(self, now: float, done: float) -> float | None:
         """Units a second; None before there is a second report."""
-        if self._first is None:
-            self._first = now, done
-        since, before = self._first
+        self._reports.append((now, done))
+        while len(self._reports) > LEAST_REPORTS and now - self._reports[0][0] > PACE_S:
+            self._reports.popleft()
+        since, before = self._reports[0]
         return (done - before) / (now - since) if now > since and done > before else None
 
 
@@ -229,6 +233,7 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "passed_over": lambda facts: f"skipped  {facts['detail']}",
     "waiting": lambda facts: f"waiting  {facts['detail']}",
     "planned": planned,
+    "compiling": lambda facts: f"compiling  {facts['detail'].removeprefix('compiling ')}",
     "started": started,
     "job": building,
     "retry": lambda facts: f"retry  job {facts['job']} starts again: {facts['detail']}",

@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
+from pipeline.compile_kernels import compiling
 from pipeline.config import BuildConfig
 from pipeline.isolation.room import REPO
 from pipeline.plan import ShardJob
@@ -55,7 +56,8 @@ def run_jobs(
 
     Raises UserError where there is no cluster, where a job cannot write, or, once all others are done, where a job was
     given up."""
-    with _connected(workers, address) as dashboard:
+    here = nullcontext() if address else compiling(lambda detail: progress.tell("compiling", detail=detail))
+    with here, _connected(workers, address) as dashboard:
         while jobs:
             crew = _Crew(out, cfg, run, do)
             schedule = Schedule(jobs, run)
@@ -237,9 +239,12 @@ def _connected(workers: int, address: str | None) -> Iterator[str | None]:
         # jobs exchange paths and counts: the smallest object store does
         options = {"address": "local", "num_cpus": workers, "object_store_memory": 80 * 2**20}
         options["include_dashboard"] = False
-    environment = {"env_vars": {"PYTHONPATH": str(REPO)}}
+    variables = {"PYTHONPATH": str(REPO)}
     try:
-        context = ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options)
+        with _environment(variables if address is None else {}):
+            # workers of a Ray started here inherit the variables; with `runtime_env` Ray would start them a second time
+            options["runtime_env"] = {"env_vars": variables} if address else None
+            context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         remedy = "leave the address out to work on this machine alone"
         raise UserError(f"no Ray cluster at {address!r} ({error}); {remedy}") from error
@@ -247,6 +252,19 @@ def _connected(workers: int, address: str | None) -> Iterator[str | None]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables of the environment, for the processes that are started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name)
+            os.environ.update({name: before[name]} if name in before else {})
 
 
 # in a worker

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,17 @@ STARTS = 2
 """How often a zygote is started that does not get ready: the first one may have been killed from outside."""
 STOP_S = 5.0
 """Seconds that a zygote has to end its children."""
+
+
+KEPT = ("PATH", "HOME", "CUDA_VISIBLE_DEVICES", "NUMBA_CACHE_DIR", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
+"""Variables of the environment that a zygote gets: those of numba decide where its cache is and for which processor."""
+
+
+def clean_environment(python_path: Sequence[Path]) -> dict[str, str]:
+    """A new environment, so that nothing of ours reaches code that reads untrusted bytes."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+    return kept | threads | {"PYTHONPATH": os.pathsep.join(map(str, python_path))}
 
 
 class MachineFault(UserError):
@@ -116,11 +127,6 @@ class Zygote:
         )
 
     def _launch(self) -> subprocess.Popen[str]:
-        """The environment is a new one: nothing of ours reaches code that reads untrusted bytes."""
-        names = ("PATH", "HOME", "NUMBA_CACHE_DIR", "CUDA_VISIBLE_DEVICES")
-        kept = {name: os.environ[name] for name in names if name in os.environ}
-        threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
-        paths = {"PYTHONPATH": os.pathsep.join(map(str, self.python_path))}
         arguments = [self.target, self.warm_up, str(os.getpid()), json.dumps(asdict(self.limits))]
         with (self.directory / "zygote.log").open("wb") as log:
             return subprocess.Popen(
@@ -130,7 +136,7 @@ class Zygote:
                 stderr=log,
                 text=True,
                 cwd=self.directory,
-                env=kept | threads | paths,
+                env=clean_environment(self.python_path),
                 start_new_session=True,
             )
 

@@ -57,6 +57,6 @@ def golden_dir() -> Path:
 @pytest.fixture(scope="session")
 def layout_kernels() -> None:
     """Compiled, as in a build, before the time counts that a new layout may take."""
-    from pipeline.warm_up import warm_up_layouts  # after the import hook
+    from pipeline.compile_kernels import LAYOUTS, load_kernels  # after the import hook
 
-    warm_up_layouts()
+    load_kernels(LAYOUTS)

@@ -94,19 +94,21 @@ def merge_round(
 ) -> int:  # fmt: skip
     """Merge the pairs that are each other's best, in place; returns their number."""
     taken, blocked = np.zeros(len(labels), np.bool_), np.zeros(len(labels), np.bool_)
-    merged = 0
+    axis, merged = np.empty(3), 0
     for pair in order:
         a, b = one[pair], other[pair]
         if taken[a] or taken[b] or blocked[a] or blocked[b]:
             blocked[a] = blocked[b] = True
             continue
-        axis = vectors[a] + vectors[b]
+        for k in range(3):
+            axis[k] = vectors[a, k] + vectors[b, k]
         if not faces_within(a, following, normals, axis, cosine) or not faces_within(
             b, following, normals, axis, cosine
         ):
             continue
         taken[a] = taken[b] = True
-        vectors[a] = axis
+        for k in range(3):
+            vectors[a, k] = axis[k]
         areas[a] += areas[b]
         borders[a] += borders[b] - 2 * shared[pair]
         following[ends[a]] = b

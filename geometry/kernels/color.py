@@ -16,7 +16,7 @@ VIEW_TEXELS = 2.0
 """`minor_texels` of `area_mean` in views, whose pixels are means of several look-ups anyway."""
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def face_uv(surface: Any, f: int, b0: float, b1: float) -> tuple[float, float]:
     """Texture coordinates at a point of a face, in float64: they may be large."""
     i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
@@ -41,13 +41,13 @@ def frame_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, fra
     )  # fmt: skip
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def has_texture(surface: Any, f: int) -> bool:
     """Whether a face shows a texture."""
     return surface.material_sampler[surface.face_material[f]] >= 0 and surface.face_has_uv[f]
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def face_color(
     surface: Any, f: int, b0: float, b1: float,
     frame: np.ndarray, ndc_x: float, ndc_y: float, step_x: float, step_y: float, minor_texels: float,

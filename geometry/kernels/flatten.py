@@ -106,7 +106,10 @@ def solve(
         if not energy > SOLVED * SOLVED * first or not energy > 1e-24:
             break
         apply_laplacian(corners, weights, direction, image)
-        curvature = (direction * image).sum()
+        curvature = 0.0
+        for v in range(len(uv)):
+            for k in range(2):
+                curvature += direction[v, k] * image[v, k]
         if not curvature > 0.0:
             break
         length = energy / curvature

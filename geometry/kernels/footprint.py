@@ -38,7 +38,7 @@ def fill_frame(
     frame[8] = frame[12] * (v1 - v0) + frame[14] * (v2 - v0)
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def slopes(frame: np.ndarray, ndc_x: float, ndc_y: float, u: float, v: float) -> tuple[float, float, float, float]:
     """du/dx, dv/dx, du/dy, dv/dy at a point of the face that `frame` describes; 0 where it is seen edge-on."""
     total = frame[0] * ndc_x + frame[1] * ndc_y + frame[2]

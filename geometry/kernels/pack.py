@@ -34,8 +34,12 @@ def turn_charts(first_vertex: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, n
         for v in range(len(points)):
             own[v, 0], own[v, 1] = c * points[v, 0] - s * points[v, 1], s * points[v, 0] + c * points[v, 1]
         for k in range(2):
-            own[:, k] -= own[:, k].min()
-            sides[chart, k] = own[:, k].max()
+            low, high = np.inf, -np.inf
+            for v in range(len(points)):
+                low, high = min(low, own[v, k]), max(high, own[v, k])
+            for v in range(len(points)):
+                own[v, k] -= low
+            sides[chart, k] = high - low
     return out, sides
 
 
@@ -50,14 +54,16 @@ def pack_at(
     places, turns, sizes = np.zeros((charts, 2), np.int64), np.zeros(charts, np.int64), np.zeros((charts, 2), np.int64)
     next_taken = np.full((rows, width + 1), width, np.int32)
     next_free = np.empty((rows, width + 1), np.int32)
-    next_free[:] = np.arange(width + 1)
+    for row in range(rows):
+        for column in range(width + 1):
+            next_free[row, column] = column
     hints = np.zeros((width // 2 + 1, width // 2 + 1), np.int64)
     top = 0
     for chart in sequence:
         faces = order[first_face[chart] : first_face[chart + 1]]
         touched = touched_texels(corners, faces, uv)
         sizes[chart, 0], sizes[chart, 1] = touched.shape[1], touched.shape[0]
-        best, best_x, best_y, best_turn = rows + 1, -1, -1, 0
+        best, best_x, best_y, best_turn = rows + 1, np.int64(-1), np.int64(-1), np.int64(0)
         for turn in range(4):
             shape = turned_mask(touched, turn)
             h, w = shape.shape
@@ -101,7 +107,7 @@ def touched_texels(corners: np.ndarray, faces: np.ndarray, uv: np.ndarray) -> np
     return mask
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=True, forceinline=True)
 def reaches(ex: float, ey: float, x: float, y: float) -> bool:
     """Whether a square of side 1 around (x, y) reaches to the left of an edge (ex, ey) through the origin."""
     return ex * y - ey * x >= -0.5 * (abs(ex) + abs(ey)) - 1e-9
@@ -153,7 +159,7 @@ def lowest_place(
     step = 1 + h // ROWS_PER_STEP
     run = 0
     for y in range(start, min(below, len(next_taken) - h + 1), step):
-        x, clear = 0, 0  # `clear` runs passed since the last collision; the one that collided is tried first
+        x, clear = np.int64(0), 0  # `clear` runs passed since the last collision; the one that collided is tried first
         while x <= width - w:
             row, first = y + runs[run, 0], runs[run, 1]
             hit = np.int64(next_taken[row, x + first])

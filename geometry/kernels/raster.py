@@ -18,7 +18,7 @@ MAX_CORNERS = 9
 """Of a triangle clipped by five planes (one more than can occur)."""
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=True, forceinline=True)
 def snap(coordinate: float, w: float, size: int) -> int:
     """Clip coordinate to fixed-point pixels: pixel i spans [256 i, 256 i + 256], its centre is 256 i + 128."""
     return np.int64(np.rint((coordinate / w * 0.5 + 0.5) * size * SUBPIXEL))
@@ -213,7 +213,7 @@ def rasterize_rows(
     polygon, spare = np.empty((MAX_CORNERS, 4), np.float64), np.empty((MAX_CORNERS, 4), np.float64)
     fixed = np.empty((MAX_CORNERS, 2), np.int64)
     queue = np.empty((QUEUE, 7), np.int32)
-    count = 0
+    count = np.int64(0)
     for face in range(faces.shape[0]):
         i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
         outside = outcode[i] | outcode[j] | outcode[k]
@@ -243,7 +243,7 @@ def rasterize_rows(
                     queue, count, clip, faces, row_first, row_last, out_face, out_bary, out_depth,
                     peel, peel_face, peel_depth,
                 )  # fmt: skip
-                count = 0
+                count = np.int64(0)
     draw_queue(
         queue, count, clip, faces, row_first, row_last, out_face, out_bary, out_depth, peel, peel_face, peel_depth
     )

@@ -93,7 +93,7 @@ def sew(
             local[fans[face, k]] = -1
     uv = uv[:count] / hits[:count].reshape(-1, 1)
     shapes = rest[faces]
-    relax(corners, shapes, weights[faces], uv, TRIAL_TURNS, TRIAL_STEPS)
+    relax(corners, shapes, weights[faces], uv, np.int64(TRIAL_TURNS), np.int64(TRIAL_STEPS))
     if not lies_well(corners, shapes, areas[faces], uv, texel, longest):
         return len(faces), nothing
     sewn = np.empty((len(faces), 3, 2))
@@ -109,13 +109,13 @@ def lies_well(
 ) -> bool:
     """Whether a chart has no face turned over, little stretch, a compact shape and no two faces in one place."""
     signed, largest, smallest = face_stretch(corners, rest, uv)
-    total, energy = 0.0, 0.0
+    total, energy, surface_area = 0.0, 0.0, 0.0
     for f in range(len(corners)):
         if not signed[f] > 0.0 or largest[f] > MAX_FACE_STRETCH:
             return False
         total += signed[f]
+        surface_area += areas[f]
         energy += areas[f] * (largest[f] ** 2 + smallest[f] ** 2) / 2
-    surface_area = areas.sum()
     if energy / surface_area * (total / surface_area) > MAX_STRETCH**2:
         return False
     along, across = box_sides(uv)

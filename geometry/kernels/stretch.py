@@ -33,7 +33,10 @@ def face_stretch(corners: np.ndarray, rest: np.ndarray, uv: np.ndarray) -> tuple
 def count_shared(corners: np.ndarray, uv: np.ndarray, texel: float) -> int:
     """Points of a grid of step `texel` (coarser where a chart spans more than 2048 steps) that lie strictly within two
     faces of a chart."""
-    low_x, low_y, high_x, high_y = uv[:, 0].min(), uv[:, 1].min(), uv[:, 0].max(), uv[:, 1].max()
+    low_x, low_y, high_x, high_y = np.inf, np.inf, -np.inf, -np.inf
+    for v in range(len(uv)):
+        low_x, high_x = min(low_x, uv[v, 0]), max(high_x, uv[v, 0])
+        low_y, high_y = min(low_y, uv[v, 1]), max(high_y, uv[v, 1])
     step = max(texel, max(high_x - low_x, high_y - low_y) / 2048)
     width, height = int((high_x - low_x) / step) + 2, int((high_y - low_y) / step) + 2
     seen = np.zeros((height, width), np.bool_)
@@ -77,8 +80,10 @@ def sound_charts(
 @njit(nogil=True, cache=True)
 def box_sides(uv: np.ndarray) -> tuple[float, float]:
     """Of the bounding box along the axes of inertia."""
-    xx, xy, yy = 0.0, 0.0, 0.0
-    mx, my = uv[:, 0].mean(), uv[:, 1].mean()
+    mx, my, xx, xy, yy = 0.0, 0.0, 0.0, 0.0, 0.0
+    for v in range(len(uv)):
+        mx, my = mx + uv[v, 0], my + uv[v, 1]
+    mx, my = mx / len(uv), my / len(uv)
     for v in range(len(uv)):
         x, y = uv[v, 0] - mx, uv[v, 1] - my
         xx += x * x
@@ -86,5 +91,8 @@ def box_sides(uv: np.ndarray) -> tuple[float, float]:
         yy += y * y
     angle = 0.5 * np.arctan2(2 * xy, xx - yy)
     c, s = np.cos(angle), np.sin(angle)
-    along, across = c * uv[:, 0] + s * uv[:, 1], c * uv[:, 1] - s * uv[:, 0]
-    return along.max() - along.min(), across.max() - across.min()
+    low_x, low_y, high_x, high_y = np.inf, np.inf, -np.inf, -np.inf
+    for v in range(len(uv)):
+        along, across = c * uv[v, 0] + s * uv[v, 1], c * uv[v, 1] - s * uv[v, 0]
+        low_x, high_x, low_y, high_y = min(low_x, along), max(high_x, along), min(low_y, across), max(high_y, across)
+    return high_x - low_x, high_y - low_y

@@ -25,7 +25,7 @@ LEAST_WEIGHT = 1.0 / 512.0
 """Weight in a mean of colours of what is cut out altogether."""
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def opacity_of(alpha: float, cutoff: float) -> float:
     """Alpha shifted so that the cut lies at one half; 1 for opaque materials."""
     return 1.0 if cutoff < 0.0 else min(max(alpha - cutoff + 0.5, 0.0), 1.0)
@@ -85,17 +85,17 @@ def clip_footprint(
     ux, vx, uy, vy = slopes(frame, 0.0, 0.0, frame[3], frame[4])
     scale = 1.0 / frame[2] if frame[2] != 0.0 else 0.0
     if norm(ux * width, vx * height) * step_x > 1.0:
-        low, high = inside_span(frame, 0, b0, b1, step_x)
+        low, high = inside_span(frame, np.int64(0), b0, b1, step_x)
         middle, step_x = 0.5 * (low + high), max(high - low, LEAST_SPAN)
         b0, b1 = b0 + frame[9] * scale * middle, b1 + frame[11] * scale * middle
     if norm(uy * width, vy * height) * step_y > 1.0:
-        low, high = inside_span(frame, 1, b0, b1, step_y)
+        low, high = inside_span(frame, np.int64(1), b0, b1, step_y)
         middle, step_y = 0.5 * (low + high), max(high - low, LEAST_SPAN)
         b0, b1 = b0 + frame[10] * scale * middle, b1 + frame[12] * scale * middle
     return b0, b1, step_x, step_y
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def look_around(face: np.ndarray, f: int, row: int, column: int, s: int, seen: np.ndarray) -> tuple[int, bool]:
     """Number of a texel's samples that lie on some face, which are marked as seen, and whether these and those just
     around them all lie on face `f`."""
@@ -146,9 +146,9 @@ def texel_rows(
                     frame_of(surface, f, clip, clip_faces, frame)
                     framed = f
                 b0, b1 = centre_bary[row, column, 0], centre_bary[row, column, 1]
-                whole = count == 0 or is_one_chart(surface, f, b0, b1, frame, face, bary, row, column, s, 0)
+                whole = count == 0 or is_one_chart(surface, f, b0, b1, frame, face, bary, row, column, s, np.int64(0))
                 if whole:
-                    clipped = not is_one_chart(surface, f, b0, b1, frame, face, bary, row, column, s, 1)
+                    clipped = not is_one_chart(surface, f, b0, b1, frame, face, bary, row, column, s, np.int64(1))
             total, parts = 0.0, 1 if whole else s
             step_y, step_x = 2.0 / (height * parts), 2.0 / (width * parts)
             for y in range(row * parts, row * parts + parts):

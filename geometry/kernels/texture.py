@@ -17,13 +17,13 @@ HUGE_TEXELS = 1e9
 """Longer footprints belong to faces seen edge-on; they are cut to this."""
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def norm(x: float, y: float) -> float:
     """Length of a vector (`np.hypot` guards against overflow at ten times the price)."""
     return np.sqrt(x * x + y * y)
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def reduce_coordinate(coordinate: float, wrap: int) -> float:
     """A texture coordinate brought near [0, 1] before it becomes a texel index (they may be 1e20); NaN counts as 0."""
     if not np.isfinite(coordinate):
@@ -46,7 +46,7 @@ def wrap_index(index: int, size: int, wrap: int) -> int:
     return min(max(index, 0), size - 1)
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def corners(
     x: float, y: float, first: int, height: int, width: int, wrap_u: int, wrap_v: int
 ) -> tuple[int, int, int, int, float, float, float, float]:
@@ -66,7 +66,7 @@ def corners(
     return t00, t01, t10, t11, gx * gy, fx * gy, gx * fy, fx * fy
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def look_up(
     u: float, v: float, texels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray, nearest: bool
 ) -> tuple[float, float, float, float]:
@@ -90,7 +90,7 @@ def look_up(
     return red, green, blue, alpha * np.float32(1.0 / 255.0)
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def look_up_mip(
     u: float, v: float, mips: np.ndarray, levels: np.ndarray, level: int, wrap_u: int, wrap_v: int
 ) -> tuple[float, float, float, float]:
@@ -112,7 +112,7 @@ def look_up_mip(
     return red, green, blue, alpha
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def probe_step(texels: float, probes: int) -> float:
     """Distance between probes, as a share of a footprint `texels` long. A bilinear probe is a box one texel wide: n of
     them side by side are a box of n texels exactly, and in between they overlap evenly and reach just as far."""
@@ -140,7 +140,7 @@ def sum_probes(
             share_x = (x - 0.5 * (probes_x - 1)) * step_x
             at_u, at_v = u + share_x * ux + share_y * uy, v + share_x * vx + share_y * vy
             if level < 0:
-                r, g, b, a = look_up(at_u, at_v, texels, samplers, sampler, decode, False)
+                r, g, b, a = look_up(at_u, at_v, texels, samplers, sampler, decode, np.bool_(False))
             else:
                 r, g, b, a = look_up_mip(
                     at_u, at_v, mips, levels, samplers[sampler, 6] + level, samplers[sampler, 3], samplers[sampler, 4]
@@ -151,7 +151,7 @@ def sum_probes(
     return red / total, green / total, blue / total, alpha / (probes_x * probes_y)
 
 
-@njit(inline="always", **BORROWING)
+@njit(forceinline=True, **BORROWING)
 def area_mean(
     u: float, v: float, ux: float, vx: float, uy: float, vy: float,
     texels: np.ndarray, mips: np.ndarray, levels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray,
