@@ -62,7 +62,7 @@ class DemoConfig:
     """Training steps. How well the model does depends on them, not on the computer."""
     most_train_seconds: float = 600.0
     """Training pauses after so long, on a slow computer; the same command goes on from there."""
-    sample_steps: int = 4
+    sample_steps: int = 3
     """Denoising steps; few, because those of a small model stay nearer to the mean of what is plausible."""
     workers: int = 2
     """Processes that build."""

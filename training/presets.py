@@ -189,11 +189,11 @@ PRESETS = {
             position_rope=True,
         ),
         latents=BUILT_IN,
-        flow=FlowConfig(uv_weight=3.0),
+        flow=FlowConfig(uv_weight=6.0),
         tasks=TaskConfig(textured={"img2tex": 0.9, "geo2mv": 0.1}, mv_only={"geo2mv": 1.0}),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,
-            muon_learning_rate=0.02,
+            muon_learning_rate=0.03,
             muon_iterations=3,
             betas=(0.9, 0.99),
             weight_decay=0.01,
