@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from cli.progress import log_event
+from cli.log import log_event, logs_json
 from cli.table import print_table
 from schemas.dataset import write_file
 from training.metrics.distribution import Interval
@@ -131,7 +131,7 @@ def markdown(rows: Sequence[Row], cfg: dict[str, Any]) -> str:
 
 def baseline_line(rows: Sequence[Row]) -> str:
     """What textures without any learning reach on the same meshes."""
-    figures = rows[0].figures
+    figures = next(row.figures for row in rows if row.cell == "base")
     parts = [f"{title} {figures[name].value:.2f} dB" for name, title in BASELINES.items() if name in figures]
     return f"UV map without any learning: {', '.join(parts)}." if parts else ""
 
@@ -204,5 +204,6 @@ def write_results(out: Path, outcomes: Sequence[Outcome], cfg: dict[str, Any]) -
     shown = len(COLUMNS) - len(AGAINST)
     narrow = [0, 1, 2, 3, *range(shown, len(COLUMNS))]
     printed = [[cells_of(row)[column] for column in narrow] for row in rows]
-    print_table([COLUMNS[column] for column in narrow], printed, title=f"{len(outcomes)} runs ({out}/table.md)")
+    if not logs_json():
+        print_table([COLUMNS[column] for column in narrow], printed, title=f"{len(outcomes)} runs ({out}/table.md)")
     log_event("ablated", runs=len(outcomes), table=str(out / "table.md"))

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cli.dataset import some_samples
 from cli.demo_report import Trial, write_report, write_results
-from cli.log import log_event
+from cli.log import log_event, logs_json
 from cli.progress import build_progress, training_progress
 from cli.subject import Condition, open_subject, texture_subjects
 from cli.table import print_table
@@ -104,14 +104,21 @@ def demo(cfg: DemoConfig, out: Path = Path("out/demo")) -> int:
         for trial, name in ((known[0], "training"), (unseen[0], "held-out")):
             write_results(trial, out, name)
     summary = summarise(known, unseen, len(trained.losses), cfg)
-    rows = [mean_row("8 training meshes", known), mean_row("8 meshes it never saw", unseen)]
+    rows = [
+        mean_row(f"{len(known)} training meshes", known),
+        mean_row(f"{len(unseen)} meshes it never saw", unseen),
+    ]
     with timed("report", seconds):
         samples = some_samples(dataset, 15)
         write_report(out, dataset, samples, trained, (known[0], unseen[0]), (SCORE_COLUMNS, rows), summary["verdict"])
     summary["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
     write_file(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
+    if logs_json():
+        log_event("demo", **summary)
+        return exit_code(summary)
     print_table(SCORE_COLUMNS, rows, title="texture from one image: PSNR of the UV map over covered texels, dB")
-    return show_verdict(summary, out)
+    show_verdict(summary, out)
+    return exit_code(summary)
 
 
 SCORE_COLUMNS = ("mean over", "this model", "copying the nearest visible pixel", "filling with the mean colour")
@@ -200,7 +207,7 @@ def run_trial(path: Path, sample: TextureSample, network: Checkpoint, cfg: DemoC
 
 def mean_row(name: str, trials: Sequence[Trial]) -> tuple[str, float, float, float]:
     return (
-        name.replace("8", str(len(trials))),
+        name,
         fmean(t.psnr_db for t in trials),
         fmean(t.nearest_db for t in trials),
         fmean(t.fill_db for t in trials),
@@ -208,7 +215,7 @@ def mean_row(name: str, trials: Sequence[Trial]) -> tuple[str, float, float, flo
 
 
 def summarise(known: Sequence[Trial], unseen: Sequence[Trial], steps: int, cfg: DemoConfig) -> dict[str, Any]:
-    """What `summary.json` holds, the seconds left out: means over meshes, dB."""
+    """What `summary.json` holds, without the seconds: means over meshes, dB."""
     figures = {}
     for name, trials in (("training", known), ("held_out", unseen)):
         _, figures[f"{name}_db"], figures[f"{name}_nearest_db"], figures[f"{name}_fill_db"] = mean_row("", trials)
@@ -220,8 +227,13 @@ def summarise(known: Sequence[Trial], unseen: Sequence[Trial], steps: int, cfg: 
     return {"verdict": verdict, "steps": steps, "planned_steps": cfg.steps} | rounded
 
 
-def show_verdict(summary: dict[str, Any], out: Path) -> int:
-    """Say in a sentence how it went, and what to do next; the exit code."""
+def exit_code(summary: dict[str, Any]) -> int:
+    """1 where the demo failed at its purpose."""
+    return int(summary["verdict"] == "failed")
+
+
+def show_verdict(summary: dict[str, Any], out: Path) -> None:
+    """Print in a sentence how it went, and what to do next."""
     steps, planned = f"{summary['steps']:,}", f"{summary['planned_steps']:,}"
     gain = {name: summary["held_out_db"] - summary[f"held_out_{name}_db"] for name in ("nearest", "fill")}
     held_out = f"on meshes it never saw {gain['nearest']:+.1f} dB to copied pixels, {gain['fill']:+.1f} dB to a fill"
@@ -234,4 +246,3 @@ def show_verdict(summary: dict[str, Any], out: Path) -> int:
     color = {"passed": "green", "undertrained": "yellow", "failed": "red"}[summary["verdict"]]
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(words[summary["verdict"]], style=f"bold {color}", markup=False)
-    return int(summary["verdict"] == "failed")

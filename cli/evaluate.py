@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from cli.progress import bar, log_event
+from cli.log import log_event, logs_json
+from cli.progress import bar
 from cli.subject import Condition, Subject, TexturedSubject, texture_subjects
 from cli.table import print_table
 from geometry.frames import Frame
@@ -259,4 +260,5 @@ def show(summary: dict[str, Interval], count: int, task: str) -> None:
         (METRICS[name].title if name in METRICS else name, f"{i.value:.4g}", f"{i.low:.4g} to {i.high:.4g}")
         for name, i in summary.items()
     ]
-    print_table(("metric", "mean", "95 % interval"), rows, title=f"{task}, {count} meshes")
+    if not logs_json():
+        print_table(("metric", "mean", "95 % interval"), rows, title=f"{task}, {count} meshes")

@@ -209,7 +209,8 @@ def _compile_in_parallel(groups: Collection[tuple[str, ...]]) -> None:
     os.write(writer, bytes(GROUPS.index(group) for group in groups))
     os.close(writer)
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_compile_next, args=(reader, os.getpid())) for _ in range(processes_for(groups))]
+    arguments = (reader, os.getpid())
+    processes = [fork.Process(target=_compile_next, args=arguments, daemon=True) for _ in range(processes_for(groups))]
     for process in processes:
         process.start()
     os.close(reader)
@@ -234,7 +235,9 @@ def compiling(tell: Callable[[str], None]) -> Iterator[None]:
         return
     tell(f"compiling kernels, once on this machine, in {processes_for(groups)} processes")
     command = [sys.executable, "-P", "-m", "pipeline.compile_kernels", str(os.getpid())]
-    process = subprocess.Popen(command, env=clean_environment((REPO,)), stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=clean_environment((REPO,)), stdin=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         yield
     finally:

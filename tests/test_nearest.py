@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from geometry.nearest import NORMAL_WEIGHT, Surface, VisibleColors
-from training.batch import surface_points
+from training.batch import surface_points, uv_to_model
 from training.latents import DctCodec
+from training.sampler import Geometry, Given, carried
 from training.view_hint import REACH, encode_hint, view_hint
 
 torch = pytest.importorskip("torch")
@@ -144,3 +145,41 @@ def test_points_of_a_latent_pixel_are_the_mean_of_what_is_covered():
     assert points.shape == (1, 4, 1, 2, 1)
     torch.testing.assert_close(points[0, :3, 0, 0, 0], position[0, 0, :4].mean((0, 1)))
     assert points[0, 3, 0, 0, 0] == 0.5 and not points[0, :, 0, 1].any()
+
+
+@pytest.mark.parametrize("size", [256, 384, 512])
+def test_a_large_hint_lies_where_its_image_does(size):
+    """A colour that grows evenly over a plane comes back to within what thinning out costs, without a shift."""
+    place = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
+    x, y = np.meshgrid(place, place)
+    plane = np.stack([x, np.zeros_like(x), -y], axis=-1)
+    toward = np.broadcast_to(np.array([0, -1, 0], np.float32), plane.shape)
+    views = Surface(position=plane[None], normal=toward[None])
+    rgb = ((plane + 1) / 2)[None]
+    of_views, of_map = view_hint(rgb, views, (0,), Surface(position=plane, normal=toward))
+    inner = slice(size // 8, -size // 8)
+    for hint in (of_views[0], of_map):
+        shift = (hint[..., :3] - rgb[0])[inner, inner].mean(axis=(0, 1)) * size
+        assert np.abs(shift).max() <= 0.51, "pixels"
+
+
+def test_sampling_and_training_have_the_same_hint_of_a_map():
+    """The model's maps lie upside down; hints are made before they are turned."""
+    rng, size = np.random.default_rng(0), 272
+    place = np.linspace(-1, 1, size, dtype=np.float32)
+    x, y = np.meshgrid(place, place)
+    maps = np.stack([x, 0.2 * np.sin(5 * x * y), y], axis=-1).astype(np.float32)
+    normal = np.broadcast_to(np.array([0, -1, 0], np.float32), maps.shape)
+    rgb = rng.random((1, size, size, 3)).astype(np.float32)
+    _, trained = view_hint(
+        rgb, Surface(position=maps[None], normal=normal[None]), (0,), Surface(position=maps, normal=normal)
+    )
+    geometry = Geometry(
+        mv_position=torch.from_numpy(maps)[None, None],
+        mv_normal=torch.from_numpy(normal.copy())[None, None],
+        uv_position=uv_to_model(maps)[None],
+        uv_normal=uv_to_model(normal)[None],
+    )
+    given = Given(rgb=torch.from_numpy(rgb)[None], views=torch.tensor([True]))
+    _, sampled = carried(geometry, given, [0])
+    assert torch.equal(sampled[0], uv_to_model(trained))

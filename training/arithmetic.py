@@ -1,4 +1,4 @@
-"""In which precision and with how many threads this machine computes fast: decided at the start of a run, on record.
+"""Choose the precision and the number of threads that are fast on this machine, and keep a record of the choice.
 
 Processors differ in this more than in anything else. With instructions for bfloat16 a product in it takes half the time
 of one in float32 or less; without, it falls to a plain loop that takes ten to forty times as long. Two threads that
@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -25,10 +25,6 @@ log = logging.getLogger(__name__)
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Names of such instructions, x86 and ARM, in `torch.cpu.get_capabilities`."""
-WORTHWHILE = 1.2
-"""How much faster than float32 bfloat16 must be, measured, to be used on a processor."""
-TRIAL_SIDE = 256
-"""Of the matrices of that measurement."""
 UNTIMED, TIMED = 2, 3
 """Steps before thread counts are compared, which are slow, and steps with each count."""
 SLOWED = 2.5
@@ -41,36 +37,20 @@ THREADS = "threads.json"
 
 @lru_cache(maxsize=8)
 def fast_dtype(device_type: str) -> torch.dtype:
-    """bfloat16 where matrix products in it are fast, else float32."""
+    """bfloat16 where matrix products in it are fast, else float32. By what the device can do, not by a measurement: two
+    starts on one machine must not round differently because one of them was disturbed."""
     if device_type == "cuda":
         is_fast = torch.cuda.get_device_capability() >= (8, 0)
     else:
-        is_fast = device_type == "cpu" and has_native_bfloat16() and bfloat16_gain() > WORTHWHILE
+        is_fast = device_type == "cpu" and has_native_bfloat16()
     return torch.bfloat16 if is_fast else torch.float32
 
 
 def has_native_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 numbers, and torch may use that."""
+    """Tell whether the processor has instructions for bfloat16 products and torch may use them."""
     found = torch.cpu.get_capabilities()
     is_held_back = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
     return not is_held_back and any(found.get(name, False) for name in NATIVE_BFLOAT16)
-
-
-def bfloat16_gain() -> float:
-    """How many times faster than in float32 a product is in bfloat16 on this processor: some milliseconds of trial."""
-    wide = torch.ones(TRIAL_SIDE, TRIAL_SIDE)
-    narrow = wide.bfloat16()
-    return fastest(lambda: wide @ wide) / fastest(lambda: narrow @ narrow)
-
-
-def fastest(product: Callable[[], object], tries: int = 5) -> float:
-    """Seconds of the fastest of some calls."""
-    seconds = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        product()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def float32_products(device_type: str) -> str:
@@ -128,7 +108,8 @@ class ThreadChoice(StepCallback):
         """Durations of its steps, by number of threads."""
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._usual = 0.0
-        self._start = 0.0
+        self._start: float | None = None
+        """Of the step that is at work."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.world_size > 1 or pl_module.device.type != "cpu" or self.most == 1:
@@ -148,10 +129,13 @@ class ThreadChoice(StepCallback):
     ) -> None:
         if trainer.global_step + 1 in self._plan:
             torch.set_num_threads(self._plan[trainer.global_step + 1])
-        self._start = time.perf_counter()
+        if self._start is None:  # a step may have several batches
+            self._start = time.perf_counter()
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        step, seconds = trainer.global_step, time.perf_counter() - self._start
+        now = time.perf_counter()
+        step, seconds = trainer.global_step, now - (self._start or now)
+        self._start = None
         if not self._plan:
             return
         if self._trial + UNTIMED <= step < self._trial + TRIAL:

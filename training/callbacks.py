@@ -32,6 +32,8 @@ class Clock(StepCallback):
         self.pause_seconds = pause_seconds
         self._before = 0.0
         self._start: float | None = None
+        self._first_start: float | None = None
+        """Of this process, whatever it rolls back to."""
         self._agreed = 0.0
         """Seconds after the last step, the same on every rank."""
 
@@ -46,16 +48,18 @@ class Clock(StepCallback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._start, self._agreed = time.monotonic(), self._before
+        self._first_start = self._first_start or self._start
         if self.max_seconds and self._before >= self.max_seconds:
             trainer.should_stop = True
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        seconds = torch.tensor(self.seconds, device=pl_module.device)
-        has_limit = self.max_seconds or self.pause_seconds
-        self._agreed = float(trainer.strategy.reduce(seconds)) if has_limit else self.seconds
+        def agreed(seconds: float) -> float:
+            return float(trainer.strategy.reduce(torch.tensor(seconds, device=pl_module.device)))
+
+        self._agreed = agreed(self.seconds) if self.max_seconds else self.seconds
         if self.max_seconds and self._agreed >= self.max_seconds:
             trainer.should_stop = True
-        if self.pause_seconds and self._agreed - self._before >= self.pause_seconds:
+        if self.pause_seconds and agreed(time.monotonic() - (self._first_start or 0.0)) >= self.pause_seconds:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, float]:

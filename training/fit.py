@@ -48,6 +48,8 @@ from training.start import make_model
 from training.steps import StepCallback
 from training.strategies import make_strategy, own_device
 
+log = logging.getLogger(__name__)
+
 CHECKPOINT = "checkpoint"
 MAX_ROLLBACKS = 3
 """How often a run goes back to an older state before it gives up."""
@@ -84,8 +86,10 @@ def train(
             numbers (`Diverged`); a signal stopped the run, which then saved its state (`Interrupted`).
     """
     plan = plan or plan_run(cfg)
-    cfg.run.directory.mkdir(parents=True, exist_ok=True)
     device_type = own_device(plan.cfg.run.accelerator).type
+    if cfg.run.precision == "bfloat16" and autocast_dtype(device_type, cfg.run.precision) is None:
+        log.warning("run.precision bfloat16 is slow on this device: float32 is used, with more memory")
+    cfg.run.directory.mkdir(parents=True, exist_ok=True)
     with closing(RunLock(cfg.run.directory)) as lock, arithmetic(cfg.run.threads, device_type):
         return train_as_planned(plan, lock, report, validation)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from schemas.sample import TextureSample
-from training.batch import encode_batch, to_model
+from training.batch import LatentBatch, encode_batch, to_model
 from training.checkpoints import Checkpoint
 from training.flow import shift_sigma
 from training.module import FlowConfig, TextureModule
@@ -49,12 +49,14 @@ def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task:
     rows = []
     for place, sample in enumerate(samples):
         views, losses = len(sample.views.rgb), []
+        encoded: dict[tuple[int, ...] | None, LatentBatch] = {}
         for draw, level in enumerate(level for level in QUARTERS for _ in range(DRAWS)):
             module.flow = AtOneLevel(shift=network.card.shift, text_dropout=0.0, level=level)
             number = place * len(QUARTERS) * DRAWS + draw
             given = views_given(tasks, sample.regime, 0, 0, number, views) if module.extras.view_hint else None
-            batch = encode_batch(to_model(sample, given=given), network.codec)
-            asked = replace(batch, number=0, samples=(number,))
+            if given not in encoded:
+                encoded[given] = encode_batch(to_model(sample, given=given), network.codec)
+            asked = replace(encoded[given], number=0, samples=(number,))
             with torch.no_grad():
                 losses.append(module.training_step(asked, 0))
         names = ("mv", "uv") if "loss_uv" in losses[0] else ("mv",)

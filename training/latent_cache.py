@@ -160,8 +160,13 @@ def find_latents(
     )
     for name, value in asdict(wanted).items():
         if asdict(header)[name] != value:
-            hint = ", with --view_hint, or set model.view_hint false" if name == "view_hint" else ""
-            raise UserError(f"{place}: {name} is {asdict(header)[name]}, this run has {value}; {again}{hint}")
+            hint = (
+                ", with --view_hint, which encodes all anew, or set model.view_hint false"
+                if name == "view_hint"
+                else ""
+            )
+            redo = again.split(" (")[0] + hint
+            raise UserError(f"{place}: {name} is {asdict(header)[name]}, this run has {value}; {redo}")
     for source in sources:
         if source.name not in shards:
             raise UserError(f"{place}: the dataset has grown, {source.name} is not in it; {again}")
@@ -211,6 +216,13 @@ class LatentDecoder:
         )
         spread = read_tensors(fields, "log_variance.safetensors") if self.with_variance else {}
         hints = read_tensors(fields, "hint.safetensors") if self.with_hint else {}
+        if self.with_hint:
+            views = range(mean["mv_rgb"].shape[1])
+            names = {f"{branch}_{given}" for branch in branches for given in (*map(str, views), "all")}
+            if {name: len(t) for name, t in hints.items() if t.ndim == 4} != dict.fromkeys(
+                names, 1 + self.header.channels
+            ):
+                raise ValueError(f"field 'hint.safetensors' holds { {n: tuple(t.shape) for n, t in hints.items()} }")
         return StoredLatents(
             batch=batch,
             log_variance={name: value[None].float() for name, value in spread.items()},

@@ -242,10 +242,11 @@ def carried(
         views = Surface(position=plain(geometry.mv_position[mesh]), normal=plain(geometry.mv_normal[mesh]))
         uv = None
         if geometry.uv_position is not None and geometry.uv_normal is not None:
-            uv = Surface(position=plain(geometry.uv_position[mesh, 0]), normal=plain(geometry.uv_normal[mesh, 0]))
+            position, normal = plain(geometry.uv_position[mesh, 0]), plain(geometry.uv_normal[mesh, 0])
+            uv = Surface(position=position[::-1], normal=normal[::-1])  # in image orientation, as in training
         of_mesh, of_map = view_hint(plain(given.rgb[mesh]), views, places, uv)
         of_views.append(torch.from_numpy(of_mesh))
-        of_maps += [torch.from_numpy(of_map)[None]] if of_map is not None else []
+        of_maps += [torch.from_numpy(of_map[::-1].copy())[None]] if of_map is not None else []
     return torch.stack(of_views), torch.stack(of_maps) if of_maps else None
 
 

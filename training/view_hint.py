@@ -3,7 +3,7 @@
 What the network would otherwise have to learn, which point of a given view a texel is, geometry knows. The hint is an
 image beside each image that is generated: at every pixel the colour of the nearest point that a given view shows, and
 how near that point is. It is a hint, not the answer: hidden sides get the colour of their nearest visible neighbour,
-with little closeness, and the network decides what to make of it (docs/decisions/0008-view-hint.md)."""
+with little closeness, and the network decides what to make of it (docs/decisions/0008-view-hint-and-positions.md)."""
 
 from collections.abc import Sequence
 
@@ -40,24 +40,30 @@ def view_hint(
         rgb: what the given views show, sRGB over black in [0, 1]; the others are not looked at
         views: geometry of all views
         given: numbers of the given views; none: there is no hint, all is 0
-        uv: geometry of the UV map, in the orientation that its hint shall have
+        uv: geometry of the UV map in image orientation (row 0 is v = 1), as its hint will be
     """
     step = -(-rgb.shape[1] // MOST_PIXELS)
-    thin = Surface(position=views.position[:, ::step, ::step], normal=views.normal[:, ::step, ::step])
+    thin = thinned(views, step)
     places = list(given)
     known = Surface(position=thin.position[places], normal=thin.normal[places])
     if not known.mask.any():
         return np.zeros((*rgb.shape[:3], CHANNELS), np.float32), None if uv is None else _nothing(uv)
-    colors = VisibleColors(known, rgb[places, ::step, ::step])
+    colors = VisibleColors(known, rgb[places, step // 2 :: step, step // 2 :: step])
     mv = _enlarged(_hint(colors, thin), rgb.shape[1:3])
     if uv is None:
         return mv, None
     step = -(-len(uv.position) // MOST_TEXELS)
-    thin = Surface(position=uv.position[::step, ::step], normal=uv.normal[::step, ::step])
+    thin = thinned(uv, step)
     hint = _hint(colors, thin)
     # as the map's own colours, the hint's go on beyond what faces cover
     hint[..., :3] = dilate(np.ascontiguousarray(hint[..., :3]), thin.mask)
     return mv, _enlarged(hint[None], uv.position.shape[:2])[0]
+
+
+def thinned(surface: Surface, step: int) -> Surface:
+    """The middle pixel of every `step` by `step` of them."""
+    rows = columns = slice(step // 2, None, step)
+    return Surface(position=surface.position[..., rows, columns, :], normal=surface.normal[..., rows, columns, :])
 
 
 def _hint(colors: VisibleColors, surface: Surface) -> Hint:

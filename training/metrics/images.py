@@ -48,7 +48,9 @@ def ssim(
 def mean_color_fill(
     image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The humblest baseline texture: a map filled with the mean colour of the image's foreground."""
+    """Fill a map with the mean colour of the image's foreground: the humblest baseline. Black without a foreground."""
+    if not mask.any():
+        return np.zeros((height, width, 3), np.uint8)
     color = image[mask].mean(axis=0).round().astype(np.uint8)
     return np.broadcast_to(color, (height, width, 3)).copy()
 
@@ -56,12 +58,11 @@ def mean_color_fill(
 def nearest_pixel_fill(
     images: UInt8[np.ndarray, "views h w 3"], views: Surface, uv: Surface
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The honest baseline texture: each texel copies the nearest pixel of the given images, by position and normal
-    (`geometry.nearest`). Nothing is learnt; what a network is worth is what it adds to this. Black outside the mask.
-
-    Raises:
-        ValueError: the images show nothing.
-    """
+    """Copy to each texel the nearest pixel of the given images, by position and normal (`geometry.nearest`): the honest
+    baseline. Nothing is learnt; what a network is worth is what it adds to this. Black outside the mask, and where the
+    images show nothing."""
+    if not views.mask.any():
+        return np.zeros((*uv.mask.shape, 3), np.uint8)
     return VisibleColors(views, images).nearest(uv, workers=-1)[0]
 
 

@@ -148,8 +148,9 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             x_uv, uv_geometry = self._embed_rgb(uv), self._embed_geometry(uv) if geometry == "mv_uv" else None
             uv_rope = self._rope(uv, views, uv_grid)
             uv_branch = Branch(uv_geometry, modulation[:, views:], uv_rope)
-            both_rope = joined(mv_rope, uv_rope)
-            if not self.config["position_rope"]:  # remembered
+            if self.config["position_rope"]:
+                both_rope = joined(mv_rope, uv_rope)
+            else:  # remembered
                 both_rope = rope_of_both((views, *grid), uv_grid, self.config["attention_head_dim"], mv.device)
 
         for block in self.blocks:
