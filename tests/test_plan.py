@@ -51,6 +51,7 @@ def test_a_run_from_weights_has_their_architecture_whatever_the_preset_says(data
     sizes = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "text_dim", "freq_dim")
     assert {name: asdict(plan.cfg.model)[name] for name in sizes} == {name: asdict(WIDE)[name] for name in sizes}
     assert plan.cfg.model.lora_rank == (4 if layout == "ours" else 128)
+    assert not plan.cfg.model.position_rope and plan.cfg.model.view_hint, "the one is the weights', the other is added"
     started = make_model(plan.cfg.model, seed=0)
     planned = sum(total for total, _ in count_parameters(plan.cfg.model).values())
     assert planned == sum(p.numel() for p in started.parameters())
@@ -117,7 +118,9 @@ def test_one_view_is_validated_and_thirteen_are_refused(tmp_path):
     cfg = replace(cfg, validation=replace(cfg.validation, every=1, steps=1))
     train(cfg, validation=Validation(samples=single, render=lambda sample, uv: sample.views.rgb[0]))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert {tag for tag in events.Tags()["scalars"] if "validation" in tag} == {"validation/uv_psnr"}
+    assert {tag for tag in events.Tags()["scalars"] if "validation" in tag} == {
+        f"validation/{name}_psnr" for name in ("uv", "nearest", "fill")
+    }
     write_samples(tmp_path / "many", [[with_views(sample, 13) for sample in stored]])
     with pytest.raises(UserError, match=r"13 views, 12 are the most.*rig\.num_views"):
         train(small_config(tmp_path / "many", tmp_path / "refused"))

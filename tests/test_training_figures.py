@@ -76,7 +76,9 @@ def matrices() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
 
 
-def test_matrices_of_one_shape_together_take_the_steps_of_torchs_muon():
+def test_matrices_of_one_shape_together_take_the_steps_of_torchs_muon(monkeypatch):
+    """Which is in bfloat16 everywhere."""
+    monkeypatch.setattr("training.optimizers.fast_dtype", lambda device_type: torch.bfloat16)
     ours, torchs, begun = matrices(), matrices(), matrices()
     options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
     batched = BatchedMuon([{"params": ours[:4]}, {"params": ours[4:], "lr": 0.04}], **options)

@@ -1,5 +1,6 @@
 """What the model of a run starts from: its architecture, known before a weight is read, and the model itself."""
 
+import logging
 from dataclasses import asdict, replace
 
 import torch
@@ -10,15 +11,18 @@ from training.model.files import find_directory, read_config
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.presets import ModelConfig
 
+log = logging.getLogger(__name__)
+
 WAN_FOLDER = "transformer"
 """Of Wan's pipelines."""
 SIZES = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "text_dim", "freq_dim")
 LORA = ("lora_rank", "lora_alpha")
+POSITIONS = "position_rope"
 
 
 def with_architecture(cfg: ModelConfig) -> ModelConfig:
-    """With the sizes of the weights that it starts from, which are theirs whatever the options say. Of Wan2.1-1.3B the
-    defaults are known; any other hub repository is fetched for it."""
+    """Take over sizes and positions of the weights that it starts from, whatever the options say; a view hint may be
+    added to them. Of Wan2.1-1.3B the defaults are known; any other hub repository is fetched for it."""
     if cfg.start == "scratch":
         return cfg
     default = ModelConfig(lora_rank=0)
@@ -27,8 +31,10 @@ def with_architecture(cfg: ModelConfig) -> ModelConfig:
         found |= read_architecture(find_directory(cfg.start_path))
     elif cfg.start_path != default.start_path:
         found |= read_config(find_directory(cfg.start_path, WAN_FOLDER))
-    names = SIZES + LORA if cfg.start == "seqtex" else SIZES
-    return replace(cfg, **{name: found[name] for name in names})
+    names = (*SIZES, *LORA, POSITIONS) if cfg.start == "seqtex" else (*SIZES, POSITIONS)
+    if cfg.position_rope and not found[POSITIONS]:
+        log.warning("%s turns with rows and columns: model.position_rope is for models from scratch", cfg.start_path)
+    return replace(cfg, view_hint=cfg.view_hint or found["view_hint"], **{name: found[name] for name in names})
 
 
 def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
@@ -47,7 +53,6 @@ def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
             uv_branch=cfg.uv_branch,
             rope_max_seq_len=cfg.rope_max_seq_len,
             view_hint=cfg.view_hint,
-            position_rope=cfg.position_rope,
             seed=seed,
         )
     else:

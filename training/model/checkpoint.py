@@ -93,7 +93,6 @@ def from_wan(
     uv_branch: UvBranch = "decoupled",
     rope_max_seq_len: int = 1024,
     view_hint: bool = False,
-    position_rope: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> SeqTexTransformer3DModel:
@@ -101,8 +100,7 @@ def from_wan(
 
     wan is diffusers' WanTransformer3DModel, its state with its config, its directory, or a hub repository (there,
     subfolder "transformer"). The UV branch and the geometry embeddings are copies of their twins, the geometry casters,
-    the view hint's layer and LoRA's B zero; seed draws LoRA's A. The weights are copied. With position_rope the view
-    output is no longer Wan's.
+    the view hint's layer and LoRA's B zero; seed draws LoRA's A. The weights are copied.
     """
     if isinstance(wan, str | os.PathLike):
         directory = find_directory(wan, subfolder)
@@ -118,7 +116,6 @@ def from_wan(
         "uv_branch": uv_branch,
         "rope_max_seq_len": rope_max_seq_len,
         "view_hint": view_hint,
-        "position_rope": position_rope,
     }
     model = empty_model(dict(config) | {"lora_rank": lora_rank, "lora_alpha": lora_alpha} | switches)
     shapes = shapes_of(model.state_dict())
