@@ -128,7 +128,7 @@ def test_view_hints_are_the_same_from_images_from_memory_and_stored(dataset: Pat
 def test_latents_without_hints_are_refused_where_the_model_takes_them(dataset: Path, tmp_path: Path) -> None:
     encode_dataset(LocalFiles(dataset), dct())
     with pytest.raises(
-        UserError, match=r"view_hint is False, this run has True; .*--view_hint, or set model.view_hint"
+        UserError, match=r"view_hint is False, this run has True; .*--view_hint, which encodes all anew, or set"
     ):
         losses(small_config(dataset, tmp_path, latents=True))
     with_hints = encode_dataset(LocalFiles(dataset), dct(view_hint=True))

@@ -161,9 +161,7 @@ def find_latents(
     for name, value in asdict(wanted).items():
         if asdict(header)[name] != value:
             hint = (
-                ", with --view_hint, which encodes all anew, or set model.view_hint false"
-                if name == "view_hint"
-                else ""
+                " with --view_hint, which encodes all anew, or set model.view_hint false" if name == "view_hint" else ""
             )
             redo = again.split(" (")[0] + hint
             raise UserError(f"{place}: {name} is {asdict(header)[name]}, this run has {value}; {redo}")
