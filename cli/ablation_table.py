@@ -130,7 +130,7 @@ def markdown(rows: Sequence[Row], cfg: dict[str, Any]) -> str:
 
 
 def baseline_line(rows: Sequence[Row]) -> str:
-    """What textures without any learning reach on the same meshes."""
+    """Write in a sentence what the baselines reach on the same meshes."""
     figures = next(row.figures for row in rows if row.cell == "base")
     parts = [f"{title} {figures[name].value:.2f} dB" for name, title in BASELINES.items() if name in figures]
     return f"UV map without any learning: {', '.join(parts)}." if parts else ""

@@ -140,7 +140,7 @@ def build_dataset(dataset: Path, cfg: DemoConfig) -> None:
 
 
 def train_tiny(dataset: Path, directory: Path, cfg: DemoConfig) -> TrainResult:
-    """Trains to the planned step, or until it is paused. Says how long that takes once it can be told."""
+    """Train to the planned step or the pause, and report the time that is left once it can be estimated."""
     tiny = preset("tiny")
     run = replace(
         tiny.run,
@@ -215,7 +215,7 @@ def mean_row(name: str, trials: Sequence[Trial]) -> tuple[str, float, float, flo
 
 
 def summarise(known: Sequence[Trial], unseen: Sequence[Trial], steps: int, cfg: DemoConfig) -> dict[str, Any]:
-    """What `summary.json` holds, without the seconds: means over meshes, dB."""
+    """Summarise both sets of meshes for `summary.json`: means in dB, the steps, and the verdict."""
     figures = {}
     for name, trials in (("training", known), ("held_out", unseen)):
         _, figures[f"{name}_db"], figures[f"{name}_nearest_db"], figures[f"{name}_fill_db"] = mean_row("", trials)
@@ -228,7 +228,7 @@ def summarise(known: Sequence[Trial], unseen: Sequence[Trial], steps: int, cfg: 
 
 
 def exit_code(summary: dict[str, Any]) -> int:
-    """1 where the demo failed at its purpose."""
+    """Return 1 where the demo failed at its purpose, else 0."""
     return int(summary["verdict"] == "failed")
 
 

@@ -1,4 +1,4 @@
-"""What `seqtex demo` leaves to look at: textured meshes, a picture, a page."""
+"""Write the results of `seqtex demo`: textured meshes, a picture and an HTML report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Trial:
     """The same for a map filled with the mean foreground colour of the image."""
 
     def line(self) -> str:
-        """Its figures in words."""
+        """Write its figures in words."""
         return f"{self.psnr_db:.1f} dB; nearest pixel {self.nearest_db:.1f}, fill {self.fill_db:.1f}"
 
 
@@ -55,7 +55,7 @@ class Renders:
 
 
 def write_results(trial: Trial, out: Path, name: str) -> None:
-    """The textured mesh, and the image it was textured from."""
+    """Write the textured mesh, and the image it was textured from."""
     write_glb(out / f"{name}.glb", trial.subject.uv_mesh, trial.result.uv_rgb, trial.subject.frame)
     Image.fromarray(trial.sample.views.rgb[0]).save(out / f"{name}_image.png")
 
@@ -69,7 +69,7 @@ def write_report(
     table: tuple[Sequence[str], Sequence[tuple[str, float, float, float]]],
     verdict: str,
 ) -> None:
-    """`report.html` and `picture.png`. shown: a training mesh and a held-out one. table: columns and rows."""
+    """Write `report.html` and `picture.png`. shown: a training mesh and a held-out one. table: columns and rows."""
     columns, rows = table
     titles = ("A mesh it was trained on", "A mesh it never saw")
     renders = [render_trial(trial) for trial in shown]
@@ -109,7 +109,7 @@ def render_trial(trial: Trial) -> Renders:
 
 
 def trial_section(title: str, trial: Trial, renders: Renders) -> Section:
-    """Before, after and truth from the same four cameras; the UV maps side by side."""
+    """Show before, after and truth from the same four cameras, and the UV maps side by side."""
     assert trial.sample.uv is not None
     pictures = {
         "the image given": enlarged(trial.sample.views.rgb[0]),
@@ -124,7 +124,7 @@ def trial_section(title: str, trial: Trial, renders: Renders) -> Section:
 
 
 def overview(title: str, trial: Trial, renders: Renders) -> UInt8[np.ndarray, "height width 3"]:
-    """The image given and the mesh with the generated texture from four sides; below, the bare mesh and the truth."""
+    """Join the image given and the textured mesh from four sides; below, the bare mesh and the truth."""
     cells = np.stack([enlarged(trial.sample.views.rgb[0]), *renders.after])
     below = np.stack([renders.before[0], *renders.truth])
     width = cells.shape[2] * len(cells)
@@ -138,13 +138,13 @@ def overview(title: str, trial: Trial, renders: Renders) -> UInt8[np.ndarray, "h
 
 
 def enlarged(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "height width 3"]:
-    """At the size of the renders."""
+    """Resize an image to the size of the renders."""
     size = (PICTURE.resolution, PICTURE.resolution)
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def words(text: str, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """A line of text as a strip of the picture."""
+    """Draw a line of text as a strip of the picture."""
     strip = Image.new("RGB", (width, LABEL), PAPER)
     ImageDraw.Draw(strip).text((8, 4), text, fill=INK, font=ImageFont.load_default(15))
     return np.asarray(strip)

@@ -18,7 +18,7 @@ class Log:
         self.begin("plain", time.monotonic)
 
     def begin(self, log_format: LogFormat, clock: Callable[[], float]) -> None:
-        """A command begins: time counts from here."""
+        """Start the log of a command: time counts from here."""
         self.format = log_format
         self._clock, self._start = clock, clock()
         self._throttle = plain.Throttle()
@@ -29,14 +29,14 @@ class Log:
         return self._clock() - self._start
 
     def event(self, event: str, facts: dict[str, Any]) -> None:
-        """One line, whatever the event."""
+        """Write one line, whatever the event."""
         if self.format == "json":
             self._write(json.dumps({"event": event} | facts) + "\n")
         else:
             self._write(plain.line(self.elapsed, plain.sentence(event, facts)))
 
     def progress(self, text: str, share: float | None) -> None:
-        """A plain line where one is due, unless a bar shows the same on the terminal."""
+        """Write a plain line where one is due, unless a bar shows the same on the terminal."""
         shown = sys.stderr.isatty() and sys.stdout.isatty()
         if self.format == "plain" and not shown and self._throttle.due(self.elapsed, share):
             self._write(plain.line(self.elapsed, text))
@@ -47,7 +47,7 @@ class Log:
 
 
 _log = Log()
-"""Of the command at work."""
+"""The log of the command that is running."""
 
 
 def begin_log(log_format: LogFormat, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,17 +61,17 @@ def set_format(log_format: LogFormat) -> None:
 
 
 def logs_json() -> bool:
-    """Whether `--log json` asks for JSON lines: for commands whose result is a table or text otherwise."""
+    """Tell whether `--log json` was given: for commands whose result is a table or text otherwise."""
     return _log.format == "json"
 
 
 def log_event(event: str, **facts: Any) -> None:
-    """One line on standard output: a sentence, or a JSON object."""
+    """Write one line to standard output: a sentence, or a JSON object."""
     _log.event(event, facts)
 
 
 def log_progress(text: str, share: float | None) -> None:
-    """A plain line about work that goes on, where one is due: see `plain.Throttle`."""
+    """Write a plain line about work that goes on, where one is due: see `plain.Throttle`."""
     _log.progress(text, share)
 
 

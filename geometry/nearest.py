@@ -1,4 +1,4 @@
-"""Colours carried over a surface: every point takes the colour of the nearest point whose colour is known."""
+"""Carry colours over a surface: every point takes the colour of the nearest point whose colour is known."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ NORMAL_WEIGHT = 0.3
 the two sides of a thin wall do not take each other's colours (ours)."""
 
 LEAF = 32
-"""Points in a leaf of the search tree: in six dimensions twice as fast as scipy's 10 (measured)."""
+"""Points in a leaf of the search tree: faster in six dimensions than scipy's 10 (29 ms, not 42, for a 128^2 map)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class VisibleColors:
         self._rgb = rgb[mask]
 
     def nearest(self, surface: Surface, workers: int = 1) -> tuple[np.ndarray, Float32[np.ndarray, "*shape"]]:
-        """Colours [*shape, 3] of the nearest visible points, and how far away those are in units of the dataset frame
+        """Find colours [*shape, 3] of the nearest visible points, and their distances in units of the dataset frame
         (normals included: `NORMAL_WEIGHT`). A point that the images show has a distance of about a pixel; one that is
         hidden, by another part or by its own side, has that to the nearest point that is not. Outside the mask colours
         are 0 and distances infinite. workers: threads that search; -1: all."""

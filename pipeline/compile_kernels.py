@@ -171,7 +171,7 @@ def uncached_groups() -> list[tuple[str, ...]]:
 
 
 def _is_cached(kernel: Any, arguments: tuple[types.Type, ...]) -> bool:
-    """As numba looks it up, for which it has no public function, without loading the machine code."""
+    """Look a kernel up in numba's cache, for which there is no public function, without loading its machine code."""
     cache = kernel._cache
     return cache._cache_file.load(cache._index_key(arguments, kernel.targetctx.codegen())) is not None
 
@@ -187,7 +187,7 @@ def compile_kernels() -> None:
 
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
-    """One process at a time for each cache. The kernel lets go of the lock when its holder ends, however that
+    """Let one process at a time work on a cache. The kernel lets go of the lock when its holder ends, however that
     happens. On a file system without locks each compiles for itself."""
     kernel, _ = next(kernels_of(GROUPS[0]))
     folder = Path(str(kernel.stats.cache_path))
@@ -199,7 +199,7 @@ def _only_one() -> Iterator[None]:
 
 
 def processes_for(groups: Collection[tuple[str, ...]]) -> int:
-    """As many as there are processors, or groups."""
+    """Count the processes to compile in: one a processor, and no more than groups."""
     return min(len(os.sched_getaffinity(0)), len(groups))
 
 

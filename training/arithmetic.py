@@ -1,8 +1,8 @@
 """Choose the precision and the number of threads that are fast on this machine, and keep a record of the choice.
 
-Processors differ in this more than in anything else. With instructions for bfloat16 a product in it takes half the time
-of one in float32 or less; without, it falls to a plain loop that takes ten to forty times as long. Two threads that
-share a core with other work wait for each other at every product."""
+Processors differ in this more than in anything else. With instructions for bfloat16 a product in it is faster than
+one in float32; without, it falls to a plain loop, and a training step takes two to fifteen times as long
+(`python -m benchmarks.steps`). Two threads that share a core with other work wait for each other at every product."""
 
 import json
 import logging
@@ -37,8 +37,8 @@ THREADS = "threads.json"
 
 @lru_cache(maxsize=8)
 def fast_dtype(device_type: str) -> torch.dtype:
-    """bfloat16 where matrix products in it are fast, else float32. By what the device can do, not by a measurement: two
-    starts on one machine must not round differently because one of them was disturbed."""
+    """Choose bfloat16 where matrix products in it are fast, else float32. What counts is what the device can do, not a
+    measurement: two starts on one machine must not round differently because one of them was disturbed."""
     if device_type == "cuda":
         is_fast = torch.cuda.get_device_capability() >= (8, 0)
     else:
@@ -54,13 +54,13 @@ def has_native_bfloat16() -> bool:
 
 
 def float32_products(device_type: str) -> str:
-    """How float32 layers multiply, in torch's words: `medium` is TF32 on a GPU and bfloat16 on a processor."""
+    """Choose torch's precision of float32 matrix products: `medium` is TF32 on a GPU and bfloat16 on a processor."""
     return "medium" if device_type == "cuda" or fast_dtype(device_type) is torch.bfloat16 else "highest"
 
 
 def autocast_dtype(device_type: str, precision: str) -> torch.dtype | None:
-    """The dtype that a run of this precision computes layers in; None: that of the weights. bfloat16 is asked for to be
-    fast, so where it is not, float32 takes its place."""
+    """Choose the dtype for autocast; None: no autocast. bfloat16 is asked for to be fast, so where it is not, float32
+    takes its place."""
     return torch.bfloat16 if precision == "bfloat16" and fast_dtype(device_type) is torch.bfloat16 else None
 
 
@@ -79,7 +79,7 @@ def arithmetic(threads: int, device_type: str) -> Iterator[None]:
 
 
 def decisions(device_type: str, precision: str) -> dict[str, Any]:
-    """The precisions that were decided on, for the record of a run."""
+    """Report the chosen precisions, for the record of a run."""
     return {
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "native_bfloat16": has_native_bfloat16(),

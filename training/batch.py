@@ -33,7 +33,7 @@ class Maps:
     """Carried colour and closeness (`training.view_hint`), for models that take it."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Maps":
-        """The same of each image."""
+        """Apply a function to each image."""
         return Maps(
             rgb=function(self.rgb),
             position=function(self.position),
@@ -82,7 +82,7 @@ class BranchLatents:
     """Of the view hint, for models that take it."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "BranchLatents":
-        """The same of each tensor."""
+        """Apply a function to each tensor."""
         return BranchLatents(
             rgb=function(self.rgb),
             geometry=function(self.geometry),
@@ -91,7 +91,7 @@ class BranchLatents:
         )
 
     def conditions(self, extras: "Extras") -> Float[Tensor, "batch channels frames h w"]:
-        """What a model gets beside the noisy colour: geometry, and what else it takes."""
+        """Join what a model gets beside the noisy colour: geometry, and what else it takes."""
         parts = [self.geometry]
         for wanted, part, name in (
             (extras.view_hint, self.hint, "hint"),
@@ -105,14 +105,14 @@ class BranchLatents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What a model takes beyond the released one's input."""
+    """Inputs that a model takes beyond those of the released one."""
 
     view_hint: bool = False
     position_rope: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Extras":
-        """Of a `SeqTexTransformer3DModel` with this configuration."""
+        """Read them from the configuration of a `SeqTexTransformer3DModel`."""
         return cls(view_hint=config["view_hint"], position_rope=config["position_rope"])
 
 
@@ -258,7 +258,7 @@ def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Ba
 
 
 def hint_of(part: Prepared) -> tuple[np.ndarray, np.ndarray | None]:
-    """Hints of its views [V, h, w, 4] and of its UV map [H, W, 4], in image orientation."""
+    """Make the hints of a sample's views [V, h, w, 4] and UV map [H, W, 4], in image orientation."""
     assert part.given is not None
     views, uv = part.sample.views, part.sample.uv
     colors = views.rgb if part.condition is None else part.condition
@@ -299,7 +299,7 @@ def encode_branch(maps: Maps, codec: LatentCodec) -> BranchLatents:
 def surface_points(
     position: Float[Tensor, "batch frames h w 3"], normal: Float[Tensor, "batch frames h w 3"], cell: int
 ) -> Float[Tensor, "batch 4 frames lat_h lat_w"]:
-    """Mean position over what faces cover of each cell of pixels, and the share of the cell that they cover."""
+    """Average the positions of each cell of pixels over what faces cover, and add the covered share of the cell."""
     covered = (normal != 0).any(dim=-1, keepdim=True).to(position)
     sums = reduce(
         torch.cat([position * covered, covered], dim=-1), "b f (h p) (w q) c -> b c f h w", "mean", p=cell, q=cell

@@ -199,7 +199,7 @@ class BatchStream(Dataset[AnyBatch]):
         return Prepared(sample=turned, condition=condition, given=self._given(regime, batch, number, views))
 
     def _kept(self, place: Place, batch: int, number: int, encoder: Encoder) -> LatentBatch:
-        """Latents of a sample, made when they are first asked for."""
+        """Get a sample's latents from memory, or make and keep them."""
         regime, kind, shard, index = place
 
         def encoded(given: tuple[int, ...] | None = None) -> LatentBatch:
@@ -221,13 +221,13 @@ class BatchStream(Dataset[AnyBatch]):
         return self._rotated(latents, number)
 
     def _given(self, regime: Regime, batch: int, number: int, views: int) -> tuple[int, ...] | None:
-        """Views that the sample's hint carries; None where models take no hint."""
+        """Find the views that the sample's hint carries; None where models take no hint."""
         if self.hints_for is None:
             return None
         return views_given(self.hints_for, regime, self.seed, batch, number, views)
 
     def _given_unrotated(self, regime: Regime, batch: int, number: int, views: int) -> tuple[int, ...] | None:
-        """The same, as the views are numbered before they are rotated."""
+        """Find the same views by their numbers before they are rotated."""
         given = self._given(regime, batch, number, views)
         shift = draw_augmentation(self.cfg.augment, views, self.seed, number).shift
         return None if given is None else tuple(sorted((view - shift) % views for view in given))

@@ -57,12 +57,12 @@ def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]])
 
 
 def draw_numbers(generator: torch.Generator, views: int) -> Float[Tensor, " numbers"]:
-    """A sample's first draws: its noise level, whether its caption is dropped, the order of its views."""
+    """Draw a sample's first numbers: its noise level, whether its caption is dropped, the order of its views."""
     return torch.rand(FIRST_VIEW + views, generator=generator)
 
 
 def draw_view_order(seed: int, sample: int, views: int) -> Float[Tensor, " views"]:
-    """What `draw` draws as a sample's `view_order`, without the rest."""
+    """Draw a sample's `view_order` as `draw` does, without the rest."""
     return draw_numbers(seeded(seed, sample), views)[FIRST_VIEW:]
 
 

@@ -239,7 +239,7 @@ class StoredLatents:
     """By tensor name, with a batch of one; empty where none are wanted."""
 
     def hinted(self, batch: LatentBatch, given: tuple[int, ...]) -> LatentBatch:
-        """`batch`, which is this sample, with the hint of these views: one, all or none."""
+        """Add the hint of these views (one, all or none) to `batch`, which is this sample."""
         name = given_name(given, batch.mv.rgb.shape[2])
 
         def hint(branch: BranchLatents, of: str) -> BranchLatents:
@@ -266,7 +266,7 @@ class StoredLatents:
 
 
 def given_name(given: tuple[int, ...], views: int) -> str:
-    """What the hint of these views is called: the number of the one that is given, or `all`."""
+    """Name the stored hint of these views: the number of the one that is given, or `all`."""
     return "all" if len(given) == views else "_".join(map(str, given))
 
 

@@ -189,7 +189,7 @@ def encode_sample(sample: TextureSample, encoders: Encoders) -> tuple[dict[str, 
 
 
 def _hints(sample: TextureSample, encoders: Encoders) -> dict[str, Tensor]:
-    """Latents of the hints of each view, and of all together."""
+    """Encode the hints of each view, and of all together."""
     views, found = len(sample.views.rgb), dict[str, Tensor]()
     for given in (*((view,) for view in range(views)), tuple(range(views))):
         batch = to_model(sample, given=given)

@@ -35,7 +35,7 @@ class OptimizerConfig:
     muon_learning_rate: float | None = None
     """Peak for the matrices of the blocks, which Muon then optimises; None: AdamW everywhere (TEXGen)."""
     muon_iterations: int = 5
-    """Of its Newton-Schulz iteration (its authors'); with 3 a small model learns as well, its steps a sixth shorter."""
+    """Of its Newton-Schulz iteration (its authors'); with 3 a small model learns as well, in shorter steps."""
     eight_bit: bool = False
     """AdamW with its two moments in 8 bits: 6 bytes less per trained weight; needs the `eightbit` extra (torchao)."""
     betas: tuple[float, float] = (0.9, 0.999)

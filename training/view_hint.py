@@ -34,7 +34,7 @@ Hint = Float32[np.ndarray, "*shape 4"]
 def view_hint(
     rgb: Float32[np.ndarray, "views h w 3"], views: Surface, given: Sequence[int], uv: Surface | None
 ) -> tuple[Float32[np.ndarray, "views h w 4"], Float32[np.ndarray, "uv_h uv_w 4"] | None]:
-    """Hints of one mesh for its views and its UV map.
+    """Make the hints of one mesh for its views and its UV map.
 
     Args:
         rgb: what the given views show, sRGB over black in [0, 1]; the others are not looked at
@@ -61,7 +61,7 @@ def view_hint(
 
 
 def thinned(surface: Surface, step: int) -> Surface:
-    """The middle pixel of every `step` by `step` of them."""
+    """Keep the middle pixel of every `step` by `step` of them."""
     rows = columns = slice(step // 2, None, step)
     return Surface(position=surface.position[..., rows, columns, :], normal=surface.normal[..., rows, columns, :])
 
@@ -87,8 +87,8 @@ def _enlarged(
 def encode_hint(
     hint: Float[Tensor, "batch frames h w 4"], codec: LatentCodec
 ) -> Float[Tensor, "batch c frames lat_h lat_w"]:
-    """Latents of a hint: those of its colours, then the mean closeness of each latent pixel; all 0 for a sample without
-    a given view."""
+    """Encode a hint: latents of its colours, then the mean closeness of each latent pixel; all 0 for a sample without a
+    given view."""
     closeness = hint[..., 3]
     pooled = F.avg_pool2d(closeness, codec.downscale)[:, None]
     latents = torch.cat([codec.encode(hint[..., :3]), pooled], dim=1)
