@@ -24,17 +24,17 @@ from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import pack_surface
-from pipeline.bake import BakeConfig, bake_uv
 from pipeline.blender.host import REMEDY, BlenderConfig, run_worker
-from pipeline.blender.lit import describe, read_views, scene
-from pipeline.load import load_asset
-from pipeline.measure.mesh import measure
-from pipeline.preflight import PreflightConfig
-from pipeline.render import RenderConfig, psnr_db, render_views
-from pipeline.unwrap.choose import UnwrapConfig, unwrap
-from schemas.camera import Cameras
+from pipeline.filter.measure_mesh import measure
+from pipeline.mesh_io.load import load_asset
+from pipeline.mesh_io.preflight import PreflightConfig
+from pipeline.render.cycles import describe, read_views, scene
+from pipeline.render.uv_maps import BakeConfig, bake_uv
+from pipeline.render.views import RenderConfig, psnr_db, render_views
+from pipeline.unwrap.unwrap import UnwrapConfig, unwrap
 from schemas.ledger import Rejected
 from schemas.mesh import TexturedMesh, UvMesh
+from schemas.sample import Cameras
 
 REPO = Path(__file__).resolve().parents[1]
 RASTERIZER = CpuRasterizer(threads=1)

@@ -17,8 +17,8 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.config import BuildConfig
-from pipeline.progress import BuildEvent
-from pipeline.run import build
+from pipeline.executor.build import build
+from pipeline.executor.progress import BuildEvent
 from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
 from schemas.mesh import MeshRef

@@ -16,8 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.isolation.family import adopt_orphans
-from pipeline.isolation.room import REPO
+from pipeline.sandbox.linux import adopt_orphans
+from pipeline.sandbox.policy import REPO
 
 LOOK_S = 0.02
 """Seconds between looks for the first row."""
@@ -38,7 +38,7 @@ class Start:
 
 def timed_start(repository: Path, out: Path, kernels: Path) -> Start:
     """Build one asset with the code of a checkout."""
-    command = [sys.executable, "-m", "cli.main", "build", "--out", str(out), *OPTIONS]
+    command = [sys.executable, "-m", "seqtex.cli.main", "build", "--out", str(out), *OPTIONS]
     environment = os.environ | {"PYTHONPATH": str(repository), "NUMBA_CACHE_DIR": str(kernels)}
     before, begun = _processor_seconds(), time.monotonic()
     build = subprocess.Popen(command, cwd=repository, env=environment, stdout=subprocess.DEVNULL)

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.build import assets
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
-from pipeline.warm_up import warm_up
+from pipeline.executor.compile_kernels import warm_up
 from schemas.codec import encode
 from schemas.sample import TextureSample
 

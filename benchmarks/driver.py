@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cluster import run_jobs
 from pipeline.config import BuildConfig
-from pipeline.duplicates import known_ahead, unsettled
-from pipeline.lock import lock
-from pipeline.measure.signature import NUMBERS
-from pipeline.output import finish, finished, settle, writable
-from pipeline.plan import ShardJob, plan_jobs
-from pipeline.process import JobReport
-from pipeline.progress import Progress, counts_of
-from pipeline.schedule import RunConfig
-from pipeline.shards import commit
+from pipeline.dataset.lock import lock
+from pipeline.dataset.plan import ShardJob, plan_jobs
+from pipeline.dataset.shards import commit
+from pipeline.dataset.state import finish, finished, settle, writable
+from pipeline.executor.job import JobReport
+from pipeline.executor.progress import Progress, counts_of
+from pipeline.executor.ray_executor import run_jobs
+from pipeline.executor.scheduler import RunConfig
+from pipeline.filter.duplicates import known_ahead, unsettled
+from pipeline.filter.signature import NUMBERS
 from schemas.dataset import LedgerPart, part_path, read_ledger_part
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import Attribution, MeshRef
@@ -92,7 +92,7 @@ def memory_mb(field: str) -> float:
 
 
 def growth(assets: int, out: Path, workers: int = 2) -> float:
-    """MB that this process grows by, at the most, in a build of that many assets: the steps of `pipeline.run.build`."""
+    """Most MB by which this process grows in a build of that many assets (`pipeline.executor.build`)."""
     before, cfg = memory_mb("VmRSS"), BuildConfig()
     with writable(out), lock(out):
         jobs = plan_jobs(refs(assets), cfg.assets_per_job)

@@ -7,7 +7,7 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from jaxtyping import Float32, Int32
 
-from schemas.camera import Cameras
+from schemas.sample import Cameras
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,12 @@ import torch
 import webdataset as wds
 
 from schemas.sample import Regime
-from training.batch import Prepared, join, stack_samples
-from training.data import BatchStream, DataConfig
-from training.latent_cache import LatentDecoder, codec_header, find_latents
-from training.latents import DctCodec
-from training.sources import decode_pixels, shards_by_regime
-from training.storage import LocalFiles
+from training.data.batch import Prepared, join, stack_samples
+from training.data.datamodule import BatchStream, DataConfig
+from training.data.dataset_files import LocalFiles
+from training.data.latent_shards import LatentDecoder, codec_header, find_latents
+from training.data.mixture import decode_pixels, shards_by_regime
+from training.diffusion.encoders import DctCodec
 
 BATCH = 8
 ROUNDS = 5

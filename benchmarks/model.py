@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.literal import literal_forward
+from training.config import PRESETS, ModelConfig
 from training.cost import count_tokens
-from training.model.checkpoint import trainable_parameters
+from training.data.mixture import ImageSizes
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.presets import PRESETS, ModelConfig
-from training.sources import ImageSizes
+from training.model.weights import trainable_parameters
 
 FULL = PRESETS["full"].model
 

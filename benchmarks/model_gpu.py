@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.model import FULL, Case, build, inputs
 from training.cost import count_flops, count_tokens
+from training.data.mixture import ImageSizes
 from training.model.seqtex import Checkpointing, SeqTexTransformer3DModel
-from training.sources import ImageSizes
 
 FULL_CASE = Case(
     name="full preset, 4 x 512^2 + 1024^2",

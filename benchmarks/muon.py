@@ -1,8 +1,8 @@
 """Muon's step, matrices of one shape together against one by one: `python -m benchmarks.muon [--device cuda]`.
 
-`training.optimizers.BatchedMuon` and `torch.optim.Muon` on the block matrices of the presets that use it, taking turns;
-medians. The last column is how far their weights lie from each other after as many steps, as a share of the way gone.
-"""
+`training.model.optimizers.BatchedMuon` and `torch.optim.Muon` on the block matrices of the presets that use it, taking
+turns; medians. The last column is how far their weights lie from each other after as many steps, as a share of the way
+gone."""
 
 import argparse
 import time
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.model import build
-from cli.table import print_table
-from training.optimizers import BatchedMuon, is_block_matrix
-from training.presets import PRESETS
+from seqtex.cli.console import print_table
+from training.config import PRESETS
+from training.model.optimizers import BatchedMuon, is_block_matrix
 
 
 def step_of(optimizer: torch.optim.Optimizer, device: str) -> Callable[[], float]:

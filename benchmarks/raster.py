@@ -18,10 +18,10 @@ from benchmarks.embree import hits_only, layout_rays, scene_of, view_rays
 from geometry.cameras import project, seqtex4
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import pack_surface, surface_color
-from pipeline.bake import BakeConfig, bake_uv, rasterize_layout
-from pipeline.render import RenderConfig, interpolate_geometry, render_views, wear
-from schemas.camera import Cameras
+from pipeline.render.uv_maps import BakeConfig, bake_uv, rasterize_layout
+from pipeline.render.views import RenderConfig, interpolate_geometry, render_views, wear
 from schemas.mesh import TexturedMesh, UvMesh
+from schemas.sample import Cameras
 
 RASTERIZER = CpuRasterizer(threads=1)
 

@@ -1,8 +1,8 @@
 """A build of a million assets, simulated: `python -m benchmarks.scale`; with `--plan`, what builds of some sizes take.
 
-Discrete events under the scheduling of `pipeline.schedule`; all that is simulated is time. An asset takes what
-one of the table did, drawn at random: benchmarks/asset_costs.csv (`python -m benchmarks.costs`), or with `--ledger` the
-ledger of a dataset. Nodes are lost at random and replaced, a few starts run slow. All from a seed.
+Discrete events under the scheduling of `pipeline.executor.scheduler`; all that is simulated is time. An asset takes
+what one of the table did, drawn at random: benchmarks/asset_costs.csv (`python -m benchmarks.costs`), or with
+`--ledger` the ledger of a dataset. Nodes are lost at random and replaced, a few starts run slow. All from a seed.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.plan import ShardJob
-from pipeline.schedule import Loss, Room, RunConfig, Schedule, Start
+from pipeline.dataset.plan import ShardJob
+from pipeline.executor.scheduler import Loss, Room, RunConfig, Schedule, Start
 from schemas.dataset import read_ledger
 from schemas.mesh import MeshRef
 from schemas.sample import Regime

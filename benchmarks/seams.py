@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline.formats.parts import face_vectors
-from pipeline.unwrap.surface import make_surface
-from pipeline.weld import weld
+from geometry.mesh import weld
+from pipeline.mesh_io.parts import face_vectors
+from pipeline.unwrap.half_edges import make_surface
 from schemas.mesh import UvMesh
 
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from pipeline import asset as stages
 from pipeline.asset import BuildConfig, process_asset
+from pipeline.executor.compile_kernels import warm_up
 from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
-from pipeline.warm_up import warm_up
 from schemas.codec import encode
 from schemas.mesh import MeshRef
 from schemas.sample import TextureSample

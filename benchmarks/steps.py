@@ -15,14 +15,14 @@ from unittest.mock import patch
 
 import torch
 
-from cli.table import print_table
 from schemas.sample import Regime
+from seqtex.cli.console import print_table
 from training.arithmetic import arithmetic, autocast_dtype, decisions, fast_dtype
-from training.batch import BranchLatents, LatentBatch, TextFeatures
-from training.fit import make_module
-from training.latents import DctCodec
+from training.config import PRESETS, TrainConfig
+from training.data.batch import BranchLatents, LatentBatch, TextFeatures
+from training.diffusion.encoders import DctCodec
 from training.module import TextureModule
-from training.presets import PRESETS, TrainConfig
+from training.train import make_module
 
 SIZES = {"tiny": (8, 64, 128), "small": (1, 256, 512), "full": (1, 256, 512)}
 """Samples, pixels of a view, texels of the UV map."""
@@ -56,7 +56,7 @@ def always_bfloat16() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        with patch("training.optimizers.fast_dtype", lambda device_type: torch.bfloat16):
+        with patch("training.model.optimizers.fast_dtype", lambda device_type: torch.bfloat16):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

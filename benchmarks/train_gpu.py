@@ -22,19 +22,19 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from benchmarks.model import FULL, build
-from pipeline.bake import BakeConfig
 from pipeline.config import BuildConfig
-from pipeline.process import process_asset
-from pipeline.render import RenderConfig
+from pipeline.executor.job import process_asset
+from pipeline.render.uv_maps import BakeConfig
+from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
 from schemas.sample import TextureSample
-from tests.small_dataset import write_samples
-from training.callbacks import read_losses
+from tests.support.small_dataset import write_samples
+from training.config import ModelConfig
 from training.cost import count_flops, count_tokens
-from training.meters import peak_flops
-from training.model.checkpoint import save_model
-from training.presets import ModelConfig
-from training.sources import ImageSizes
+from training.data.mixture import ImageSizes
+from training.loop.callbacks import read_losses
+from training.loop.throughput import peak_flops
+from training.model.weights import save_model
 
 SMALL = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 48, "ffn_dim": 64, "lora_rank": 4}
 STEPS, STATE_AT, WARM = 50, 30, 10
@@ -74,7 +74,7 @@ def command(work: Path, run: Path, batch: int, device: str, latents: bool, archi
     if device == "cpu":
         options |= {"model.compile_blocks": "false", "run.threads": 1}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "cli.main", "train", "--log", "json", *words]
+    return [sys.executable, "-m", "seqtex.cli.main", "train", "--log", "json", *words]
 
 
 def carry_out(arguments: list[str], output: Path, until: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def main() -> None:
     print(f"prepared after {time.monotonic() - start:.0f} s", flush=True)
     encode = ["encode", work / "data", "--codec_path", work / "wan", "--device", "cpu" if small else "cuda"]
     output = work / "output.txt"
-    carry_out([sys.executable, "-m", "cli.main", *map(str, encode)], output)
+    carry_out([sys.executable, "-m", "seqtex.cli.main", *map(str, encode)], output)
     print(f"encoded after {time.monotonic() - start:.0f} s", flush=True)
 
     def steps() -> int:

@@ -18,14 +18,13 @@ from benchmarks.seams import seam_length
 from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
-from pipeline.bake import BakeConfig, bake_uv, rasterize_layout, round_trip
-from pipeline.load import load_mesh
-from pipeline.measure.layout import coverage, density_spread, signed_areas
-from pipeline.measure.shape import topology
-from pipeline.render import RenderConfig, render_views
-from pipeline.unwrap.choose import UnwrapConfig, new_layout
-from pipeline.unwrap.stretch import layout_stretch
-from pipeline.warm_up import warm_up
+from pipeline.executor.compile_kernels import warm_up
+from pipeline.filter.measure_mesh import topology
+from pipeline.mesh_io.load import load_mesh
+from pipeline.render.uv_maps import BakeConfig, bake_uv, rasterize_layout, round_trip
+from pipeline.render.views import RenderConfig, render_views
+from pipeline.unwrap.unwrap import UnwrapConfig, new_layout
+from pipeline.unwrap.uv_metrics import coverage, density_spread, layout_stretch, signed_areas
 from schemas.ledger import Rejected
 from schemas.mesh import GROWN, XATLAS, TexturedMesh, UvMesh
 

@@ -14,8 +14,8 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from geometry.kernels.shading import halve, shade_rows
 from geometry.raster import Fragments
 from geometry.texture import SRGB_DECODE, WRAP_CODE
-from schemas.camera import Cameras
 from schemas.mesh import Shading, TexturedMesh
+from schemas.sample import Cameras
 
 TABLE_SIZE = 32
 NUM_DIRECTIONS = 1024

@@ -5,34 +5,32 @@ import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from geometry.cameras import rig_cameras
 from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster import Rasterizer
 from geometry.raster_cpu import CpuRasterizer
 from geometry.raster_cuda import CudaRasterizer
-from geometry.rigs import rig_cameras
 from geometry.texture import pack_surface
-from pipeline.bake import bake_uv, round_trip
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.blender.host import convert
 from pipeline.config import BuildConfig
-from pipeline.formats.side_files import asset_sha256
-from pipeline.judge import NO_LAYOUT, judge
-from pipeline.load import load_asset
-from pipeline.measure.mesh import measure
-from pipeline.measure.views import measure_map, measure_views
-from pipeline.official.layout import JPEG
-from pipeline.official.renders import read_renders
-from pipeline.official.texture import wear_jpeg
-from pipeline.preflight import AssetFacts
-from pipeline.render import render_views
-from pipeline.shade import light_views
-from pipeline.unwrap.choose import unwrap
-from schemas.camera import Cameras
+from pipeline.filter.measure_mesh import measure
+from pipeline.filter.measure_views import measure_map, measure_views
+from pipeline.filter.rules import NO_LAYOUT, judge
+from pipeline.mesh_io.load import load_asset
+from pipeline.mesh_io.preflight import AssetFacts
+from pipeline.mesh_io.side_files import asset_sha256
+from pipeline.render.lit import light_views
+from pipeline.render.uv_maps import bake_uv, round_trip
+from pipeline.render.views import render_views
+from pipeline.seqtex_layouts.layout import JPEG
+from pipeline.seqtex_layouts.renders import read_renders, wear_jpeg
+from pipeline.unwrap.unwrap import unwrap
 from schemas.codec import SCHEMA_VERSION, cameras_json
 from schemas.dataset import code_version, file_sha256
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.mesh import AssetKind, MeshRef, TexturedMesh, UvMesh
-from schemas.sample import Regime, TextureSample, UvMaps, Views
+from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

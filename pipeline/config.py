@@ -3,18 +3,18 @@
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from geometry.rigs import RigConfig
-from pipeline.bake import BakeConfig
+from geometry.cameras import RigConfig
 from pipeline.blender.host import REMEDY, BlenderConfig
-from pipeline.duplicates import DuplicatesConfig
-from pipeline.judge import JudgeConfig
-from pipeline.official.renders import RendersConfig
-from pipeline.preflight import PreflightConfig
-from pipeline.render import RenderConfig, require_views_fit
-from pipeline.sandbox import LimitsConfig
+from pipeline.filter.duplicates import DuplicatesConfig
+from pipeline.filter.rules import JudgeConfig
+from pipeline.mesh_io.preflight import PreflightConfig
+from pipeline.render.uv_maps import BakeConfig
+from pipeline.render.views import RenderConfig, require_views_fit
+from pipeline.sandbox.child import LimitsConfig
+from pipeline.seqtex_layouts.renders import RendersConfig
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.selection import SelectConfig
-from pipeline.unwrap.choose import UnwrapConfig
+from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.errors import UsageError
 
 Config = TypeVar("Config")

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
-from schemas.camera import Cameras
 from schemas.images import (
     check_size,
     decode_image,
@@ -26,7 +25,7 @@ from schemas.images import (
     field_bytes,
 )
 from schemas.mesh import UvMesh
-from schemas.sample import Regime, TextureSample, UvMaps, Views
+from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
 
 SCHEMA_VERSION = 2
 """Version of the sample's fields and of its JSON; a reader refuses any other."""

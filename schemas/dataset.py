@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from schemas.codec import SCHEMA_VERSION
 from schemas.errors import UserError
 from schemas.ledger import LEDGER_SCHEMA, Measurements, Outcome, Reason, Status
-from schemas.locations import Location, ObjectPath, working_folder
 from schemas.sample import Regime
+from schemas.storage import Location, ObjectPath, working_folder
 
 Place = TypeVar("Place", bound=Location)
 SHARD_NAME = re.compile(r"(textured|mv_only)-(\d{6,})\.tar")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.errors import storable
 from schemas.sample import Regime
-from schemas.text import storable
 
 MAX_DETAIL_CHARS = 4000
 """Of a verdict's detail, which may quote an asset; what is longer is cut off."""
@@ -99,7 +99,7 @@ class Rejected:
 
     reason: Reason
     detail: str = ""
-    """For a person: names the value and the threshold. A verdict of `pipeline.judge` starts with the name of its rule
+    """For a person: names the value and the threshold. A verdict of `pipeline.filter.rules` starts with its rule's name
     and a colon. Whatever it quotes, a ledger can hold it."""
 
     def __post_init__(self) -> None:
@@ -163,7 +163,7 @@ class Measurements:
     """Suspicion of light baked into the colours: share of the variance of log luminance, between places of one
     chromaticity, that a direction of light and the openness of the place explain (0..1). A flag, never a reason."""
     signature: str | None = None
-    """Shape and colours in 36 numbers that stay when an asset is exported again (`pipeline.measure.signature`)."""
+    """Shape and colours in 36 numbers that stay when an asset is exported again (`pipeline.filter.signature`)."""
 
     # the texture coordinates as authored
     uv_faces_share: float | None = None
@@ -239,7 +239,7 @@ class Outcome:
     """File name of the shard that holds the sample."""
     seconds: float
     sandbox: str | None = None
-    """Layers of isolation around its process, joined by `+` (`pipeline.isolation.room.Layer`); None where it had none:
+    """Layers of isolation around its process, joined by `+` (`pipeline.sandbox.policy.Layer`); None where it had none:
     it was never opened."""
     measurements: Measurements
 

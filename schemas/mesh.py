@@ -49,7 +49,7 @@ class MeshRef:
     uri: str
     """Path of the main file, absolute; or `objaverse://` or `objaverse-xl://` and where it lies there."""
     sha256: str | None = None
-    """Of the main file, or of all its files (`pipeline.formats.side_files`), when the source knows it."""
+    """Of the main file, or of all its files (`pipeline.mesh_io.side_files`), when the source knows it."""
     source: Attribution = Attribution()
     caption: str = ""
     kind: AssetKind = AssetKind.MESH

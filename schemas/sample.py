@@ -7,8 +7,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from schemas.camera import Cameras
 from schemas.mesh import UvMesh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cameras:
+    """V cameras."""
+
+    world_to_cam: Float32[np.ndarray, "views 4 4"]
+    projection: Float32[np.ndarray, "views 4 4"]
+
+    @property
+    def world_to_clip(self) -> Float32[np.ndarray, "views 4 4"]:
+        return self.projection @ self.world_to_cam
 
 
 class Regime(StrEnum):

@@ -7,7 +7,6 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = [
-    "schemas.camera",
     "schemas.codec",
     "schemas.dataset",
     "schemas.images",
@@ -18,7 +17,7 @@ CHECKED = [
     "geometry.cameras",
     "geometry.raster",
     "geometry.raster_cuda",
-    "geometry.rigs",
+    "geometry.cameras",
     "geometry.shading",
     "pipeline",
     "training",
@@ -27,7 +26,7 @@ CHECKED = [
 
 install_import_hook(CHECKED, "beartype.beartype")
 
-pytest_plugins = ["tests.trust", "tests.made_up_build", "pytester"]
+pytest_plugins = ["tests.trust.trust", "tests.support.build_without_assets", "pytester"]
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -57,6 +56,6 @@ def golden_dir() -> Path:
 @pytest.fixture(scope="session")
 def layout_kernels() -> None:
     """Compiled, as in a build, before the time counts that a new layout may take."""
-    from pipeline.compile_kernels import LAYOUTS, load_kernels  # after the import hook
+    from pipeline.executor.compile_kernels import LAYOUTS, load_kernels  # after the import hook
 
     load_kernels(LAYOUTS)

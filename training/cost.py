@@ -10,11 +10,11 @@ counted).
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from training.model.checkpoint import empty_model, trainable_parameters
-from training.optimizers import part_of
-from training.presets import ModelConfig, TrainConfig
-from training.sources import TOKEN, ImageSizes
-from training.tasks import TASKS
+from training.config import ModelConfig, TrainConfig
+from training.data.mixture import TOKEN, ImageSizes
+from training.diffusion.tasks import TASKS
+from training.model.optimizers import part_of
+from training.model.weights import empty_model, trainable_parameters
 
 LATENT_CHANNELS = 16
 PATCH = 2

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from training.batch import Batch, Extras, LatentBatch, encode_batch
-from training.flow import SHIFT, draw, interpolate, logit_normal, masked_mse, shift_sigma, velocity
-from training.frozen import KEY, check_frozen, frozen_fingerprint
-from training.latents import LatentCodec, TextEncoder
+from training.data.batch import Batch, Extras, LatentBatch, encode_batch
+from training.diffusion.encoders import LatentCodec, TextEncoder
+from training.diffusion.flow import SHIFT, draw, interpolate, logit_normal, masked_mse, shift_sigma, velocity
+from training.diffusion.tasks import TaskConfig, draw_task, given_views, plan_frames
+from training.model.fsdp import shard
+from training.model.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
-from training.sharding import shard
-from training.tasks import TaskConfig, draw_task, given_views, plan_frames
+from training.model.weights import KEY, check_frozen, frozen_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.sandbox import Ended, LimitsConfig, insist, run_child
+from pipeline.sandbox.child import Ended, LimitsConfig, insist, run_child
 from schemas.errors import UserError, require_between
 from schemas.ledger import Reason, Rejected
 
@@ -74,7 +74,7 @@ def convert(path: Path, target: Path, cfg: BlenderConfig, max_file_bytes: int) -
 
 def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> Answer | Rejected:
     """Run commands in one Blender process. Rejected: the first fault of an asset, or why Blender itself failed.
-    The caller must be single-threaded (`pipeline.sandbox.run_child`)."""
+    The caller must be single-threaded (`pipeline.sandbox.child.run_child`)."""
     if not os.access(cfg.python, os.X_OK):
         return Rejected(reason=Reason.BLENDER_FAILED, detail=f"{cfg.python!r} is not an interpreter")
     limits = LimitsConfig(timeout_s=cfg.timeout_s, memory_gb=cfg.memory_gb)

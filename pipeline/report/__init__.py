@@ -1,1 +1,1 @@
-"""HTML reports of a dataset and of a demo run."""
+"""The gallery of a dataset: static HTML pages."""

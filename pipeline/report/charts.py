@@ -5,7 +5,7 @@ from html import escape
 
 import numpy as np
 
-from pipeline.operate.status import Stage, funnel
+from pipeline.maintain.status import Stage, funnel
 from schemas.ledger import Outcome
 
 WIDTH = 560

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from pipeline.judge import JudgeConfig
-from pipeline.output import planned_jobs
+from pipeline.dataset.state import planned_jobs
+from pipeline.filter.rules import JudgeConfig
+from pipeline.report.asset_table import Listed, columns, fate, listed, measurement_groups
 from pipeline.report.charts import funnel_chart, histogram
-from pipeline.report.drawn import ShardTask, draw_shard, script
-from pipeline.report.listing import Listed, columns, fate, listed, measurement_groups
+from pipeline.report.shard_pages import ShardTask, draw_shard, script
 from schemas.dataset import DatasetInfo, LedgerPart, config_hash, read_dataset_json, read_ledger, write_file
 from schemas.ledger import Outcome
-from schemas.locations import Location, workspace
+from schemas.storage import Location, workspace
 
 HERE = Path(__file__).parent
 STATIC = {

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
-from pipeline.formats.side_files import asset_sha256
-from pipeline.preflight import SUFFIXES
+from pipeline.mesh_io.preflight import SUFFIXES
+from pipeline.mesh_io.side_files import asset_sha256
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
 

@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
-from pipeline.preflight import SUFFIXES
-from pipeline.sources.captions import read_captions
+from pipeline.mesh_io.preflight import SUFFIXES
 from pipeline.sources.download import DownloadError, download
-from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_list, read_paths, ref_of
-from pipeline.sources.origins import SCHEME, key_of, uri_of
+from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_captions, read_list, read_paths, ref_of
 from pipeline.sources.selection import ORIGINS, SelectConfig, fits, licence_fits, rank, spdx
+from pipeline.sources.xl_fetch import SCHEME, key_of, uri_of
 from schemas.codec import UID_PATTERN
 from schemas.errors import UsageError, UserError
 from schemas.mesh import Attribution, MeshRef

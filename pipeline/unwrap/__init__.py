@@ -1,1 +1,1 @@
-"""From a surface to one UV layout in the unit square."""
+"""Give a mesh UV coordinates: its own where they are good, new charts otherwise."""

@@ -4,8 +4,8 @@ faces of the chart look to."""
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from geometry.kernels.chart import merge_round
-from pipeline.unwrap.surface import Surface
+from pipeline.unwrap.half_edges import Surface
+from pipeline.unwrap.kernels.chart import merge_round
 
 MAX_CONE_DEG = 62.0
 """Largest angle between a face and the mean normal of its chart."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from geometry.kernels.flatten import relax_all
-from geometry.kernels.stretch import sound_charts
-from pipeline.unwrap.surface import Surface
+from pipeline.unwrap.half_edges import Surface
+from pipeline.unwrap.kernels.flatten import relax_all
+from pipeline.unwrap.kernels.stretch import sound_charts
 
 TURNS = 12
 """Local and global steps per chart."""

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from geometry.kernels.pack import pack_at, place_vertices, turn_charts
+from pipeline.unwrap.kernels.pack import pack_at, place_vertices, turn_charts
 
 FIRST_FILL = 0.72
 """Share of the map that the first attempt hopes to fill."""

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from geometry.kernels.sew import sew
 from pipeline.unwrap.charts import chart_faces, sum_pairs
-from pipeline.unwrap.surface import Surface
+from pipeline.unwrap.half_edges import Surface
+from pipeline.unwrap.kernels.stitch import sew
 
 MIN_SHARED = 0.12
 """Smallest share of the shorter border that a seam must take up."""

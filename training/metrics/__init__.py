@@ -1,1 +1,1 @@
-"""How good views and textures are: image by image, over the surface, and as distributions."""
+"""Image, surface and distribution metrics."""

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from geometry.cameras import project
 from geometry.texture import sample_image
-from schemas.camera import Cameras
 from schemas.mesh import UvMesh
+from schemas.sample import Cameras
 
 SAMPLES_PER_EDGE = 8
 FACING = 0.3

@@ -1,1 +1,1 @@
-"""The SeqTex transformer and its weights."""
+"""The two-branch diffusion transformer, its weights and its optimisers."""

@@ -38,8 +38,8 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     or go through those of the views, LoRA included (`shared`), as further tokens that the views do not see.
 
     Two more are ours, off in the released model. view_hint: colours of the given views that geometry has carried to
-    every image (`training.view_hint`) are added to its RGB tokens through a layer of their own, which is zero where it
-    is added to weights that did not know it. position_rope:
+    every image (`training.diffusion.view_hint`) are added to its RGB tokens through a layer of their own, which is
+    zero where it is added to weights that did not know it. position_rope:
     queries and keys turn with the mean position of a token's surface points instead of its row and column.
     """
 
@@ -249,7 +249,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         torch_dtype: torch.dtype = torch.float32,
     ) -> "SeqTexTransformer3DModel":
         """The model in a local directory or hub repository, ours or the released layout: `checkpoint.load_model`."""
-        from training.model.checkpoint import load_model
+        from training.model.weights import load_model
 
         return load_model(pretrained_model_name_or_path, subfolder=subfolder, revision=revision, dtype=torch_dtype)
 

@@ -1,5 +1,5 @@
 """Made-up assets: a dataset that needs no download, with something to learn in it."""
 
-from pipeline.sources.procedural.source import procedural
+from pipeline.sources.procedural.assets import procedural
 
 __all__ = ["procedural"]

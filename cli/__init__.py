@@ -1,1 +1,0 @@
-"""The `seqtex` command: composes pipeline and training."""

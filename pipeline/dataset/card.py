@@ -1,0 +1,209 @@
+"""The dataset card: `README.md` of a dataset, written from its records. Its front matter is what dataset hubs read."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.dataset.plan import ShardJob
+from pipeline.executor.progress import Counts, counts_of
+from schemas.dataset import DatasetInfo, LedgerPart, config_hash
+from schemas.ledger import Status
+from schemas.sample import Regime
+
+SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
+"""Samples below each, in the words of dataset hubs."""
+HUB_LICENCES = frozenset(
+    {"apache-2.0", "cc0-1.0", "mit"}
+    | {f"cc-{terms}-4.0" for terms in ("by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")}
+)
+"""Licences that the hubs' front matter knows, as lower-case SPDX ids."""
+MARKDOWN = re.compile(r"([\\`*_\[\]|~$:@])")
+"""What could make markup of a name inside a table: code, emphasis, links, cells, formulas, mentions."""
+
+
+@dataclass(kw_only=True)
+class CardFacts:
+    """What the card tells, gathered job by job."""
+
+    counts: Counts = field(default_factory=Counts)
+    sources: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Samples by name and licence of their source."""
+    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Assets by status, regime and reason."""
+    shards: int = 0
+    bytes: int = 0
+
+    def add(self, job: ShardJob, part: LedgerPart) -> None:
+        """A job, and what became of it."""
+        self.counts += counts_of(part.outcomes)
+        for ref, outcome in zip(job.refs, part.outcomes, strict=True):
+            if outcome.status is Status.ACCEPTED:
+                self.sources[ref.source.name or "unnamed", ref.source.licence or "not stated"] += 1
+            if outcome.reason:
+                self.reasons[str(outcome.status), str(outcome.regime or ""), str(outcome.reason)] += 1
+        self.shards += len(part.shards)
+        self.bytes += sum(shard.bytes for shard in part.shards)
+
+    def licences(self) -> Counter[str]:
+        """Samples by licence."""
+        counts: Counter[str] = Counter()
+        for (_, licence), samples in self.sources.items():
+            counts[licence] += samples
+        return counts
+
+
+def dataset_card(info: DatasetInfo, facts: CardFacts) -> str:
+    """Front matter in YAML, then Markdown: what is inside, how it came about, under which terms, how to read it."""
+    sections = [
+        _front_matter(facts),
+        _contents(info, facts),
+        _terms(facts),
+        _left_out(facts),
+        _origin(info),
+        READING,
+        LIMITS,
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> list[str]:
+    """Only words of ours: no name from outside enters the YAML."""
+    known = sorted({licence.lower() for licence in facts.licences()})
+    samples = facts.counts.textured + facts.counts.mv_only
+    size = next((words for limit, words in SIZES if samples < limit), "n>10M")
+    lines = ["---", "pretty_name: SeqTex Forge dataset"]
+    if known and HUB_LICENCES.issuperset(known):
+        lines += ["license:", *(f"- {licence}" for licence in known)]
+    else:
+        lines += ["license: other", "license_name: per-sample", "license_link: README.md#terms"]
+    lines += ["task_categories:", "- image-to-3d", "- text-to-3d", "size_categories:", f"- {size}"]
+    lines += ["tags:", *(f"- {tag}" for tag in ("3d", "texture", "multi-view", "webdataset", "seqtex")), "configs:"]
+    regimes = [regime for regime in Regime if getattr(facts.counts, regime.value)]
+    patterns = {str(regime): f"shards/{regime}-*.tar" for regime in regimes} | {"ledger": "ledger/*.parquet"}
+    for name, pattern in patterns.items():
+        lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {pattern}"]
+    return [*lines, "---"]
+
+
+def _contents(info: DatasetInfo, facts: CardFacts) -> list[str]:
+    counts = facts.counts
+    views, uv = info.config["views"]["resolution"], info.config["uv"]["resolution"]
+    return [
+        "# SeqTex Forge dataset",
+        "",
+        "Views and UV texture maps of 3D assets, for training SeqTex: a mesh texture as the last frame of a video.",
+        "",
+        f"{counts.textured + counts.mv_only} samples from {info.planned} assets in {facts.shards} shards "
+        f"({facts.bytes / 1e6:.1f} MB).",
+        "",
+        f"- `textured`: {counts.textured} samples, views of {views} x {views} and UV maps of {uv} x {uv}",
+        f"- `mv_only`: {counts.mv_only} samples, views of {views} x {views} alone",
+        f"- cameras: {_cameras(info.config)}",
+    ]  # fmt: skip
+
+
+def _cameras(config: dict[str, Any]) -> str:
+    """The rig in words; nothing but numbers and names of ours."""
+    rig = config.get("rig", {})
+    lens = "parallel projection" if rig.get("orthographic") or rig.get("name") == "ortho6" else ""
+    lens = lens or f"field of view {float(rig.get('fov_y_deg', 0)):.1f} degrees"
+    jitter = any(rig.get(f"jitter_{kind}_deg") for kind in ("azimuth", "elevation", "fov"))
+    light = config["views"].get("lit", "none")
+    lit = "" if light == "none" else f", lit views ({light}) beside the unlit ones"
+    return f"rig `{rig.get('name')}`, {lens}{', varied from asset to asset' if jitter else ''}{lit}"
+
+
+def _terms(facts: CardFacts) -> list[str]:
+    rows = [
+        (as_text(name), as_text(licence), str(samples)) for (name, licence), samples in sorted(facts.sources.items())
+    ]
+    return [
+        "## Terms",
+        "",
+        "Every sample has the licence of its asset. Title, author, licence and page of every sample are in its `json`",
+        "and in `attribution.parquet`.",
+        "",
+        *_table(("source", "licence", "samples"), rows),
+    ]
+
+
+def _left_out(facts: CardFacts) -> list[str]:
+    counts = facts.counts
+    rows = [
+        (f"`{status}`", f"`{regime}`" if regime else "", f"`{reason}`", str(assets))
+        for (status, regime, reason), assets in sorted(facts.reasons.items())
+    ]
+    return [
+        "## What was left out, and why",
+        "",
+        f"{counts.rejected} assets were rejected, {counts.failed} failed; {counts.mv_only} samples have views alone.",
+        "Every planned asset has one row in `ledger/*.parquet`, with its reason and its measurements.",
+        "",
+        *_table(("status", "regime", "reason", "assets"), rows),
+    ]
+
+
+def _origin(info: DatasetInfo) -> list[str]:
+    return [
+        "## How it was built",
+        "",
+        f"- by seqtex-forge {info.code_version}, schema version {info.schema_version}",
+        f"- configuration {config_hash(info.config)[:16]}, in full in `dataset.json`; rasteriser "
+        f"`{info.config.get('rasterizer')}`",
+        f"- plan {info.plan_sha256[:16]}: the same assets and configuration give the same shards, byte for byte",
+        "- `croissant.json` describes the files for machines and names the sha256 of every shard",
+    ]
+
+
+READING = (
+    "## Reading it",
+    "",
+    "A shard counts only if a ledger part names it; `seqtex verify` checks hashes, counts and samples.",
+    "`schemas.codec.decode(fields)` turns the fields of a sample into arrays: `rgb.webp`, `mask.png`, `coverage.png`,",
+    "`position.dz`, `normal.dz`; for `textured` the same but coverage with `uv_` before, and `mesh.npz`. Views are",
+    "stored as one strip, first view on top; UV maps have v = 1 in row 0. Positions lie in [-1, 1], Z up. `index.json`",
+    "is a wids-shard-index-v1.",
+    "",
+    "```python",
+    "import webdataset as wds",
+    "from schemas.codec import decode",
+    "",
+    'for fields in wds.WebDataset("shards/textured-000000.tar", shardshuffle=False):',
+    "    sample = decode(fields)",
+    "    print(sample.uid, sample.views.rgb.shape, sample.uv.rgb.shape)",
+    "```",
+)
+LIMITS = (
+    "## Known limits",
+    "",
+    "- Colours are base colours without light, 8 bits a channel. Light that an artist painted into a texture stays in",
+    "  it; `baked_light` in the ledger is a suspicion of that.",
+    "- Roughness, metalness, normal maps and emission are not in the UV maps.",
+    "- Skinned assets stand as they are at rest; nothing moves.",
+    "- A map is only as good as its round trip: `round_trip_psnr` says how well views from the map match the source.",
+    "- Captions are those of the source, unchecked.",
+)
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    if not rows:
+        return ["None."]
+    return [_line(header), _line(("---",) * len(header)), *map(_line, rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def as_text(name: str) -> str:
+    """A name from outside, on one line, none of it markup."""
+    flat = " ".join(name.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return MARKDOWN.sub(r"\\\1", flat)

@@ -1,0 +1,130 @@
+"""What is to be built: the assets of a source, dealt out to jobs. Written to `plan.parquet` before any work starts."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.codec import UID_PATTERN
+from schemas.dataset import parquet_table
+from schemas.errors import UsageError, UserError, storable
+from schemas.ledger import Rejected
+from schemas.mesh import AssetKind, Attribution, MeshRef
+from schemas.storage import Location
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("sha256", pa.string()),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("licence", pa.string(), nullable=False),
+        pa.field("attribution", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("author", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("job", pa.int64(), nullable=False),
+    ]
+)
+_ROWS_AT_ONCE = 1 << 14
+"""Rows that exist as Python objects at one time: a plan may have millions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardJob:
+    """A unit of work and of resume: the assets that end in one pair of shards and one ledger part."""
+
+    index: int
+    refs: tuple[MeshRef, ...]
+    """By uid."""
+    only: frozenset[str] | None = None
+    """The uids to process where the others keep their rows and samples; None: all. No part of the plan."""
+    duplicates: Mapping[str, Rejected] = field(default_factory=dict)
+    """Why assets are left out that another one stands for, by uid: they are not processed, and a sample of theirs goes.
+    No part of the plan."""
+
+
+def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
+    """Jobs of `assets_per_job` assets, by uid: equal assets give equal jobs, in whatever order a source lists them.
+    Their texts come from strangers: what no file can hold is replaced.
+
+    Raises UserError where there is no asset, or two have one uid, or a uid is not fit to be a key."""
+    if assets_per_job < 1:
+        raise UsageError(f"assets_per_job is {assets_per_job}; give 1 or more")
+    ordered = sorted(map(_storable, refs), key=lambda ref: ref.uid)
+    if not ordered:
+        raise UserError("the source has no assets; give one with .glb, .gltf or .obj files")
+    for ref in ordered:
+        if not UID_PATTERN.fullmatch(ref.uid):
+            raise UserError(f"{ref.uri}: {ref.uid!r} is no uid, which is {UID_PATTERN.pattern}")
+    for first, second in itertools.pairwise(ordered):
+        if first.uid == second.uid:
+            raise UserError(f"{first.uri} and {second.uri} share the uid {first.uid!r}; give one of them another name")
+    starts = range(0, len(ordered), assets_per_job)
+    return [ShardJob(index=i, refs=tuple(ordered[start : start + assets_per_job])) for i, start in enumerate(starts)]
+
+
+def _storable(ref: MeshRef) -> MeshRef:
+    source = Attribution(**{f.name: storable(getattr(ref.source, f.name)) for f in fields(Attribution)})
+    return replace(ref, uri=storable(ref.uri), caption=storable(ref.caption), source=source)
+
+
+def plan_bytes(jobs: list[ShardJob]) -> bytes:
+    """The plan as Parquet; equal plans give equal bytes."""
+    rows = (_row(ref, job.index) for job in jobs for ref in job.refs)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, PLAN_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            writer.write_batch(pa.RecordBatch.from_pylist(some, schema=PLAN_SCHEMA))
+    return sink.getvalue().to_pybytes()
+
+
+def read_plan(path: Location) -> list[ShardJob]:
+    """Raises UserError where the file is absent or damaged."""
+    remedy = "restore it or build into a new folder"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such plan; {remedy}") from error
+    try:
+        table = parquet_table(data)
+        if not table.schema.equals(PLAN_SCHEMA, check_metadata=False):
+            raise ValueError("its columns are not those of this program's plan")
+        refs: dict[int, list[MeshRef]] = {}
+        for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                refs.setdefault(row.pop("job"), []).append(_ref(row))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # OSError: pyarrow's, for damage
+        raise UserError(f"{path}: no readable plan ({error}); {remedy}") from error
+    return [ShardJob(index=index, refs=tuple(refs[index])) for index in sorted(refs)]
+
+
+def plan_difference(before: list[ShardJob], now: list[ShardJob]) -> str | None:
+    """What an earlier plan and a new one disagree on, for a person; None where they are the same."""
+    old = {ref.uid: (job.index, ref) for job in before for ref in job.refs}
+    new = {ref.uid: (job.index, ref) for job in now for ref in job.refs}
+    if gone := sorted(old.keys() - new.keys()):
+        return f"{len(gone)} planned assets are gone from the source, first {old[gone[0]][1].uri}"
+    if added := sorted(new.keys() - old.keys()):
+        return f"{len(added)} assets are new in the source, first {new[added[0]][1].uri}"
+    for uid, entry in old.items():
+        if entry != new[uid]:
+            was, is_now = _row(entry[1], entry[0]), _row(new[uid][1], new[uid][0])
+            name = next(name for name in was if was[name] != is_now[name])
+            return f"{name} of asset {uid} was {was[name]!r} and is now {is_now[name]!r}"
+    return None
+
+
+def _row(ref: MeshRef, job: int) -> dict[str, Any]:
+    rest = {"caption": ref.caption, "kind": str(ref.kind), "job": job}
+    return {"uid": ref.uid, "uri": ref.uri, "sha256": ref.sha256} | asdict(ref.source) | rest
+
+
+def _ref(row: dict[str, Any]) -> MeshRef:
+    source = Attribution(**{f.name: row.pop(f.name) for f in fields(Attribution)})
+    return MeshRef(**row | {"kind": AssetKind(row["kind"])}, source=source)

@@ -1,0 +1,250 @@
+"""Shards on disk: written beside, flushed, renamed; the ledger part comes last and alone makes them count."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.dataset.plan import ShardJob
+from schemas.codec import decode
+from schemas.dataset import (
+    PART_NAME,
+    SHARD_NAME,
+    LedgerPart,
+    ShardRecord,
+    by_repair,
+    file_sha256,
+    part_path,
+    place,
+    read_dataset_json,
+    read_ledger,
+    read_ledger_part,
+    shard_name,
+    shard_path,
+    staged,
+    write_ledger_part,
+)
+from schemas.errors import UserError
+from schemas.ledger import Outcome
+from schemas.sample import Regime, TextureSample
+from schemas.storage import Location, working_folder
+
+MAX_MEMBER_BYTES = 1 << 28
+"""Largest field that a reader accepts."""
+_TAR_END = bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _stage_shard(out: Location, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
+    """A tar of samples that lacks its final name alone. Each sample is its uid and the files of its fields, named by
+    extension. Equal samples give equal bytes: members in the order given, fields by name, no times, no owners."""
+    name = shard_name(regime, job)
+    path = shard_path(out, name)
+    temporary = staged(path)
+    count = 0
+    try:
+        with temporary.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for uid, fields in samples:
+                    count += 1
+                    for field in sorted(fields):
+                        _add(tar, f"{uid}.{field.name}", field)
+            file.flush()
+            os.fsync(file.fileno())
+        sha256, size = file_sha256(temporary), temporary.stat().st_size
+    except BaseException:  # an interrupt too leaves nothing half-written; it goes on its way
+        temporary.unlink(missing_ok=True)
+        raise
+    return ShardRecord(name=name, regime=regime, sha256=sha256, bytes=size, count=count)
+
+
+def _place_shard(out: Location, shard: ShardRecord) -> None:
+    """Give a staged shard its final name; one that is there with the same bytes stays."""
+    path = shard_path(out, shard.name)
+    if path.is_file() and path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256:
+        staged(path).unlink()
+        return
+    place(staged(path), path)
+
+
+def _add(tar: tarfile.TarFile, name: str, field: Path) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = field.stat().st_size
+    info.mode = 0o644
+    with field.open("rb") as file:
+        tar.addfile(info, file)
+
+
+def read_shard(path: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(uid, fields) of every sample. Raises ValueError naming the member: not a plain file, a name that is no
+    `uid.extension`, a sample whose members are apart or repeated, a member beyond the size limit, a cut-off file."""
+    with path.open("rb") as file:
+        yield from _samples_in(file, path)
+
+
+def _samples_in(file: BinaryIO, path: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """`read_shard` of an open file."""
+    seen: set[str] = set()
+    uid, fields = "", dict[str, bytes]()
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                if not member.isreg() or "/" in member.name or not key or not extension:
+                    raise ValueError(f"{path}: member {member.name!r} is not a field of a sample")
+                if member.size > MAX_MEMBER_BYTES:
+                    raise ValueError(f"{path}: member {member.name!r} has {member.size} bytes")
+                if key != uid:
+                    if fields:
+                        yield uid, fields
+                    if key in seen:
+                        raise ValueError(f"{path}: the members of {key!r} are apart")
+                    seen.add(key)
+                    uid, fields = key, {}
+                content = tar.extractfile(member)
+                data = content.read() if content else b""
+                if extension in fields or len(data) != member.size:
+                    raise ValueError(f"{path}: member {member.name!r} is repeated or cut off")
+                fields[extension] = data
+            file.seek(tar.offset)
+    except tarfile.TarError as error:
+        raise ValueError(f"{path}: not a whole tar ({error})") from error
+    if file.read(len(_TAR_END)) != _TAR_END:  # tarfile takes any header that is none for the end
+        raise ValueError(f"{path}: ends, or has no header, at byte {file.tell()}")
+    if fields:
+        yield uid, fields
+
+
+def read_samples(out: Location, shard: ShardRecord) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(uid, fields) of every sample of a shard that a ledger vouches for; nothing of one that has other bytes. Raises
+    UserError where it is missing or damaged."""
+    path, count = shard_path(out, shard.name), 0
+    remedy = by_repair(out)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != shard.bytes:
+                raise UserError(f"{path}: {size} bytes, {shard.bytes} were written; {remedy}")
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                raise UserError(f"{path}: damaged, its sha256 is not the recorded one; {remedy}")
+            file.seek(0)
+            for sample in _samples_in(file, path):
+                count += 1
+                yield sample
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{error}; {remedy}") from error
+    if count != shard.count:
+        raise UserError(f"{path}: {count} samples, {shard.count} are recorded; {remedy}")
+
+
+def stored_samples(out: Location, *regimes: Regime) -> Iterator[TextureSample]:
+    """Every sample of some regimes, in ledger order. Raises UserError where `out` is no dataset, or one is damaged."""
+    read_dataset_json(out)
+    for shard in (shard for part in read_ledger(out) for shard in part.shards):
+        if shard.regime in regimes:
+            for uid, fields in read_samples(out, shard):
+                try:
+                    yield decode(fields)
+                except ValueError as error:
+                    path = shard_path(out, shard.name)
+                    raise UserError(f"{path}: sample {uid}: {error}; {by_repair(out)}") from error
+
+
+def commit(
+    out: Location, job: int, outcomes: list[Outcome], samples: dict[Regime, list[tuple[str, list[Path]]]]
+) -> LedgerPart:
+    """Make a job's results count: shards first, the ledger part that names them last. Regimes never share a shard. What
+    an earlier run has committed counts until all shards are written and only their names are missing; the same results
+    again, but for the time they took, change no byte.
+
+    Raises UserError where the dataset cannot be written."""
+    part, shards = part_path(out, job), list[ShardRecord]()
+    try:
+        for regime in Regime:
+            if samples.get(regime):
+                shards.append(_stage_shard(out, job, regime, samples[regime]))
+        if there := _same_results(out, LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))):
+            return there
+        part.unlink(missing_ok=True)
+        for regime in Regime:
+            if not samples.get(regime):
+                shard_path(out, shard_name(regime, job)).unlink(missing_ok=True)
+        for shard in shards:
+            _place_shard(out, shard)
+        ledger = LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))
+        write_ledger_part(out, ledger)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out}: cannot write job {job} ({error.strerror or error}); mend that and run the same "
+            "command again, finished jobs are kept"
+        ) from error
+    finally:
+        for shard in shards:
+            staged(shard_path(out, shard.name)).unlink(missing_ok=True)
+    return ledger
+
+
+def _same_results(out: Location, found: LedgerPart) -> LedgerPart | None:
+    """What is committed already, where it is the same but for the time that it took."""
+    try:
+        part = read_ledger_part(part_path(out, found.job))
+    except UserError:
+        return None
+    untimed = [[replace(outcome, seconds=0.0) for outcome in one.outcomes] for one in (part, found)]
+    if untimed[0] != untimed[1] or part.shards != found.shards:
+        return None
+    paths = [(shard_path(out, shard.name), shard.sha256) for shard in part.shards]
+    return part if all(path.is_file() and file_sha256(path) == sha256 for path, sha256 in paths) else None
+
+
+def committed(out: Location, job: ShardJob, sha256: str | None = None) -> LedgerPart | None:
+    """The ledger part of a finished job: readable, of the assets planned, all its shards there with the right size.
+    `sha256`: of the part's bytes, where it is known."""
+    try:
+        part = read_ledger_part(part_path(out, job.index), sha256)
+    except UserError:
+        return None  # not done yet, or damaged: the job is done again
+    if part.job != job.index or [o.uid for o in part.outcomes] != [ref.uid for ref in job.refs]:
+        return None
+    for shard in part.shards:
+        try:
+            if shard_path(out, shard.name).stat().st_size != shard.bytes:
+                return None
+        except FileNotFoundError:
+            return None
+    return part
+
+
+def unpack(out: Location, part: LedgerPart, uids: Set[str], directory: Path) -> dict[str, list[Path]]:
+    """The fields of stored samples as files below `directory`, by uid. Raises UserError where a shard is damaged."""
+    files: dict[str, list[Path]] = {}
+    for shard in part.shards:
+        for uid, fields in read_samples(out, shard):
+            if uid in uids:
+                (directory / uid).mkdir(parents=True)
+                files[uid] = [directory / uid / name for name in sorted(fields)]
+                for file in files[uid]:
+                    file.write_bytes(fields[file.name])
+    return files
+
+
+def remove_leftovers(out: Location, jobs: int) -> None:
+    """What an interrupted build has left half-written, and files of no planned job. Only for the holder of the build
+    lock."""
+    for folder, pattern in ((out / "shards", SHARD_NAME), (out / "ledger", PART_NAME)):
+        for path in folder.iterdir():
+            match = pattern.fullmatch(path.name)
+            stray = match is not None and int(match.groups()[-1]) >= jobs
+            if stray or (path.name.startswith(".") and path.name.endswith(".tmp")):
+                path.unlink(missing_ok=True)
+    if working_folder(out).is_dir():
+        for path in working_folder(out).iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)  # workers of a build just killed may still be writing there
+            else:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,203 @@
+"""A dataset while it is worked on: what was asked for, which jobs are done, and the files that belong to the whole. No
+Ray."""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.config import BuildConfig, config_from_dict
+from pipeline.dataset.attribution import FILE as ATTRIBUTION
+from pipeline.dataset.attribution import AttributionTable
+from pipeline.dataset.card import CardFacts, dataset_card
+from pipeline.dataset.croissant import croissant_json
+from pipeline.dataset.plan import ShardJob, plan_bytes, plan_difference, read_plan
+from pipeline.dataset.shards import committed
+from pipeline.executor.progress import Counts, counts_of
+from schemas.dataset import (
+    DatasetInfo,
+    LedgerPart,
+    code_version,
+    dataset_json,
+    file_sha256,
+    index_json,
+    indexed_parts,
+    part_path,
+    part_paths,
+    read_dataset_json,
+    read_ledger_part,
+    write_file,
+)
+from schemas.errors import UserError
+from schemas.storage import Location, working_folder
+
+_REMEDY = "give another --out, or build as before"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """The dataset after a build."""
+
+    planned: int
+    textured: int
+    mv_only: int
+    rejected: int
+    failed: int
+    jobs: int
+    jobs_run: int
+    """0: there was nothing to do."""
+
+
+@contextlib.contextmanager
+def writable(out: Location) -> Iterator[None]:
+    """Errors of the file system, or of the object store, become messages that say what to mend. What is not of the
+    dataset, the source above all, has words of its own within."""
+    try:
+        for folder in (out, out / "shards", out / "ledger", working_folder(out)):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{error.filename or out}: the dataset cannot be read or written ({reason}); mend permissions or space "
+            "and run the same command again, or build with another --out"
+        ) from error
+
+
+def built_config(out: Location, info: DatasetInfo) -> BuildConfig:
+    """The configuration in `dataset.json`. Raises UserError where it is another version's."""
+    try:
+        return config_from_dict(BuildConfig, info.config)
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"{out / 'dataset.json'}: the configuration of another version of this program ({error}); use that one, "
+            "or build into a new folder"
+        ) from error
+
+
+def settle(out: Location, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
+    """Write down what is to be built; refuse where `out` holds something else."""
+    plan = plan_bytes(jobs)
+    info = DatasetInfo(
+        config=cfg.recorded(),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        planned=sum(len(job.refs) for job in jobs),
+        jobs=len(jobs),
+        code_version=code_version(),
+    )
+    new_text = dataset_json(info)
+    if known := (out / "dataset.json").exists():
+        before = read_dataset_json(out)
+        require_same(out, before, info.config)
+        if before.plan_sha256 != info.plan_sha256:
+            difference = plan_difference(planned_jobs(out, before), jobs)
+            grown = ", or seqtex extend to add assets" if difference and "are new" in difference else ""
+            raise UserError(f"{out}: the input has changed: {difference}; {_REMEDY}{grown}")
+        info = replace(info, history=before.history)
+    elif any((out / "ledger").iterdir()):
+        raise UserError(f"{out}: has a ledger but no dataset.json; restore that, or give another --out")
+    plan_path = out / "plan.parquet"
+    if not plan_path.is_file() or plan_path.read_bytes() != plan:
+        write_file(plan_path, plan)
+    if not known:
+        write_file(out / "dataset.json", new_text)
+    return info
+
+
+def require_version(out: Location, info: DatasetInfo) -> None:
+    """Raises UserError where another version of this program has built a dataset, which holds the work of one alone."""
+    if info.code_version != code_version():
+        raise UserError(
+            f"{out}: built by version {info.code_version}, this is {code_version()}; use that version, or build a "
+            "dataset of this one"
+        )
+
+
+def require_same(
+    out: Location, before: DatasetInfo, config: dict[str, Any], remedy: str = _REMEDY, but: str | None = None
+) -> None:
+    """`require_version`. Raises UserError naming a setting outside the section `but` that differs."""
+    require_version(out, before)
+    for name, was, is_now in differences(before.config, config):
+        if name.partition(".")[0] != but:
+            raise UserError(f"{out}: built with {name}={was!r}, now it is {is_now!r}; {remedy}")
+
+
+def planned_jobs(out: Location, info: DatasetInfo) -> list[ShardJob]:
+    """The plan that `dataset.json` names. An extension that was stopped has left a longer one, which begins with it.
+
+    Raises UserError where that plan is not there."""
+    path = out / "plan.parquet"
+    jobs = read_plan(path)
+    if file_sha256(path) == info.plan_sha256:
+        return jobs
+    first = jobs[: info.jobs]
+    if hashlib.sha256(plan_bytes(first)).hexdigest() == info.plan_sha256:
+        return first
+    remedy = "restore it from a copy" if info.history else "build as before, which writes it anew"
+    raise UserError(f"{path}: not the plan that dataset.json names; {remedy}")
+
+
+def replan(out: Location, info: DatasetInfo, jobs: list[ShardJob], step: dict[str, Any]) -> DatasetInfo:
+    """Another plan for a dataset, with the step that led to it. What `dataset.json` says counts: it comes last."""
+    plan = plan_bytes(jobs)
+    info = replace(
+        info,
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        planned=sum(len(job.refs) for job in jobs),
+        jobs=len(jobs),
+        history=[*info.history, step],
+    )
+    write_file(out / "plan.parquet", plan)
+    write_file(out / "dataset.json", dataset_json(info))
+    return info
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Settings that differ: dotted name, old and new value."""
+    for name in sorted(before.keys() | now.keys()):
+        was, is_now = before.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(is_now, dict):
+            yield from differences(was, is_now, f"{prefix}{name}.")
+        elif was != (list(is_now) if isinstance(is_now, tuple) else is_now):
+            yield f"{prefix}{name}", was, is_now
+
+
+def finished(out: Location, jobs: list[ShardJob]) -> dict[int, Counts]:
+    """Jobs that need not be done again: committed, and not at odds with the hashes of an earlier index. With what
+    became of their assets, and no more than that: a plan may have millions."""
+    index = out / "index.json"
+    known = indexed_parts(index.read_bytes()) if index.is_file() else {}
+    parts = {}
+    for job in jobs:
+        part = committed(out, job, known.get(part_path(out, job.index).name))
+        if part is not None:
+            parts[job.index] = counts_of(part.outcomes)
+    return parts
+
+
+def finish(out: Location, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) -> BuildReport:
+    """What belongs to the whole, once every job is committed: index, attribution, card, Croissant metadata."""
+    shards, facts, owed = list[LedgerPart](), CardFacts(), AttributionTable()
+    for job in jobs:
+        part = read_ledger_part(part_path(out, job.index))
+        assert [outcome.uid for outcome in part.outcomes] == [ref.uid for ref in job.refs]
+        facts.add(job, part)
+        owed.add(job, part)
+        shards.append(replace(part, outcomes=()))  # rows are read once and let go: a plan may have millions
+    assert len(part_paths(out)) == len(jobs)
+    written = {ATTRIBUTION: owed.parquet(), "index.json": index_json(out, shards)}
+    hashed = written | {"dataset.json": dataset_json(info)}
+    sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in hashed.items()}
+    sha256["plan.parquet"] = info.plan_sha256
+    written |= {
+        "README.md": dataset_card(info, facts).encode(),
+        "croissant.json": croissant_json(info, facts, [shard for part in shards for shard in part.shards], sha256),
+    }
+    for name, data in written.items():
+        if not (out / name).is_file() or (out / name).read_bytes() != data:
+            write_file(out / name, data)
+    shutil.rmtree(working_folder(out), ignore_errors=True)
+    return BuildReport(planned=info.planned, **asdict(facts.counts), jobs=len(jobs), jobs_run=jobs_run)

@@ -1,0 +1,125 @@
+"""What the process of an asset leaves behind for its parent: `outcome.json`, and one file per field of a sample. It has
+read untrusted bytes, so its parent believes nothing without a look."""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset.shards import MAX_MEMBER_BYTES
+from pipeline.filter.signature import is_signature
+from schemas.codec import fields_of
+from schemas.ledger import LAYOUT_FAULTS, Measurements, Reason, Rejected
+from schemas.mesh import LAYOUTS
+from schemas.sample import Regime
+
+OUTCOME, FIELDS = "outcome.json", "fields"
+MAX_OUTCOME_BYTES = 1 << 20
+_TEXTS: dict[str, Callable[[str], bool]] = {
+    "signature": is_signature,
+    "layout": LAYOUTS.__contains__,
+    "layout_fault": LAYOUT_FAULTS.__contains__,
+}
+"""What a measurement that is text may say."""
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of an asset."""
+
+    regime: Regime | None
+    verdict: Rejected | None
+    """Why there is no sample, or no UV map in it."""
+    measurements: Measurements
+    stage_seconds: float
+    """Time spent in the stages of the pipeline."""
+    files: tuple[Path, ...] = ()
+    """One for each field of the sample, named by extension."""
+
+
+def write_answer(directory: Path, answer: Answer, sample: dict[str, bytes]) -> None:
+    """The outcome last."""
+    if sample:
+        (directory / FIELDS).mkdir()
+    for name, data in sample.items():
+        (directory / FIELDS / name).write_bytes(data)
+    outcome = {
+        "regime": answer.regime,
+        "verdict": asdict(answer.verdict) if answer.verdict else None,
+        "measurements": asdict(answer.measurements),
+        "stage_seconds": answer.stage_seconds,
+    }
+    (directory / OUTCOME).write_text(json.dumps(outcome))
+
+
+def read_answer(directory: Path) -> Answer | None:
+    """None where there is none. Raises ValueError where it is not one that `write_answer` leaves: other types or names,
+    links and other things that are no files, sizes beyond every limit."""
+    if not os.path.lexists(directory / OUTCOME):
+        return None
+    _check_file(directory / OUTCOME, MAX_OUTCOME_BYTES)
+    try:
+        told = json.loads((directory / OUTCOME).read_bytes())
+        regime = Regime(told["regime"]) if told["regime"] is not None else None
+        verdict = told["verdict"]
+        answer = Answer(
+            regime=regime,
+            verdict=None if verdict is None else _verdict(verdict),
+            measurements=_measurements(told["measurements"]),
+            stage_seconds=float(told["stage_seconds"]),
+            files=() if regime is None else _fields(directory / FIELDS, regime),
+        )
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{OUTCOME} is not what an asset's process leaves ({error!r})") from error
+    if not math.isfinite(answer.stage_seconds) or (answer.verdict is None) != (regime is Regime.TEXTURED):
+        raise ValueError(f"{OUTCOME} contradicts itself")
+    return answer
+
+
+def _verdict(told: dict[str, Any]) -> Rejected:
+    if not isinstance(told["detail"], str):
+        raise ValueError(f"{OUTCOME}: the detail is not text")
+    if told["reason"] == Reason.DUPLICATE:
+        raise ValueError(f"{OUTCOME}: the process of one asset knows no other")
+    return Rejected(reason=Reason(told["reason"]), detail=told["detail"])
+
+
+def _measurements(told: dict[str, Any]) -> Measurements:
+    for field in fields(Measurements):
+        value, kinds = told[field.name], _KINDS[str(field.type).removesuffix(" | None")]
+        if value is None:
+            continue
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"{OUTCOME}: {field.name} is a {type(value).__name__}")
+        if isinstance(value, str) and not _TEXTS[field.name](value):
+            raise ValueError(f"{OUTCOME}: {field.name} is {value[:80]!r}")
+        if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
+            raise ValueError(f"{OUTCOME}: {field.name} is out of range")
+    return Measurements(**told)
+
+
+def _fields(folder: Path, regime: Regime) -> tuple[Path, ...]:
+    """The files of a sample: all that its regime has, no others."""
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise ValueError(f"{folder.name} is no folder")
+    files = sorted(folder.iterdir())
+    required, optional = fields_of(regime)
+    names = {file.name for file in files}
+    if names - set(optional) != set(required):
+        raise ValueError(f"{folder.name} holds {sorted(names)[:20]}, expected {sorted(required)}")
+    for file in files:
+        _check_file(file, MAX_MEMBER_BYTES)
+    return tuple(files)
+
+
+def _check_file(path: Path, max_bytes: int) -> None:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise ValueError(f"{path.name} is no plain file")
+    if status.st_size > max_bytes:
+        raise ValueError(f"{path.name} has {status.st_size:,} bytes, at most {max_bytes:,}")

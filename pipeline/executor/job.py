@@ -1,0 +1,205 @@
+"""One job from assets to shards. No Ray: these are plain functions."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.asset import process_asset
+from pipeline.config import BuildConfig, config_from_dict
+from pipeline.dataset.lock import job_folder
+from pipeline.dataset.plan import ShardJob
+from pipeline.dataset.shards import commit, committed, unpack
+from pipeline.executor.asset_result import Answer, read_answer, write_answer
+from pipeline.executor.progress import Counts, counts_of
+from pipeline.sandbox.child import Ended, LimitsConfig, insist, stderr_tail
+from pipeline.sandbox.fork_server import Zygote
+from pipeline.sandbox.policy import interpreter_files
+from pipeline.sources.registry import fetched
+from schemas.codec import encode
+from schemas.dataset import ShardRecord, shard_name
+from schemas.ledger import FAILURES, Measurements, Outcome, Reason, Rejected, Status
+from schemas.mesh import AssetKind, Attribution, MeshRef
+from schemas.sample import Regime
+from schemas.storage import Location
+
+ASSET_TARGET = "pipeline.executor.job:process_in_child"
+WARM_UP = "pipeline.executor.compile_kernels:warm_up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobReport:
+    """What became of one job: paths and counts, never images."""
+
+    job: int
+    planned: int
+    counts: Counts
+    stage_seconds: float
+    """Time that the assets spent in the stages of the pipeline, inside their children."""
+    shards: tuple[ShardRecord, ...]
+
+
+def asset_zygote(
+    limits: LimitsConfig, directory: Path, target: str = ASSET_TARGET, python_path: tuple[Path, ...] = ()
+) -> Zygote:
+    """One whose children process assets, every kernel compiled before the first of them."""
+    return Zygote(target, limits, directory, WARM_UP, python_path)
+
+
+def process_job(
+    job: ShardJob,
+    out: Location,
+    cfg: BuildConfig,
+    target: str = ASSET_TARGET,
+    python_path: tuple[Path, ...] = (),
+    zygote: Zygote | None = None,
+    may_commit: Callable[[], bool] = lambda: True,
+) -> JobReport | None:
+    """Every asset of a job in its own limited child, then the commit. Every planned asset gets exactly one row.
+
+    `target` names the function that a child runs (`pipeline.sandbox.fork_server.Zygote`), `process_in_child` unless
+    told; `zygote` is one at hand that runs it, else one is started for this job. None where `may_commit` says that
+    another attempt at the job is the one that counts: nothing is written then."""
+    with job_folder(out, job.index) as work:
+        kept = _kept(job, out, work / "kept")
+        kept |= {uid: _Done(outcome=_left_out(job, uid, kept)) for uid in job.duplicates}
+        todo = [ref for ref in job.refs if ref.uid not in kept]
+        done: list[_Done] = []
+        with (
+            contextlib.nullcontext(zygote)
+            if zygote
+            else asset_zygote(cfg.limits, work, target, python_path) as children,
+            fetched(todo, cfg.objaverse) as local,
+        ):
+            for number, ref in enumerate(job.refs):
+                again = work / f"{number:06d}"
+                done.append(kept.get(ref.uid) or _run_asset(children, job.index, ref, next(local), cfg, again))
+        if not may_commit():
+            return None
+        outcomes = [asset.outcome for asset in done]
+        samples = {
+            regime: [(asset.outcome.uid, asset.files) for asset in done if asset.outcome.regime is regime]
+            for regime in Regime
+        }
+        part = commit(out, job.index, outcomes, samples)
+    counts, stage_seconds = counts_of(outcomes), sum(asset.stage_seconds for asset in done)
+    assert counts.total == len(outcomes) == len(job.refs)
+    return JobReport(
+        job=job.index, planned=len(job.refs), counts=counts, stage_seconds=stage_seconds, shards=part.shards
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """What a job has of one asset."""
+
+    outcome: Outcome
+    files: list[Path] = field(default_factory=list)
+    """Of the fields of its sample."""
+    stage_seconds: float = 0.0
+    """0 for an asset that did not get to its end."""
+
+
+def _kept(job: ShardJob, out: Location, directory: Path) -> dict[str, _Done]:
+    """The assets that a job with `only` leaves as they are."""
+    part = committed(out, job) if job.only is not None else None
+    if part is None or job.only is None:
+        return {}
+    rows = {outcome.uid: outcome for outcome in part.outcomes if outcome.uid not in job.only}
+    files = unpack(out, part, rows.keys(), directory)
+    return {uid: _Done(outcome=outcome, files=files.get(uid, [])) for uid, outcome in rows.items()}
+
+
+def _left_out(job: ShardJob, uid: str, kept: dict[str, _Done]) -> Outcome:
+    """The row of a duplicate, with what was measured on it if it was processed."""
+    verdict, row = job.duplicates[uid], kept[uid].outcome if uid in kept else None
+    if row is None:
+        row = _outcome(next(ref for ref in job.refs if ref.uid == uid), None)
+    return replace(row, status=Status.REJECTED, reason=verdict.reason, detail=verdict.detail, regime=None, shard=None)
+
+
+def _run_asset(
+    zygote: Zygote, job: int, ref: MeshRef, local: MeshRef | Rejected, cfg: BuildConfig, directory: Path
+) -> _Done:
+    """`local`: where the asset lies on this machine, if it could be had."""
+    if isinstance(local, Rejected):
+        return _Done(outcome=_outcome(ref, local))
+
+    def attempt() -> Ended:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        return zygote.run({"ref": asdict(local), "cfg": asdict(cfg)}, directory, _readable(local, cfg))
+
+    ended = insist(attempt)
+    fault = None if ended.reason is None else Rejected(reason=ended.reason, detail=ended.detail)
+    base = replace(_outcome(ref, fault), sha256=local.sha256, seconds=ended.seconds, sandbox=ended.sandbox or None)
+    if ended.reason is not None:
+        return _Done(outcome=base)
+    answer = _answer(directory)
+    if isinstance(answer, str):
+        detail = f"{answer}; {stderr_tail(directory)}".removesuffix("; ")
+        return _Done(outcome=replace(base, reason=Reason.CRASHED, detail=detail))
+    regime, reason = answer.regime, answer.verdict.reason if answer.verdict else None
+    outcome = replace(
+        base,
+        status=Status.ACCEPTED if regime else (Status.FAILED if reason in FAILURES else Status.REJECTED),
+        regime=regime,
+        reason=reason,
+        detail=answer.verdict.detail if answer.verdict else "",
+        shard=shard_name(regime, job) if regime else None,
+        measurements=answer.measurements,
+    )
+    return _Done(outcome=outcome, files=list(answer.files), stage_seconds=answer.stage_seconds)
+
+
+def _readable(ref: MeshRef, cfg: BuildConfig) -> tuple[Path, ...]:
+    """The files of an asset, and Blender's: a .glb holds all it needs, any other one may refer to what lies in its
+    folder."""
+    path, blender = Path(ref.uri), interpreter_files(cfg.blender.python)
+    alone = ref.kind is AssetKind.MESH and path.suffix.lower() == ".glb"
+    return (path, *blender) if alone else (path, path.parent, *blender)
+
+
+def _outcome(ref: MeshRef, fault: Rejected | None) -> Outcome:
+    """The row of an asset that we could not tell about."""
+    return Outcome(
+        uid=ref.uid,
+        uri=ref.uri,
+        sha256=ref.sha256,
+        status=Status.FAILED,
+        regime=None,
+        reason=fault.reason if fault else None,
+        detail=fault.detail if fault else "",
+        shard=None,
+        seconds=0.0,
+        sandbox=None,
+        measurements=Measurements(),
+    )
+
+
+def _answer(directory: Path) -> Answer | str:
+    """What an asset's process has left, or what is wrong with that."""
+    try:
+        return read_answer(directory) or "the child ended without an outcome"
+    except ValueError as error:
+        return f"the child left an outcome that cannot be used: {error}"
+
+
+def process_in_child(request: dict[str, Any], directory: Path) -> None:
+    """The sandboxed side of `process_job`: leaves `outcome.json` and one file per field."""
+    source, kind = Attribution(**request["ref"].pop("source")), AssetKind(request["ref"].pop("kind"))
+    ref = MeshRef(**request["ref"], source=source, kind=kind)
+    start = time.perf_counter()
+    processed = process_asset(ref, config_from_dict(BuildConfig, request["cfg"]))
+    fields = {} if isinstance(processed.result, Rejected) else encode(processed.result)
+    stage_seconds = time.perf_counter() - start
+    answer = Answer(
+        regime=None if isinstance(processed.result, Rejected) else processed.result.regime,
+        verdict=processed.result if isinstance(processed.result, Rejected) else processed.mv_only,
+        measurements=processed.measurements,
+        stage_seconds=stage_seconds,
+    )
+    write_answer(directory, answer, fields)

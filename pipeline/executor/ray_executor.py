@@ -1,0 +1,300 @@
+"""Jobs over Ray, on this machine or a cluster. The only `import ray`."""
+
+import atexit
+import functools
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+from pipeline.config import BuildConfig
+from pipeline.dataset.plan import ShardJob
+from pipeline.executor.compile_kernels import compiling
+from pipeline.executor.job import JobReport, asset_zygote, process_job
+from pipeline.executor.progress import Progress
+from pipeline.executor.scheduler import GivenUp, Loss, Room, RunConfig, Schedule, Start
+from pipeline.sandbox.child import LimitsConfig
+from pipeline.sandbox.fork_server import MachineFault, Zygote
+from pipeline.sandbox.policy import REPO
+from schemas.errors import UserError
+from schemas.storage import Location
+
+LOOK_AROUND_S = 5.0
+"""Seconds after which the size of the cluster, and who is slow, is looked at again."""
+NODE_LOSS_S = 2.0
+"""Seconds within which a cluster knows that a node is gone whose worker processes have vanished."""
+
+OPEN = "open"
+"""Key that is there while starts may commit."""
+
+Task = Callable[..., JobReport | None]
+"""`process_job`, as far as it is called here."""
+
+
+def run_jobs(
+    jobs: Sequence[ShardJob],
+    out: Location,
+    cfg: BuildConfig,
+    run: RunConfig,
+    workers: int,
+    address: str | None,
+    progress: Progress,
+    do: Task = process_job,
+    then: Callable[[], Sequence[ShardJob]] = tuple,
+) -> None:
+    """Have every job done by `do` in a Ray task. Paths and counts go through Ray, images never. Ray's own retries are
+    off: they would run a fatal job for ever. `then`: what is to be done once these are, until there is nothing.
+
+    Raises UserError where there is no cluster, where a job cannot write, or, once all others are done, where a job was
+    given up."""
+    here = nullcontext() if address else compiling(lambda detail: progress.tell("compiling", detail=detail))
+    with here, _connected(workers, address) as dashboard:
+        while jobs:
+            crew = _Crew(out, cfg, run, do)
+            schedule = Schedule(jobs, run)
+            progress.begin(crew.room().at_once, dashboard)
+            try:
+                _work_off(schedule, crew, progress)
+            finally:
+                crew.clear_up()
+            if schedule.given_up:
+                raise UserError(_given_up(schedule.given_up))
+            jobs = then()
+
+
+def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:
+    running: dict[ray.ObjectRef, Start] = {}
+    looked, room = time.monotonic(), crew.room()
+    while schedule:
+        now = time.monotonic()
+        if now - looked >= LOOK_AROUND_S:
+            looked, before, room = now, room, crew.room()
+            if room.at_once != before.at_once:
+                progress.running_at_once = room.at_once
+                progress.tell("nodes", detail=f"{room.nodes} nodes have room for {room.at_once} jobs at once")
+            _take_back(running, room, schedule, crew, progress)
+        while start := schedule.next(room, now):
+            running[crew.submit(start)] = start
+            if start.beside:
+                progress.tell("straggler", start.job.index, "takes long; started a second time")
+        for ended in ray.wait(list(running), num_returns=1, timeout=LOOK_AROUND_S)[0]:
+            _settle(ended, running, schedule, crew, progress)
+
+
+def _take_back(
+    running: dict[ray.ObjectRef, Start], room: Room, schedule: Schedule, crew: "_Crew", progress: Progress
+) -> None:
+    """Jobs that wait for more memory than any node has, now that the one which had it is gone, are started anew."""
+    if not room.nodes:
+        return
+    too_large = [ref for ref, start in running.items() if start.memory_gb > room.largest_gb and not crew.began(start)]
+    for ref in too_large:
+        ray.cancel(ref, force=True)
+        start = running.pop(ref)
+        schedule.lost(start, Loss.NODE)
+        progress.tell("retry", start.job.index, str(Loss.NODE))
+
+
+def _settle(
+    ended: ray.ObjectRef, running: dict[ray.ObjectRef, Start], schedule: Schedule, crew: "_Crew", progress: Progress
+) -> None:
+    """A task has ended, however that came about."""
+    start = running.pop(ended)
+    try:
+        report, seconds = ray.get(ended)
+    except RayTaskError as error:
+        if not isinstance(error.cause, MachineFault):
+            raise error.cause from error
+        crew.leave_out(start, error.cause)
+        schedule.lost(start, Loss.MACHINE)
+        progress.tell("retry", start.job.index, f"{Loss.MACHINE}: {str(error.cause).splitlines()[0]}")
+        return
+    except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
+        why = crew.loss(start, error)
+        schedule.lost(start, why)
+        progress.tell("retry", start.job.index, str(why))
+        return
+    if report is None:
+        schedule.superseded(start)
+        return
+    others = {other.number for other in schedule.done(start, seconds)}
+    for ref in [ref for ref, other in running.items() if other.number in others]:
+        del running[ref]
+        ray.cancel(ref, force=True)
+    progress.done(report.counts)
+    counts = report.counts
+    detail = f"{counts.textured + counts.mv_only} accepted, {counts.rejected} rejected, {counts.failed} failed"
+    progress.tell("job", start.job.index, detail, seconds, report.stage_seconds)
+
+
+def _given_up(given_up: list[GivenUp]) -> str:
+    job, why, starts = given_up[0].job, given_up[0].why, given_up[0].starts
+    first, last = job.refs[0].uid, job.refs[-1].uid
+    others = f", and {len(given_up) - 1} other jobs," if len(given_up) > 1 else ""
+    told = f"job {job.index} (assets {first} to {last}){others} was started {starts} times; the last time {why}"
+    if why in (Loss.NODE, Loss.MACHINE):
+        return f"{told}. All others are done: the same command goes on once the cluster is sound"
+    likely = "" if why is Loss.MEMORY else ", most likely for want of memory"
+    return f"{told}{likely}. All others are done: run the command again with a larger --run.job_memory_gb"
+
+
+class _Crew:
+    """The workers of a cluster, as one build uses them."""
+
+    def __init__(self, out: Location, cfg: BuildConfig, run: RunConfig, do: Task) -> None:
+        self.run = run
+        self._gpu = run.gpu_share if cfg.rasterizer == "cuda" else 0.0
+        self._order = (out, cfg, do)
+        self._name = uuid.uuid4().hex
+        _internal_kv_put(_key(self._name, OPEN), b"")
+        self._left_out: set[str] = set()
+        """Nodes that cannot process assets."""
+        # a worker that has served many jobs is replaced, whatever it has leaked
+        self._task = ray.remote(max_retries=0, max_calls=run.jobs_per_process)(_job_task)
+
+    def submit(self, start: Start) -> ray.ObjectRef:
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self._gpu, "memory": int(start.memory_gb * 2**30)}
+        beside = self._node_of(start.beside) if start.beside else None
+        if unwanted := self._left_out | ({beside} if beside else set()):
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(unwanted))})"}
+        return self._task.options(**options).remote(self._order, start.job, self._name, start.number, start.round)
+
+    def room(self) -> Room:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._left_out]
+        able = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= self._gpu]
+        if not able:
+            return Room(at_once=0, largest_gb=float("inf"), nodes=0)
+        largest_gb = max(node.get("memory", 0) for node in able) / 2**30
+        job_gb = min(self.run.job_memory_gb, largest_gb)
+        at_once = 0
+        for node in able:
+            limits = [node["CPU"]]
+            limits += [node.get("memory", 0) / 2**30 / job_gb] if job_gb else []
+            limits += [node["GPU"] / self._gpu] if self._gpu else []
+            at_once += int(min(limits) + 1e-9)
+        return Room(at_once=at_once, largest_gb=largest_gb, nodes=len(able))
+
+    def loss(self, start: Start, error: RayError) -> Loss:
+        """Why a start gave no result. Its process is found dead before the cluster knows that the node is."""
+        if isinstance(error, OutOfMemoryError):
+            return Loss.MEMORY
+        if isinstance(error, NodeDiedError):
+            return Loss.NODE
+        node = self._node_of(start)
+        return Loss.NODE if node and not _outlives(node, NODE_LOSS_S) else Loss.PROCESS
+
+    def leave_out(self, start: Start, fault: MachineFault) -> None:
+        """No more jobs for the node of a start, which cannot process assets: it would fail them faster than others do
+        them. Raises the fault where there is no other node."""
+        if node := self._node_of(start):
+            self._left_out.add(node)
+        if not self.room().nodes:
+            raise fault
+
+    def began(self, start: Start) -> bool:
+        return self._node_of(start) is not None
+
+    def _node_of(self, start: Start) -> str | None:
+        """None for a start that has not begun to run."""
+        found = _internal_kv_get(_key(self._name, "node", start.number))
+        return found.decode() if found else None
+
+    def clear_up(self) -> None:
+        """Nothing is committed from now on, by a start that is still running either: it finds the build closed before
+        the claims are gone that would have refused it."""
+        _internal_kv_del(_key(self._name, OPEN))
+        _internal_kv_del(_key(self._name), del_by_prefix=True)
+
+
+def _outlives(node: str, seconds: float) -> bool:
+    """Whether a node is still there after some seconds; False as soon as it is not."""
+    until = time.monotonic() + seconds
+    while any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes()):
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _key(build: str, *rest: object) -> bytes:
+    """In the key-value store of the cluster's head, which every process reaches and which keeps one order of events."""
+    return ":".join(["seqtex", build, *map(str, rest)]).encode()
+
+
+@contextmanager
+def _connected(workers: int, address: str | None) -> Iterator[str | None]:
+    """Ray, here or there; yields the address of its dashboard where there is one."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        # jobs exchange paths and counts: the smallest object store does
+        options = {"address": "local", "num_cpus": workers, "object_store_memory": 80 * 2**20}
+        options["include_dashboard"] = False
+    variables = {"PYTHONPATH": str(REPO)}
+    try:
+        with _environment(variables if address is None else {}):
+            # workers of a Ray started here inherit the variables; with `runtime_env` Ray would start them a second time
+            options["runtime_env"] = {"env_vars": variables} if address else None
+            context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as error:
+        remedy = "leave the address out to work on this machine alone"
+        raise UserError(f"no Ray cluster at {address!r} ({error}); {remedy}") from error
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables of the environment, for the processes that are started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name)
+            os.environ.update({name: before[name]} if name in before else {})
+
+
+# in a worker
+
+
+def _job_task(
+    order: tuple[Location, BuildConfig, Task], job: ShardJob, build: str, number: int, round: int
+) -> tuple[JobReport | None, float]:
+    """The job's report, None where another start of it counts, and its seconds."""
+    began = time.monotonic()
+    out, cfg, do = order
+    _internal_kv_put(_key(build, "node", number), ray.get_runtime_context().get_node_id().encode())
+    claim = functools.partial(_claim, build, job.index, round, number)
+    report = do(job, out, cfg, zygote=_zygote(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES")), may_commit=claim)
+    return report, time.monotonic() - began
+
+
+def _claim(build: str, job: int, round: int, number: int) -> bool:
+    """Whether this start is the one that commits: the first to ask, and the build goes on."""
+    key, mine = _key(build, "claim", job, round), str(number).encode()
+    _internal_kv_put(key, mine, overwrite=False)
+    return _internal_kv_get(key) == mine and _internal_kv_get(_key(build, OPEN)) is not None
+
+
+@functools.cache
+def _zygote(limits: LimitsConfig, gpus: str | None) -> Zygote:
+    """One for all jobs of this process that Ray gives the same GPUs (it takes them from the environment): its imports
+    cost a second."""
+    directory = tempfile.TemporaryDirectory(prefix="seqtex-zygote-", ignore_cleanup_errors=True)
+    zygote = asset_zygote(limits, Path(directory.name))
+    atexit.register(directory.cleanup)
+    atexit.register(zygote.stop)
+    return zygote

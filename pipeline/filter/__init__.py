@@ -1,0 +1,1 @@
+"""Measure assets and apply the filter rules."""

@@ -1,0 +1,138 @@
+"""Assets that are in the dataset already: the same bytes, or the same shape and colours. The first in the plan is kept,
+which within one build is the lowest uid. A pure function of plan and ledger, taken when every job has its ledger part:
+it does not depend on who worked when, and on a dataset that is settled it changes nothing."""
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from pipeline.dataset.plan import ShardJob
+from pipeline.filter.signature import numbers_of
+from schemas.dataset import LedgerPart
+from schemas.errors import require_between
+from schemas.ledger import Outcome, Reason, Rejected, Status
+from schemas.mesh import AssetKind, MeshRef
+
+_SELF_CONTAINED = (".glb",)
+"""Files whose bytes are the whole asset; others refer to files that are not hashed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatesConfig:
+    """Which assets are left out since another one is in."""
+
+    exact: bool = True
+    """Those with the bytes of an earlier asset (.glb alone: other formats refer to further files)."""
+    max_distance: float = 0.019
+    """Those whose signature differs from an earlier asset's by no more in any number; 0: off (ours: re-exports of one
+    asset differ by up to 0.0182, different made-up ones by 0.0199 and more)."""
+
+    def __post_init__(self) -> None:
+        require_between("duplicates.max_distance", self.max_distance, 0, 1)
+
+
+def known_ahead(jobs: Sequence[ShardJob], todo: Sequence[ShardJob], cfg: DuplicatesConfig) -> list[ShardJob]:
+    """`todo` with what the plan's own hashes give away, which then is neither fetched nor processed."""
+    first: dict[str, str] = {}
+    verdicts: dict[str, Rejected] = {}
+    for ref in (ref for job in jobs for ref in job.refs):
+        key = _whole(ref, ref.sha256) if cfg.exact else None
+        if key is not None and first.setdefault(key, ref.uid) != ref.uid:
+            verdicts[ref.uid] = _same_bytes(first[key])
+    return [_with_verdicts(job, verdicts, verdicts.keys() if job.only is None else job.only) for job in todo]
+
+
+def unsettled(jobs: Sequence[ShardJob], parts: Iterable[LedgerPart], cfg: DuplicatesConfig) -> list[ShardJob]:
+    """The jobs that hold a duplicate as a sample, or the other way round: an asset left out for one that has come to
+    nothing since. All else in them is to be kept as it is. `parts`: of every job, in order; read once and let go."""
+    rows = [[row_of(*pair) for pair in zip(job.refs, part.outcomes, strict=True)]
+            for job, part in zip(jobs, parts, strict=True)]  # fmt: skip
+    verdicts = duplicates([row for of_job in rows for row in of_job], cfg)
+    found = []
+    for job, of_job in zip(jobs, rows, strict=True):
+        again = {row.uid for row in of_job if row.duplicate_of and row.uid not in verdicts}
+        late = {row.uid for row in of_job if row.uid in verdicts and row.duplicate_of != verdicts[row.uid].detail}
+        if again or late:
+            found.append(_with_verdicts(replace(job, only=frozenset(again)), verdicts, late))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What counts of a ledger row; a plan may have millions."""
+
+    uid: str
+    key: str | None
+    """Hash of the asset's bytes, where it is one of them all."""
+    failed: bool
+    competes: bool
+    """A sample, or what would be one were it no duplicate."""
+    duplicate_of: str
+    """The detail of a duplicate; empty for all others."""
+    signature: bytes | None
+
+
+def row_of(ref: MeshRef, outcome: Outcome) -> Row:
+    duplicate, signature = outcome.reason is Reason.DUPLICATE, outcome.measurements.signature
+    return Row(
+        uid=ref.uid,  # the plan's own string, not one more
+        key=_whole(ref, outcome.sha256),
+        failed=outcome.status is Status.FAILED,
+        competes=outcome.status is Status.ACCEPTED or duplicate,
+        duplicate_of=outcome.detail if duplicate else "",
+        signature=None if signature is None else bytes.fromhex(signature),
+    )
+
+
+def _with_verdicts(job: ShardJob, verdicts: dict[str, Rejected], uids: Set[str]) -> ShardJob:
+    """`uids`: those that may be told, if they are of this job."""
+    told = [ref.uid for ref in job.refs if ref.uid in uids and ref.uid in verdicts]
+    return replace(job, duplicates={uid: verdicts[uid] for uid in told})
+
+
+def duplicates(rows: Sequence[Row], cfg: DuplicatesConfig) -> dict[str, Rejected]:
+    """Assets that another one stands for, by uid. `rows`: all of the dataset's, in the order of its plan."""
+    exact = dict(_exact(rows)) if cfg.exact else {}
+    shown = [row for row in rows if row.competes and row.uid not in exact]
+    near = dict(_near(shown, cfg.max_distance)) if cfg.max_distance > 0 else {}
+    verdicts = {uid: _same_bytes(first, near.get(first, ("", 0.0))[0]) for uid, first in exact.items()}
+    for uid, (kept, distance) in near.items():
+        detail = f"looks like {kept}: signatures differ by {distance:.4f}, at most {cfg.max_distance:g}"
+        verdicts[uid] = Rejected(reason=Reason.DUPLICATE, detail=detail)
+    return verdicts
+
+
+def _exact(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """uid, and that of the first asset with these bytes. One that failed stands for no other: the next is tried."""
+    first: dict[str, str] = {}
+    for row in rows:
+        if row.key is not None and not row.failed and first.setdefault(row.key, row.uid) != row.uid and row.competes:
+            yield row.uid, first[row.key]
+
+
+def _whole(ref: MeshRef, sha256: str | None) -> str | None:
+    """The hash of an asset, where it is one of all its bytes."""
+    return sha256 if ref.kind is AssetKind.MESH and ref.uri.lower().endswith(_SELF_CONTAINED) else None
+
+
+def _same_bytes(first: str, kept: str = "") -> Rejected:
+    detail = f"same bytes as {first}" + (f", which looks like {kept}" if kept else "")
+    return Rejected(reason=Reason.DUPLICATE, detail=detail)
+
+
+def _near(shown: Sequence[Row], max_distance: float) -> Iterator[tuple[str, tuple[str, float]]]:
+    """uid, the first kept asset near it, and how near. What is left out stands for no other."""
+    known = [(row.uid, row.signature) for row in shown if row.signature is not None]
+    if not known:
+        return
+    numbers = numbers_of(b"".join(signature for _, signature in known)).reshape(len(known), -1)
+    tree, out = cKDTree(numbers), np.zeros(len(known), bool)
+    for index, (kept, _) in enumerate(known):
+        if out[index]:
+            continue
+        for other in sorted(tree.query_ball_point(numbers[index], max_distance, p=np.inf)):
+            if other > index and not out[other]:
+                out[other] = True
+                yield known[other][0], (kept, float(np.abs(numbers[other] - numbers[index]).max()))

@@ -1,0 +1,111 @@
+"""What the views show of an asset, and what became of it in the map: the measurements taken after rendering."""
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+
+from geometry.cameras import project
+from geometry.kernels.measure import sum_gradients
+from pipeline.filter.measure_mesh import topology
+from pipeline.unwrap.uv_metrics import density_spread, layout_stretch, signed_areas
+from schemas.ledger import Measurements
+from schemas.mesh import UvMesh
+from schemas.sample import Cameras, UvMaps, Views
+
+OPPOSITE = -0.9
+"""Cosine between viewing directions of opposite views, at most: two cameras 10 degrees above the horizon have -0.94."""
+SHEET_THICKNESS = 0.005
+"""Dataset units (a 400th of the largest side) within which two views see one surface, measured along its normal..."""
+SHEET_REACH = 0.05
+"""...and across: a few pixels, as the views see it at different ones."""
+STRIDE = 2
+"""Every second pixel of every second row is compared."""
+ENTROPY_WEIGHT = 35.0
+"""Of a bit of entropy against a unit of edge magnitude (MV-Painter)."""
+
+
+def measure_views(measurements: Measurements, views: Views, cameras: Cameras) -> Measurements:
+    """With the measurements of the views filled in."""
+    shares = views.mask.mean(axis=(1, 2))
+    pairs = opposite_pairs(cameras)
+    edges = edge_score(views)
+    entropy = measurements.texture_entropy
+    return replace(
+        measurements,
+        visible_share_min=float(shares.min()),
+        visible_share_opposite=max((float(min(shares[a], shares[b])) for a, b in pairs), default=None),
+        single_surface_share=single_surface_share(views, cameras, pairs),
+        edge_score=edges,
+        texture_score=None if entropy is None or edges is None else ENTROPY_WEIGHT * entropy + edges,
+    )
+
+
+def measure_map(measurements: Measurements, uv_mesh: UvMesh, maps: UvMaps) -> Measurements:
+    """With the measurements of the final layout filled in; `uv_mesh` in the dataset frame."""
+    corners = uv_mesh.vertices.astype(np.float64)[uv_mesh.faces]
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    uv_areas = signed_areas(uv_mesh.uv, uv_mesh.faces)
+    median, spread = density_spread(uv_areas, areas)
+    return replace(
+        measurements,
+        layout=uv_mesh.layout,
+        uv_fill=float(maps.mask.mean()),
+        layout_charts=len(np.unique(topology(uv_mesh).chart[uv_areas != 0])),
+        layout_stretch=layout_stretch(uv_mesh.vertices, uv_mesh.faces, uv_mesh.uv),
+        layout_density=None if median is None else median * len(maps.mask),
+        layout_density_spread=spread,
+    )
+
+
+def edge_score(views: Views) -> float | None:
+    """Mean Sobel magnitude of 8-bit grey over the pixels whose neighbours are covered, too; None where there are
+    none."""
+    sums = [sum_gradients(rgb, mask) for rgb, mask in zip(views.rgb, views.mask, strict=True)]
+    count = sum(pixels for _, pixels in sums)
+    return float(sum(total for total, _ in sums) / count) if count else None
+
+
+def opposite_pairs(cameras: Cameras) -> list[tuple[int, int]]:
+    """Views that look at each other's back: every view with the one most opposite to it, each pair once."""
+    axes = cameras.world_to_cam[:, 2, :3].astype(np.float64)
+    cosines = axes @ axes.T
+    partner = cosines.argmin(axis=1)
+    found = {(min(i, int(j)), max(i, int(j))) for i, j in enumerate(partner) if cosines[i, j] <= OPPOSITE}
+    return sorted(found)
+
+
+def single_surface_share(views: Views, cameras: Cameras, pairs: list[tuple[int, int]]) -> float | None:
+    """Share of the pixels of opposite views whose place the other view sees, too, and from the surface's other side.
+    What lies between the two sides of a closed shape keeps them apart; a sheet has nothing between."""
+    same, total = 0, 0
+    for here, there in pairs + [(b, a) for a, b in pairs]:
+        mask = views.mask[here, ::STRIDE, ::STRIDE]
+        points, normals = (field[here, ::STRIDE, ::STRIDE][mask] for field in (views.position, views.normal))
+        facing = [((rays(cameras, view, points)) * normals).sum(axis=1) for view in (here, there)]
+        other, seen = look_up(views, cameras, there, points)
+        step = other - points
+        close = (np.abs((step * normals).sum(axis=1)) < SHEET_THICKNESS) & (np.abs(step).max(axis=1) < SHEET_REACH)
+        same += int((seen & close & (facing[0] * facing[1] < 0)).sum())
+        total += len(points)
+    return same / total if total else None
+
+
+def look_up(
+    views: Views, cameras: Cameras, view: int, points: Float32[np.ndarray, "n 3"]
+) -> tuple[Float32[np.ndarray, "n 3"], Bool[np.ndarray, " n"]]:
+    """What a view shows at the pixels where points fall, and whether it shows anything."""
+    clip = project(np.ascontiguousarray(points), cameras.world_to_clip[view : view + 1])[0]
+    size = np.array(views.mask.shape[:0:-1])
+    pixel = np.floor((clip[:, :2] / clip[:, 3:] + 1) / 2 * size).astype(np.int64)
+    inside = ((pixel >= 0) & (pixel < size)).all(axis=1)
+    column, row = np.clip(pixel, 0, size - 1).T
+    return views.position[view, row, column], inside & views.mask[view, row, column]
+
+
+def rays(cameras: Cameras, view: int, points: Float32[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
+    """From points towards a camera."""
+    pose = cameras.world_to_cam[view].astype(np.float64)
+    if cameras.projection[view, 3, 3] == 1:  # orthographic: all rays are parallel
+        return np.broadcast_to(pose[2, :3], (len(points), 3))
+    return -pose[:3, :3].T @ pose[:3, 3] - points

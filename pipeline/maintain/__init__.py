@@ -1,0 +1,1 @@
+"""Look after a built dataset: status, failures, merge, what-if."""

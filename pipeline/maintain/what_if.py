@@ -1,0 +1,139 @@
+"""Other thresholds on a dataset that is there: what they would change, told by its ledger alone."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pipeline.filter.rules import JudgeConfig, Verdict, judge, rule_of
+from pipeline.unwrap.unwrap import UnwrapConfig, authored_fault
+from schemas.ledger import Measurements, Outcome, Reason, Status
+from schemas.mesh import AUTHORED
+from schemas.sample import Regime
+
+UNTOLD = ("timeout_s", "memory_gb", "padding")
+"""Settings of `UnwrapConfig` whose effect no measurement tells."""
+_UNWRAP = "unwrap."
+
+
+class ChangeKind(StrEnum):
+    """What would become of an asset."""
+
+    REJECTED = "accepted -> rejected"
+    MV_ONLY = "textured -> mv_only"
+    TEXTURED = "mv_only -> textured"
+    """Needs a rebuild: the dataset does not hold its UV maps."""
+    ACCEPTED = "rejected -> accepted"
+    """Needs a rebuild, which takes the later measurements and may still reject it."""
+    LAYOUT = "another layout"
+    """Needs a rebuild: the map would lie in a layout that the dataset does not hold, if it gets one."""
+    RULE = "another rule"
+    """Still rejected or multi-view-only, by another rule."""
+
+
+NEEDS_REBUILD = frozenset({ChangeKind.TEXTURED, ChangeKind.ACCEPTED, ChangeKind.LAYOUT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One asset that other thresholds would judge otherwise."""
+
+    uid: str
+    kind: ChangeKind
+    before: str
+    """Detail in the ledger; empty for a textured sample."""
+    after: str
+    """Detail of the new verdict; empty for a textured sample."""
+
+    @property
+    def rule(self) -> str | None:
+        """The rule behind it: the one that fires now, or that fires no longer where the asset would gain; `unwrap.` and
+        its name where it is about layouts."""
+        if self.after.startswith(_UNWRAP):
+            return self.after.partition(":")[0]
+        return rule_of(self.before if self.kind in NEEDS_REBUILD else self.after)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """What assets are judged by anew."""
+
+    judge: JudgeConfig
+    unwrap: UnwrapConfig
+    built: UnwrapConfig
+    """The limits on layouts that the dataset was built with."""
+
+
+def changes(outcomes: Iterable[Outcome], cfg: Thresholds) -> Iterator[Change]:
+    """Assets that `cfg` judges otherwise than the ledger says, in ledger order. Those that failed, or that ended before
+    they were judged, stay as they are."""
+    for outcome in outcomes:
+        if outcome.status is Status.FAILED:
+            continue
+        if outcome.status is Status.REJECTED and rule_of(outcome.detail) is None:
+            continue  # ended by something else: its bytes, its loading, or another asset like it
+        verdict = judge(outcome.measurements, cfg.judge)
+        layout = _layout(outcome.measurements, cfg) if outcome.regime and verdict.regime else None
+        if layout is not None:
+            yield Change(uid=outcome.uid, kind=layout[0], before=outcome.detail, after=layout[1])
+        elif kind := _kind(outcome, verdict):
+            after = verdict.fault.detail if verdict.fault else ""
+            yield Change(uid=outcome.uid, kind=kind, before=outcome.detail, after=after)
+
+
+def _layout(m: Measurements, cfg: Thresholds) -> tuple[ChangeKind, str] | None:
+    """What other limits on layouts would change for an accepted asset, and by which: `unwrap.choose.unwrap` as far as
+    the ledger tells. Limits that are as they were change nothing."""
+    now, built = cfg.unwrap, cfg.built
+    if m.faces is None or now == built:
+        return None  # images have no layout
+    fault = authored_fault(m, now)
+    if m.layout != AUTHORED and fault is None:
+        return _gain(m), f"{_UNWRAP}authored: kept now, before it was not ({authored_fault(m, built)})"
+    if m.layout == AUTHORED and fault is None:
+        return None
+    if m.faces > now.max_faces:
+        detail = f"{_UNWRAP}max_faces: {m.faces:,} faces to unwrap, at most {now.max_faces:,}"
+        return (ChangeKind.MV_ONLY, detail) if m.layout is not None else None
+    if m.layout == AUTHORED:
+        return ChangeKind.LAYOUT, f"{_UNWRAP}authored: unusable ({fault})"
+    if m.layout is None and m.faces > built.max_faces:
+        return ChangeKind.TEXTURED, f"{_UNWRAP}max_faces: {m.faces:,} faces to unwrap, at most {now.max_faces:,}"
+    if (m.faces <= built.max_xatlas_faces) != (m.faces <= now.max_xatlas_faces):
+        return _gain(m), f"{_UNWRAP}max_xatlas_faces: {m.faces:,} faces would get their layout from another maker"
+    return _quality(m, now, built)
+
+
+def _gain(m: Measurements) -> ChangeKind:
+    return ChangeKind.TEXTURED if m.layout is None else ChangeKind.LAYOUT
+
+
+def _quality(m: Measurements, now: UnwrapConfig, built: UnwrapConfig) -> tuple[ChangeKind, str] | None:
+    """A new layout against other demands. What was found too poor was not measured further."""
+    if m.layout is None:
+        looser = [
+            name
+            for name, more in (("max_charts", 1), ("max_overlap_share", 1), ("min_fill", -1), ("max_stretch", 1))
+            if more * getattr(now, name) > more * getattr(built, name)
+        ]
+        if looser and m.layout_fault == Reason.UNWRAP_POOR:
+            return ChangeKind.TEXTURED, f"{_UNWRAP}{looser[0]}: a layout that was too poor may do"
+        return None
+    for name, value in (("max_charts", m.layout_charts), ("max_stretch", m.layout_stretch), ("min_fill", m.uv_fill)):
+        limit = getattr(now, name)
+        if value is None or limit == getattr(built, name):
+            continue
+        if value < limit if name.startswith("min_") else value > limit:
+            least = "least" if name.startswith("min_") else "most"
+            return ChangeKind.MV_ONLY, f"{_UNWRAP}{name}: {value:.4g} of the {m.layout} layout, at {least} {limit:g}"
+    return None
+
+
+def _kind(outcome: Outcome, verdict: Verdict) -> ChangeKind | None:
+    if outcome.regime is verdict.regime:
+        rule = rule_of(verdict.fault.detail) if verdict.fault else None
+        return ChangeKind.RULE if rule != rule_of(outcome.detail) else None
+    if outcome.regime is None:
+        return ChangeKind.ACCEPTED
+    if verdict.regime is None:
+        return ChangeKind.REJECTED
+    return ChangeKind.MV_ONLY if verdict.regime is Regime.MV_ONLY else ChangeKind.TEXTURED

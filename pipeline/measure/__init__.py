@@ -1,1 +1,0 @@
-"""What is measured on an asset: one ledger column each."""

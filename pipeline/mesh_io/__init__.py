@@ -1,0 +1,1 @@
+"""Read meshes from glTF, OBJ and their side files; write glTF."""

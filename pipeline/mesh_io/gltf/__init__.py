@@ -1,0 +1,1 @@
+"""Read glTF 2.0, text and binary."""

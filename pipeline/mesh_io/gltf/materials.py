@@ -1,0 +1,180 @@
+"""glTF materials: the base-colour part always, the part that only lit views need when asked for."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float64
+
+from pipeline.mesh_io.gltf.container import BASISU, WEBP, Container
+from pipeline.mesh_io.gltf.json_fields import Json
+from pipeline.mesh_io.references import AssetFault
+from schemas.ledger import Reason
+from schemas.mesh import AlphaMode, Wrap
+
+_WRAP = {10497: Wrap.REPEAT, 33648: Wrap.MIRROR, 33071: Wrap.CLAMP}
+_NEAREST = 9728
+T = TypeVar("T")
+IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+"""No KHR_texture_transform."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextureUse:
+    """A texture as a material uses it."""
+
+    image: int
+    wrap_u: Wrap
+    wrap_v: Wrap
+    nearest: bool
+    texcoord: int
+    transform: Float64[np.ndarray, "2 3"]
+    """KHR_texture_transform on stored (v down) coordinates."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SceneMaterial:
+    base_color: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    texture: TextureUse | None = None
+    alpha_mode: AlphaMode = AlphaMode.OPAQUE
+    alpha_cutoff: float = 0.5
+    double_sided: bool = False
+    entry: Json = field(default_factory=lambda: Json({}, "default material"))
+    """As it stands in the file, for `read_shading`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SceneShading:
+    """What only lit views need (glTF 2.0, 3.9); textures that do not share the base colour's coordinates left out."""
+
+    metallic: float
+    roughness: float
+    emissive: tuple[float, float, float]
+    normal_scale: float
+    metallic_roughness: TextureUse | None
+    glossiness: TextureUse | None
+    """Of KHR_materials_pbrSpecularGlossiness: glossiness in A, its factor 1 - `roughness`."""
+    emissive_texture: TextureUse | None
+    normal_map: TextureUse | None
+
+
+def read_material(entry: Json, container: Container) -> SceneMaterial:
+    """Base colour: metallic-roughness, or KHR_materials_pbrSpecularGlossiness where present (its diffuse)."""
+    gloss = entry.extension("KHR_materials_pbrSpecularGlossiness")
+    rough = entry.object("pbrMetallicRoughness") or Json({}, entry.at("pbrMetallicRoughness"))
+    source, factor, slot = (
+        (gloss, "diffuseFactor", "diffuseTexture") if gloss else (rough, "baseColorFactor", "baseColorTexture")
+    )
+    red, green, blue, alpha = (min(max(x, 0.0), 1.0) for x in source.numbers(factor, (1.0, 1.0, 1.0, 1.0)))
+    mode = entry.text("alphaMode", "OPAQUE")
+    if mode not in ("OPAQUE", "MASK", "BLEND"):
+        entry.wrong("alphaMode", "OPAQUE, MASK or BLEND")
+    use = source.object(slot)
+    return SceneMaterial(
+        base_color=(red, green, blue, alpha),
+        texture=None if use is None else _texture_use(use, container),
+        alpha_mode=AlphaMode(mode.lower()),
+        alpha_cutoff=entry.number("alphaCutoff", 0.5),
+        double_sided=entry.flag("doubleSided"),
+        entry=entry,
+    )
+
+
+def read_shading(material: SceneMaterial, container: Container) -> SceneShading:
+    """Factors and textures of a material's answer to light. It raises nothing: what is wrong there counts as absent,
+    because base colour and geometry, which were checked, are sound without it."""
+    entry = material.entry
+    gloss, unlit = entry.extension("KHR_materials_pbrSpecularGlossiness"), entry.extension("KHR_materials_unlit")
+    rough = _lenient(lambda: entry.object("pbrMetallicRoughness"), None) or Json({}, entry.at("pbrMetallicRoughness"))
+    strength = _lenient(lambda: entry.extension("KHR_materials_emissive_strength"), None) or Json({}, entry.where)
+    normal = _lenient(lambda: entry.object("normalTexture"), None) or Json({}, entry.at("normalTexture"))
+    if unlit is not None:
+        metallic, roughness = 0.0, 1.0
+    elif gloss is not None:
+        metallic, roughness = 0.0, 1.0 - _share(gloss, "glossinessFactor")
+    else:
+        metallic, roughness = _share(rough, "metallicFactor"), _share(rough, "roughnessFactor")
+    factor = _lenient(lambda: entry.numbers("emissiveFactor", (0.0, 0.0, 0.0)), [0.0, 0.0, 0.0])
+    power = max(_lenient(lambda: strength.number("emissiveStrength", 1.0), 1.0), 0.0)
+    red, green, blue = (min(max(x, 0.0), 1.0) * power for x in factor)
+    plain = gloss is None and unlit is None
+    return SceneShading(
+        metallic=metallic,
+        roughness=roughness,
+        emissive=(red, green, blue),
+        normal_scale=_lenient(lambda: normal.number("scale", 1.0), 1.0),
+        metallic_roughness=_sharing(rough, "metallicRoughnessTexture", material, container) if plain else None,
+        glossiness=_sharing(gloss, "specularGlossinessTexture", material, container) if gloss and not unlit else None,
+        emissive_texture=_sharing(entry, "emissiveTexture", material, container),
+        normal_map=_sharing(entry, "normalTexture", material, container) if unlit is None else None,
+    )
+
+
+def _lenient(read: Callable[[], T], default: T) -> T:
+    try:
+        return read()
+    except AssetFault:
+        return default
+
+
+def _share(source: Json, key: str) -> float:
+    return min(max(_lenient(lambda: source.number(key, 1.0), 1.0), 0.0), 1.0)
+
+
+def _sharing(source: Json, slot: str, material: SceneMaterial, container: Container) -> TextureUse | None:
+    """The texture of a slot, when it lies on the coordinates of the base colour."""
+    entry = _lenient(lambda: source.object(slot), None)
+    use = None if entry is None else _lenient(lambda: _texture_use(entry, container), None)
+    texcoord = material.texture.texcoord if material.texture else 0
+    transform = material.texture.transform if material.texture else IDENTITY
+    if use is None or use.texcoord != texcoord or not np.array_equal(use.transform, transform):
+        return None
+    return use
+
+
+def _texture_use(use: Json, container: Container) -> TextureUse:
+    number = use.index("index", len(container.textures), "textures")
+    if number is None:
+        use.wrong("index", "a reference")
+    texture = container.textures[number]
+    chosen = texture.index("sampler", len(container.samplers), "samplers")
+    sampler = container.samplers[chosen] if chosen is not None else Json({}, "samplers")
+    shift = use.extension("KHR_texture_transform") or Json({}, use.where)
+    return TextureUse(
+        image=_texture_image(texture, len(container.images)),
+        wrap_u=_wrap(sampler, "wrapS"),
+        wrap_v=_wrap(sampler, "wrapT"),
+        nearest=sampler.integer("magFilter", 9729) == _NEAREST,
+        texcoord=shift.integer("texCoord", use.integer("texCoord", 0)),
+        transform=_transform(shift),
+    )
+
+
+def _wrap(sampler: Json, key: str) -> Wrap:
+    code = sampler.integer(key, 10497)
+    if code not in _WRAP:
+        sampler.wrong(key, f"one of {sorted(_WRAP)}")
+    return _WRAP[code]
+
+
+def _texture_image(texture: Json, num_images: int) -> int:
+    """The image of a texture; one in a compressed format is preferred to its substitute, as in viewers."""
+    for source in (texture.extension(BASISU), texture.extension(WEBP), texture):
+        image = source.index("source", num_images, "images") if source else None
+        if image is not None:
+            return image
+    raise AssetFault(Reason.BAD_IMAGE, f"{texture.where} has no image")
+
+
+def _transform(shift: Json) -> Float64[np.ndarray, "2 3"]:
+    """Offset * rotation * scale. The rotation turns u towards -v (stored v points down): what viewers do, and the
+    reading that the extension's maintainers confirmed (KhronosGroup/glTF#1563), against the sign in its listing."""
+    offset = shift.numbers("offset", (0.0, 0.0))
+    scale = shift.numbers("scale", (1.0, 1.0))
+    angle = shift.number("rotation", 0.0)
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array(
+        [[cos * scale[0], sin * scale[1], offset[0]], [-sin * scale[0], cos * scale[1], offset[1]]], dtype=np.float64
+    )

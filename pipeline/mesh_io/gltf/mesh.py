@@ -1,0 +1,206 @@
+"""Placed glTF primitives to parts: accessors decoded, skins posed, transforms applied."""
+
+from collections import Counter
+from dataclasses import replace
+
+import DracoPy
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from pipeline.mesh_io.gltf.accessors import as_floats, read_accessor
+from pipeline.mesh_io.gltf.materials import IDENTITY
+from pipeline.mesh_io.gltf.primitives import Draco, Primitive
+from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin
+from pipeline.mesh_io.parts import Part
+from pipeline.mesh_io.references import AssetFault
+from schemas.ledger import Reason
+
+Values = tuple[dict[str, Float64[np.ndarray, "v width"]], Int64[np.ndarray, " corners"]]
+"""Attributes as floats, and the index of every corner."""
+
+
+def scene_parts(scene: Scene) -> list[Part]:
+    """One part per drawn primitive, in file order. `face_material` counts from 1; 0 is glTF's default material.
+
+    As a viewer shows the scene at rest: morph targets at the weights of the node, else of the mesh; a skinned mesh
+    posed by joint matrices times inverse bind matrices, the transform of its own node ignored (glTF 2.0, 3.7.3.3).
+    """
+    drawn = [(primitive, placement) for placement in scene.placements for primitive in placement.primitives]
+    left = Counter(id(primitive) for primitive, _ in drawn)
+    decoded: dict[int, Values] = {}
+    parts = []
+    with np.errstate(over="ignore", invalid="ignore"):  # `merge` refuses what is no longer finite
+        for primitive, placement in drawn:
+            values = decoded.pop(id(primitive), None) or _values(primitive)
+            left[id(primitive)] -= 1
+            if left[id(primitive)]:  # an instance: decoded once
+                decoded[id(primitive)] = values
+            parts.append(_part(primitive, placement, scene, values))
+    return parts
+
+
+def _part(primitive: Primitive, placement: Placement, scene: Scene, stored_values: Values) -> Part:
+    values, corners = stored_values
+    values = _morphed(values, primitive, placement.weights)
+    faces = _faces(corners, primitive.mode)
+    positions = values["POSITION"]
+    normals = values.get("NORMAL")
+    matrices = _vertex_matrices(primitive.where, placement, values, scene)
+    if np.linalg.det(placement.world[:3, :3] if placement.skin is None else matrices[0, :3, :3]) < 0:
+        faces = faces[:, ::-1]  # a mirroring transform turns the winding round (glTF 2.0, 3.7.4)
+    material = scene.materials[primitive.material] if primitive.material is not None else None
+    use = material.texture if material else None
+    stored = values.get(f"TEXCOORD_{use.texcoord if use else 0}")
+    transform = use.transform if use else IDENTITY
+    if use and stored is None and len(faces):
+        raise AssetFault(
+            Reason.INVALID_STRUCTURE, f"{primitive.where} has a textured material but no TEXCOORD_{use.texcoord}"
+        )
+    part = Part(
+        vertices=_points(matrices, positions),
+        normals=np.zeros_like(positions) if normals is None else _normals(matrices, normals),
+        uv=np.zeros((len(positions), 2)) if stored is None else _flipped(stored @ transform[:, :2].T + transform[:, 2]),
+        colors=_rgba(values.get("COLOR_0"), len(positions)),
+        faces=faces,
+        face_material=np.full(len(faces), 0 if primitive.material is None else primitive.material + 1),
+        face_has_uv=np.full(len(faces), stored is not None),
+    )
+    return _flat(part) if normals is None else part
+
+
+def _values(primitive: Primitive) -> Values:
+    if primitive.draco is not None:
+        return _draco_values(primitive, primitive.draco)
+    values = {name: as_floats(read_accessor(a), a.dtype, a.normalized) for name, a in primitive.attributes.items()}
+    if primitive.indices is None:
+        return values, np.arange(primitive.num_vertices)
+    return values, read_accessor(primitive.indices)[:, 0].astype(np.int64)
+
+
+def _morphed(
+    values: dict[str, Float64[np.ndarray, "v width"]], primitive: Primitive, weights: list[float]
+) -> dict[str, Float64[np.ndarray, "v width"]]:
+    """Attributes plus the weighted displacements of the morph targets (glTF 2.0, 3.7.2.2)."""
+    values = dict(values)
+    for target, weight in zip(primitive.targets, weights, strict=False):
+        for name, accessor in target.items():
+            if weight and name in values:
+                moved = values[name].copy()
+                moved[:, : accessor.width] += weight * as_floats(
+                    read_accessor(accessor), accessor.dtype, accessor.normalized
+                )
+                values[name] = moved
+    return values
+
+
+def _draco_values(primitive: Primitive, draco: Draco) -> Values:
+    try:
+        stream = DracoPy.decode(bytes(draco.view.data))
+        found = {name: stream.get_attribute_by_unique_id(number) for name, number in draco.attributes.items()}
+        corners = np.asarray(stream.faces, dtype=np.int64).reshape(-1)
+    except (DracoPy.FileTypeException, ValueError, AttributeError, TypeError) as error:
+        raise AssetFault(Reason.LOAD_ERROR, f"{primitive.where}: Draco stream cannot be decoded ({error})") from error
+    values = {}
+    for name, accessor in primitive.attributes.items():
+        if found.get(name) is not None:
+            data = np.asarray(found[name]["data"])
+            if data.shape != (accessor.count, accessor.width):
+                raise AssetFault(
+                    Reason.INVALID_STRUCTURE,
+                    f"{primitive.where}.{name}: Draco gives {data.shape}, accessor {accessor.count, accessor.width}",
+                )
+            values[name] = as_floats(data, accessor.dtype, accessor.normalized)
+        elif accessor.view is not None:
+            values[name] = as_floats(read_accessor(accessor), accessor.dtype, accessor.normalized)
+    if "POSITION" not in values or not all(np.isfinite(v).all() for k, v in values.items() if k != "NORMAL"):
+        raise AssetFault(Reason.NON_FINITE, f"{primitive.where}: Draco stream has no positions or not finite values")
+    if len(corners) and not 0 <= corners.min() <= corners.max() < primitive.num_vertices:
+        raise AssetFault(Reason.INDEX_OUT_OF_RANGE, f"{primitive.where}: Draco index {corners.max()}")
+    return values, corners
+
+
+def _faces(corners: Int64[np.ndarray, " corners"], mode: int) -> Int64[np.ndarray, "f 3"]:
+    """Corners of a triangle list, strip (every second triangle turned) or fan (glTF 2.0, 3.7.2.1)."""
+    if mode == 4:
+        return corners[: len(corners) // 3 * 3].reshape(-1, 3)
+    first = np.arange(max(0, len(corners) - 2))
+    if mode == 5:
+        odd = first % 2
+        return corners[np.stack([first, first + 1 + odd, first + 2 - odd], axis=1)]
+    return corners[np.stack([first + 1, first + 2, np.zeros_like(first)], axis=1)]
+
+
+def _vertex_matrices(
+    where: str, placement: Placement, values: dict[str, Float64[np.ndarray, "v width"]], scene: Scene
+) -> Float64[np.ndarray, "one_or_v 4 4"]:
+    if placement.skin is None or "JOINTS_0" not in values or "WEIGHTS_0" not in values:
+        return placement.world[None]
+    joints = _joint_matrices(placement.skin, scene)
+    blended = np.zeros((len(values["POSITION"]), 4, 4))
+    total = np.zeros(len(blended))
+    for number in range(len(values)):
+        if f"JOINTS_{number}" not in values or f"WEIGHTS_{number}" not in values:
+            break
+        weights, stored = values[f"WEIGHTS_{number}"], values[f"JOINTS_{number}"]
+        if outside := stored[~((stored >= 0) & (stored < len(joints)))].tolist():  # a stream holds what it likes
+            detail = f"{where}.JOINTS_{number} holds {outside[0]:g}, but there are {len(joints)} joints"
+            raise AssetFault(Reason.INDEX_OUT_OF_RANGE, detail)
+        rows = stored.astype(np.int64)
+        for slot in range(4):
+            weight = weights[:, slot]
+            blended += weight[:, None, None] * joints[rows[:, slot]]
+            total += weight
+    unweighted = ~(np.abs(total) > 1e-6)
+    blended[unweighted] = placement.world
+    total[unweighted] = 1.0
+    return blended / total[:, None, None]
+
+
+def _joint_matrices(skin: Skin, scene: Scene) -> Float64[np.ndarray, "joints 4 4"]:
+    worlds = scene.worlds[skin.joints]
+    if skin.inverse_bind is None:
+        return worlds
+    stored = read_accessor(skin.inverse_bind).astype(np.float64)[: len(worlds)]
+    return worlds @ stored.reshape(-1, 4, 4).transpose(0, 2, 1)  # stored by columns
+
+
+def _points(matrices: Float64[np.ndarray, "m 4 4"], points: Float64[np.ndarray, "v 3"]) -> Float64[np.ndarray, "v 3"]:
+    if len(matrices) == 1:
+        return points @ matrices[0, :3, :3].T + matrices[0, :3, 3]
+    return np.einsum("vij,vj->vi", matrices[:, :3, :3], points) + matrices[:, :3, 3]
+
+
+def _normals(matrices: Float64[np.ndarray, "m 4 4"], normals: Float64[np.ndarray, "v 3"]) -> Float64[np.ndarray, "v 3"]:
+    """By the cofactor matrix (inverse transpose times determinant), which exists for flattening transforms too."""
+    rows = matrices[:, :3, :3]
+    cofactors = np.cross(rows[:, [1, 2, 0]], rows[:, [2, 0, 1]])
+    cofactors *= np.where(np.linalg.det(rows) < 0, -1.0, 1.0)[:, None, None]
+    if len(matrices) == 1:
+        return normals @ cofactors[0].T
+    return np.einsum("vij,vj->vi", cofactors, normals)
+
+
+def _flipped(uv: Float64[np.ndarray, "v 2"]) -> Float64[np.ndarray, "v 2"]:
+    """glTF stores v pointing down from the top of the image."""
+    return np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1)
+
+
+def _rgba(colors: Float64[np.ndarray, "v width"] | None, count: int) -> Float64[np.ndarray, "v 4"]:
+    if colors is None:
+        return np.ones((count, 4))
+    if colors.shape[1] == 4:
+        return colors
+    return np.concatenate([colors, np.ones((len(colors), 1))], axis=1)
+
+
+def _flat(part: Part) -> Part:
+    """Faces that share no vertex: without authored normals a surface is flat-shaded (glTF 2.0, 3.7.2.1)."""
+    rows = part.faces.reshape(-1)
+    return replace(
+        part,
+        vertices=part.vertices[rows],
+        normals=part.normals[rows],
+        uv=part.uv[rows],
+        colors=part.colors[rows],
+        faces=np.arange(len(rows)).reshape(-1, 3),
+    )

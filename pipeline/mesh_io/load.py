@@ -1,0 +1,164 @@
+"""Checked bytes to one textured mesh: the only reader of assets."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from geometry.frames import bounding_box
+from geometry.texture import srgb_to_linear
+from pipeline.mesh_io.gltf.container import image_bytes
+from pipeline.mesh_io.gltf.materials import SceneMaterial, TextureUse, read_shading
+from pipeline.mesh_io.gltf.mesh import scene_parts
+from pipeline.mesh_io.gltf.scene import Scene
+from pipeline.mesh_io.images import TextureStore
+from pipeline.mesh_io.obj import ObjFile, ObjMaterial, obj_part
+from pipeline.mesh_io.parts import Part, merge
+from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, open_checked
+from pipeline.mesh_io.references import AssetFault, read_limited
+from schemas.ledger import Reason, Rejected
+from schemas.mesh import AlphaMode, Material, Shading, TexturedMesh, Wrap
+
+
+def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool = False) -> TexturedMesh | Rejected:
+    """A .glb, .gltf or .obj as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight itself.
+
+    Every face of the default scene, in file order, with node transforms, instances, morph targets at rest and skins
+    applied. A base-colour image that is missing or broken rejects the asset: it is never silently textureless. Normals
+    are the authored ones; without them, flat for glTF (as its specification says), smooth up to a crease angle for OBJ.
+
+    `shading`: fill `Material.shading` too, with its textures after those of the base colours; a texture of it that
+    cannot be had is left out, its factor stays.
+    """
+    found = load_asset(path, cfg or PreflightConfig(), shading=shading)
+    return found if isinstance(found, Rejected) else found[1]
+
+
+def load_asset(
+    path: Path, cfg: PreflightConfig, *, shading: bool = False
+) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
+    """What the preflight found and what `load_mesh` made of it, the file parsed once; why the preflight refused it."""
+    try:
+        facts, content = open_checked(path, cfg)
+    except AssetFault as fault:
+        return fault.rejected
+    try:
+        mesh = _from_obj(content, cfg, shading) if isinstance(content, ObjFile) else _from_scene(content, cfg, shading)
+    except AssetFault as fault:
+        return facts, fault.rejected
+    return facts, _incomplete(mesh, facts) or _without_extent(mesh) or mesh
+
+
+def _incomplete(mesh: TexturedMesh, facts: AssetFacts) -> Rejected | None:
+    """The loader made something else of a file than the preflight had counted in it."""
+    images = [mesh.textures[material.texture].image for material in mesh.materials if material.texture is not None]
+    found, distinct = len(mesh.faces), len({id(image) for image in images})
+    if found == facts.faces and distinct >= facts.images and all(image.size for image in images):
+        return None
+    detail = f"{found:,} faces and {distinct} images were loaded, {facts.faces:,} and {facts.images} are in the file"
+    return Rejected(reason=Reason.LOAD_ERROR, detail=detail)
+
+
+def _without_extent(mesh: TexturedMesh) -> Rejected | None:
+    if not len(mesh.faces):
+        return Rejected(reason=Reason.NO_GEOMETRY, detail="0 faces")
+    lower, upper = bounding_box(mesh.vertices, mesh.faces)
+    side = float((upper - lower).max())
+    if np.isfinite(side) and side > 0:
+        return None
+    return Rejected(reason=Reason.DEGENERATE, detail=f"the largest side of the bounding box is {side}")
+
+
+def _from_scene(scene: Scene, cfg: PreflightConfig, shading: bool) -> TexturedMesh:
+    parts = scene_parts(scene)
+    images = scene.container.images
+    store = TextureStore[int](
+        lambda image: (image_bytes(images[image], cfg.max_file_bytes), images[image].where), cfg.max_image_bytes
+    )
+    sources = [scene.materials[number - 1] if number else SceneMaterial() for number in _used(parts)]
+    materials = []
+    for source in sources:
+        use = source.texture
+        materials.append(
+            Material(
+                base_color=source.base_color,
+                texture=store.slot(use.image, use.wrap_u, use.wrap_v, use.nearest) if use else None,
+                alpha_mode=source.alpha_mode,
+                alpha_cutoff=source.alpha_cutoff,
+                double_sided=source.double_sided,
+            )
+        )
+    parts = _renumbered(parts)
+    if shading:
+        mapped = _with_uv(parts, len(materials))
+        materials = [
+            replace(material, shading=_shading(source, scene, store, bool(mapped[number])))
+            for number, (material, source) in enumerate(zip(materials, sources, strict=True))
+        ]
+    return merge(parts, materials, store.textures())
+
+
+def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], has_uv: bool) -> Shading:
+    found = read_shading(material, scene.container)
+
+    def slot(use: TextureUse | None) -> int | None:
+        return store.slot_or_none(use.image, use.wrap_u, use.wrap_v, use.nearest) if use and has_uv else None
+
+    rough, roughness = slot(found.metallic_roughness), found.roughness
+    if (use := found.glossiness) and has_uv:
+        rough = store.slot_or_none(use.image, use.wrap_u, use.wrap_v, use.nearest, glossiness=1.0 - roughness)
+        roughness = roughness if rough is None else 1.0  # then the texture holds the factor
+    return Shading(
+        metallic=found.metallic,
+        roughness=roughness,
+        metallic_roughness=rough,
+        emissive=found.emissive,
+        emissive_texture=slot(found.emissive_texture),
+        normal_map=slot(found.normal_map),
+        normal_scale=found.normal_scale,
+    )
+
+
+def _with_uv(parts: list[Part], count: int) -> Bool[np.ndarray, " materials"]:
+    """Of each material, whether all its faces have texture coordinates."""
+    mapped = np.ones(count, bool)
+    for part in parts:
+        mapped[part.face_material[~part.face_has_uv]] = False
+    return mapped
+
+
+def _used(parts: list[Part]) -> list[int]:
+    """Numbers of the materials that faces have, ascending."""
+    return sorted({int(number) for part in parts for number in np.unique(part.face_material)})
+
+
+def _renumbered(parts: list[Part]) -> list[Part]:
+    used = np.array(_used(parts), dtype=np.int64)
+    return [replace(part, face_material=np.searchsorted(used, part.face_material)) for part in parts]
+
+
+def _from_obj(obj: ObjFile, cfg: PreflightConfig, shading: bool) -> TexturedMesh:
+    """Every material that faces use, the corners of all faces made vertices."""
+    part = obj_part(obj)
+    store = TextureStore[Path](
+        lambda path: (read_limited(path, "map_Kd", cfg.max_file_bytes), f"map_Kd {path.name!r}"), cfg.max_image_bytes
+    )
+    materials = []
+    for number in _used([part]):
+        source, slot = obj.materials[number], None
+        if source.image is not None:
+            if not part.face_has_uv[obj.face_material == number].all():
+                raise AssetFault(Reason.INVALID_STRUCTURE, f"faces with map_Kd {source.image.name!r} but without vt")
+            wrap = Wrap.CLAMP if source.clamp else Wrap.REPEAT
+            slot = store.slot(source.image, wrap, wrap)
+        material = _obj_material(source, slot)
+        materials.append(replace(material, shading=Shading(roughness=source.roughness)) if shading else material)
+    return merge(_renumbered([part]), materials, store.textures())
+
+
+def _obj_material(material: ObjMaterial, texture: int | None) -> Material:
+    red, green, blue = (float(x) for x in srgb_to_linear(np.array(material.color, dtype=np.float32)))
+    factor = (1.0, 1.0, 1.0) if texture is not None else (red, green, blue)
+    blend = AlphaMode.BLEND if material.opacity < 1 else AlphaMode.OPAQUE
+    return Material(base_color=(*factor, material.opacity), texture=texture, alpha_mode=blend)

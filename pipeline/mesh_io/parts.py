@@ -1,0 +1,79 @@
+"""Parts of an asset, one per drawn primitive, merged into one mesh."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from pipeline.mesh_io.references import AssetFault
+from schemas.ledger import Reason
+from schemas.mesh import Material, Texture, TexturedMesh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """One primitive in world space."""
+
+    vertices: Float64[np.ndarray, "v 3"]
+    normals: Float64[np.ndarray, "v 3"]
+    """Any length; where it is 0 or not finite a normal is computed."""
+    uv: Float64[np.ndarray, "v 2"]
+    """v up; 0 where a face has none."""
+    colors: Float64[np.ndarray, "v 4"]
+    """Linear RGBA."""
+    faces: Int64[np.ndarray, "f 3"]
+    face_material: Int64[np.ndarray, " f"]
+    face_has_uv: Bool[np.ndarray, " f"]
+
+
+def face_vectors(vertices: Float64[np.ndarray, "v 3"], faces: Int64[np.ndarray, "f 3"]) -> Float64[np.ndarray, "f 3"]:
+    """Normals of faces, as long as twice their areas."""
+    corners = vertices[faces]
+    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+
+
+def unit(vectors: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
+    """Unit vectors; +Y where there is no direction. Safe for lengths whose square would overflow or vanish."""
+    clean = np.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0)
+    largest = np.abs(clean).max(axis=1, keepdims=True, initial=0.0)
+    scaled = clean / np.where(largest > 0, largest, 1.0)
+    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return np.where(lengths > 0, scaled / np.where(lengths > 0, lengths, 1.0), [0.0, 1.0, 0.0])
+
+
+def completed_normals(part: Part) -> Float64[np.ndarray, "v 3"]:
+    """Unit normals: authored ones, and the area-weighted mean of the vertex's faces where there is none."""
+    authored = np.isfinite(part.normals).all(axis=1) & (np.abs(part.normals).max(axis=1, initial=0.0) > 1e-12)
+    if authored.all():
+        return unit(part.normals)
+    weighted = face_vectors(part.vertices, part.faces)
+    summed = np.zeros_like(part.vertices)
+    for corner in range(3):
+        np.add.at(summed, part.faces[:, corner], weighted)
+    return unit(np.where(authored[:, None], part.normals, summed))
+
+
+def merge(parts: Sequence[Part], materials: Sequence[Material], textures: Sequence[Texture]) -> TexturedMesh:
+    """All parts as one mesh, faces in the order of the parts."""
+    if not sum(len(part.faces) for part in parts):
+        raise AssetFault(Reason.NO_GEOMETRY, "the scene draws no triangle")
+    starts = np.cumsum([0] + [len(part.vertices) for part in parts])
+    vertices = np.concatenate([part.vertices for part in parts])
+    if not np.abs(vertices).max() < 1e30:
+        raise AssetFault(Reason.NON_FINITE, "node transforms take a vertex beyond 1e30")
+    uv = np.concatenate([part.uv for part in parts])
+    colors = np.concatenate([part.colors for part in parts])
+    if not np.abs(uv).max() < 1e30:
+        raise AssetFault(Reason.NON_FINITE, "a texture transform takes a texture coordinate beyond 1e30")
+    return TexturedMesh(
+        vertices=vertices.astype(np.float32),
+        normals=np.concatenate([completed_normals(part) for part in parts]).astype(np.float32),
+        uv=uv.astype(np.float32),
+        colors=np.clip(colors, 0.0, 1.0).astype(np.float32),
+        faces=np.concatenate([p.faces + start for p, start in zip(parts, starts, strict=False)]).astype(np.int32),
+        face_material=np.concatenate([part.face_material for part in parts]).astype(np.int32),
+        face_has_uv=np.concatenate([part.face_has_uv for part in parts]),
+        materials=tuple(materials),
+        textures=tuple(textures),
+    )

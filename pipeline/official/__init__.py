@@ -1,1 +1,0 @@
-"""SeqTex's own data layouts: written from a dataset, and read into one."""

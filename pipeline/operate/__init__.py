@@ -1,1 +1,0 @@
-"""A dataset in operation: how far it is, what failed and why, what to do again."""

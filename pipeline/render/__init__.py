@@ -1,0 +1,1 @@
+"""Render what a sample holds: views, UV maps and lit images."""

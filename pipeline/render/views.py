@@ -1,0 +1,198 @@
+"""Views of a mesh: unlit colour, position and normal as the cameras see them."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from geometry.cameras import project
+from geometry.kernels.raster import coverage_rows, normalise_rows
+from geometry.raster import Fragments, Rasterizer
+from geometry.texture import (
+    PackedSurface,
+    average_samples,
+    encode_srgb8,
+    pack_surface,
+    pixel_color,
+    surface_color,
+    visible_fragments,
+    visible_surface,
+)
+from schemas.errors import require_between
+from schemas.images import MAX_PIXELS, MAX_SIDE
+from schemas.mesh import AlphaMode, Material, Texture, TexturedMesh, UvMesh, Wrap
+from schemas.sample import Cameras, Views
+
+SHORTEST_NORMAL = 1e-6
+"""Interpolated normals below this length have cancelled out and point nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig:
+    """How views are made."""
+
+    resolution: int = 512
+    """Height and width of a view, pixels (paper)."""
+    supersample: int = 2
+    """Samples per pixel along each axis, of colour and coverage (ours: 2 x 2, so coverage has 5 levels); masks,
+    positions and normals are taken at pixel centres."""
+    lit: Literal["none", "pbr", "cycles"] = "none"
+    """Whether samples also hold the views under light: `pbr` is glTF's metallic-roughness model under sky, ground and a
+    lamp, without shadows; `cycles` is path tracing by Blender. The unlit base colour is always there."""
+
+    def __post_init__(self) -> None:
+        require_between("views.resolution", self.resolution, 1, MAX_SIDE)
+        require_between("views.supersample", self.supersample, 1, 8)
+
+
+def require_views_fit(num_views: int, resolution: int) -> None:
+    """Raises UsageError where the views of a sample, one below the other, are more than an image can hold."""
+    highest = min(MAX_SIDE // num_views, math.isqrt(MAX_PIXELS // num_views))
+    require_between(f"views.resolution of {num_views} views", resolution, 1, highest)
+
+
+def render_views(
+    mesh: TexturedMesh,
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    surface: PackedSurface | None = None,
+) -> Views:
+    """Views of a mesh in the dataset frame. Both sides of every face are seen. `surface`: the mesh, packed already."""
+    surface = surface or pack_surface(mesh)
+    clip = project(mesh.vertices, cameras.world_to_clip)
+    fragments = visible_fragments(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
+    mask = fragments.face >= 0
+    position, normal = interpolate_geometry(fragments, mesh, rasterizer)
+    rgb, coverage = view_colors(surface, clip, fragments, cfg, rasterizer)
+    return Views(
+        rgb=encode_srgb8(rgb * mask[..., None]),
+        mask=mask,
+        coverage=coverage,
+        position=position,
+        normal=normal,
+    )
+
+
+def view_colors(
+    surface: PackedSurface,
+    clip: Float32[np.ndarray, "views vertices 4"],
+    centres: Fragments,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+) -> tuple[Float32[np.ndarray, "views height width 3"], UInt8[np.ndarray, "views height width"]]:
+    """Linear colour of the views, mean of the covered samples of each pixel (its centre's where none is covered), and
+    the share of those samples."""
+    mask = centres.face >= 0
+    if cfg.supersample == 1:
+        return surface_color(surface, centres, clip)[..., :3], mask.astype(np.uint8) * np.uint8(255)
+    rgb, coverage = np.empty((*mask.shape, 3), np.float32), np.empty(mask.shape, np.uint8)
+    size = cfg.resolution * cfg.supersample
+    for view in range(len(clip)):  # one at a time: samples take cfg.supersample^2 times the memory
+        corners, centre = clip[view : view + 1], one_image(centres, view)
+        if surface.has_holes():
+            samples, color = visible_surface(surface, corners, size, size, rasterizer)
+            mean, covered = average_samples(color, samples.face >= 0, cfg.supersample)
+            missed = replace(centre, face=np.where(mask[view] & ~covered, centre.face, np.int32(-1)))
+            rgb[view] = (mean + surface_color(surface, missed, corners)[..., :3])[0]
+        else:
+            samples = rasterizer.rasterize(corners, surface.faces, size, size)
+            rgb[view] = pixel_color(surface, centre, samples, corners)[0]
+        coverage_rows(samples.face[0], mask[view], cfg.supersample, coverage[view])
+    return rgb, coverage
+
+
+def one_image(fragments: Fragments, image: int) -> Fragments:
+    part = slice(image, image + 1)
+    return Fragments(face=fragments.face[part], bary=fragments.bary[part], depth=fragments.depth[part])
+
+
+def render_baked(
+    uv_mesh: UvMesh,
+    rgb: UInt8[np.ndarray, "height width 3"],
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    opacity: UInt8[np.ndarray, "height width"] | None = None,
+) -> Views:
+    """Views of a mesh that wears a baked map (sRGB, row 0 = v 1), cut out where its opacity is below one half."""
+    return render_views(wear(uv_mesh, rgb, opacity), cameras, cfg, rasterizer)
+
+
+def render_colors(
+    mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer
+) -> tuple[UInt8[np.ndarray, "views height width 3"], Bool[np.ndarray, "views height width"]]:
+    """Colour and mask of `render_views` alone."""
+    surface = pack_surface(mesh)
+    clip = project(mesh.vertices, cameras.world_to_clip)
+    fragments = visible_fragments(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
+    rgb, _ = view_colors(surface, clip, fragments, cfg, rasterizer)
+    mask = fragments.face >= 0
+    return encode_srgb8(rgb * mask[..., None]), mask
+
+
+def wear(
+    uv_mesh: UvMesh,
+    rgb: UInt8[np.ndarray, "height width 3"],
+    opacity: UInt8[np.ndarray, "height width"] | None = None,
+) -> TexturedMesh:
+    """An unwrapped mesh with one texture: opaque, or cut out where its opacity is below one half."""
+    alpha = np.full(rgb.shape[:2], 255, np.uint8) if opacity is None else opacity
+    return TexturedMesh(
+        vertices=uv_mesh.vertices,
+        normals=uv_mesh.normals,
+        uv=uv_mesh.uv,
+        colors=np.ones((len(uv_mesh.vertices), 4), np.float32),
+        faces=uv_mesh.faces,
+        face_material=np.zeros(len(uv_mesh.faces), np.int32),
+        face_has_uv=np.ones(len(uv_mesh.faces), bool),
+        materials=(Material(texture=0, alpha_mode=AlphaMode.OPAQUE if opacity is None else AlphaMode.MASK),),
+        textures=(Texture(image=np.dstack([rgb, alpha]), wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
+    )
+
+
+def render_geometry(
+    mesh: TexturedMesh | UvMesh, cameras: Cameras, resolution: int, rasterizer: Rasterizer
+) -> tuple[
+    Float32[np.ndarray, "views height width 3"],
+    Float32[np.ndarray, "views height width 3"],
+    Bool[np.ndarray, "views height width"],
+]:
+    """Position, unit normal and mask at pixel centres of a mesh whose every face is opaque."""
+    clip = project(mesh.vertices, cameras.world_to_clip)
+    fragments = rasterizer.rasterize(clip, mesh.faces, resolution, resolution)
+    position, normal = interpolate_geometry(fragments, mesh, rasterizer)
+    return position, normal, fragments.face >= 0
+
+
+def interpolate_geometry(
+    fragments: Fragments, mesh: TexturedMesh | UvMesh, rasterizer: Rasterizer
+) -> tuple[Float32[np.ndarray, "images height width 3"], Float32[np.ndarray, "images height width 3"]]:
+    """Position and unit normal at every fragment, 0 elsewhere. Where vertex normals cancel out: the face's own."""
+    position = rasterizer.interpolate(fragments, mesh.faces, mesh.vertices)
+    normal = rasterizer.interpolate(fragments, mesh.faces, mesh.normals)
+    lost = np.empty(fragments.face.shape, bool)
+    normalise_rows(normal.reshape(-1, 3), SHORTEST_NORMAL, lost.reshape(-1))
+    lost &= fragments.face >= 0
+    if lost.any():
+        normal[lost] = face_normals(mesh, fragments.face[lost])
+    return position, normal
+
+
+def face_normals(mesh: TexturedMesh | UvMesh, faces: np.ndarray) -> Float32[np.ndarray, "n 3"]:
+    """Unit geometric normals of some faces; +Z for those without area."""
+    corners = mesh.vertices[mesh.faces[faces]].astype(np.float64)
+    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    length = np.linalg.norm(cross, axis=1, keepdims=True)
+    return np.where(length > 0.0, cross / np.where(length > 0.0, length, 1.0), (0.0, 0.0, 1.0)).astype(np.float32)
+
+
+def psnr_db(first: UInt8[np.ndarray, "*n 3"], second: UInt8[np.ndarray, "*n 3"], mask: Bool[np.ndarray, "*n"]) -> float:
+    """Peak signal-to-noise ratio of 8-bit colours over a mask; equal images have 100 dB."""
+    if not mask.any():
+        raise ValueError("no pixel to compare: the views show nothing")
+    error = first[mask].astype(np.float64) - second[mask]
+    mean_square = float(np.mean(error * error))
+    return min(10.0 * float(np.log10(255.0**2 / mean_square)), 100.0) if mean_square > 0.0 else 100.0

@@ -1,0 +1,91 @@
+"""What the gallery knows of every asset before one is opened: a column per property, as one script."""
+
+import hashlib
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pipeline.dataset.plan import ShardJob
+from pipeline.filter.rules import JudgeConfig, suspicions
+from schemas.dataset import LedgerPart
+from schemas.ledger import Measurements, Outcome, Status
+from schemas.mesh import Attribution, MeshRef
+
+GROUP_STARTS = {
+    "bytes": "File and geometry",
+    "materials": "Surface",
+    "uv_faces_share": "Texture coordinates as authored",
+    "visible_share_min": "Views",
+    "layout": "Layout and map",
+}
+"""The first measurement of each group, in the order of `Measurements`."""
+DIGITS = 6
+"""Significant digits of a measurement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One asset of the gallery."""
+
+    outcome: Outcome
+    ref: MeshRef | None
+    """None where the plan does not name it."""
+
+
+def listed(parts: Sequence[LedgerPart], jobs: Sequence[ShardJob], limit: int) -> list[Listed]:
+    """Every asset that has an outcome, by job; of more than `limit` an even choice by hash of the uid, the same one
+    every time."""
+    refs = {ref.uid: ref for job in jobs for ref in job.refs}
+    outcomes = [outcome for part in parts for outcome in part.outcomes]
+    if len(outcomes) > limit:
+        chosen = sorted(outcomes, key=lambda o: hashlib.sha256(o.uid.encode()).digest())[:limit]
+        uids = {outcome.uid for outcome in chosen}
+        outcomes = [outcome for outcome in outcomes if outcome.uid in uids]
+    return [Listed(outcome=outcome, ref=refs.get(outcome.uid)) for outcome in outcomes]
+
+
+def fate(outcome: Outcome) -> str:
+    """The regime of a sample, else `rejected` or `failed`."""
+    return str(outcome.regime if outcome.status is Status.ACCEPTED else outcome.status)
+
+
+def measurement_groups() -> list[dict[str, Any]]:
+    """Titles, each with the names of its measurements."""
+    groups: list[dict[str, Any]] = []
+    for field in fields(Measurements):
+        if field.name in GROUP_STARTS or not groups:
+            groups.append({"title": GROUP_STARTS.get(field.name, "Measurements"), "names": []})
+        groups[-1]["names"].append(field.name)
+    return groups
+
+
+def columns(assets: Sequence[Listed], drawn: Set[str], judge: JudgeConfig) -> dict[str, list[Any]]:
+    """Equally long columns. `drawn`: uids of the samples that have files; `shard` is the folder with them, else ""."""
+    outcomes = [asset.outcome for asset in assets]
+    sources = [asset.ref.source if asset.ref else Attribution() for asset in assets]
+    texts: dict[str, list[Any]] = {
+        "uid": [o.uid for o in outcomes],
+        "name": [source.name for source in sources],
+        "title": [source.title for source in sources],
+        "author": [source.author for source in sources],
+        "page": [source.url for source in sources],
+        "caption": [asset.ref.caption if asset.ref else "" for asset in assets],
+        "licence": [source.licence for source in sources],
+        "attribution": [source.attribution for source in sources],
+        "uri": [o.uri for o in outcomes],
+        "fate": [fate(o) for o in outcomes],
+        "reason": [str(o.reason or "") for o in outcomes],
+        "detail": [o.detail for o in outcomes],
+        "shard": [str(o.shard).removesuffix(".tar") if o.uid in drawn else "" for o in outcomes],
+        "sandbox": [o.sandbox or "" for o in outcomes],
+        "suspicion": [", ".join(suspicions(o.measurements, judge)) for o in outcomes],
+        "seconds": [_rounded(o.seconds) for o in outcomes],
+    }
+    measured = {
+        field.name: [_rounded(getattr(o.measurements, field.name)) for o in outcomes] for field in fields(Measurements)
+    }
+    return texts | measured
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

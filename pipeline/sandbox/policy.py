@@ -1,0 +1,117 @@
+"""The layers around a process that reads untrusted bytes. Each is attempted; none is required of a host."""
+
+import contextlib
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pipeline.sandbox import landlock, seccomp
+from pipeline.sandbox.linux import syscall
+
+REPO = Path(__file__).resolve().parents[2]
+_CAPGET_CAPSET = {"x86_64": (125, 126), "aarch64": (90, 91)}
+_CAPABILITIES_VERSION = 0x20080522
+_READ_ANY_FILE = 0b110
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: root goes on reading other users' files; Landlock says which."""
+_SYSTEM = ("usr", "bin", "lib", "lib32", "lib64", "nix/store", "gnu/store", "proc", "sys")
+_SETTINGS = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "fonts", "localtime", "mime.types", "nvidia")
+"""In /etc."""
+_DEVICES = ("null", "zero", "full", "random", "urandom", "dri", "dxg", "nvidia*")
+"""In /dev; the last ones are for CUDA."""
+
+
+class Layer(StrEnum):
+    """What is in force, strongest last. The ledger column `sandbox` joins those reached by `+`."""
+
+    LIMITS = "limits"
+    """Resource limits, wall clock, `no_new_privs`, an environment and a process group of its own: on every host."""
+    NO_PRIVILEGES = "no_privileges"
+    """No capabilities, but for reading files."""
+    FILES = "files"
+    """Landlock: reads the system, our code and its asset; writes its own folder."""
+    SIGNALS = "signals"
+    """Landlock, Linux 6.12: no signals and no abstract sockets beyond itself."""
+    NO_NETWORK = "no_network"
+    """No socket of any kind, no view into other processes."""
+    STARTS = "starts"
+    """Processes and threads are counted, and refused beyond the limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a process may touch, where the kernel can keep it to that."""
+
+    readable: tuple[Path, ...]
+    """Files, and folders with all that they hold."""
+    devices: tuple[Path, ...]
+    """To read, write and control."""
+    own: Path
+    """The folder in which it may write."""
+
+
+def enter(room: Room) -> tuple[list[Layer], int | None]:
+    """Close this process in, for good, as far as the host allows; `no_new_privs` must be set. The layers reached, and
+    the handle over which its supervisor is asked about starts (`pipeline.sandbox.seccomp`)."""
+    layers, listener = [Layer.LIMITS], None
+    with contextlib.suppress(OSError, KeyError):
+        _drop_privileges()
+        layers.append(Layer.NO_PRIVILEGES)
+    with contextlib.suppress(OSError):
+        rights = dict.fromkeys(room.readable, landlock.READ) | dict.fromkeys(room.devices, landlock.DEVICE)
+        version = landlock.restrict(rights | {room.own: landlock.OWN})
+        layers += [Layer.FILES, Layer.SIGNALS] if version >= landlock.SCOPES_SINCE else [Layer.FILES]
+    try:
+        listener = seccomp.install(ask=True)
+        layers += [Layer.NO_NETWORK, Layer.STARTS]
+    except OSError:
+        with contextlib.suppress(OSError):
+            seccomp.install(ask=False)
+            layers.append(Layer.NO_NETWORK)
+    return layers, listener
+
+
+def program_files() -> tuple[Path, ...]:
+    """What this program needs to go on: the system's libraries, the interpreter, its packages, our own, and wherever
+    else it has loaded libraries from; never the folder we stand in. None lies in another one."""
+    system = [Path("/") / name for name in _SYSTEM] + [Path("/etc") / name for name in _SETTINGS]
+    packages = [Path(entry) for entry in sys.path if entry and Path(entry).resolve() not in (REPO, Path.cwd())]
+    ours = [REPO / name for name in ("schemas", "geometry", "pipeline")]
+    wanted = [*system, Path(sys.prefix), Path(sys.base_prefix), *packages, *ours, *_library_folders()]
+    found = sorted({path.resolve() for path in wanted})
+    return tuple(path for path in found if not any(parent in found for parent in path.parents))
+
+
+def devices() -> tuple[Path, ...]:
+    """Those that a process may need, of those that there are."""
+    return tuple(sorted(device for pattern in _DEVICES for device in Path("/dev").glob(pattern)))
+
+
+def interpreter_files(python: str) -> tuple[Path, ...]:
+    """What another interpreter needs, that of a virtual environment and the one behind it."""
+    if not python:
+        return ()
+    path = Path(python).absolute()
+    return (path.parents[1], path.resolve().parents[1])
+
+
+def _library_folders() -> list[Path]:
+    with Path("/proc/self/maps").open() as maps:
+        mapped = {line.split(maxsplit=5)[-1].strip() for line in maps}
+    return sorted({Path(name).parent for name in mapped if ".so" in name and name.startswith("/")})
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+def _drop_privileges() -> None:
+    """Keep none of root's capabilities but those that read files."""
+    get, put = _CAPGET_CAPSET[os.uname().machine]
+    header, sets = _Header(_CAPABILITIES_VERSION, 0), (ctypes.c_uint32 * 6)()
+    syscall(get, header, sets)
+    kept = sets[1] & _READ_ANY_FILE  # of those permitted
+    # effective, permitted and inheritable, low words first
+    syscall(put, header, (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0))

@@ -1,0 +1,1 @@
+"""Read and write the folder layouts of SeqTex's own data."""

@@ -1,0 +1,92 @@
+"""Where assets come from, as one word on the command line."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.seqtex_layouts.layout import Layout, items
+from pipeline.sources import objaverse as objaverse_source
+from pipeline.sources import xl_fetch
+from pipeline.sources.folder import folder, passed_over, sha256_or_none, uid_of
+from pipeline.sources.objaverse import ObjaverseConfig, objaverse
+from pipeline.sources.objaverse_xl import objaverse_xl
+from pipeline.sources.procedural import procedural
+from pipeline.sources.selection import SelectConfig
+from schemas.codec import UID_PATTERN
+from schemas.errors import UsageError
+from schemas.ledger import Rejected
+from schemas.mesh import AssetKind, MeshRef
+
+_KINDS = {Layout.MODELS: AssetKind.OFFICIAL_MODEL, Layout.IMAGES: AssetKind.OFFICIAL_RENDERS}
+
+
+def official(root: Path, layout: Layout) -> Iterator[MeshRef]:
+    """The listed items, keyed by their ids, with the captions and terms of the list. The main file alone is hashed."""
+    for entry, path in items(root.resolve(), layout):
+        yield MeshRef(
+            uid=entry.id if UID_PATTERN.fullmatch(entry.id) else uid_of(entry.id),
+            uri=str(path),
+            sha256=sha256_or_none(path),
+            source=entry.source,
+            caption=entry.caption,
+            kind=_KINDS[layout],
+        )
+
+
+_FETCHERS: dict[str, Callable[[MeshRef, ObjaverseConfig], MeshRef | Rejected]] = {
+    objaverse_source.SCHEME: objaverse_source.fetch_object,
+    xl_fetch.SCHEME: xl_fetch.fetch_object,
+}
+
+
+@contextlib.contextmanager
+def fetched(refs: Iterable[MeshRef], cfg: ObjaverseConfig) -> Iterator[Iterator[MeshRef | Rejected]]:
+    """Each asset as a file of this machine, or why it cannot be had; downloads run ahead of whoever reads."""
+    with ThreadPoolExecutor(cfg.concurrency) as pool:
+        running: list[Future[MeshRef | Rejected] | MeshRef] = []
+        for ref in refs:
+            fetch = next((fetch for scheme, fetch in _FETCHERS.items() if ref.uri.startswith(scheme)), None)
+            running.append(pool.submit(fetch, ref, cfg) if fetch else ref)
+        try:
+            yield (entry.result() if isinstance(entry, Future) else entry for entry in running)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+USAGE = (
+    "folder:PATH (every .glb, .gltf and .obj below PATH; more with --blender.python), procedural:N (N made-up assets), "
+    "objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE (uids, "
+    "sha256s or file identifiers, one a line), which --select.* narrows down, "
+    "seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)"
+)
+
+
+def open_source(
+    spec: str,
+    assets_dir: Path,
+    blender: bool = False,
+    select: SelectConfig | None = None,
+    mirror: ObjaverseConfig | None = None,
+) -> Iterator[MeshRef]:
+    """The assets that `spec` names; made-up ones are written to `assets_dir`. `blender`: whether what only Blender
+    reads is listed. `select` and `mirror`: which of Objaverse's, and from where. Raises UsageError on a bad spec."""
+    kind, _, rest = spec.partition(":")
+    if kind in ("folder", *Layout) and rest:
+        path = Path(rest).expanduser().resolve()
+        if not path.is_dir():
+            raise UsageError(f"source {spec!r}: {path} is not a folder; sources are {USAGE}")
+        return folder(path, blender) if kind == "folder" else official(path, Layout(kind))
+    if kind == "objaverse" and rest:
+        return objaverse(rest, select or SelectConfig(), mirror or ObjaverseConfig())
+    if kind == "objaverse-xl" and rest:
+        return objaverse_xl(rest, select or SelectConfig(), mirror or ObjaverseConfig(), blender)
+    if kind == "procedural" and rest.isascii() and rest.isdigit() and int(rest) > 0:
+        return procedural(int(rest), assets_dir)
+    raise UsageError(f"source {spec!r} is not understood; sources are {USAGE}")
+
+
+def left_out(spec: str, blender: bool = False) -> str:
+    """One line on meshes that `spec` does not list; empty where there are none."""
+    kind, _, rest = spec.partition(":")
+    return passed_over(Path(rest).expanduser().resolve(), blender) if kind == "folder" and rest else ""

@@ -1,0 +1,197 @@
+"""Objaverse-XL's assets from where they lie: one file each, and from GitHub the files that it names.
+
+A repository is never cloned or unpacked: files are asked for one by one, at the commit of the annotation, under paths
+that are checked. Files lie where the `objaverse` package 0.1.7 puts them (`smithsonian/objects`, `thingiverse`); those
+of GitHub in `github/commits/ORG/REPO/COMMIT`, since a part of a repository in the package's `github/repos` would look
+whole to it. A repository that the package has put there as files is used."""
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+from pipeline.mesh_io.mtl import read_mtl
+from pipeline.mesh_io.references import AssetFault, confined, is_data_uri, read_limited
+from pipeline.sources.download import DownloadError, download
+from pipeline.sources.objaverse import ObjaverseConfig, glb_fault, sha256_fault
+from schemas.dataset import file_sha256
+from schemas.ledger import Reason, Rejected
+from schemas.mesh import MeshRef
+
+SCHEME = "objaverse-xl://"
+"""Uris are this, the origin, and the path there."""
+SMITHSONIAN = "https://3d-api.si.edu/"
+"""What the annotations call it, whatever mirror is asked."""
+_GITHUB = re.compile(r"https://github\.com/([^/]+)/([^/]+)/blob/(.+)", re.DOTALL)
+_THING = re.compile(r"https://www\.thingiverse\.com/thing:(\d+)/.*[?&]fileId=(\d+)")
+_THING_FILE = re.compile(r"thing-\d+-file-(\d+)\.stl")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SMITHSONIAN_PATH = re.compile(r"[A-Za-z0-9_.:/%()~+,-]+\.glb")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_MAX_TEXT_BYTES = 32 * 2**20
+"""Of a .gltf, or a material library."""
+_MAX_COMPANIONS = 512
+"""Files that one asset may name; the preflight misses the others."""
+
+
+def key_of(identifier: str) -> str:
+    """The `objaverse` package's own key for a file identifier."""
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, identifier))
+
+
+def uri_of(origin: str, identifier: str) -> str:
+    """Where an annotated file lies; what is no address of its origin is kept, and told when it is to be fetched."""
+    tail = identifier
+    if origin == "github" and (found := _GITHUB.fullmatch(identifier)):
+        tail = "/".join(found.groups())
+    elif origin == "thingiverse" and (found := _THING.fullmatch(identifier)):
+        tail = f"thing-{found[1]}-file-{found[2]}.stl"
+    elif origin == "smithsonian":
+        tail = identifier.removeprefix(SMITHSONIAN)
+    return f"{SCHEME}{origin}/{tail}"
+
+
+def fetch_object(ref: MeshRef, cfg: ObjaverseConfig) -> MeshRef | Rejected:
+    """An asset as a file of this machine, or why it cannot be had."""
+    origin, _, tail = ref.uri.removeprefix(SCHEME).partition("/")
+    fetch = {"github": _from_github, "smithsonian": _from_smithsonian, "thingiverse": _from_thingiverse}.get(origin)
+    try:
+        path = fetch(tail, ref.sha256, cfg) if fetch else None
+        if path is not None:
+            return replace(ref, uri=str(path), sha256=file_sha256(path))
+        detail = f"{tail[:200]!r} is no address of {origin}"
+    except (DownloadError, OSError, ValueError) as error:
+        detail = str(error)
+    return Rejected(reason=Reason.DOWNLOAD_FAILED, detail=detail)
+
+
+def _from_smithsonian(tail: str, sha256: str | None, cfg: ObjaverseConfig) -> Path | None:
+    if not _SMITHSONIAN_PATH.fullmatch(tail) or not _plain(tail.split("/")):
+        return None
+    path = cfg.root / "smithsonian" / "objects" / f"{key_of(SMITHSONIAN + tail)}.glb"
+    url = f"{cfg.smithsonian_url.rstrip('/')}/{tail}"
+    download(url, path, cfg, lambda file: glb_fault(file) or sha256_fault(file, sha256))
+    return path
+
+
+def _from_thingiverse(tail: str, sha256: str | None, cfg: ObjaverseConfig) -> Path | None:
+    if not (found := _THING_FILE.fullmatch(tail)):
+        return None
+    path = cfg.root / "thingiverse" / tail
+    url = f"{cfg.thingiverse_url.rstrip('/')}/download:{found[1]}"
+    download(url, path, cfg, lambda file: sha256_fault(file, sha256))
+    return path
+
+
+# GitHub
+
+
+def _from_github(tail: str, sha256: str | None, cfg: ObjaverseConfig) -> Path | None:
+    """The file at its commit, and beside it what it names."""
+    parts = tail.split("/")
+    named = len(parts) > 3 and all(map(_NAME.fullmatch, parts[:2])) and _COMMIT.fullmatch(parts[2])
+    if not (named and _plain(parts)):
+        return None
+    if (cloned := _cloned(parts, sha256, cfg)) is not None:
+        return cloned
+    path = _github_file(parts, sha256, cfg)
+    for companion in _companions(path, parts, cfg):
+        folder = [*parts[:-1], *companion.split("/")]
+        try:
+            _github_file(folder, None, cfg)
+        except DownloadError as error:
+            if not error.absent:  # else the preflight says which file is missing
+                raise
+    return path
+
+
+def _plain(parts: list[str]) -> bool:
+    """Whether a path goes down, step by step."""
+    return all(part not in ("", ".", "..") and not set(part) & set("\\\0") for part in parts)
+
+
+def _cloned(parts: list[str], sha256: str | None, cfg: ObjaverseConfig) -> Path | None:
+    """The file in a repository that the `objaverse` package has stored, if it is the annotated one and no link."""
+    org, repo, _, *inside = parts
+    root = (cfg.root / "github" / "repos" / org / repo).resolve()
+    path = root.joinpath(*inside)
+    sound = sha256 is not None and path.is_file() and path.resolve() == path and file_sha256(path) == sha256
+    return path if sound else None
+
+
+def _github_file(parts: list[str], sha256: str | None, cfg: ObjaverseConfig) -> Path:
+    path = (cfg.root / "github" / "commits").joinpath(*parts)
+    name = "/".join(quote(part, safe="") for part in parts)
+
+    def fault(file: Path) -> str | None:
+        return "a pointer of Git LFS" if _is_pointer(file) else sha256_fault(file, sha256)
+
+    url = f"{cfg.github_url.rstrip('/')}/{name}"
+    download(url, path, cfg, lambda file: None if _is_pointer(file) else sha256_fault(file, sha256))
+    if _is_pointer(path):
+        download(f"{cfg.github_lfs_url.rstrip('/')}/{name}", path, cfg, fault)
+    return path
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+
+
+def _companions(path: Path, parts: list[str], cfg: ObjaverseConfig) -> Iterator[str]:
+    """Relative paths of the files that a .gltf or .obj names, in its own folder or below; materials before their
+    images. What leads elsewhere is left to the preflight, which refuses it."""
+    kind, found = path.suffix.lower(), list[str]()
+    if kind == ".gltf":
+        found = [_inside(uri, path, encoded=True) for uri in _gltf_uris(path)]
+    elif kind == ".obj":
+        found = [_inside(name, path, encoded=False) for name in _libraries(path)]
+    for name in list(dict.fromkeys(found))[:_MAX_COMPANIONS]:
+        if not name:
+            continue
+        yield name
+        if kind == ".obj":
+            yield from [image for image in _images(path.parent / name, path) if image][:_MAX_COMPANIONS]
+
+
+def _inside(name: str, path: Path, *, encoded: bool) -> str:
+    """A reference as a path below the file's folder; empty where it leads elsewhere."""
+    try:
+        target = confined(name, path.parent, path.name, encoded=encoded)
+    except AssetFault:
+        return ""
+    relative = target.relative_to(path.parent.resolve()).as_posix()
+    return relative if _plain(relative.split("/")) else ""
+
+
+def _gltf_uris(path: Path) -> list[str]:
+    try:
+        tree = json.loads(read_limited(path, path.name, _MAX_TEXT_BYTES))
+        entries = [entry for group in ("buffers", "images") for entry in tree.get(group, [])]
+        uris = [entry["uri"] for entry in entries if isinstance(entry.get("uri"), str)]
+    except (AssetFault, ValueError, RecursionError, AttributeError, TypeError):
+        return []  # the preflight says what is wrong with it
+    return [uri for uri in uris if not is_data_uri(uri)]
+
+
+def _libraries(path: Path) -> list[str]:
+    names = []
+    with path.open("rb") as file:
+        while line := file.readline(1 << 16):
+            if line.lstrip()[:7] in (b"mtllib ", b"mtllib\t"):
+                names.append(line.split(None, 1)[1].decode("utf-8", "replace").strip() if line.split()[1:] else "")
+    return names
+
+
+def _images(library: Path, path: Path) -> list[str]:
+    try:
+        materials = read_mtl(library, path.parent, path.name, _MAX_TEXT_BYTES).values()
+    except AssetFault:
+        return []
+    root = path.parent.resolve()
+    images = (m.image.relative_to(root).as_posix() for m in materials if m.image is not None)
+    return list(dict.fromkeys(images))

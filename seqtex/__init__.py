@@ -1,0 +1,1 @@
+"""SeqTex Forge: build texture datasets, train SeqTex on them, texture meshes."""

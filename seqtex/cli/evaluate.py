@@ -1,0 +1,262 @@
+"""`seqtex evaluate`: how good the textures of a checkpoint are on the meshes of a dataset, image by image and on the
+surface."""
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from geometry.frames import Frame
+from geometry.raster_cpu import CpuRasterizer
+from pipeline.dataset.shards import stored_samples
+from pipeline.render.views import RenderConfig, render_baked
+from schemas.dataset import write_file
+from schemas.errors import UserError
+from schemas.sample import Regime, TextureSample
+from schemas.storage import Location
+from seqtex.cli.console import bar, log_event, logs_json, print_table
+from seqtex.texturing import Condition, Subject, TexturedSubject, texture_subjects
+from training.diffusion.sampler import SamplerConfig
+from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
+from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
+from training.metrics.features import ImageFeatures, load_features
+from training.metrics.images import baselines, psnr, ssim
+from training.metrics.kernels import FEWEST, cubic, gaussian, kernel_distance_by_mesh
+from training.metrics.lpips import SMALLEST, Lpips, PerceptualDistance
+from training.metrics.surface import Seen, cross_view_consistency, seam_step, visible_texels
+
+BEST_DB = 100.0
+"""What equal images count as, so that means exist."""
+GIVEN = {"img2tex": 1, "mv2tex": None, "geo2mvtex": 0}
+"""Views given, the front first; None: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One column of the result."""
+
+    title: str
+    better: Literal["more", "less"]
+
+
+METRICS = {
+    "uv_psnr": Metric(title="UV map, PSNR over covered texels, dB", better="more"),
+    "uv_ssim": Metric(title="UV map, SSIM over covered texels", better="more"),
+    "uv_lpips": Metric(title="UV map, LPIPS over covered texels", better="less"),
+    "fill_psnr": Metric(title="  the same of a fill with the mean colour, dB", better="more"),
+    "nearest_psnr": Metric(title="  the same of the nearest visible pixel's colour, dB", better="more"),
+    "unseen_psnr": Metric(title="UV map, PSNR over texels that no view sees, dB", better="more"),
+    "view_psnr": Metric(title="generated views, PSNR over covered pixels, dB", better="more"),
+    "view_ssim": Metric(title="generated views, SSIM", better="more"),
+    "view_lpips": Metric(title="generated views, LPIPS over covered pixels", better="less"),
+    "render_psnr": Metric(title="renders of the texture against the true views, PSNR, dB", better="more"),
+    "view_to_uv_psnr": Metric(title="generated views against renders of the texture, PSNR, dB", better="more"),
+    "cross_view_step": Metric(title="colour step of a point between two views", better="less"),
+    "true_cross_view_step": Metric(title="  the same of the true views", better="less"),
+    "seam_step": Metric(title="colour step across chart borders", better="less"),
+    "true_seam_step": Metric(title="  the same of the true map", better="less"),
+    "unseen_share": Metric(title="share of texels that no view sees", better="less"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One mesh: its figures, and the pictures that distributions are made of."""
+
+    uid: str
+    figures: dict[str, float]
+    """By the names of `METRICS`; a figure that does not exist for this mesh is left out."""
+    renders: UInt8[np.ndarray, "views h w 3"]
+    true_views: UInt8[np.ndarray, "views h w 3"]
+
+
+def evaluate(
+    dataset: Location,
+    checkpoint: Path,
+    out: Path | None = None,
+    meshes: int = 64,
+    task: Literal["img2tex", "mv2tex", "geo2mvtex"] = "img2tex",
+    steps: int = 30,
+    solver: Literal["euler", "adams"] = "euler",
+    guidance: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 4,
+    device: str = "auto",
+    features: str = "",
+    lpips: Path | None = None,
+) -> int:
+    """Texture the meshes of a dataset that was not trained on, and compare with the truth. Figures are means over
+    meshes with 95 % bootstrap intervals.
+
+    Args:
+        dataset: folder that `seqtex build` wrote, or its address, with textured samples of the checkpoint's resolution
+        checkpoint: folder `checkpoint` of a training run
+        out: also write every mesh's figures to this file (.json)
+        meshes: how many meshes, from the first
+        task: what is given: the front view, all views, or geometry and caption alone
+        steps: denoising steps
+        solver: euler or adams
+        guidance: classifier-free guidance; 1 is off
+        seed: of the noise; mesh i has seed + i
+        batch_size: meshes sampled together
+        device: cpu, cuda, or auto
+        features: network for FID, KID and, with clip, CMMD of renders against true views: clip:PATH (directory or hub
+            repository) or inception:FILE (weights of the original Inception, needs the `metrics` extra); empty: neither
+        lpips: torchvision's AlexNet weights (alexnet-owt-7be5be79.pth), for LPIPS; not given: none
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = load_checkpoint(checkpoint, device)
+    extractor = load_features(features, device) if features else None
+    perceptual = Lpips(lpips, device) if lpips else None
+    samples = islice(stored_samples(dataset, Regime.TEXTURED), meshes)
+    cfg, judged = SamplerConfig(steps=steps, solver=solver, guidance=guidance), list[Judged]()
+    with bar("evaluating", meshes, "meshes") as update:
+        while group := list(islice(samples, batch_size)):
+            seeds = [seed + len(judged) + i for i in range(len(group))]
+            judged += judge_group(group, network, cfg, task, seeds, device, perceptual)
+            update(len(judged), group[-1].uid)
+    if not judged:
+        raise UserError(f"{dataset}: no textured sample; build a dataset with textured meshes")
+    summary = summarise(judged) | (compare_sets(judged, extractor) if extractor else {})
+    show(summary, len(judged), task)
+    if out is not None:
+        rows = [{"uid": one.uid} | one.figures for one in judged]
+        text = json.dumps({"summary": {name: asdict(i) for name, i in summary.items()}, "meshes": rows}, indent=1)
+        write_file(out, text.encode() + b"\n")
+    return 0
+
+
+def judge_group(
+    samples: list[TextureSample],
+    network: Checkpoint,
+    cfg: SamplerConfig,
+    task: str,
+    seeds: list[int],
+    device: str,
+    perceptual: PerceptualDistance | None = None,
+) -> list[Judged]:
+    for sample in samples:
+        check_size(sample, network.card)
+    results = texture_subjects(
+        [subject_of(sample) for sample in samples],
+        [condition_of(sample, task) for sample in samples],
+        network,
+        cfg,
+        seeds=seeds,
+        device=device,
+    )
+    return [judge_result(sample, result, task, perceptual) for sample, result in zip(samples, results, strict=True)]
+
+
+def check_size(sample: TextureSample, card: Card) -> None:
+    assert sample.uv is not None
+    found = (len(sample.views.mask), sample.views.mask.shape[1], len(sample.uv.mask))
+    wanted = (card.views, card.view_resolution, card.uv_resolution)
+    if found != wanted:
+        raise UserError(
+            f"sample {sample.uid}: views, pixels and texels are {found}, the checkpoint's {wanted}; build the dataset "
+            f"with --views.resolution {card.view_resolution} --uv.resolution {card.uv_resolution}"
+        )
+
+
+def subject_of(sample: TextureSample) -> Subject:
+    assert sample.mesh is not None
+    place = sample.meta["frame"]
+    frame = Frame(center=np.array(place["center"], np.float64), scale=float(place["scale"]))
+    return Subject(uv_mesh=sample.mesh, frame=frame, cameras=sample.cameras)
+
+
+def condition_of(sample: TextureSample, task: str) -> Condition:
+    given = GIVEN[task]
+    views = sample.views.rgb[: len(sample.views.rgb) if given is None else given]
+    return Condition(images=dict(enumerate(views)), prompt=str(sample.meta.get("caption", "")))
+
+
+def judge_result(
+    sample: TextureSample, result: TexturedSubject, task: str, perceptual: PerceptualDistance | None = None
+) -> Judged:
+    assert sample.uv is not None and sample.mesh is not None
+    views, uv = sample.views, sample.uv
+    render = RenderConfig(resolution=views.mask.shape[1])
+    renders = render_baked(sample.mesh, result.uv_rgb, sample.cameras, render, CpuRasterizer(), uv.opacity).rgb
+    seen = Seen(position=views.position, normal=views.normal, mask=views.mask, cameras=sample.cameras)
+    unseen = uv.mask & ~visible_texels(uv.position, uv.normal, uv.mask, seen)
+    given = GIVEN[task]
+    base = baselines(views.rgb[: max(1, len(views.rgb) if given is None else given)], sample)
+    figures = {
+        "uv_psnr": capped_psnr(result.uv_rgb, uv.rgb, uv.mask),
+        "uv_ssim": ssim(result.uv_rgb, uv.rgb, uv.mask),
+        "fill_psnr": capped_psnr(base["fill"], uv.rgb, uv.mask),
+        "nearest_psnr": capped_psnr(base["nearest"], uv.rgb, uv.mask),
+        "render_psnr": capped_psnr(renders, views.rgb, views.mask),
+        "view_to_uv_psnr": capped_psnr(result.views_rgb, renders, views.mask),
+        "cross_view_step": cross_view_consistency(result.views_rgb, seen).step,
+        "true_cross_view_step": cross_view_consistency(views.rgb, seen).step,
+        "seam_step": seam_step(sample.mesh, result.uv_rgb),
+        "true_seam_step": seam_step(sample.mesh, uv.rgb),
+        "unseen_share": float(unseen.sum() / uv.mask.sum()),
+    }
+    if unseen.any():
+        figures["unseen_psnr"] = capped_psnr(result.uv_rgb, uv.rgb, unseen)
+    if perceptual and min(uv.mask.shape) >= SMALLEST:
+        figures["uv_lpips"] = perceptual(result.uv_rgb, uv.rgb, uv.mask)
+    made = slice(given, None) if given is not None else slice(0)
+    if len(views.mask[made]):
+        pairs = list(zip(result.views_rgb[made], views.rgb[made], views.mask[made], strict=True))
+        figures["view_psnr"] = capped_psnr(result.views_rgb[made], views.rgb[made], views.mask[made])
+        figures["view_ssim"] = float(np.mean([ssim(*pair) for pair in pairs]))
+        if perceptual and min(views.mask.shape[1:]) >= SMALLEST:
+            figures["view_lpips"] = float(np.mean([perceptual(*pair) for pair in pairs]))
+    return Judged(uid=sample.uid, figures=figures, renders=renders, true_views=views.rgb)
+
+
+def capped_psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    return min(psnr(image, truth, mask), BEST_DB)
+
+
+def summarise(judged: list[Judged]) -> dict[str, Interval]:
+    """Means over meshes; a mesh that lacks a figure does not count in it."""
+    summary = {}
+    for name in METRICS:
+        values = np.array([one.figures[name] for one in judged if name in one.figures])
+        if len(values):
+            summary[name] = bootstrap(values)
+    return summary
+
+
+def compare_sets(judged: list[Judged], extractor: ImageFeatures) -> dict[str, Interval]:
+    """FID, KID and CMMD (the last two times 1000, as published) of all renders against all true views; FID bootstrapped
+    over meshes, the others with the jackknife's interval."""
+    made = [extractor(one.renders) for one in judged]
+    true = [extractor(one.true_views) for one in judged]
+
+    def fid(rows: np.ndarray) -> float:
+        return frechet_distance(pooled(made[i] for i in rows), pooled(true[i] for i in rows))
+
+    name = extractor.name
+    found = {f"fid ({name})": bootstrap(np.arange(len(judged)), fid, resamples=20)}
+    if len(judged) >= FEWEST:
+        found[f"kid x 1000 ({name})"] = thousandfold(kernel_distance_by_mesh(made, true, cubic))
+        if name == "clip":
+            found["cmmd (clip)"] = thousandfold(kernel_distance_by_mesh(made, true, gaussian))
+    return found
+
+
+def thousandfold(interval: Interval) -> Interval:
+    return Interval(value=1000 * interval.value, low=1000 * interval.low, high=1000 * interval.high)
+
+
+def show(summary: dict[str, Interval], count: int, task: str) -> None:
+    log_event("evaluated", meshes=count, task=task, **{name: round(i.value, 5) for name, i in summary.items()})
+    rows = [
+        (METRICS[name].title if name in METRICS else name, f"{i.value:.4g}", f"{i.low:.4g} to {i.high:.4g}")
+        for name, i in summary.items()
+    ]
+    if not logs_json():
+        print_table(("metric", "mean", "95 % interval"), rows, title=f"{task}, {count} meshes")

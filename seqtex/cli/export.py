@@ -1,0 +1,85 @@
+"""`seqtex export` and `seqtex import`: datasets to and from SeqTex's own data layouts."""
+
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config import BuildConfig
+from pipeline.executor.scheduler import RunConfig
+from pipeline.seqtex_layouts.export import export as write_layout
+from pipeline.seqtex_layouts.layout import Layout
+from schemas.dataset import read_ledger
+from schemas.errors import UsageError, UserError
+from schemas.storage import Location
+from seqtex.cli.build import AS_USUAL, build
+from seqtex.cli.console import bar, log_event
+
+LayoutName = Literal["seqtex-3d", "seqtex-images"]
+
+
+def export(dataset: Location, layout: LayoutName, out: Path) -> int:
+    """Write a dataset in a layout that SeqTex's own training code reads.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        layout: seqtex-3d (a textured model.glb and its model.jpeg for every textured sample) or seqtex-images (the
+            views of every sample as colour, depth and normal images with their cameras)
+        out: folder to write, new or empty
+    """
+    planned = sum(shard.count for part in read_ledger(dataset) for shard in part.shards)
+    try:
+        with bar("exporting", planned, "samples") as update:
+            count = write_layout(dataset, out, Layout(layout), update)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{error.filename or out}: cannot be exported ({reason}); mend that and export again"
+        ) from error
+    log_event("exported", out=str(out), layout=layout, samples=count)
+    return 0
+
+
+def import_layout(
+    folder: Path,
+    layout: LayoutName,
+    out: Location,
+    cfg: BuildConfig,
+    workers: int = 1,
+    address: str | None = None,
+    run: RunConfig = AS_USUAL,
+) -> int:
+    """Build a dataset from a folder in one of SeqTex's own layouts: models become textured samples like any asset,
+    renders become multi-view samples without a mesh.
+
+    Args:
+        folder: holds <2 hex>/<id>/ with the files of an item, and perhaps a .jsonl that lists ids and captions
+        layout: seqtex-3d (model.glb, model.jpeg) or seqtex-images (meta.json, color_0000.webp, depth_0000.exr, ...)
+        out: folder of the dataset, or its address in an object store
+        workers: processes on this machine
+        address: join this Ray cluster (every node must see `out` and the folder) instead of working here
+        run: how it is carried out
+    """
+    return build(f"{layout}:{folder}", out, cfg, workers, address, run)
+
+
+def weights(checkpoint: str, out: Path, lora: Literal["separate", "merged", "alone"] = "separate") -> int:
+    """Write the transformer in the layout of the released SeqTex weights (WanT2TexTransformer3DModel, safetensors), or
+    its LoRA as a peft adapter for Wan2.1.
+
+    Args:
+        checkpoint: directory of a trained or released model, or a hub repository (owner/name)
+        out: directory to write; an earlier export there is replaced
+        lora: separate, under peft's names, as released; merged into the weights below it; or alone, as an adapter
+    """
+    if Path(checkpoint).absolute() == out.absolute():
+        raise UsageError(f"--out {out} is the checkpoint itself; choose another directory")
+    # Seconds to import, and not needed to print help.
+    from training.model.lora import save_lora
+    from training.model.weights import export_released, load_model
+
+    model = load_model(checkpoint)
+    if lora == "alone":
+        save_lora(model, out)
+    else:
+        export_released(model, out, lora)
+    log_event("weights", out=str(out), lora=lora, bytes=sum(file.stat().st_size for file in out.iterdir()))
+    return 0

@@ -1,0 +1,304 @@
+"""The `seqtex` command: one subcommand a job, options from the dataclasses of the stages.
+
+Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C). `--config FILE` reads any options
+from YAML, `--print_config` writes them out; `--log json` writes events as JSON lines for programs.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from inspect import signature
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse.typing import register_type
+
+from schemas.errors import UsageError, UserError, printable
+from schemas.storage import Location, location
+from seqtex.cli.console import LogFormat, begin_log, set_format
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A subcommand: where its function is, and an example for its help."""
+
+    module: str
+    """Module with a function of the command's name; imported only when the command runs."""
+    summary: str
+    example: str
+    positional: str | None = None
+    """The parameter that is given without a flag."""
+    function: str | None = None
+    """Its function, where that cannot have the command's name."""
+    repeated: str | None = None
+    """The option with a list of values that is given once per value."""
+
+
+COMMANDS = {
+    "demo": Command(
+        module="seqtex.cli.demo",
+        summary="the whole path on procedural meshes: build, verify, train, texture, report",
+        example="seqtex demo --out out/demo",
+    ),
+    "build": Command(
+        module="seqtex.cli.build",
+        summary="build a dataset from 3D assets",
+        example="seqtex build --source folder:/data/meshes --out /data/forge --workers 8",
+    ),
+    "verify": Command(
+        module="seqtex.cli.build",
+        summary="check every hash, count and sample of a dataset",
+        example="seqtex verify /data/forge",
+        positional="dataset",
+    ),
+    "status": Command(
+        module="seqtex.cli.inspect",
+        summary="how far a dataset is: what was lost where, rate, slowest assets, shard sizes",
+        example="seqtex status /data/forge",
+        positional="dataset",
+    ),
+    "failures": Command(
+        module="seqtex.cli.inspect",
+        summary="list the assets that failed, with their stderr and a command that does one alone",
+        example="seqtex failures /data/forge --rejected",
+        positional="dataset",
+    ),
+    "inspect": Command(
+        module="seqtex.cli.inspect",
+        summary="process one asset of a dataset alone and tell what becomes of it",
+        example="seqtex inspect /data/forge --uid chair-0a1b2c3d",
+        positional="dataset",
+    ),
+    "retry": Command(
+        module="seqtex.cli.maintain",
+        summary="process again the assets that ended with a reason",
+        example="seqtex retry /data/forge --reason timeout --reason crashed",
+        positional="dataset",
+        repeated="reason",
+    ),
+    "repair": Command(
+        module="seqtex.cli.maintain",
+        summary="build again exactly the damaged or missing jobs of a dataset",
+        example="seqtex repair /data/forge --workers 8",
+        positional="dataset",
+    ),
+    "extend": Command(
+        module="seqtex.cli.maintain",
+        summary="add the assets of a source to a dataset",
+        example="seqtex extend /data/forge --source folder:/data/more --workers 8",
+        positional="dataset",
+    ),
+    "merge": Command(
+        module="seqtex.cli.maintain",
+        summary="put datasets of one configuration together",
+        example="seqtex merge /data/forge /data/other --out /data/both",
+        positional="datasets",
+    ),
+    "judge": Command(
+        module="seqtex.cli.what_if",
+        summary="what other thresholds would change in a dataset, by its ledger alone",
+        example="seqtex judge /data/forge --judge.min_color_std 0.02",
+        positional="dataset",
+    ),
+    "report": Command(
+        module="seqtex.cli.build",
+        summary="write the gallery of a dataset (report/index.html)",
+        example="seqtex report /data/forge --workers 8",
+        positional="dataset",
+    ),
+    "import": Command(
+        module="seqtex.cli.export",
+        summary="build a dataset from a folder in one of SeqTex's own data layouts",
+        example="seqtex import /data/renders --layout seqtex-images --out /data/forge --workers 8",
+        positional="folder",
+        function="import_layout",
+    ),
+    "export": Command(
+        module="seqtex.cli.export",
+        summary="write a dataset in one of SeqTex's own data layouts",
+        example="seqtex export /data/forge --layout seqtex-3d --out /data/official",
+        positional="dataset",
+    ),
+    "encode": Command(
+        module="seqtex.cli.encode",
+        summary="write the latents of a dataset, for training without its images",
+        example="seqtex encode /data/forge --codec wan --text_encoder umt5 --device cuda",
+        positional="dataset",
+    ),
+    "train": Command(
+        module="seqtex.cli.train",
+        summary="train SeqTex on a dataset",
+        example="seqtex train --preset small --data.directory /data/forge --run.directory /data/run",
+    ),
+    "weights": Command(
+        module="seqtex.cli.export",
+        summary="write a checkpoint's weights as the released SeqTex code reads them, or its LoRA alone",
+        example="seqtex weights /data/run/checkpoint --out /data/seqtex --lora merged",
+        positional="checkpoint",
+    ),
+    "evaluate": Command(
+        module="seqtex.cli.evaluate",
+        summary="measure a checkpoint on the meshes of a dataset",
+        example="seqtex evaluate /data/held_out --checkpoint /data/run/checkpoint --meshes 64 --out metrics.json",
+        positional="dataset",
+    ),
+    "ablate": Command(
+        module="seqtex.ablation.run",
+        summary="train variants of the model on made-up meshes and compare them on held-out ones",
+        example="seqtex ablate --out out/ablation --minutes 30 --seeds 3",
+    ),
+    "texture": Command(
+        module="seqtex.cli.texture",
+        summary="texture a mesh from one image, several views, or a text",
+        example="seqtex texture chair.glb --image chair.png --checkpoint /data/run/checkpoint --out textured.glb",
+        positional="mesh",
+    ),
+}
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Keeps the example line of a command as it is written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
+def command_function(name: str) -> Callable[..., int]:
+    return getattr(import_module(COMMANDS[name].module), COMMANDS[name].function or name)
+
+
+def stage_config(function: Callable[..., int]) -> type | None:
+    """The dataclass behind a command's `cfg` parameter; its fields become options of the command itself."""
+    return get_type_hints(function).get("cfg")
+
+
+def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> None:
+    """A module may have a `default_config`, where the defaults depend on the other arguments."""
+    function, positional = command_function(name), COMMANDS[name].positional
+    parser.add_argument("--config", action="config", help="read options from this YAML file")
+    add_log_option(parser)
+    if positional:
+        optional = signature(function).parameters[positional].default is None
+        kind = get_type_hints(function)[positional]
+        several = get_args(kind) if get_origin(kind) is list else ()
+        nargs = "+" if several else "?" if optional else None
+        parser.add_argument(positional, type=several[0] if several else kind, nargs=nargs)
+    parser.add_function_arguments(function, skip={"cfg", positional or ""}, as_group=False)
+    if config_class := stage_config(function):
+        parser.add_class_arguments(config_class, as_group=False)
+    for action in parser._actions:  # a flag may stand alone: --dry_run is --dry_run true
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
+    if default_config := getattr(import_module(COMMANDS[name].module), "default_config", None):
+        parser.set_defaults(dict(leaves(default_config(name, arguments))))
+
+
+def add_log_option(parser: ArgumentParser) -> None:
+    text = "events as short lines for people, or as JSON lines for programs, on standard output"
+    parser.add_argument("--log", type=LogFormat, default="plain", help=text)
+
+
+def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a dataclass of dataclasses."""
+    for f in fields(cfg):
+        value = getattr(cfg, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def build_parser(name: str | None, arguments: Sequence[str] = ()) -> ArgumentParser:
+    """The parser. Only command `name` gets its options, so that `seqtex --help` imports no stage."""
+    parser = ArgumentParser(prog="seqtex", description="Build SeqTex data from 3D assets and train SeqTex on it.")
+    add_log_option(parser)
+    subcommands = parser.add_subcommands(metavar="COMMAND")
+    for command_name, command in COMMANDS.items():
+        sub = ArgumentParser(
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=HelpFormatter,
+        )
+        if command_name == name:
+            add_options(sub, name, arguments)
+        subcommands.add_subcommand(command_name, sub, help=command.summary)
+    return parser
+
+
+def appending(name: str | None, arguments: Sequence[str]) -> list[str]:
+    """Arguments as the parser wants them: `--option+ value` appends to a list. A module may have a function `adapted`
+    for its own commands."""
+    if name and (adapted := getattr(import_module(COMMANDS[name].module), "adapted", None)):
+        arguments = adapted(arguments)
+    flag = f"--{COMMANDS[name].repeated}" if name and COMMANDS[name].repeated else None
+    return [
+        word.replace(flag, f"{flag}+", 1) if flag and word.partition("=")[0] == flag else word for word in arguments
+    ]
+
+
+def command_first(arguments: Sequence[str], name: str | None) -> list[str]:
+    """`--log json COMMAND ...` as `COMMAND --log json ...`."""
+    words = list(arguments)
+    if name and words[0].partition("=")[0] == "--log":
+        words.remove(name)
+        words.insert(0, name)
+    return words
+
+
+def requested_format(arguments: Sequence[str]) -> LogFormat:
+    """The format that `--log` asks for, for what is written before the parser has read all; it refuses bad ones."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return "json" if ("--log", "json") in pairs or "--log=json" in arguments else "plain"
+
+
+def local_path(text: str) -> Path:
+    """A file or folder where an address would be no use. Raises UsageError."""
+    if not isinstance(place := location(text), Path):
+        raise UsageError(f"{text}: an address cannot be given here; give a file or folder of this machine")
+    return place
+
+
+def run(name: str, options: dict[str, Any]) -> int:
+    """Calls the command with its options; the fields of its `cfg` are gathered into the dataclass again."""
+    function = command_function(name)
+    options.pop("config", None)
+    set_format(options.pop("log"))
+    if config_class := stage_config(function):
+        options["cfg"] = config_class(**{f.name: options.pop(f.name) for f in fields(config_class)})
+    return function(**options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code (the parser itself exits with 2 on bad usage)."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    register_type(Location, deserializer=location)
+    register_type(Path, deserializer=local_path, type_check=isinstance)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = next((word for word in arguments if word in COMMANDS), None)
+    arguments = command_first(arguments, name)
+    begin_log(requested_format(arguments))
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a name that the encoding cannot write ends no command
+    try:
+        parser = build_parser(name, arguments)
+        parsed = parser.instantiate(parser.parse_args(appending(name, arguments)))
+        return run(parsed.subcommand, parsed[parsed.subcommand].as_dict())
+    except UserError as error:
+        sys.stderr.write(printable(f"seqtex {name}: {error}\n"))
+        return error.exit_code
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(printable(f"seqtex {name}: {place}{error.strerror or error}\n"))
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nseqtex {name}: interrupted; run the same command again, what is finished is kept\n")
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Plain text for people: how an event, a number, a duration and the progress of work are written in one line."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from schemas.errors import printable
+
+Facts = Mapping[str, Any]
+
+PAUSE_S = 10.0
+"""Seconds between two progress lines in the first ten minutes; later a sixtieth of the time so far."""
+LONGEST_PAUSE_S = 60.0
+BRIEF_PAUSE_S = 5.0
+"""Seconds between two progress lines where a whole tenth of the work was done in between."""
+PACE_S, LEAST_REPORTS = 30.0, 10
+"""Seconds of work that its speed is measured over, and reports at the least."""
+NOTABLE_WAIT = 0.1
+"""Share of the time that training waits for data which is worth a word."""
+UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+class Throttle:
+    """Chooses the progress lines that are written, so that a log never becomes a wall: one every ten seconds (later one
+    a minute), one at every whole tenth of the work that took five seconds or more, and the last one."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._tenth = 0
+
+    def due(self, elapsed: float, share: float | None) -> bool:
+        """`elapsed`: seconds since the command began; `share` of the work that is done, None where it is not known."""
+        tenth = percent(share) // 10 if share is not None else 0
+        pause = min(max(PAUSE_S, elapsed / 60), LONGEST_PAUSE_S)
+        since = pause if self._last is None else elapsed - self._last
+        due = since >= pause or (tenth > self._tenth and (tenth >= 10 or since >= BRIEF_PAUSE_S))
+        if due:
+            self._last = elapsed
+        if due or tenth < self._tenth:  # the latter: other work has begun
+            self._tenth = tenth
+        return due
+
+
+class Pace:
+    """Measures the speed of countable work over its newest reports: the first ones are slower than all others."""
+
+    def __init__(self) -> None:
+        self._reports: deque[tuple[float, float]] = deque()
+
+    def rate(self, now: float, done: float) -> float | None:
+        """Units a second; None before there is a second report."""
+        self._reports.append((now, done))
+        while len(self._reports) > LEAST_REPORTS and now - self._reports[0][0] > PACE_S:
+            self._reports.popleft()
+        since, before = self._reports[0]
+        return (done - before) / (now - since) if now > since and done > before else None
+
+
+def line(elapsed: float, text: str) -> str:
+    """One line of a log: minutes and seconds since the command began, then the text, without what could steer a
+    terminal or pass for another line."""
+    minutes, seconds = divmod(int(elapsed), 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
+    return printable(f"{clock}  {' '.join(text.splitlines())}") + "\n"
+
+
+def sentence(event: str, facts: Facts) -> str:
+    """An event in words; one without a sentence, or with other facts than its sentence needs, as `name: key value`."""
+    try:
+        return SENTENCES[event](facts)
+    except KeyError:
+        return f"{event}: {listed(facts)}"
+
+
+# numbers
+
+
+def readable(value: object) -> str:
+    """A fact for people: numbers with thousands separators and three digits that count."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        case Mapping():
+            return listed(value)
+        case list() | tuple():
+            return ", ".join(map(readable, value))
+    return str(value)
+
+
+def listed(facts: Facts) -> str:
+    """Facts as `key value, key value`."""
+    return ", ".join(f"{name} {readable(value)}" for name, value in facts.items())
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """`no assets`, `1 asset`, `1,200 assets`."""
+    return f"{readable(number) if number else 'no'} {noun if number == 1 else plural or noun + 's'}"
+
+
+def percent(share: float) -> int:
+    """Whole percent, 100 for the whole alone; 0.29 is 29, although its double lies below."""
+    return int(100 * share + 1e-9)
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `42 s`, `1 min 20 s`, `2 h 5 min`, `3 d 4 h`: the two largest units."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    first = next(index for index, (_, size) in enumerate(UNITS) if seconds >= size)
+    (unit, size), (small_unit, small_size) = UNITS[first], UNITS[min(first + 1, len(UNITS) - 1)]
+    whole, rest = divmod(round(seconds / small_size) * small_size, size)
+    small = f" {rest // small_size} {small_unit}" if rest else ""
+    return f"{whole} {unit}{small}"
+
+
+def left(seconds: float | None) -> list[str]:
+    """The time that is left, to ten seconds where it is minutes; nothing where it is not known, or nothing is left."""
+    if not seconds:
+        return []
+    return [f"about {duration(round(seconds, -1)) if seconds >= 60 else f'{max(1, round(seconds))} s'} left"]
+
+
+def speed(rate: float | None, unit: str = "") -> list[str]:
+    """`2.4/s`, or by the minute or hour where it is slow; nothing where it is not known."""
+    if not rate:
+        return []
+    period, times = ("s", 1) if rate >= 0.1 else ("min", 60) if rate * 60 >= 0.1 else ("h", 3600)
+    number = f"{rate * times:,.0f}" if rate * times >= 10 else f"{rate * times:.2g}"
+    return [f"{number}{unit}/{period}"]
+
+
+# progress
+
+
+def amount(done: float, total: float | None, unit: str, share: float | None) -> str:
+    """`38 of 224 assets (17%)`; `17%` where percent are counted; `38 assets` where the total is not known."""
+    if share is None:
+        return f"{readable(done)} {unit}"
+    return f"{percent(share)}%" if unit == "%" else f"{readable(done)} of {readable(total)} {unit} ({percent(share)}%)"
+
+
+def working(description: str, done: float, total: float | None, unit: str, rate: float | None, note: str) -> str:
+    """Progress of any work: what is done, its share, rate and time left, and a note."""
+    share = done / total if total else None
+    remaining = (total - done) / rate if total and rate else None
+    parts = [amount(done, total, unit, share), *(speed(rate) if unit != "%" else []), *left(remaining)]
+    return f"{description}  {', '.join(parts)}" + (f"; {note}" if note else "")
+
+
+def building(event: Facts) -> str:
+    """Progress of a build: a `BuildEvent`."""
+    return f"building  {assets(event)}"
+
+
+def assets(event: Facts) -> str:
+    """Assets done out of those planned, with rate, time left and outcomes."""
+    done, planned = event["assets_done"], event["planned"]
+    share = done / planned if planned else 1.0
+    parts = [amount(done, planned, "assets", share), *speed(event["assets_per_s"]), *left(event["eta_s"])]
+    return ", ".join(parts) + (f"; {outcomes(event)}" if done else "")
+
+
+def outcomes(counts: Facts) -> str:
+    """`30 textured, 5 views only, 3 rejected`: those that there are."""
+    words = {"textured": "textured", "mv_only": "views only", "rejected": "rejected", "failed": "failed"}
+    return ", ".join(f"{counts[name]:,} {word}" for name, word in words.items() if counts[name])
+
+
+def training(row: Facts, max_steps: int | None, steps_per_s: float | None, remaining: float | None) -> str:
+    """Progress of a training run: a row of its loss log. `max_steps`: None where something else ends the run."""
+    of = f" of {max_steps:,}" if max_steps else ""
+    loss = "no number" if row["loss"] is None else f"{row['loss']:.3f}"
+    parts = [f"step {row['step']:,}{of} ({percent(row['progress'])}%)", f"loss {loss}"]
+    parts += speed(steps_per_s, " steps") + left(remaining)
+    if row.get("wait", 0.0) >= NOTABLE_WAIT:
+        parts.append(f"waits {row['wait']:.0%} of the time for data")
+    return f"training  {', '.join(parts)}"
+
+
+# events
+
+
+def started(event: Facts) -> str:
+    dashboard = f"; Ray's dashboard: {event['dashboard']}" if event["dashboard"] else ""
+    return f"started  {event['detail']}{dashboard}"
+
+
+def planned(event: Facts) -> str:
+    before = f", {event['assets_done']:,} of them done before" if event["assets_done"] else ""
+    detail = f"; {event['detail']}" if event["detail"] else ""
+    return f"planned  {count(event['planned'], 'asset')} in {count(event['jobs'], 'job')}{before}{detail}"
+
+
+def whole(report: Facts) -> str:
+    """A dataset after a build: a `BuildReport`."""
+    run = f"{report['jobs_run']:,} of {count(report['jobs'], 'job')} run" if report["jobs_run"] else "nothing to do"
+    look = f"; see `seqtex failures {report['dataset']}`" if report["failed"] else ""
+    found = f"{outcomes(report)} of " if report["planned"] else ""
+    return f"{report['dataset']}: {found}{count(report['planned'], 'asset')}; {run}{look}"
+
+
+def extended(facts: Facts) -> str:
+    changed = f", {facts['changed']:,} of them with another file now" if facts["changed"] else ""
+    added = f"{count(facts['added'], 'asset')} added, {facts['present']:,} were there{changed}"
+    return f"extended  {added}; {whole(facts)}"
+
+
+def strategy(facts: Facts) -> str:
+    of = f" of {facts['device_bytes'] / 1e9:.1f}" if facts["device_bytes"] else ""
+    gigabytes = f"{facts['bytes_per_device'] / 1e9:.3g}{of} GB per device"
+    return f"strategy  {facts['name']} ({facts['reason']}): about {gigabytes}"
+
+
+def ablation_run(facts: Facts) -> str:
+    figures = {name: value for name, value in facts.items() if name not in ("cell", "seed", "seconds")}
+    return f"run  {facts['cell']}, seed {facts['seed']}: {listed(figures)}, in {duration(facts['seconds'])}"
+
+
+def gallery(facts: Facts) -> str:
+    shards = f"{count(facts['drawn'], 'shard')} drawn, {facts['kept']:,} kept"
+    return f"gallery  {facts['path']}: {count(facts['listed'], 'asset')} listed, {shards}"
+
+
+SENTENCES: dict[str, Callable[[Facts], str]] = {
+    # builds
+    "passed_over": lambda facts: f"skipped  {facts['detail']}",
+    "waiting": lambda facts: f"waiting  {facts['detail']}",
+    "planned": planned,
+    "compiling": lambda facts: f"compiling  {facts['detail'].removeprefix('compiling ')}",
+    "started": started,
+    "job": building,
+    "retry": lambda facts: f"retry  job {facts['job']} starts again: {facts['detail']}",
+    "straggler": lambda facts: f"backup  job {facts['job']} {facts['detail']}",
+    "nodes": lambda facts: f"nodes  {facts['detail']}",
+    "done": lambda facts: f"done  {assets(facts)}",
+    "built": lambda facts: f"built  {whole(facts)}",
+    "retried": lambda facts: f"retried  {whole(facts)}",
+    "repaired": lambda facts: f"repaired  {whole(facts)}",
+    "merged": lambda facts: f"merged  {count(facts['same_uid'], 'asset')} twice; {whole(facts)}",
+    "extended": extended,
+    # datasets
+    "problem": lambda facts: f"problem  {facts['detail']}",
+    "verified": lambda facts: f"verified  {facts['dataset']}: {count(facts['problems'], 'problem')}",
+    "report": gallery,
+    "exported": lambda facts: f"exported  {count(facts['samples'], 'sample')} to {facts['out']} ({facts['layout']})",
+    "encoded": lambda facts: f"encoded  {facts['latents']} (codec {facts['codec']}, {facts['dtype']})",
+    "encoded_part": lambda facts: f"encoded  part {facts['part']} of {facts['parts']}, counted from 0; others are left",
+    "not_applied": lambda facts: f"not applied  {readable(facts['settings'])}: {facts['detail']}",
+    # training
+    "strategy": strategy,
+    "warning": lambda facts: f"warning  {facts['detail']}",
+    "step": lambda facts: training(facts, None, None, None),
+    "trained": lambda facts: (
+        f"trained  {count(facts['steps'], 'step')} in {duration(facts['seconds'])}: {facts['checkpoint']}"
+    ),
+    "weights": lambda facts: f"weights  {facts['out']}: {facts['bytes'] / 1e6:,.1f} MB (LoRA {facts['lora']})",
+    # texturing and comparisons
+    "textured": lambda facts: f"textured  {facts['mesh']}: {facts['out']} (layout {facts['layout']})",
+    "failed": lambda facts: f"failed  {facts['mesh']}: {facts['detail']}",
+    "evaluated": lambda facts: f"evaluated  {count(facts['meshes'], 'mesh', 'meshes')}, task {facts['task']}",
+    "stage": lambda facts: f"stage  {facts['stage']} took {duration(facts['seconds'])}",
+    "estimate": lambda facts: (
+        f"estimate  {count(facts['steps'], 'step')} of training; about {duration(facts['seconds_left'])} left of it on "
+        "this machine"
+    ),
+    "steps": lambda facts: f"steps  {facts['steps']:,} in every run, at {readable(facts['steps_per_second'])} steps/s",
+    "run": ablation_run,
+    "out_of_time": lambda facts: f"out of time  {count(facts['runs_left'], 'run')} left; {facts['remedy']}",
+    "ablated": lambda facts: f"compared  {count(facts['runs'], 'run')}: {facts['table']}",
+}
+"""Sentences of the events that `log_event` and builds write. The first word says what the line is about."""

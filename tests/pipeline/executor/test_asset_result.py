@@ -1,0 +1,114 @@
+"""A parent believes what an asset's process left only where it looks like what such a process leaves."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.executor.asset_result import MAX_OUTCOME_BYTES, Answer, read_answer, write_answer
+from schemas.codec import LIT, OPACITY, VIEW_FIELDS
+from schemas.ledger import Measurements, Reason, Rejected
+from schemas.sample import Regime
+
+SAMPLE = dict.fromkeys(("json", *VIEW_FIELDS, LIT), b"x")
+ANSWER = Answer(
+    regime=Regime.MV_ONLY,
+    verdict=Rejected(reason=Reason.NO_MESH, detail="none"),
+    measurements=Measurements(
+        faces=12, color_std=0.25, size_x=1e30, layout="grown", layout_fault="no_mesh", signature="0a" * 72
+    ),
+    stage_seconds=1.5,
+)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    assert read_answer(tmp_path) is None
+    write_answer(tmp_path, ANSWER, SAMPLE)
+    found = read_answer(tmp_path)
+    assert found is not None
+    assert dataclasses.replace(found, files=()) == ANSWER
+    assert {file.name: file.read_bytes() for file in found.files} == SAMPLE
+
+
+def changed(**values: object):
+    def change(folder: Path) -> None:
+        path = folder / "outcome.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def measured(**values: object):
+    return changed(measurements=dataclasses.asdict(ANSWER.measurements) | values)
+
+
+def replaced(name: str, by):
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        by(folder / name)
+
+    return change
+
+
+def secret(folder: Path) -> Path:
+    path = folder.parent / "secret"
+    path.write_bytes(b"canary")
+    return path
+
+
+HOSTILE = {
+    "no JSON": lambda d: (d / "outcome.json").write_bytes(b"\xff{"),
+    "a list": lambda d: (d / "outcome.json").write_text("[]"),
+    "100,000 brackets": lambda d: (d / "outcome.json").write_text("[" * 100_000),
+    "too large": lambda d: (d / "outcome.json").write_bytes(b" " * (MAX_OUTCOME_BYTES + 1)),
+    "a link": replaced("outcome.json", lambda p: p.symlink_to(secret(p.parent))),
+    "a pipe": replaced("outcome.json", os.mkfifo),
+    "unknown regime": changed(regime="best"),
+    "unknown reason": changed(verdict={"reason": "because", "detail": ""}),
+    "detail is no text": changed(verdict={"reason": "flat", "detail": 3}),
+    "neither sample nor reason": changed(regime=None, verdict=None),
+    "no reason for having no map": changed(verdict=None),
+    "a reason beside a map": changed(regime="textured"),
+    "a duplicate of what it cannot know": changed(verdict={"reason": "duplicate", "detail": "same bytes as a"}),
+    "endless": changed(stage_seconds=float("inf")),
+    "a measurement is text": measured(faces="12"),
+    "a measurement is true": measured(faces=True),
+    "a measurement is no number": measured(color_std=float("nan")),
+    "a measurement is too large": measured(faces=1 << 64),
+    "a measurement is unknown": measured(evil=1),
+    "a signature is no hex": measured(signature="x" * 144),
+    "a signature is short": measured(signature="ab"),
+    "a layout of nobody": measured(layout="\ud800"),
+    "a fault of nothing": measured(layout_fault="because"),
+    "a field is a link": replaced("fields/rgb.webp", lambda p: p.symlink_to(secret(p.parents[1]))),
+    "a field is a second name": replaced("fields/rgb.webp", lambda p: p.hardlink_to(secret(p.parents[1]))),
+    "a field is a folder": replaced("fields/rgb.webp", Path.mkdir),
+    "a field is missing": lambda d: (d / "fields/rgb.webp").unlink(),
+    "a field of the other regime": lambda d: (d / "fields" / OPACITY).write_bytes(b""),
+    "a field of another name": lambda d: (d / "fields/evil.pickle").write_bytes(b""),
+    "a name that leads out": replaced("fields/rgb.webp", lambda p: (p.parent / "..%2f..%2fx.json").write_bytes(b"")),
+    "a field is too large": lambda d: os.truncate(d / "fields/rgb.webp", 1 << 40),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_anything_else_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "asset"
+    folder.mkdir()
+    write_answer(folder, ANSWER, SAMPLE)
+    HOSTILE[name](folder)
+    with pytest.raises(ValueError) as caught:
+        read_answer(folder)
+    assert "canary" not in str(caught.value)
+
+
+def test_a_folder_of_fields_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    folder, other = tmp_path / "asset", tmp_path / "other"
+    folder.mkdir()
+    write_answer(folder, ANSWER, SAMPLE)
+    (folder / "fields").rename(other)
+    (folder / "fields").symlink_to(other)
+    with pytest.raises(ValueError, match="no folder"):
+        read_answer(folder)

@@ -1,0 +1,102 @@
+"""Written files: what two readers make of them, and that they are written whole."""
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from geometry.frames import normalise
+from pipeline.mesh_io.load import load_mesh
+from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig
+from pipeline.mesh_io.write_glb import write_glb
+from schemas.mesh import AlphaMode, TexturedMesh, UvMesh
+from tests.support.small_gltf import QUADRANTS, box, preflight
+
+
+def uv_box(directory: Path) -> tuple[TexturedMesh, UvMesh, TexturedMesh]:
+    """A box that is not at the origin, as loaded, in the dataset frame as a `UvMesh`, and normalised."""
+    builder = box()
+    builder.tree["nodes"][0] |= {"translation": [10, 20, 30], "scale": [1, 4, 2]}
+    path = directory / "source.glb"
+    path.write_bytes(builder.glb())
+    mesh = load_mesh(path)
+    assert isinstance(mesh, TexturedMesh)
+    normal, _ = normalise(mesh)
+    uv_mesh = UvMesh(
+        vertices=normal.vertices, normals=normal.normals, uv=normal.uv, faces=normal.faces, layout="authored"
+    )
+    return mesh, uv_mesh, normal
+
+
+def test_written_file_is_the_asset_again(tmp_path: Path) -> None:
+    mesh, uv_mesh, _ = uv_box(tmp_path)
+    _, frame = normalise(mesh)
+    path = tmp_path / "out.glb"
+    write_glb(path, uv_mesh, QUADRANTS, frame)
+    assert isinstance(preflight(path, PreflightConfig()), AssetFacts)
+    again = load_mesh(path)
+    assert isinstance(again, TexturedMesh)
+    np.testing.assert_allclose(again.vertices, mesh.vertices, atol=1e-4)
+    np.testing.assert_allclose(again.normals, mesh.normals, atol=1e-6)
+    np.testing.assert_allclose(again.uv, mesh.uv, atol=1e-6)
+    np.testing.assert_array_equal(again.faces, mesh.faces)
+    np.testing.assert_array_equal(again.textures[0].image[..., :3], QUADRANTS)
+    assert again.materials[0].double_sided
+
+
+def test_another_reader_sees_it_upright(tmp_path: Path) -> None:
+    """Without a frame: dataset size, still Y up in the file. The tallest side of the box is glTF's Y, and the top of
+    the picture (red and green) is where y is largest."""
+    _, uv_mesh, _ = uv_box(tmp_path)
+    path = tmp_path / "out.glb"
+    write_glb(path, uv_mesh, QUADRANTS, None)
+    other = trimesh.load(path, force="mesh", process=False)
+    np.testing.assert_allclose(other.extents, [0.5, 2, 1], atol=1e-6)
+    assert other.volume == pytest.approx(1.0)
+    picture = np.asarray(other.visual.material.baseColorTexture.convert("RGB"))
+    np.testing.assert_array_equal(picture, QUADRANTS)
+    top = other.vertices[:, 1] > 0.99
+    np.testing.assert_allclose(other.visual.uv[top, 1], 1, atol=1e-6)  # trimesh has v up, as we do
+    np.testing.assert_allclose(other.visual.uv[~top, 1], 0, atol=1e-6)
+
+
+def test_holes_are_written_and_read_again(tmp_path: Path) -> None:
+    _, uv_mesh, _ = uv_box(tmp_path)
+    opacity = np.linspace(0, 255, QUADRANTS[..., 0].size).astype(np.uint8).reshape(QUADRANTS.shape[:2])
+    write_glb(tmp_path / "out.glb", uv_mesh, QUADRANTS, None, opacity)
+    again = load_mesh(tmp_path / "out.glb")
+    assert isinstance(again, TexturedMesh)
+    np.testing.assert_array_equal(again.textures[0].image, np.dstack([QUADRANTS, opacity]))
+    assert again.materials[0].alpha_mode is AlphaMode.MASK and again.materials[0].alpha_cutoff == 0.5
+
+
+def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, uv_mesh, _ = uv_box(tmp_path)
+    path = tmp_path / "out.glb"
+    path.write_bytes(b"what was there before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_glb(path, uv_mesh, QUADRANTS, None)
+    assert path.read_bytes() == b"what was there before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.glb", "source.glb"]
+
+
+def test_material_is_unlit_friendly_and_bytes_repeat(tmp_path: Path) -> None:
+    _, uv_mesh, _ = uv_box(tmp_path)
+    for name in ("a.glb", "b.glb"):
+        write_glb(tmp_path / name, uv_mesh, QUADRANTS, None)
+    data = (tmp_path / "a.glb").read_bytes()
+    assert data == (tmp_path / "b.glb").read_bytes()
+    (length,) = struct.unpack_from("<I", data, 12)
+    (material,) = json.loads(data[20 : 20 + length])["materials"]
+    assert material["doubleSided"]
+    assert material["pbrMetallicRoughness"]["metallicFactor"] == 0
+    assert material["pbrMetallicRoughness"]["roughnessFactor"] == 1

@@ -1,0 +1,311 @@
+"""A sample survives its encoding; hostile fields are refused by name."""
+
+import io
+import json
+import math
+import pickle
+import struct
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from schemas.codec import (
+    EXTENSIONS,
+    NORMAL_ERROR_DEG,
+    OPTIONAL_FIELDS,
+    POSITION_ERROR,
+    SCHEMA_VERSION,
+    cameras_json,
+    decode,
+    encode,
+)
+from schemas.mesh import UvMesh
+from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
+
+
+def directions(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    vectors = rng.normal(size=(*mask.shape, 3))
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True) * mask[..., None]).astype(np.float32)
+
+
+def make_sample(regime: Regime = Regime.TEXTURED, seed: int = 0, views: int = 3, side: int = 24) -> TextureSample:
+    rng = np.random.default_rng(seed)
+    mask = rng.random((views, side, side + 8)) < 0.6
+    uv_mask = rng.random((side * 2, side * 2)) < 0.6
+    position = (rng.uniform(-1, 1, (*mask.shape, 3)) * mask[..., None]).astype(np.float32)
+    position[0, 0, :2], mask[0, 0, :2] = [[1, -1, 1], [-1, 0, 1]], True
+    cameras = Cameras(
+        world_to_cam=rng.normal(size=(views, 4, 4)).astype(np.float32),
+        projection=rng.normal(size=(views, 4, 4)).astype(np.float32),
+    )
+    textured = regime is Regime.TEXTURED
+    meta = {
+        "uid": "a-b_9",
+        "schema_version": SCHEMA_VERSION,
+        "source": {"name": "n", "uri": "x.glb", "licence": "CC0-1.0", "attribution": "Zoë"},
+        "caption": "a \"quoted\" caption, ünïcode",
+        "regime": str(regime),
+        "cameras": cameras_json(cameras),
+        "frame": {"center": [0.1, 1e-9, -3e7], "scale": 0.3},
+        "measurements": {"faces": 7, "layout": "xatlas" if textured else None},
+    }  # fmt: skip
+    return TextureSample(
+        uid="a-b_9",
+        regime=regime,
+        views=Views(
+            rgb=(rng.integers(0, 256, (*mask.shape, 3)) * mask[..., None]).astype(np.uint8),
+            mask=mask,
+            coverage=rng.integers(0, 256, mask.shape).astype(np.uint8),
+            position=position,
+            normal=directions(rng, mask),
+        ),
+        cameras=cameras,
+        uv=UvMaps(
+            rgb=rng.integers(0, 256, (*uv_mask.shape, 3)).astype(np.uint8),
+            mask=uv_mask,
+            position=(rng.uniform(-1, 1, (*uv_mask.shape, 3)) * uv_mask[..., None]).astype(np.float32),
+            normal=directions(rng, uv_mask),
+        )
+        if textured
+        else None,
+        mesh=UvMesh(
+            vertices=rng.normal(size=(9, 3)).astype(np.float32),
+            normals=rng.normal(size=(9, 3)).astype(np.float32),
+            uv=rng.random((9, 2), dtype=np.float32),
+            faces=rng.integers(0, 9, (7, 3)).astype(np.int32),
+            layout="xatlas",
+        )
+        if textured
+        else None,
+        meta=meta,
+    )
+
+
+def assert_maps_close(found: Views | UvMaps, wanted: Views | UvMaps) -> None:
+    np.testing.assert_array_equal(found.rgb, wanted.rgb)
+    np.testing.assert_array_equal(found.mask, wanted.mask)
+    assert np.abs(found.position.astype(np.float64) - wanted.position).max() <= POSITION_ERROR + 2**-24
+    assert not found.position[~wanted.mask].any()
+    assert not found.normal[~wanted.mask].any()
+    cosine = (found.normal * wanted.normal.astype(np.float64)).sum(-1)[wanted.mask]
+    assert math.degrees(math.acos(min(cosine.min(), 1))) <= NORMAL_ERROR_DEG
+    np.testing.assert_allclose(np.linalg.norm(found.normal[wanted.mask], axis=-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("regime", list(Regime))
+def test_a_sample_survives_its_encoding(regime):
+    sample = make_sample(regime)
+    fields = encode(sample)
+    assert fields.keys() <= EXTENSIONS
+    found = decode(fields)
+    assert (found.uid, found.regime, found.meta) == (sample.uid, regime, sample.meta)
+    np.testing.assert_array_equal(found.cameras.world_to_cam, sample.cameras.world_to_cam)
+    np.testing.assert_array_equal(found.cameras.projection, sample.cameras.projection)
+    assert_maps_close(found.views, sample.views)
+    assert (found.uv is None) == (found.mesh is None) == (regime is Regime.MV_ONLY)
+    if found.uv is not None and found.mesh is not None:
+        assert_maps_close(found.uv, sample.uv)
+        for name in ("vertices", "normals", "uv", "faces"):
+            np.testing.assert_array_equal(getattr(found.mesh, name), getattr(sample.mesh, name))
+        assert found.mesh.layout == "xatlas"
+
+
+def test_lit_views_and_opacity_are_optional_and_lossless():
+    sample, rng = make_sample(), np.random.default_rng(1)
+    assert sample.uv is not None
+    lit = rng.integers(0, 256, sample.views.rgb.shape).astype(np.uint8)
+    opacity = rng.integers(0, 256, sample.uv.mask.shape).astype(np.uint8)
+    full = replace(sample, views=replace(sample.views, lit=lit), uv=replace(sample.uv, opacity=opacity))
+    fields = encode(full)
+    assert fields.keys() - encode(sample).keys() == set(OPTIONAL_FIELDS)
+    found = decode(fields)
+    assert found.uv is not None
+    np.testing.assert_array_equal(found.views.lit, lit)
+    np.testing.assert_array_equal(found.uv.opacity, opacity)
+    np.testing.assert_array_equal(found.views.coverage, sample.views.coverage)
+    fields["uv_opacity.png"] = encode(make_sample(side=12))["coverage.png"]
+    with pytest.raises(ValueError, match="uv_opacity"):
+        decode(fields)
+
+
+def test_encoding_is_deterministic_and_lossless_fields_are_fixed_points():
+    """A copied dataset does not drift: all but normals, which are renormalised, give the same bytes again."""
+    fields = encode(make_sample())
+    assert encode(make_sample()) == fields
+    again = encode(decode(fields))
+    assert {name for name in fields if again[name] != fields[name]} <= {"normal.dz", "uv_normal.dz"}
+
+
+def test_extremes_of_position_are_exact():
+    found = decode(encode(make_sample())).views.position
+    np.testing.assert_array_equal(found[0, 0, :2], [[1, -1, 1], [-1, 0, 1]])
+
+
+def test_webdataset_names_are_passed_over_and_others_refused():
+    fields = encode(make_sample())
+    assert decode(fields | {"__key__": "a-b_9", "__url__": "x.tar"}).uid == "a-b_9"  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"unknown field 'pyd'"):
+        decode(fields | {"pyd": b"x"})
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def hostile_npz(**members: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return out.getvalue()
+
+
+def npy_header(description: str) -> bytes:
+    text = description.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+def object_array() -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.array([[Bomb()] * 3], dtype=object), allow_pickle=True)
+    return out.getvalue()
+
+
+def deltas(height: int, width: int, item: int = 2, channels: int = 3, body: bytes | None = None) -> bytes:
+    raw = bytes(min(height * width * channels * item, 1 << 20)) if body is None else body
+    header = struct.pack("<4sBBHII", b"SFDZ", item, channels, 0, height, width)
+    return header + pa.Codec("zstd").compress(raw, asbytes=True)
+
+
+def image(form: str, mode: str, size: tuple[int, int]) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, size).save(out, form)
+    return out.getvalue()
+
+
+PNG_OF_30000 = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 30000, 30000) + b"\1\0\0\0\0" + b"\0\0\0\0"
+
+BAD_FIELDS = {
+    "pickle as json": ("json", pickle.dumps(Bomb()), "'json' is not JSON"),
+    "nested json": ("json", b"[" * 100_000, "'json' is not JSON"),
+    "large json": ("json", b" " * (1 << 20) + b"{}", "'json' has"),
+    "list": ("json", b"[]", "not a JSON object"),
+    "png as webp": ("rgb.webp", image("PNG", "RGB", (32, 72)), "'rgb.webp'"),
+    "alpha": ("rgb.webp", image("WEBP", "RGBA", (32, 72)), "'rgb.webp'"),
+    "grey mask": ("mask.png", image("PNG", "L", (32, 72)), "'mask.png'"),
+    "mask of another size": ("mask.png", image("PNG", "1", (32, 71)), "'mask.png'"),
+    "huge mask": ("mask.png", PNG_OF_30000, "'mask.png'"),
+    "empty": ("mask.png", b"", "'mask.png'"),
+    "huge array": ("position.dz", deltas(16_000, 16_000), "'position.dz': 16000 x 16000"),
+    "side beyond the limit": ("position.dz", deltas(1, 20_000), "'position.dz'"),
+    "more than declared": ("position.dz", deltas(72, 32, body=bytes(72 * 32 * 6 + 1)), "'position.dz' does not hold"),
+    "less than declared": ("position.dz", deltas(72, 32, body=bytes(72 * 32 * 6 - 1)), "'position.dz' does not hold"),
+    "other type": ("position.dz", deltas(72, 32, item=1), "'position.dz'"),
+    "short header": ("normal.dz", b"SFDZ", "'normal.dz'"),
+    "not a zip": ("mesh.npz", b"PK", "'mesh.npz'"),
+    "pickled array": ("mesh.npz", None, "vertices"),
+    "declared terabytes": ("mesh.npz", None, "vertices"),
+    "deflated": ("mesh.npz", None, "compressed"),
+    "face beyond the vertices": ("mesh.npz", None, "refers to a vertex"),
+    "not finite": ("mesh.npz", None, "not finite"),
+}
+
+
+def bad_mesh(case: str, good: bytes) -> bytes:
+    """A mesh.npz that is right but for one thing."""
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
+    if case == "pickled array":
+        members["vertices"] = object_array()
+    if case == "declared terabytes":
+        members["vertices"] = npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 3), }")
+    if case == "not finite":
+        members["vertices"] = members["vertices"][:-4] + np.float32(np.nan).tobytes()
+    if case == "face beyond the vertices":
+        members["faces"] = members["faces"][:-4] + np.int32(9).tobytes()
+    if case == "deflated":
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                archive.writestr(f"{name}.npy", data)
+        return out.getvalue()
+    return hostile_npz(**members)
+
+
+@pytest.mark.parametrize("case", BAD_FIELDS)
+def test_a_hostile_field_is_refused_by_name(case):
+    fields = encode(make_sample())
+    name, data, message = BAD_FIELDS[case]
+    with pytest.raises(ValueError, match=message):
+        decode(fields | {name: bad_mesh(case, fields[name]) if data is None else data})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 1}, "schema version 1"),
+        ({"uid": "../x"}, "no uid"),
+        ({"regime": "other"}, "unknown regime"),
+        ({"regime": "mv_only"}, "exactly"),
+        ({"cameras": {"world_to_cam": [], "projection": []}}, r"cameras\.world_to_cam"),
+        ({"cameras": {"world_to_cam": [[[0] * 4] * 4] * 5, "projection": [[[0] * 4] * 4] * 5}}, "5 views"),
+        ({"frame": {"center": [0, 0, 1e999], "scale": 1}}, r"frame\.center"),
+        ({"source": {}}, r"source\.name"),
+        ({"caption": 3}, "'caption'"),
+    ],
+)
+def test_json_at_odds_with_the_fields_is_refused(change, message):
+    fields = encode(make_sample())
+    meta = json.loads(fields["json"]) | change
+    with pytest.raises(ValueError, match=message):
+        decode(fields | {"json": json.dumps(meta).encode()})
+
+
+def test_a_missing_field_is_named():
+    for name in EXTENSIONS - set(OPTIONAL_FIELDS):
+        fields = {key: value for key, value in encode(make_sample()).items() if key != name}
+        with pytest.raises(ValueError, match=r"json|exactly"):
+            decode(fields)
+
+
+def test_cut_fields_never_pass_and_never_raise_anything_else():
+    fields = encode(make_sample())
+    rng = np.random.default_rng(1)
+    for name, data in fields.items():
+        for cut in rng.integers(0, len(data), 12):
+            with pytest.raises(ValueError):
+                decode(fields | {name: data[:cut]})
+
+
+def test_flipped_bits_never_raise_anything_but_value_errors():
+    """Whether damage is seen is the business of the shard's hash; that nothing worse happens is the codec's."""
+    fields = encode(make_sample())
+    rng = np.random.default_rng(2)
+    refused = 0
+    for name, data in fields.items():
+        for position in rng.integers(0, len(data) * 8, 60):
+            damaged = bytearray(data)
+            damaged[position // 8] ^= 1 << (position % 8)
+            try:
+                decode(fields | {name: bytes(damaged)})
+            except ValueError:
+                refused += 1
+    assert refused > 100
+
+
+def test_a_sample_that_contradicts_itself_is_not_encoded():
+    sample = make_sample()
+    views = sample.views
+    with pytest.raises(ValueError, match="outside"):
+        encode(replace(sample, views=replace(views, position=views.position * 1.01)))
+    with pytest.raises(ValueError, match="must have UV maps"):
+        encode(replace(sample, uv=None, mesh=None))
+    with pytest.raises(ValueError, match="cameras"):
+        encode(replace(sample, cameras=replace(sample.cameras, projection=sample.cameras.projection * 2)))
+    with pytest.raises(ValueError, match="layout"):
+        encode(replace(sample, meta=sample.meta | {"measurements": {}}))

@@ -1,0 +1,112 @@
+"""A dataset of many small made-up samples, written with the functions that a build uses, for tests of the gallery."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from pipeline.config import BuildConfig
+from pipeline.dataset.plan import plan_bytes, plan_jobs
+from pipeline.dataset.shards import commit
+from schemas.codec import encode
+from schemas.dataset import DatasetInfo, code_version, dataset_json, index_json
+from schemas.ledger import Measurements, Outcome, Reason, Status
+from schemas.mesh import Attribution, MeshRef
+from schemas.sample import Regime
+from tests.schemas.test_codec import make_sample
+
+HOSTILE = (
+    "</script><script>window.broken = 1</script>",
+    '"><img src=x onerror="window.broken = 1">',
+    "two\nlines\u2028and 'three' `ticks` ${window.broken = 1} \\",
+    "| a | table |\n---\n- [link](javascript:window.broken=1) <b>",
+)
+"""Names that a page or a card must show as text."""
+FATES = (
+    (Status.ACCEPTED, Regime.TEXTURED, None, ""),
+    (Status.ACCEPTED, Regime.TEXTURED, None, ""),
+    (Status.ACCEPTED, Regime.TEXTURED, None, ""),
+    (Status.ACCEPTED, Regime.MV_ONLY, Reason.ROUND_TRIP, "min_round_trip_db: 12 dB, at least 30 dB"),
+    (Status.REJECTED, None, Reason.UNTEXTURED, HOSTILE[0]),
+    (Status.FAILED, None, Reason.TIMEOUT, HOSTILE[1]),
+)
+"""What becomes of the assets, in turn."""
+
+
+def fate_of(number: int) -> tuple[Status, Regime | None, Reason | None, str]:
+    return FATES[number % len(FATES)]
+
+
+def made_up_ref(number: int) -> MeshRef:
+    source = Attribution(name="made up", licence=("CC0-1.0", "CC-BY-4.0")[number % 2], attribution=HOSTILE[2])
+    caption = HOSTILE[number] if number < len(HOSTILE) else f"thing {number}"
+    return MeshRef(uid=f"asset-{number:06d}", uri=f"/assets/{number}.glb", source=source, caption=caption)
+
+
+def made_up_outcome(number: int, job: int) -> Outcome:
+    """Faces are 100 + number; the round trip runs from 30 to 60 dB."""
+    status, regime, reason, detail = fate_of(number)
+    measured = Measurements(faces=100 + number) if status is not Status.FAILED else Measurements()
+    if regime is Regime.TEXTURED:
+        measured = dataclasses.replace(measured, round_trip_psnr=30.0 + number % 31, round_trip_off_share=0.01)
+    ref = made_up_ref(number)
+    return Outcome(
+        uid=ref.uid,
+        uri=ref.uri,
+        sha256=None,
+        status=status,
+        regime=regime,
+        reason=reason,
+        detail=detail,
+        shard=f"{regime}-{job:06d}.tar" if regime else None,
+        seconds=0.1 + number % 7,
+        measurements=measured,
+    )
+
+
+def write_dataset(out: Path, assets: int, assets_per_job: int = 64) -> Path:
+    """`assets` assets in `out`; all samples of a regime have one set of pictures."""
+    for name in ("shards", "ledger", "fields"):
+        (out / name).mkdir(parents=True)
+    jobs = plan_jobs((made_up_ref(number) for number in range(assets)), assets_per_job)
+    shared = {regime: _common_fields(out / "fields" / regime, regime) for regime in Regime}
+    number, parts = 0, []
+    for job in jobs:
+        outcomes, samples = [], dict[Regime, list[tuple[str, list[Path]]]]()
+        for ref in job.refs:
+            outcome = made_up_outcome(number, job.index)
+            outcomes.append(outcome)
+            if outcome.regime:
+                own = _own_json(out / "fields", ref, outcome.regime)
+                samples.setdefault(outcome.regime, []).append((ref.uid, [own, *shared[outcome.regime]]))
+            number += 1
+        parts.append(commit(out, job.index, outcomes, samples))
+    plan = plan_bytes(jobs)
+    (out / "plan.parquet").write_bytes(plan)
+    info = DatasetInfo(
+        config=BuildConfig(assets_per_job=assets_per_job).recorded(),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        planned=assets,
+        jobs=len(jobs),
+        code_version=code_version(),
+    )
+    (out / "dataset.json").write_bytes(dataset_json(info))
+    (out / "index.json").write_bytes(index_json(out, parts))
+    return out
+
+
+def _common_fields(folder: Path, regime: Regime) -> list[Path]:
+    folder.mkdir()
+    fields = encode(make_sample(regime, seed=1, views=4, side=16))
+    for name, data in fields.items():
+        (folder / name).write_bytes(data)
+    return [folder / name for name in fields if name != "json"]
+
+
+def _own_json(folder: Path, ref: MeshRef, regime: Regime) -> Path:
+    source = dataclasses.asdict(ref.source) | {"uri": ref.uri}
+    common = json.loads((folder / regime / "json").read_text())
+    path = folder / ref.uid / "json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(common | {"uid": ref.uid, "caption": ref.caption, "source": source}))
+    return path

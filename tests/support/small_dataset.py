@@ -1,0 +1,117 @@
+"""Datasets of a few small samples, written as the pipeline writes them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from geometry.cameras import seqtex4
+from pipeline.dataset.shards import commit
+from schemas.codec import SCHEMA_VERSION, cameras_json, encode
+from schemas.dataset import DatasetInfo, dataset_json, write_file
+from schemas.ledger import Measurements, Outcome, Status
+from schemas.mesh import UvMesh
+from schemas.sample import Regime, TextureSample, UvMaps, Views
+
+VIEW_SIZE = 32
+UV_SIZE = 64
+
+
+def small_sample(
+    uid: str, regime: Regime, seed: int, view_size: int = VIEW_SIZE, uv_size: int = UV_SIZE
+) -> TextureSample:
+    """A smooth two-colour gradient over a wavy sheet, seen four times, and as a UV map."""
+    rng = np.random.default_rng(seed)
+    colors = rng.uniform(0.1, 0.9, (2, 3))
+    frequency = rng.uniform(1.0, 3.0, 2)
+
+    def maps(height: int, turn: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        y, x = np.meshgrid(*[np.linspace(-0.95, 0.95, height)] * 2, indexing="ij")
+        x, y = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
+        position = np.stack([x / 1.5, y / 1.5, 0.3 * np.sin(frequency[0] * x)], -1).astype(np.float32)
+        angle = frequency[1] * (x + 0.5 * y)
+        normal = np.stack([np.sin(angle), np.cos(angle), np.zeros_like(x)], -1).astype(np.float32)
+        mask = x**2 + y**2 < 0.5
+        share = 1 / (1 + np.exp(-3 * y))[..., None]
+        rgb = np.round(255 * (share * colors[0] + (1 - share) * colors[1])).astype(np.uint8)
+        return rgb, mask, position * mask[..., None], normal * mask[..., None]
+
+    strips = [np.stack(group) for group in zip(*(maps(view_size, turn) for turn in (0.0, 0.5, 1.0, 1.5)), strict=True)]
+    views = Views(
+        rgb=strips[0] * strips[1][..., None],
+        mask=strips[1],
+        coverage=strips[1].astype(np.uint8) * np.uint8(255),
+        position=strips[2],
+        normal=strips[3],
+    )
+    uv, mesh = None, None
+    if regime is Regime.TEXTURED:
+        rgb, mask, position, normal = maps(uv_size, 0.0)
+        uv = UvMaps(rgb=rgb, mask=mask, position=position, normal=normal)
+        mesh = UvMesh(
+            vertices=np.eye(3, dtype=np.float32),
+            normals=np.eye(3, dtype=np.float32),
+            uv=np.eye(3, 2, dtype=np.float32),
+            faces=np.array([[0, 1, 2]], dtype=np.int32),
+            layout="authored",
+        )
+    cameras = seqtex4(np.full(3, -1.0), np.full(3, 1.0))
+    meta = {
+        "uid": uid,
+        "schema_version": SCHEMA_VERSION,
+        "source": dict.fromkeys(("name", "uri", "licence", "attribution"), ""),
+        "caption": f"sheet {seed}",
+        "regime": str(regime),
+        "cameras": cameras_json(cameras),
+        "frame": {"center": [0.0, 0.0, 0.0], "scale": 1.0},
+        "measurements": {"layout": "authored" if mesh else None},
+    }
+    return TextureSample(uid=uid, regime=regime, views=views, cameras=cameras, uv=uv, mesh=mesh, meta=meta)
+
+
+def write_dataset(
+    out: Path, jobs: list[list[tuple[str, Regime]]], view_size: int = VIEW_SIZE, uv_size: int = UV_SIZE
+) -> None:
+    """One job per list of (uid, regime)."""
+    write_samples(
+        out,
+        [
+            [
+                small_sample(uid, regime, seed=100 * number + index, view_size=view_size, uv_size=uv_size)
+                for index, (uid, regime) in enumerate(entries)
+            ]
+            for number, entries in enumerate(jobs)
+        ],
+    )
+
+
+def write_samples(out: Path, jobs: list[list[TextureSample]]) -> None:
+    """One job per list of samples."""
+    for name in ("shards", "ledger", "fields"):
+        (out / name).mkdir(parents=True)
+    info = DatasetInfo(config={}, plan_sha256="", planned=sum(map(len, jobs)), jobs=len(jobs))
+    write_file(out / "dataset.json", dataset_json(info))
+    for number, job in enumerate(jobs):
+        samples: dict[Regime, list[tuple[str, list[Path]]]] = {}
+        outcomes = []
+        for sample in job:
+            fields = encode(sample)
+            folder = out / "fields" / sample.uid
+            folder.mkdir()
+            for extension, data in fields.items():
+                (folder / extension).write_bytes(data)
+            samples.setdefault(sample.regime, []).append((sample.uid, [folder / extension for extension in fields]))
+            outcomes.append(
+                Outcome(
+                    uid=sample.uid,
+                    uri="",
+                    sha256=None,
+                    status=Status.ACCEPTED,
+                    regime=sample.regime,
+                    reason=None,
+                    detail="",
+                    shard=f"{sample.regime}-{number:06d}.tar",
+                    seconds=0.0,
+                    measurements=Measurements(),
+                )
+            )
+        commit(out, number, outcomes, samples)

@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from schemas.errors import UsageError
+from schemas.sample import Regime
+from training.diffusion.flow import shift_sigma
+from training.diffusion.tasks import (
+    CONDITION_SIGMA,
+    OFFICIAL_TASKS,
+    TASKS,
+    TaskConfig,
+    draw_task,
+    given_views,
+    plan_frames,
+    sampling_task,
+)
+
+SIGMA = torch.tensor([0.9, 0.3])
+
+
+def test_condition_level_is_the_fifteenth_smallest_training_step() -> None:
+    assert float(shift_sigma(torch.tensor(15 / 1000, dtype=torch.float64))) == pytest.approx(CONDITION_SIGMA, abs=5e-8)
+
+
+def test_img2tex_gives_one_view_and_generates_the_rest() -> None:
+    task = TASKS["img2tex"]
+    given = given_views(task, torch.tensor([[0.3, 0.1, 0.9, 0.5], [0.7, 0.8, 0.9, 0.2]]))
+    assert given.tolist() == [[False, True, False, False], [False, False, False, True]]
+    plan = plan_frames(task, given, SIGMA)
+    assert plan.generated.tolist() == [[True, False, True, True, True], [True, True, True, False, True]]
+    assert torch.equal(plan.condition, ~plan.generated)
+    assert torch.allclose(plan.timestep[0], torch.tensor([900.0, 70.7547, 900.0, 900.0, 900.0]))
+    assert torch.allclose(plan.sigma[1], torch.tensor([0.3, 0.3, 0.3, 0.0707547, 0.3]))
+
+
+def test_geo2mv_generates_all_views_and_leaves_the_uv_frame_pure_noise() -> None:
+    task = TASKS["geo2mv"]
+    plan = plan_frames(task, given_views(task, torch.rand(2, 4)), SIGMA)
+    assert not plan.condition.any()
+    assert plan.generated.tolist() == [[True] * 4 + [False]] * 2
+    assert plan.timestep[:, 4].tolist() == [1000.0, 1000.0]
+    assert not task.needs_uv
+    assert Regime.MV_ONLY in task.regimes
+
+
+@pytest.mark.parametrize(
+    ("name", "condition", "generated", "uv_timestep"),
+    [
+        ("geo2mvtex", [False] * 5, [True] * 5, 900.0),
+        ("mv2tex", [True] * 4 + [False], [False] * 4 + [True], 900.0),
+        ("img2mv", [False, True, False, False, False], [True, False, True, True, False], 1000.0),
+    ],
+)
+def test_what_is_given_and_what_is_made(
+    name: str, condition: list[bool], generated: list[bool], uv_timestep: float
+) -> None:
+    task = TASKS[name]
+    plan = plan_frames(task, given_views(task, torch.tensor([[0.3, 0.1, 0.9, 0.5]])), SIGMA[:1])
+    assert plan.condition.tolist() == [condition]
+    assert plan.generated.tolist() == [generated]
+    assert plan.timestep[0, 4].item() == pytest.approx(uv_timestep)
+    levels = torch.where(plan.condition[0, :4], 70.7547, 900.0)
+    assert torch.allclose(plan.timestep[0, :4], levels)
+
+
+def test_multi_view_samples_teach_what_needs_no_uv_map() -> None:
+    assert {task.name for task in TASKS.values() if Regime.MV_ONLY in task.regimes} == {"geo2mv", "img2mv"}
+    assert {task.name for task in TASKS.values() if not task.needs_uv} == {"geo2mv", "img2mv"}
+    assert all(Regime.TEXTURED in task.regimes for task in TASKS.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "with_uv", "name"),
+    [(0, True, "geo2mvtex"), (1, True, "img2tex"), (2, True, "img2tex"), (4, True, "mv2tex"),
+     (0, False, "geo2mv"), (1, False, "img2mv")],
+)  # fmt: skip
+def test_the_task_of_a_sampling_run_follows_from_what_is_given(given: int, with_uv: bool, name: str) -> None:
+    assert sampling_task(given, 4, with_uv).name == name
+
+
+def test_the_default_mixture_is_the_documented_one_and_the_official_one_has_two_tasks() -> None:
+    cfg = TaskConfig()
+    textured = {"img2tex": 0.5, "geo2mvtex": 0.2, "mv2tex": 0.1, "geo2mv": 0.1, "img2mv": 0.1}
+    assert (cfg.textured, cfg.mv_only) == (textured, {"geo2mv": 0.5, "img2mv": 0.5})
+    assert (OFFICIAL_TASKS.textured, OFFICIAL_TASKS.mv_only) == ({"img2tex": 1.0}, {"geo2mv": 1.0})
+
+
+def test_every_view_is_the_given_one_equally_often() -> None:
+    order = torch.rand(4000, 4, generator=torch.Generator().manual_seed(1))
+    counts = given_views(TASKS["img2tex"], order).sum(dim=0)
+    assert counts.sum() == 4000
+    # 99 % for the four counts together: each within the two-sided 0.25 % point of the binomial.
+    assert (counts - 1000).abs().max() < 3.02 * (4000 * 0.25 * 0.75) ** 0.5
+
+
+def test_tasks_are_drawn_by_weight_and_by_batch_number_alone() -> None:
+    cfg = TaskConfig(textured={"img2tex": 3.0, "geo2mv": 1.0})
+    names = [draw_task(cfg, Regime.TEXTURED, 5, number).name for number in range(2000)]
+    assert abs(names.count("img2tex") - 1500) < 2.58 * (2000 * 0.75 * 0.25) ** 0.5
+    assert [draw_task(cfg, Regime.TEXTURED, 5, number).name for number in (7, 1999, 0)] == [
+        names[7],
+        names[1999],
+        names[0],
+    ]
+    assert {draw_task(cfg, Regime.MV_ONLY, 5, number).name for number in range(50)} == {"geo2mv", "img2mv"}
+
+
+def test_a_task_that_its_samples_cannot_teach_is_refused() -> None:
+    with pytest.raises(UsageError, match="'img2tex' is no task for mv_only samples; there are: geo2mv, img2mv"):
+        TaskConfig(mv_only={"img2tex": 1.0})

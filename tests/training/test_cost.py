@@ -1,0 +1,129 @@
+"""`seqtex train --dry_run`: what it says agrees with counting on a real model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import training.cost
+from seqtex.cli.main import main
+from training.config import PRESETS, ModelConfig
+from training.cost import block_activations, count_flops, count_parameters, count_tokens, estimate
+from training.data.mixture import ImageSizes
+from training.loop.strategies import choose
+from training.model.seqtex import SeqTexTransformer3DModel
+from training.model.weights import trainable_parameters
+
+SIZES = ImageSizes(views=4, view_resolution=64, uv_resolution=128)
+SCRATCH = ModelConfig(
+    num_layers=3,
+    num_attention_heads=2,
+    attention_head_dim=24,
+    ffn_dim=96,
+    text_dim=32,
+    freq_dim=32,
+    lora_rank=0,
+    start="scratch",
+    trained="all",
+)
+RELEASED = replace(SCRATCH, trained="released", lora_rank=8)
+
+
+def run(cfg, tokens):
+    """A forward pass of one sample, to be differentiated."""
+    torch.manual_seed(0)
+    model = SeqTexTransformer3DModel(**cfg.architecture())
+    trainable_parameters(model, cfg.trained)
+    model.checkpoint_blocks(cfg.checkpointing, cfg.checkpoint_every)
+    uv = torch.randn(1, 48, 1, 16, 16) if tokens.uv else None
+    arguments = torch.randn(1, 48, 4, 8, 8), uv, torch.rand(1, 5) * 1000, torch.randn(1, tokens.text, 32)
+    return lambda: sum(flow.sum() for flow in model(*arguments) if flow is not None)
+
+
+@pytest.mark.parametrize("needs_uv", [True, False])
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        SCRATCH,
+        RELEASED,
+        replace(RELEASED, uv_branch="shared"),
+        replace(SCRATCH, geometry_attention="mv"),
+        replace(SCRATCH, geometry_attention="off"),
+        replace(RELEASED, checkpointing="full", checkpoint_every=2),
+    ],
+)
+@pytest.mark.parametrize("text", ["none", "umt5"])
+def test_operations_agree_with_a_count_of_them(monkeypatch, cfg, text, needs_uv):
+    monkeypatch.setitem(training.cost.TEXT_TOKENS, "umt5", 40)
+    tokens = count_tokens(SIZES, text, needs_uv)
+    loss_of, found = run(cfg, tokens), count_flops(cfg, tokens)
+    with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        loss_of()
+    with FlopCounterMode(display=False) as both:
+        loss_of().backward()
+    assert found.forward == pytest.approx(forward.get_total_flops(), rel=0.01)
+    assert found.total == pytest.approx(both.get_total_flops(), rel=0.01)
+    assert (found.recomputed > 0) == (cfg.checkpointing != "none")
+
+
+@pytest.mark.parametrize("trained", ["all", "released"])
+def test_activations_agree_with_what_autograd_keeps(monkeypatch, trained):
+    """Within a third: what norms and frozen layers keep differs by device and version."""
+    monkeypatch.setattr("training.model.block.SMALL_SCORES", 0)
+    cfg = replace(SCRATCH if trained == "all" else RELEASED, num_attention_heads=4, ffn_dim=384)
+    tokens = count_tokens(SIZES, "none")
+    loss_of, kept = run(cfg, tokens), {}
+
+    def keep(tensor):
+        base = tensor._base if tensor._is_view() else tensor
+        if not isinstance(base, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss_of()
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert cfg.num_layers * block_activations(cfg, tokens, 4)["all"] == pytest.approx(measured, rel=1 / 3)
+
+
+def test_the_full_preset_has_the_released_sizes():
+    cost = estimate(PRESETS["full"], ImageSizes(views=4, view_resolution=512, uv_resolution=1024))
+    assert (cost.tokens.mv, cost.tokens.uv, cost.tokens.text) == (4096, 4096, 512)
+    millions = {name: round(count / 1e6, 1) for name, (count, _) in cost.parameters.items()}
+    assert (millions["LoRA"], millions["UV branch"], millions["geometry"]) == (127.8, 1109.8, 71.0)
+    assert round(sum(count for count, _ in cost.parameters.values()) / 1e6, 1) == 2727.6
+    assert cost.flops["geo2mv"].total < 0.5 * cost.flops["img2tex"].total
+    policies = [cost.memory[policy].activations_per_sample for policy in ("none", "selective", "full")]
+    assert policies == sorted(policies, reverse=True)
+    assert cost.largest_batch("none", 80) < cost.largest_batch("selective", 80) < cost.largest_batch("full", 80)
+    assert cost.gpu_needed("full", shards=8) < cost.gpu_needed("full")
+
+
+def test_the_official_preset_fits_where_the_full_one_does():
+    sizes = ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
+    full, official = (choose(PRESETS[name], estimate(PRESETS[name], sizes), None) for name in ("full", "official"))
+    assert official == full
+    assert PRESETS["official"].model == PRESETS["full"].model
+
+
+def test_shared_branches_have_no_uv_parameters():
+    assert count_parameters(replace(RELEASED, uv_branch="shared"))["UV branch"] == (0, 0)
+
+
+def test_the_command_prints_json_and_trains_nothing(capsys, tmp_path):
+    place = ["--data.directory", str(tmp_path / "none"), "--run.directory", str(tmp_path / "run")]
+    assert main(["train", "--preset", "tiny", "--dry_run", "--json", *place]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["tokens"] == {"frames": 5, "mv": 64, "uv": 64, "text": 1}
+    assert told["parameters"]["LoRA"] == {"all": 0, "trained": 0}
+    assert set(told["flops_per_sample"]) == {"img2tex", "geo2mv"} | set(PRESETS["tiny"].tasks.mv_only)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tables_name_every_part_and_task(capsys, tmp_path):
+    assert main(["train", "--preset", "full", "--dry_run", "--data.directory", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    for word in ("UV branch", "geometry", "img2tex", "geo2mv", "selective", "4096"):
+        assert word in told

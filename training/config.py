@@ -1,0 +1,250 @@
+"""Training configurations: every option of a run in one frozen record, and three named ones."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from schemas.errors import UsageError, require_between
+from training.data.datamodule import DataConfig
+from training.diffusion.tasks import OFFICIAL_TASKS, TaskConfig
+from training.model.optimizers import OptimizerConfig
+from training.module import FlowConfig
+
+NOT_ARCHITECTURE = {"start", "start_path", "trained", "checkpointing", "checkpoint_every", "compile_blocks"}
+"""Fields of `ModelConfig` that do not describe the network."""
+
+MOST_STEPS = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Size of the transformer and what it starts from. Defaults: Wan2.1-T2V-1.3B with the released LoRA."""
+
+    num_layers: int = 30
+    num_attention_heads: int = 12
+    attention_head_dim: int = 128
+    ffn_dim: int = 8960
+    text_dim: int = 4096
+    freq_dim: int = 256
+    """Width of the timestep's sinusoidal embedding."""
+    lora_rank: int = 128
+    """Of the view branch's adapters; 0: none (released code)."""
+    lora_alpha: int = 64
+    """Released code."""
+    start: Literal["scratch", "wan", "seqtex"] = "wan"
+    """Random weights, a Wan2.1 transformer, or a SeqTex checkpoint."""
+    start_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    """Directory or hub repository of the weights to start from."""
+    trained: Literal["released", "all"] = "released"
+    """`released`: LoRA, UV branch and geometry (paper); `all`: every weight."""
+    geometry_attention: Literal["off", "mv", "mv_uv"] = "mv_uv"
+    """Ablation: tokens whose queries and keys carry the geometry embedding; `mv_uv`: all (released weights)."""
+    uv_branch: Literal["decoupled", "shared"] = "decoupled"
+    """Ablation: UV tokens have weights of their own (paper), or go through the view branch with its LoRA."""
+    view_hint: bool = False
+    """The network also gets the given views' colours, carried over the surface to every image (ours). Off in the
+    released weights, which can be fine-tuned with it: its layer starts at zero."""
+    position_rope: bool = False
+    """Tokens turn with their mean 3D position instead of their place in the image (ours; off in the released
+    weights)."""
+    rope_max_seq_len: int = 1024
+    """Longest side of a token grid, and most frames (Wan)."""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again to save memory: nothing, a block except its attention, or all of it."""
+    checkpoint_every: int = 1
+    """Of so many successive blocks one is computed again."""
+    compile_blocks: bool = False
+    """torch.compile for each block: faster steps after some minutes; needs a C++ compiler on a CPU."""
+
+    def __post_init__(self) -> None:
+        require_between("model.checkpoint_every", self.checkpoint_every, 1, 1000)
+
+    def architecture(self) -> dict[str, Any]:
+        """Arguments of `SeqTexTransformer3DModel`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ARCHITECTURE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """How images and captions enter the model."""
+
+    codec: Literal["dct", "wan"] = "wan"
+    """`dct` is built in; `wan` is the VAE that the released weights use."""
+    codec_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    """Directory or hub repository of the Wan VAE."""
+    text_encoder: Literal["none", "umt5"] = "umt5"
+    text_encoder_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Length, place and machine of a run."""
+
+    directory: Path = Path("run")
+    """Receives `config.json`, `environment.json`, `losses.jsonl`, `states/`, `tensorboard/`, `pictures/` and, at the
+    end, `checkpoint/`. A run goes on from the newest trainer state in it that verifies."""
+    max_steps: int = 100_000
+    max_seconds: float | None = None
+    """Ends the run even before `max_steps`; the learning rate decays with whichever is nearer. None: no limit."""
+    pause_seconds: float | None = None
+    """Ends this start of the run after so long, with a state and a checkpoint; the same command goes on. The learning
+    rate takes no notice. None: no limit."""
+    state_every: int = 1000
+    """Steps between trainer states."""
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's matrix products (autocast); weights and everything else stay float32. On a device without fast
+    bfloat16 products, `bfloat16` means float32 too: `environment.json` says what was decided."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    """GPUs (or processes, on a CPU) of each node."""
+    nodes: int = 1
+    strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
+    """`ddp`: a copy of everything per device. `fsdp`: weights, gradients and optimiser state sharded over all of them.
+    `auto`: one device alone; several with ddp where a GPU holds it, else fsdp."""
+    accumulate: int = 1
+    """Parts that a device's share of a batch is worked through in, for batches that memory does not hold: equal steps,
+    less memory."""
+    logger: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Curves and pictures: events in `directory`/tensorboard, or Weights & Biases (its package must be installed)."""
+    threads: int = 0
+    """CPU threads of torch; 0: all of them or one, whichever is faster, watched while training goes on."""
+
+    def __post_init__(self) -> None:
+        require_between("run.max_steps", self.max_steps, 1, MOST_STEPS)
+        require_between("run.state_every", self.state_every, 1, MOST_STEPS)
+        require_between("run.accumulate", self.accumulate, 1, MOST_STEPS)
+        require_between("run.devices", self.devices, 1, 1024)
+        require_between("run.nodes", self.nodes, 1, 100_000)
+        require_between("run.threads", self.threads, 0, 4096)
+        for name in ("max_seconds", "pause_seconds"):
+            if getattr(self, name) is not None:
+                require_between(f"run.{name}", getattr(self, name), 1e-3, 1e9)
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train, one a device."""
+        return self.devices * self.nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Pictures and PSNR of some samples while training goes on."""
+
+    every: int = 1000
+    """Steps between two validations; 0: none."""
+    directory: Path | None = None
+    """A dataset of meshes that are not trained on; None: the first samples of the training data."""
+    samples: int = 4
+    """Textured samples that are shown."""
+    steps: int = 8
+    """Denoising steps."""
+
+    def __post_init__(self) -> None:
+        require_between("validation.every", self.every, 0, MOST_STEPS)
+        require_between("validation.samples", self.samples, 1, 1000)
+        require_between("validation.steps", self.steps, 1, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run. Defaults: the full preset."""
+
+    preset: str = "full"
+    """Name under which the run is recorded."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    latents: LatentConfig = field(default_factory=LatentConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    tasks: TaskConfig = field(default_factory=TaskConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+BUILT_IN = LatentConfig(codec="dct", codec_path="", text_encoder="none", text_encoder_path="")
+
+FULL = TrainConfig(
+    model=ModelConfig(checkpointing="full", compile_blocks=True),
+    data=DataConfig(batch_size=16, workers=4),
+    run=RunConfig(precision="bfloat16"),
+)
+
+PRESETS = {
+    "tiny": TrainConfig(
+        preset="tiny",
+        data=DataConfig(batch_size=8, mv_only_ratio=0.1, keep_latents=True),
+        model=ModelConfig(
+            num_layers=4,
+            num_attention_heads=3,
+            attention_head_dim=64,
+            ffn_dim=512,
+            text_dim=32,
+            freq_dim=128,
+            lora_rank=0,
+            start="scratch",
+            start_path="",
+            trained="all",
+            view_hint=True,
+            position_rope=True,
+        ),
+        latents=BUILT_IN,
+        flow=FlowConfig(uv_weight=6.0),
+        tasks=TaskConfig(textured={"img2tex": 0.9, "geo2mv": 0.1}, mv_only={"geo2mv": 1.0}),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-3,
+            muon_learning_rate=0.03,
+            muon_iterations=3,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            warmup_steps=50,
+            final_share=0.02,
+            ema_decay=0.998,
+        ),
+        run=RunConfig(max_steps=2400, state_every=600, accelerator="cpu"),
+    ),
+    "small": TrainConfig(
+        preset="small",
+        data=DataConfig(batch_size=32, workers=4),
+        model=ModelConfig(
+            num_layers=12,
+            num_attention_heads=6,
+            attention_head_dim=64,
+            ffn_dim=1536,
+            text_dim=32,
+            lora_rank=0,
+            start="scratch",
+            start_path="",
+            trained="all",
+            view_hint=True,
+            position_rope=True,
+        ),
+        latents=BUILT_IN,
+        optimizer=OptimizerConfig(
+            learning_rate=5e-4, muon_learning_rate=0.01, warmup_steps=500, final_share=0.02, ema_decay=0.999
+        ),
+        run=RunConfig(max_steps=50_000, precision="bfloat16"),
+    ),
+    "full": FULL,
+    "official": replace(FULL, preset="official", tasks=OFFICIAL_TASKS),
+}
+"""tiny: 3.9 M parameters, two CPU cores, 64-pixel views, 128-texel UV maps (ours). small: 53 M, one GPU (ours). full:
+Wan2.1-1.3B with LoRA (paper; its optimiser is not public: TEXGen's). official: full with the
+two tasks of the released training."""
+
+
+def preset(name: str) -> TrainConfig:
+    if name not in PRESETS:
+        raise UsageError(f"{name!r} is no preset; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def as_json(cfg: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain values, for a record beside the run."""
+    return {name: _plain(value) for name, value in asdict(cfg).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,223 @@
+"""Writing the latents of a dataset: a tar per shard, its record beside it, `latents.json` last. Every file is written
+beside, flushed and renamed (or uploaded whole), so that a run that was killed goes on with the next shard."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from schemas.codec import decode
+from schemas.dataset import ShardRecord, canonical_json, code_version, file_sha256, write_file
+from schemas.errors import UsageError, UserError
+from schemas.sample import TextureSample
+from schemas.storage import Location, ObjectPath, location
+from training.data.batch import Maps, surface_points, to_model
+from training.data.dataset_files import DatasetFiles, read_json
+from training.data.latent_shards import (
+    EMPTY_TEXT,
+    RECORD,
+    LatentHeader,
+    LatentShard,
+    codec_header,
+    given_name,
+    parse_header,
+    parse_shard,
+    record_json,
+)
+from training.data.mixture import shards_by_regime
+from training.data.shard_reader import ShardReader
+from training.diffusion.encoders import LatentCodec, TextEncoder
+from training.diffusion.view_hint import encode_hint
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoders:
+    """What makes the latents."""
+
+    codec: LatentCodec
+    text_encoder: TextEncoder | None
+    """None: captions are not encoded."""
+    device: str
+    header: LatentHeader
+
+
+def make_encoders(
+    codec: LatentCodec, text_encoder: TextEncoder | None, device: str, dtype: str, view_hint: bool = False
+) -> Encoders:
+    """view_hint: also the hints of each view and of all, for models that take them."""
+    header = replace(codec_header(codec, dtype), view_hint=view_hint)
+    if text_encoder is not None:
+        length = text_encoder.encode([""]).shape[1]
+        header = replace(header, text_encoder=text_encoder.name, text_dim=text_encoder.text_dim, text_length=length)
+    return Encoders(codec=codec, text_encoder=text_encoder, device=device, header=header)
+
+
+def encode_dataset(
+    files: DatasetFiles,
+    encoders: Encoders,
+    part: int = 0,
+    parts: int = 1,
+    notify: Callable[[int, int], None] = lambda done, of: None,
+) -> Location | None:
+    """The folder of the latents of a dataset, or None where other parts are not done yet. What is done already, and
+    fits the dataset as it is, is kept.
+
+    part, parts: encode every `parts`-th shard only; the process that finds all done writes the record. notify: called
+    with the shards done and how many there are.
+
+    Raises:
+        UserError: no dataset there, or a shard of it is missing or damaged.
+    """
+    if not 0 <= part < parts:
+        raise UsageError(f"part {part} of {parts}: parts count from 0")
+    by_regime = shards_by_regime(files.folder)
+    sources = [shard for group in by_regime.values() for shard in group]
+    folder = location(files.location) / encoders.header.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_empty_text(folder, encoders)
+    mine = sources[part::parts]
+    for done, source in enumerate(mine):
+        notify(done, len(mine))
+        if finished(folder, source, encoders.header) is None:
+            _encode_shard(files, folder, source, encoders)
+    notify(len(mine), len(mine))
+    return _commit(folder, sources, encoders.header)
+
+
+def finished(folder: Location, source: ShardRecord, header: LatentHeader) -> LatentShard | None:
+    """The record of a shard's latents, if they are whole and of that source and header. In an object store their
+    size will do: an object is whole or not there, and training checks the rest."""
+    path = _record_path(folder, source.name)
+    try:
+        entries = read_json(path.read_bytes(), str(path))
+        shard = parse_shard(entries["shard"])  # type: ignore[arg-type]
+        same = parse_header(entries["header"]) == header  # type: ignore[arg-type]
+    except (FileNotFoundError, UserError, KeyError, TypeError, ValueError):
+        return None  # absent or damaged: the shard is done again
+    tar = folder / shard.name
+    whole = tar.is_file() and tar.stat().st_size == shard.bytes
+    whole = whole and (isinstance(tar, ObjectPath) or file_sha256(tar) == shard.sha256)
+    return shard if same and whole and shard.source_sha256 == source.sha256 else None
+
+
+def _record_path(folder: Location, shard: str) -> Location:
+    return folder / f"{shard}.json"
+
+
+def _commit(folder: Location, sources: list[ShardRecord], header: LatentHeader) -> Location | None:
+    shards = [shard for source in sources if (shard := finished(folder, source, header))]
+    if len(shards) < len(sources):
+        return None
+    write_file(folder / RECORD, record_json(header, shards, code_version()))
+    return folder
+
+
+def _encode_shard(files: DatasetFiles, folder: Location, source: ShardRecord, encoders: Encoders) -> None:
+    _record_path(folder, source.name).unlink(missing_ok=True)
+    reader = ShardReader(files, "shards", (source,), 1, decode)
+    shapes: dict[str, list[int]] = {}
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for index in range(source.count):
+            sample = reader(0, index)
+            fields, found = encode_sample(sample, encoders)
+            if shapes and found != shapes:
+                raise UserError(f"{reader.name(0)}: sample {sample.uid} has latents {found}, others {shapes}")
+            shapes.update(found)
+            yield sample.uid, fields
+
+    data = tar_bytes(samples())
+    write_file(folder / source.name, data)
+    shard = LatentShard(
+        name=source.name,
+        regime=source.regime,
+        source_sha256=source.sha256,
+        sha256=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
+        count=source.count,
+        shapes=shapes,
+    )
+    entries = {"header": asdict(encoders.header), "shard": asdict(shard)}
+    write_file(_record_path(folder, source.name), canonical_json(entries) + b"\n")
+
+
+def tar_bytes(samples: Iterator[tuple[str, Mapping[str, bytes]]]) -> bytes:
+    """Equal samples give equal bytes: no times, no owners."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for uid, fields in samples:
+            for extension, data in sorted(fields.items()):
+                info = tarfile.TarInfo(f"{uid}.{extension}")
+                info.size, info.mode = len(data), 0o644
+                tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+@torch.no_grad()
+def encode_sample(sample: TextureSample, encoders: Encoders) -> tuple[dict[str, bytes], dict[str, list[int]]]:
+    """Fields of a sample's latents, and the shape of each tensor."""
+    batch = to_model(sample)
+    means: dict[str, Tensor] = {}
+    spreads: dict[str, Tensor] = {}
+    for name, maps in (("mv", batch.mv), ("uv", batch.uv)):
+        for kind, images in _modalities(maps) if maps else ():
+            posterior = encoders.codec.posterior(images.to(encoders.device))
+            means[f"{name}_{kind}"] = posterior.mean[0]
+            spread = posterior.log_variance[0]
+            constant = bool((spread == spread.flatten()[0]).all())  # of a codec that is certain: one number will do
+            spreads[f"{name}_{kind}"] = spread[:1, :1, :1, :1] if constant else spread
+        if maps:
+            means[f"{name}_points"] = surface_points(maps.position, maps.normal, encoders.codec.downscale)[0]
+    meta = {"uid": sample.uid, "regime": str(sample.regime), "caption": batch.captions[0]}
+    fields = {
+        "json": canonical_json(meta),
+        "mean.safetensors": _tensors(means, encoders.header),
+        "log_variance.safetensors": _tensors(spreads, encoders.header),
+    }
+    if encoders.header.view_hint:
+        fields["hint.safetensors"] = _tensors(_hints(sample, encoders), encoders.header)
+    if encoders.text_encoder is not None:
+        fields["text.safetensors"] = _tensors({"caption": _features(batch.captions[0], encoders)}, encoders.header)
+    return fields, {name: list(mean.shape) for name, mean in means.items()}
+
+
+def _hints(sample: TextureSample, encoders: Encoders) -> dict[str, Tensor]:
+    """Encode the hints of each view, and of all together."""
+    views, found = len(sample.views.rgb), dict[str, Tensor]()
+    for given in (*((view,) for view in range(views)), tuple(range(views))):
+        batch = to_model(sample, given=given)
+        for name, maps in (("mv", batch.mv), ("uv", batch.uv)):
+            if maps and maps.hint is not None:
+                latents = encode_hint(maps.hint.to(encoders.device), encoders.codec)
+                found[f"{name}_{given_name(given, views)}"] = latents[0]
+    return found
+
+
+def _modalities(maps: Maps) -> tuple[tuple[str, Tensor], ...]:
+    """Images as they enter the codec, in [0, 1]."""
+    return ("rgb", maps.rgb), ("position", (maps.position + 1) / 2), ("normal", (maps.normal + 1) / 2)
+
+
+def _features(prompt: str, encoders: Encoders) -> Tensor:
+    """[tokens, dim], without the zeros at the end."""
+    assert encoders.text_encoder is not None
+    features = encoders.text_encoder.encode([prompt])[0]
+    used = features.abs().sum(dim=1).nonzero()
+    return features[: int(used[-1]) + 1 if len(used) else 1]
+
+
+def _write_empty_text(folder: Location, encoders: Encoders) -> None:
+    if encoders.text_encoder is not None:
+        write_file(folder / EMPTY_TEXT, _tensors({"caption": _features("", encoders)}, encoders.header))
+
+
+def _tensors(tensors: dict[str, Tensor], header: LatentHeader) -> bytes:
+    dtype = DTYPES[header.dtype]
+    return safetensors.torch.save({name: t.to("cpu", dtype).contiguous() for name, t in tensors.items()})

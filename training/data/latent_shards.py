@@ -1,0 +1,314 @@
+"""Latents made once, beside the shards they were made from: `DATASET/latents/CODEC/`, one tar per shard and
+`latents.json`, written last, which alone makes them count. Tensors are safetensors, nothing is unpickled.
+
+A sample has `mean.safetensors` and `log_variance.safetensors` (`mv_rgb`, `mv_position`, `mv_normal` [16, V, h, w] and
+`uv_*` [16, 1, H, W], normalised), the first of them `mv_points` and `uv_points` too (`BranchLatents.points`), `json`
+(uid, regime, caption), `text.safetensors` where captions were encoded, and `hint.safetensors` where view hints were:
+`mv_GIVEN` and `uv_GIVEN` for each view given alone, and for all."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from schemas.dataset import ShardRecord, canonical_json
+from schemas.errors import UserError
+from schemas.images import field_bytes
+from schemas.sample import Regime
+from training.data.batch import BranchLatents, LatentBatch, TextFeatures
+from training.data.dataset_files import DatasetFiles, read_json
+from training.diffusion.encoders import KEPT, RGB_TO_YCBCR, ZIGZAG, LatentCodec, Posterior, WanCodec
+from training.diffusion.flow import seeded
+
+FORMAT = 2
+"""Version of the layout of latent shards."""
+RECORD = "latents.json"
+EMPTY_TEXT = "empty.safetensors"
+POINTS = 4
+"""Channels of `BranchLatents.points`."""
+DRAW_STREAM = 11
+"""Keeps posterior draws apart from other draws by (seed, sample number)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentHeader:
+    """What latents were made with. Training asks for the codec's part of it to be that of its own codec."""
+
+    codec: str
+    weights_sha256: str
+    """Of the codec's weights as loaded, or of the constants of one without weights."""
+    scaling: tuple[tuple[float, ...], tuple[float, ...]]
+    """Mean and standard deviation by channel that the latents were normalised with."""
+    channels: int
+    downscale: int
+    dtype: str = "bfloat16"
+    """Of what is stored."""
+    text_encoder: str = ""
+    """Empty: captions were not encoded."""
+    text_dim: int = 0
+    text_length: int = 0
+    """Tokens that the model gets, zeros included."""
+    view_hint: bool = False
+    """Whether view hints were encoded, for models that take them."""
+    format: int = FORMAT
+
+    @property
+    def folder(self) -> str:
+        return f"latents/{self.codec}-{self.weights_sha256[:12]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentShard:
+    """A tar of latents as the record vouches for it."""
+
+    name: str
+    regime: Regime
+    source_sha256: str
+    """Of the shard that it was made from."""
+    sha256: str
+    bytes: int
+    count: int
+    shapes: dict[str, list[int]]
+    """Of each tensor of a sample."""
+
+    def record(self) -> ShardRecord:
+        return ShardRecord(name=self.name, regime=self.regime, sha256=self.sha256, bytes=self.bytes, count=self.count)
+
+
+def codec_header(codec: LatentCodec, dtype: str = "bfloat16") -> LatentHeader:
+    """The codec's part of a header."""
+    digest = hashlib.sha256()
+    if isinstance(codec, WanCodec):
+        for name, tensor in sorted(codec.vae.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        config = codec.vae.config
+        mean, std = tuple(config.latents_mean), tuple(config.latents_std)
+    else:
+        mean, std = tuple(codec.MEAN), tuple(codec.STD)  # type: ignore[attr-defined]
+        digest.update(canonical_json([RGB_TO_YCBCR, ZIGZAG, KEPT, mean, std]))
+    return LatentHeader(
+        codec=codec.name,
+        weights_sha256=digest.hexdigest(),
+        scaling=(tuple(map(float, mean)), tuple(map(float, std))),
+        channels=codec.channels,
+        downscale=codec.downscale,
+        dtype=dtype,
+    )
+
+
+def record_json(header: LatentHeader, shards: list[LatentShard], code_version: str) -> bytes:
+    """The text of `latents.json`, with the sum of everything in it."""
+    entries: dict[str, Any] = {"header": asdict(header), "shards": [asdict(shard) for shard in shards]}
+    entries["code_version"] = code_version
+    entries["sha256"] = hashlib.sha256(canonical_json(entries)).hexdigest()
+    return json.dumps(entries, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def parse_record(data: bytes, name: str) -> tuple[LatentHeader, dict[str, LatentShard]]:
+    """Header and shards by name. Raises UserError naming the file where its text is not what was written."""
+    entries = read_json(data, name)
+    try:
+        claimed = entries.pop("sha256")
+        if hashlib.sha256(canonical_json(entries)).hexdigest() != claimed:
+            raise ValueError("its text is not what was written")
+        return parse_header(entries["header"]), {s.name: s for s in map(parse_shard, entries["shards"])}  # type: ignore
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{name}: damaged ({error}); delete it and run `seqtex encode` again") from error
+
+
+def parse_header(entries: dict[str, Any]) -> LatentHeader:
+    mean, std = entries["scaling"]
+    return LatentHeader(**(entries | {"scaling": (tuple(mean), tuple(std))}))
+
+
+def parse_shard(entries: dict[str, Any]) -> LatentShard:
+    return LatentShard(**(entries | {"regime": Regime(entries["regime"])}))
+
+
+def find_latents(
+    files: DatasetFiles, codec: LatentHeader, sources: list[ShardRecord]
+) -> tuple[LatentHeader, dict[str, LatentShard]]:
+    """The latents of a dataset that fit `codec` and the shards `sources` of its ledger.
+
+    Raises:
+        UserError: there are none, or they were made by another codec or from another state of the dataset.
+    """
+    place = f"{files.location}/{codec.folder}/{RECORD}"
+    again = f"run `seqtex encode {files.location} --codec {codec.codec}` (what is done already is kept)"
+    try:
+        data = files.read(f"{codec.folder}/{RECORD}")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{place}: no finished latents by codec {codec.codec} with the weights {codec.weights_sha256[:12]}"
+            f"{_others(files)}; {again}, or set data.latents false"
+        ) from error
+    header, shards = parse_record(data, place)
+    wanted = replace(
+        codec,
+        dtype=header.dtype,
+        text_encoder=header.text_encoder,
+        text_dim=header.text_dim,
+        text_length=header.text_length,
+        view_hint=header.view_hint or codec.view_hint,
+    )
+    for name, value in asdict(wanted).items():
+        if asdict(header)[name] != value:
+            hint = (
+                " with --view_hint, which encodes all anew, or set model.view_hint false" if name == "view_hint" else ""
+            )
+            redo = again.split(" (")[0] + hint
+            raise UserError(f"{place}: {name} is {asdict(header)[name]}, this run has {value}; {redo}")
+    for source in sources:
+        if source.name not in shards:
+            raise UserError(f"{place}: the dataset has grown, {source.name} is not in it; {again}")
+        if shards[source.name].source_sha256 != source.sha256:
+            raise UserError(f"{place}: the dataset has changed, {source.name} is another shard now; {again}")
+    return header, shards
+
+
+def _others(files: DatasetFiles) -> str:
+    folder = files.folder / "latents"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return f", there are {', '.join(names)}" if names else ""
+
+
+class LatentDecoder:
+    """Fields of a stored sample to a batch of one: posterior means, float32."""
+
+    def __init__(self, header: LatentHeader, empty: Tensor | None, with_variance: bool, with_hint: bool) -> None:
+        """empty: features of the empty prompt, where captions were encoded. with_variance: read what a draw needs.
+        with_hint: read view hints."""
+        self.header = header
+        self.empty = empty
+        self.with_variance = with_variance
+        self.with_hint = with_hint
+
+    def __call__(self, fields: Mapping[str, bytes]) -> "StoredLatents":
+        """Raises ValueError naming the field that is missing or damaged."""
+        meta = read_meta(fields)
+        mean = read_tensors(fields, "mean.safetensors")
+        regime = Regime(meta["regime"])
+        branches = ("mv", "uv") if regime is Regime.TEXTURED else ("mv",)
+        kinds = dict.fromkeys(("rgb", "position", "normal"), self.header.channels) | {"points": POINTS}
+        expected = {f"{branch}_{kind}": depth for branch in branches for kind, depth in kinds.items()}
+        if {name: len(t) for name, t in mean.items() if t.ndim == 4} != expected:
+            raise ValueError(f"field 'mean.safetensors' holds { {n: tuple(t.shape) for n, t in mean.items()} }")
+        text = None
+        if self.empty is not None:
+            own = read_tensors(fields, "text.safetensors")["caption"].float()
+            text = TextFeatures(captions=(own,), empty=self.empty, length=self.header.text_length)
+        batch = LatentBatch(
+            mv=_branch(mean, "mv"),
+            uv=_branch(mean, "uv") if "uv_rgb" in mean else None,
+            regime=regime,
+            uids=(meta["uid"],),
+            captions=(meta["caption"],),
+            text=text,
+        )
+        spread = read_tensors(fields, "log_variance.safetensors") if self.with_variance else {}
+        hints = read_tensors(fields, "hint.safetensors") if self.with_hint else {}
+        if self.with_hint:
+            views = range(mean["mv_rgb"].shape[1])
+            names = {f"{branch}_{given}" for branch in branches for given in (*map(str, views), "all")}
+            if {name: len(t) for name, t in hints.items() if t.ndim == 4} != dict.fromkeys(
+                names, 1 + self.header.channels
+            ):
+                raise ValueError(f"field 'hint.safetensors' holds { {n: tuple(t.shape) for n, t in hints.items()} }")
+        return StoredLatents(
+            batch=batch,
+            log_variance={name: value[None].float() for name, value in spread.items()},
+            hints={name: value[None].float() for name, value in hints.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLatents:
+    """One sample, read."""
+
+    batch: LatentBatch
+    log_variance: dict[str, Tensor]
+    """By tensor name, with a batch of one; empty where no draw is wanted."""
+    hints: dict[str, Tensor] = field(default_factory=dict)
+    """By tensor name, with a batch of one; empty where none are wanted."""
+
+    def hinted(self, batch: LatentBatch, given: tuple[int, ...]) -> LatentBatch:
+        """Add the hint of these views (one, all or none) to `batch`, which is this sample."""
+        name = given_name(given, batch.mv.rgb.shape[2])
+
+        def hint(branch: BranchLatents, of: str) -> BranchLatents:
+            if given:
+                return replace(branch, hint=self.hints[f"{of}_{name}"])
+            return replace(
+                branch, hint=torch.cat([torch.zeros_like(branch.rgb), torch.zeros_like(branch.rgb[:, :1])], 1)
+            )
+
+        return replace(batch, mv=hint(batch.mv, "mv"), uv=hint(batch.uv, "uv") if batch.uv else None)
+
+    def drawn(self, seed: int, sample: int) -> LatentBatch:
+        """With colours drawn from their posterior; geometry keeps its mean, as a condition should. Equal seeds and
+        sample numbers give equal draws."""
+        generator = seeded(seed, sample, DRAW_STREAM)
+
+        def draw(branch: BranchLatents, name: str) -> BranchLatents:
+            posterior = Posterior(mean=branch.rgb, log_variance=self.log_variance[name].expand_as(branch.rgb))
+            return replace(branch, rgb=posterior.draw(generator))
+
+        mv = draw(self.batch.mv, "mv_rgb")
+        uv = draw(self.batch.uv, "uv_rgb") if self.batch.uv else None
+        return replace(self.batch, mv=mv, uv=uv)
+
+
+def given_name(given: tuple[int, ...], views: int) -> str:
+    """Name the stored hint of these views: the number of the one that is given, or `all`."""
+    return "all" if len(given) == views else "_".join(map(str, given))
+
+
+def rotated(batch: LatentBatch, shift: int) -> LatentBatch:
+    """With the views in another order: view i becomes view (i + shift) modulo their number."""
+    if shift == 0:
+        return batch
+    return replace(batch, mv=batch.mv.map(lambda x: x.roll(shift, dims=2)))
+
+
+def _branch(mean: dict[str, Tensor], name: str) -> BranchLatents:
+    geometry = torch.cat([mean[f"{name}_position"], mean[f"{name}_normal"]])
+    return BranchLatents(
+        rgb=mean[f"{name}_rgb"][None].float(),
+        geometry=geometry[None].float(),
+        points=mean[f"{name}_points"][None].float(),
+    )
+
+
+def read_meta(fields: Mapping[str, bytes]) -> dict[str, str]:
+    try:
+        meta = json.loads(field_bytes(fields, "json"))
+        if {name: type(value) for name, value in meta.items()} == dict.fromkeys(("uid", "regime", "caption"), str):
+            return meta
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"field 'json' is damaged: {error}") from error
+    raise ValueError("field 'json' does not hold uid, regime and caption")
+
+
+def read_tensors(fields: Mapping[str, bytes], name: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(field_bytes(fields, name))
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"field {name!r} is damaged: {error}") from error
+
+
+def read_empty_text(files: DatasetFiles, header: LatentHeader) -> Tensor | None:
+    """Features of the empty prompt [tokens, dim], where captions were encoded."""
+    if not header.text_encoder:
+        return None
+    name = f"{header.folder}/{EMPTY_TEXT}"
+    try:
+        return read_tensors({EMPTY_TEXT: files.read(name)}, EMPTY_TEXT)["caption"].float()
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{files.location}/{name}: missing or damaged ({error}); run `seqtex encode` again") from error

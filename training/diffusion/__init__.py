@@ -1,0 +1,1 @@
+"""Flow matching: tasks, noise, encoders and the sampler."""

@@ -1,0 +1,1 @@
+"""Around the training step: callbacks, checkpoints, strategies, loggers."""

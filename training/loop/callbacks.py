@@ -1,0 +1,254 @@
+"""What happens around a training step: learning rate, averaged weights, the record of losses, trainer states."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from schemas.dataset import write_file
+from schemas.errors import UserError
+from training.arithmetic import StepCallback, count_batches_anew, is_step_end
+from training.data.datamodule import TextureDataModule
+from training.loop.checkpoints import newest_state, sum_path, trainer_states
+from training.loop.throughput import Meter
+from training.model.fsdp import gathered, local, part_of_whole
+from training.model.optimizers import OptimizerConfig, trained_parameters
+
+
+class Clock(StepCallback):
+    """Seconds of training, over all resumed parts; ends the run at its time limit, or this start of it at its own, on
+    all ranks at once."""
+
+    def __init__(self, max_steps: int, max_seconds: float | None, pause_seconds: float | None = None) -> None:
+        self.max_steps = max_steps
+        self.max_seconds = max_seconds
+        self.pause_seconds = pause_seconds
+        self._before = 0.0
+        self._start: float | None = None
+        self._first_start: float | None = None
+        """Of this process, whatever it rolls back to."""
+        self._agreed = 0.0
+        """Seconds after the last step, the same on every rank."""
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (time.monotonic() - self._start if self._start is not None else 0.0)
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is done, by steps or by time, whichever is further."""
+        by_time = self._agreed / self.max_seconds if self.max_seconds else 0.0
+        return min(1.0, max(step / self.max_steps, by_time))
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._start, self._agreed = time.monotonic(), self._before
+        self._first_start = self._first_start or self._start
+        if self.max_seconds and self._before >= self.max_seconds:
+            trainer.should_stop = True
+
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        def agreed(seconds: float) -> float:
+            return float(trainer.strategy.reduce(torch.tensor(seconds, device=pl_module.device)))
+
+        self._agreed = agreed(self.seconds) if self.max_seconds else self.seconds
+        if self.max_seconds and self._agreed >= self.max_seconds:
+            trainer.should_stop = True
+        if self.pause_seconds and agreed(time.monotonic() - (self._first_start or 0.0)) >= self.pause_seconds:
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._before = state_dict["seconds"]
+
+
+class LearningRate(lightning.Callback):
+    """Linear warm-up, then a cosine down to `final_share` of the peak. Under a step limit alone it is a pure function
+    of the step."""
+
+    def __init__(self, cfg: OptimizerConfig, clock: Clock) -> None:
+        self.cfg = cfg
+        self.clock = clock
+        self._peaks: list[float] = []
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Before a trainer state is restored: a resumed run goes on with the rates of its own configuration.
+        self._peaks = [float(group["lr"]) for group in trainer.optimizers[0].param_groups]
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        warm = min(1.0, (step + 1) / max(1, self.cfg.warmup_steps))
+        cosine = (1 + math.cos(math.pi * self.clock.progress(step))) / 2
+        share = warm * (self.cfg.final_share + (1 - self.cfg.final_share) * cosine)
+        for group, peak in zip(trainer.optimizers[0].param_groups, self._peaks, strict=True):
+            if isinstance(group["lr"], Tensor):  # of 8-bit AdamW, whose compiled step must not see a new one
+                group["lr"].fill_(share * peak)
+            else:
+                group["lr"] = share * peak
+
+
+class AveragedWeights(StepCallback):
+    """Exponential moving average of the trained weights; shorter while there are few steps to average. In a sharded run
+    each rank averages its shards; the state holds whole tensors, so that any number of ranks can go on."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self._parameters: dict[str, torch.nn.Parameter] = {}
+        self._average: dict[str, Tensor] = {}
+        """This rank's part."""
+        self._restored: dict[str, Tensor] = {}
+        """Whole, until training starts."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._parameters = trained_parameters(pl_module)
+        self._average = {
+            name: part_of_whole(self._restored[name], p)
+            if name in self._restored
+            else local(p).detach().float().clone()
+            for name, p in self._parameters.items()
+        }
+        self._restored = {}
+
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
+        current = [local(p).detach().float() for p in self._parameters.values()]
+        torch._foreach_lerp_(list(self._average.values()), current, 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return gathered(self._average, self._parameters)
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        self._restored = dict(state_dict)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones, which lie in theirs meanwhile: no third copy of all."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, parameter in self._parameters.items():
+            shard, average = local(parameter.detach()), self._average[name]
+            assert shard.dtype == average.dtype, "else the way there and back would lose something"
+            kept = shard.clone()
+            shard.copy_(average)
+            average.copy_(kept)
+
+
+class LossLog(lightning.Callback):
+    """One JSON line per step in `losses.jsonl`: step, seconds, loss, loss_mv, loss_uv, task, regime, learning rate.
+    Losses are means over the whole batch, whatever ranks it lay on. Resumed runs go on in the same file, from the step
+    they resume at."""
+
+    def __init__(self, path: Path, clock: Clock, report: Callable[[dict[str, Any]], None]) -> None:
+        """`report` gets every row, with the share of the run that is done as `progress`; on rank 0 alone."""
+        self.path = path
+        self.clock = clock
+        self.report = report
+        self.rows: list[dict[str, Any]] = []
+        self._sums: dict[str, Tensor] = {}
+        """Of the batches of this step."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._sums = {}
+        self.rows = [row for row in read_losses(self.path) if row["step"] <= trainer.global_step]
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            write_file(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        turns = trainer.accumulate_grad_batches
+        for name, value in outputs.items():
+            if isinstance(value, Tensor):  # Lightning has divided the loss itself, and it alone, by the turns
+                share = value if name == "loss" else value / turns
+                self._sums[name] = self._sums[name] + share if name in self._sums else share
+        if not is_step_end(trainer):
+            return
+        means = trainer.strategy.reduce(torch.stack([value.float() for value in self._sums.values()]))
+        words = {name: value for name, value in outputs.items() if not isinstance(value, Tensor)}
+        numbers = dict(zip(self._sums, map(number, means.cpu()), strict=True)) | words
+        self._sums = {}
+        rate = float(trainer.optimizers[0].param_groups[-1]["lr"])
+        row = {"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)} | numbers | {"learning_rate": rate}
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.report(row | {"progress": self.clock.progress(trainer.global_step)})
+
+
+def number(value: Tensor) -> float | None:
+    """None for what is no number: JSON has no word for it."""
+    return value.item() if torch.isfinite(value) else None
+
+
+def read_losses(path: Path) -> list[dict[str, Any]]:
+    """The rows of a loss log; a last line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class SavedStates(StepCallback):
+    """A trainer state every so many steps and at the end; the newest `keep` are kept. Also tells the data module how
+    far it has come, so it must stand last among the callbacks."""
+
+    def __init__(self, directory: Path, every_steps: int, data: TextureDataModule, meter: Meter, keep: int = 2) -> None:
+        self.data = data
+        self.meter = meter
+        self.directory = directory
+        self.every_steps = every_steps
+        self.keep = keep
+        self._started = False
+        self._found = ""
+
+    def newest(self) -> Path | None:
+        """The newest state that verifies, from which the run goes on; `setup` asks whether all ranks have the same."""
+        path = newest_state(self.directory)
+        self._found = sum_path(path).read_text() if path else "none"
+        return path
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self._found == trainer.strategy.broadcast(self._found)):
+            raise UserError(
+                f"{self.directory}: the processes of this run do not find the same trainer states there; give a "
+                "run.directory that all of them see, or start again"
+            )
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._started = False
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._started:
+            count_batches_anew(trainer)
+            self._started = True
+
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        self.data.consumed(batch)
+        is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps
+        if is_last or trainer.global_step % self.every_steps == 0:
+            self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        self.meter.leave_out()
+        trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
+        if trainer.is_global_zero:
+            for path in trainer_states(self.directory)[: -self.keep]:
+                trainer.strategy.checkpoint_io.remove_checkpoint(path)

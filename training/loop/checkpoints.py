@@ -1,0 +1,229 @@
+"""Trainer states that survive a crash, and the finished checkpoint that sampling needs.
+
+A trainer state is `step-00000123.ckpt` with `step-00000123.ckpt.sha256` beside it, written last: without it, or with
+another sum in it, the state does not count. A finished checkpoint is a model directory in the released layout plus
+`seqtex.json`, in its place as a whole."""
+
+import json
+import os
+import pickle
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from schemas.dataset import code_version, file_sha256, sync_directory, write_file
+from schemas.errors import UserError
+from training.diffusion.encoders import DctCodec, LatentCodec, NullTextEncoder, TextEncoder, Umt5Encoder, WanCodec
+from training.diffusion.flow import SHIFT
+from training.model.files import replaced_directory
+from training.model.seqtex import SeqTexTransformer3DModel
+from training.model.weights import is_released, load_model, write_model
+
+CARD = "seqtex.json"
+SUM = ".sha256"
+WAN_HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+"""Hub repository of the Wan VAE and text encoder."""
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Saves beside, flushes, renames; loads what `newest_state` has verified. Nothing is unpickled."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(".step-*.tmp"):  # as large as a state, of a run that was killed while it saved
+            left.unlink(missing_ok=True)
+        sidecar = sum_path(path)
+        sidecar.unlink(missing_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            digest = file_sha256(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(path.parent)
+        write_file(sidecar, f"{digest}  {path.name}\n".encode())
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = None,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        # mapped, so that the ranks of a node share its pages
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:  # moments in 8 bits are of a type that their package makes known
+            raise UserError(
+                f"{path}: holds more than plain tensors, as with optimizer.eight_bit: give the options in config.json "
+                "of run.directory, or another run.directory"
+            ) from error
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        path = Path(path)
+        sum_path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def sum_path(path: Path) -> Path:
+    """The file beside a trainer state that holds its sum and name."""
+    return path.with_name(path.name + SUM)
+
+
+def verified(path: Path) -> bool:
+    """Whether a trainer state is there, whole, and as it was saved."""
+    sidecar = sum_path(path)
+    if not path.is_file() or not sidecar.is_file():
+        return False
+    return sidecar.read_text().split()[:1] == [file_sha256(path)]
+
+
+def trainer_states(directory: Path) -> list[Path]:
+    """Trainer states of a run, oldest first, verified or not."""
+    return sorted(directory.glob("step-*.ckpt"))
+
+
+def newest_state(directory: Path) -> Path | None:
+    """The newest trainer state that verifies."""
+    return next((path for path in reversed(trainer_states(directory)) if verified(path)), None)
+
+
+JITTER = ("jitter_azimuth_deg", "jitter_elevation_deg", "jitter_fov_deg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """`seqtex.json`: what sampling must know beside the weights."""
+
+    preset: str
+    codec: str
+    """`dct` or `wan`."""
+    codec_path: str = ""
+    """Directory or hub repository of the Wan VAE."""
+    text_encoder: str = "none"
+    """`none` or `umt5`."""
+    text_encoder_path: str = ""
+    views: int
+    view_resolution: int
+    """Pixels."""
+    uv_resolution: int | None
+    """Texels; None where training saw no UV map."""
+    shift: float
+    """Of the noise levels."""
+    latent_mean: tuple[float, ...] = ()
+    """Normalisation of the DCT codec when the weights were trained; empty for a codec with its own statistics."""
+    latent_std: tuple[float, ...] = ()
+    steps: int
+    rig: dict[str, Any] = field(default_factory=dict)
+    """Options of `geometry.cameras.RigConfig`: the cameras that the views were made with, their jitter left out."""
+    code_version: str = ""
+
+
+RELEASED_CARD = Card(
+    preset="released",
+    codec="wan",
+    codec_path=WAN_HUB,
+    text_encoder="umt5",
+    text_encoder_path=WAN_HUB,
+    views=4,
+    view_resolution=512,
+    uv_resolution=1024,
+    shift=SHIFT,
+    steps=0,
+)
+"""What goes with the released weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A finished checkpoint, ready to sample."""
+
+    model: SeqTexTransformer3DModel
+    codec: LatentCodec
+    text_encoder: TextEncoder
+    card: Card
+
+
+def save_checkpoint(directory: Path, model: SeqTexTransformer3DModel, card: Card) -> None:
+    """Whole or not at all; an earlier checkpoint of that name is replaced."""
+    entries = asdict(card) | {"code_version": code_version()}
+    with replaced_directory(directory) as fresh:
+        write_model(model, fresh)
+        write_file(fresh / CARD, json.dumps(entries, indent=2).encode() + b"\n")
+
+
+def load_checkpoint(
+    directory: Path,
+    device: str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    tiling: bool = False,
+    wan: str | None = None,
+) -> Checkpoint:
+    """A finished checkpoint, or a directory of released weights, which has no card.
+
+    wan: where VAE and text encoder are, if not where the card says. Raises UserError naming the file that is missing,
+    damaged, or of another codec."""
+    card = read_card(directory)
+    if wan is not None:
+        card = replace(card, codec_path=wan, text_encoder_path=wan)
+    codec = make_codec(card.codec, card.codec_path, device, dtype=dtype, tiling=tiling)
+    if latent_statistics(codec) != (card.latent_mean, card.latent_std):
+        raise UserError(
+            f"{directory / CARD}: trained with other latent statistics than this version's {card.codec}; train again"
+        )
+    model = load_model(directory, dtype=dtype)
+    model.requires_grad_(False).eval()
+    torch.nn.Module.to(model, device)
+    text_dim = int(model.config["text_dim"])
+    text_encoder = make_text_encoder(card.text_encoder, card.text_encoder_path, text_dim, device, dtype=dtype)
+    return Checkpoint(model=model, codec=codec, text_encoder=text_encoder, card=card)
+
+
+def read_card(directory: Path) -> Card:
+    path = directory / CARD
+    if not path.is_file() and is_released(directory):
+        return RELEASED_CARD
+    try:
+        entries = json.loads(path.read_bytes())
+        lists = {name: tuple(entries[name]) for name in ("latent_mean", "latent_std")}
+        return Card(**(entries | lists))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no such file; give the folder `checkpoint` of a finished `seqtex train`, or one with released "
+            "weights (config.json and safetensors)"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error}); train again or restore the file") from error
+
+
+def latent_statistics(codec: LatentCodec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel that are part of our code and not of the codec's weights."""
+    return (tuple(codec.MEAN), tuple(codec.STD)) if isinstance(codec, DctCodec) else ((), ())
+
+
+def make_codec(
+    name: str, path: str, device: str, *, dtype: torch.dtype = torch.float32, tiling: bool = False
+) -> LatentCodec:
+    if name == "dct":
+        return DctCodec()
+    if name == "wan":
+        return WanCodec(path, device, dtype, tiling)
+    raise UserError(f"{name!r} is no latent codec; there are dct and wan")
+
+
+def make_text_encoder(
+    name: str, path: str, text_dim: int, device: str, *, dtype: torch.dtype = torch.float32
+) -> TextEncoder:
+    if name == "none":
+        return NullTextEncoder(text_dim)
+    if name == "umt5":
+        return Umt5Encoder(path, device, dtype)
+    raise UserError(f"{name!r} is no text encoder; there are none and umt5")

@@ -1,0 +1,275 @@
+"""Weights in and out: models of the released layout, the start from Wan's weights, and what is trained."""
+
+import hashlib
+import inspect
+import json
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from torch import Tensor, nn
+
+from schemas.errors import UserError
+from training.model.block import GeometryAttention, UvBranch
+from training.model.files import (
+    CONFIG,
+    check_tensors,
+    find_directory,
+    read_config,
+    read_shapes,
+    read_tensors,
+    replaced_directory,
+)
+from training.model.files import shapes as shapes_of
+from training.model.lora import check_unmerged, merged_state
+from training.model.seqtex import SeqTexTransformer3DModel
+
+KEY = "frozen_sha256"
+"""Entry of a trainer state."""
+
+
+def frozen_fingerprint(model: nn.Module) -> str:
+    """sha256 over names, shapes and values of the parameters that do not train; on whole weights, before sharding."""
+    frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    with ThreadPoolExecutor() as pool:
+        sums = pool.map(tensor_sha256, frozen.values())
+        lines = [f"{name} {tuple(p.shape)} {sum_}" for (name, p), sum_ in zip(frozen.items(), sums, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def check_frozen(state: Mapping[str, Any], fingerprint: str) -> None:
+    """Raises UserError where a trainer state was made from other frozen weights than those that are loaded."""
+    if state.get(KEY) != fingerprint:
+        raise UserError(
+            "the trainer state was made from other frozen weights than those that are loaded: give model.start_path "
+            "(and run.seed, where LoRA starts from it) as they were, or another run.directory"
+        )
+
+
+RELEASED_CLASS = "WanT2TexTransformer3DModel"
+CLASS_NAMES = ("SeqTexTransformer3DModel", RELEASED_CLASS)
+RELEASED_LORA_RANK = 128
+RELEASED_LORA_ALPHA = 64
+OUR_SETTINGS = ("lora_rank", "lora_alpha", "geometry_attention", "uv_branch", "view_hint", "position_rope")
+"""Settings that a released config does not mention."""
+UV_MODULES = {"attnuv": "attn1", "ffnuv": "ffn", "normuv2": "norm2", "scale_shift_table_uv": "scale_shift_table"}
+"""UV branch, and the view branch's twin it starts as."""
+GEOMETRY_EMBEDDINGS = {"pos_patch_embedding": "patch_embedding", "norm_patch_embedding": "patch_embedding"}
+HINT = "hint_patch_embedding"
+"""The layer of the view hint, which no released weights have."""
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    add_view_hint: bool = False,
+) -> SeqTexTransformer3DModel:
+    """The model in a local directory or, if there is none of that name, in a hub repository.
+
+    Norms, time embedder and modulation tables stay float32 at any dtype. add_view_hint: where the weights know no view
+    hint, give them its layer, at zero: the same output until it is trained.
+    """
+    directory = find_directory(path, subfolder, revision)
+    architecture, state = read_architecture(directory), read_tensors(directory)
+    added = add_view_hint and not architecture.get("view_hint", False)
+    model = empty_model(architecture | {"view_hint": True} if added else architecture)
+    if added:
+        hint = {name: shape for name, shape in shapes_of(model.state_dict()).items() if name.startswith(HINT)}
+        state |= {name: torch.zeros(shape) for name, shape in hint.items()}
+    check_tensors(shapes_of(model.state_dict()), shapes_of(state), str(directory))
+    return _fill(model, state, dtype)
+
+
+def read_architecture(directory: Path) -> dict[str, Any]:
+    """The settings of the model in a directory. A released config does not mention LoRA: the rank then follows from the
+    tensors, and alpha is the released 64."""
+    config = read_config(directory)
+    if config.get("_class_name") not in CLASS_NAMES:
+        raise UserError(
+            f"{directory / CONFIG}: _class_name is {config.get('_class_name')!r}, not one of {CLASS_NAMES}; "
+            "start from Wan weights with from_wan instead"
+        )
+    if "lora_rank" not in config:
+        ranks = {shape[0] for name, shape in read_shapes(directory).items() if ".lora_A." in name}
+        if ranks:
+            config |= {"lora_rank": max(ranks), "lora_alpha": config.get("lora_alpha", RELEASED_LORA_ALPHA)}
+    return config
+
+
+def from_wan(
+    wan: nn.Module | Mapping[str, Tensor] | str | os.PathLike[str],
+    config: Mapping[str, Any] | None = None,
+    *,
+    subfolder: str = "",
+    lora_rank: int = RELEASED_LORA_RANK,
+    lora_alpha: int = RELEASED_LORA_ALPHA,
+    geometry_attention: GeometryAttention = "mv_uv",
+    uv_branch: UvBranch = "decoupled",
+    rope_max_seq_len: int = 1024,
+    view_hint: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> SeqTexTransformer3DModel:
+    """A SeqTex model at the start of training: its view output is Wan's own for the same frames and timestep.
+
+    wan is diffusers' WanTransformer3DModel, its state with its config, its directory, or a hub repository (there,
+    subfolder "transformer"). The UV branch and the geometry embeddings are copies of their twins, the geometry casters,
+    the view hint's layer and LoRA's B zero; seed draws LoRA's A. The weights are copied.
+    """
+    if isinstance(wan, str | os.PathLike):
+        directory = find_directory(wan, subfolder)
+        weights: Mapping[str, Tensor] = read_tensors(directory)
+        config = read_config(directory) if config is None else config
+    else:
+        weights = wan.state_dict() if isinstance(wan, nn.Module) else wan
+        config = wan.config if isinstance(wan, ConfigMixin) else config
+    if config is None:
+        raise ValueError("from_wan needs the config that belongs to a state dict (the heads do not follow from shapes)")
+    switches = {
+        "geometry_attention": geometry_attention,
+        "uv_branch": uv_branch,
+        "rope_max_seq_len": rope_max_seq_len,
+        "view_hint": view_hint,
+    }
+    model = empty_model(dict(config) | {"lora_rank": lora_rank, "lora_alpha": lora_alpha} | switches)
+    shapes = shapes_of(model.state_dict())
+    sources = {name: source for name in shapes if (source := wan_name(name)) is not None}
+    expected = {source: shapes[name] for name, source in sources.items()}
+    check_tensors(expected, shapes_of(weights), str(wan) if isinstance(wan, str | os.PathLike) else "Wan weights")
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in shapes.items():
+        if name in sources:
+            state[name] = weights[sources[name]].detach().clone()
+        elif ".lora_A." in name:
+            state[name] = nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=generator)
+        else:
+            state[name] = torch.zeros(shape)
+    return _fill(model, state, dtype)
+
+
+def wan_name(name: str) -> str | None:
+    """The Wan tensor that a SeqTex tensor starts as; None for LoRA, the geometry casters and the view hint."""
+    if ".lora_" in name or "geometry_caster" in name or name.startswith(HINT):
+        return None
+    twins = UV_MODULES | GEOMETRY_EMBEDDINGS
+    return ".".join(twins.get(part, part) for part in name.split(".") if part != "base_layer")
+
+
+def trainable_parameters(model: nn.Module, mode: Literal["released", "all"]) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name; the others are frozen here (requires_grad off).
+
+    released: LoRA, the UV branch, the geometry embeddings and casters, as SeqTex was trained from Wan, and the view
+    hint's layer. all:
+    everything, for models that start from nothing.
+    """
+    trained_parts = {*UV_MODULES, *GEOMETRY_EMBEDDINGS, "geometry_caster", HINT, "lora_A", "lora_B"}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(mode == "all" or not trained_parts.isdisjoint(name.split(".")))
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def is_released(directory: Path) -> bool:
+    """Whether the directory says that it holds weights in the released layout, not a checkpoint of ours."""
+    return (directory / CONFIG).is_file() and read_config(directory).get("_class_name") == RELEASED_CLASS
+
+
+def save_model(model: SeqTexTransformer3DModel, directory: str | os.PathLike[str], max_shard_size: str = "5GB") -> None:
+    """Write a model directory that `load_model` reads, whole or not at all; an earlier one of that name is replaced."""
+    with replaced_directory(directory) as fresh:
+        write_model(model, fresh, max_shard_size)
+
+
+def write_model(model: SeqTexTransformer3DModel, directory: Path, max_shard_size: str = "5GB") -> None:
+    """Into a directory that is there."""
+    check_unmerged(model)
+    model.save_pretrained(directory, max_shard_size=max_shard_size, safe_serialization=True)
+
+
+def export_released(
+    model: SeqTexTransformer3DModel,
+    directory: str | os.PathLike[str],
+    lora: Literal["separate", "merged"] = "separate",
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write the model as the released code reads it: its class name and settings, and LoRA in peft's names or merged.
+
+    The released code builds LoRA at rank 128, alpha 64. A smaller rank is filled up with zeros and another alpha goes
+    into B, so that the product stays the same.
+    """
+    check_unmerged(model)
+    _check_exportable(model, lora)
+    state, config = dict(model.state_dict()), dict(model.config)
+    rank = config["lora_rank"]
+    if rank and lora == "merged":
+        state = merged_state(state, config["lora_alpha"] / rank)
+    elif rank:
+        state = {name: _at_released_rank(name, tensor, config) for name, tensor in state.items()}
+    settings = {
+        "lora_rank": RELEASED_LORA_RANK if rank and lora == "separate" else 0,
+        "lora_alpha": RELEASED_LORA_ALPHA,
+    }
+    twin = empty_model(config | settings)
+    twin.load_state_dict(state, assign=True)
+    with replaced_directory(directory) as fresh:
+        twin.save_pretrained(fresh, max_shard_size=max_shard_size, safe_serialization=True)
+        written = read_config(fresh) | {"_class_name": RELEASED_CLASS}
+        released = {name: value for name, value in written.items() if name not in OUR_SETTINGS}
+        (fresh / CONFIG).write_text(json.dumps(released, indent=2) + "\n")
+
+
+def _check_exportable(model: SeqTexTransformer3DModel, lora: str) -> None:
+    released_settings: dict[str, Any] = {"geometry_attention": "mv_uv", "uv_branch": "decoupled"}
+    for name, released in (released_settings | {"view_hint": False, "position_rope": False}).items():
+        if model.config[name] != released:
+            raise UserError(f"the released layout has {name}={released} alone, this model {model.config[name]}")
+    if lora == "separate" and model.config["lora_rank"] > RELEASED_LORA_RANK:
+        raise UserError(
+            f"the released layout has LoRA of rank {RELEASED_LORA_RANK}, this model {model.config['lora_rank']}; "
+            "export it merged"
+        )
+
+
+def _at_released_rank(name: str, tensor: Tensor, config: Mapping[str, Any]) -> Tensor:
+    missing = RELEASED_LORA_RANK - config["lora_rank"]
+    if ".lora_A." in name:
+        return nn.functional.pad(tensor, (0, 0, 0, missing))
+    if ".lora_B." in name:
+        scale = config["lora_alpha"] / config["lora_rank"] * RELEASED_LORA_RANK / RELEASED_LORA_ALPHA
+        return nn.functional.pad(tensor * scale, (0, missing))
+    return tensor
+
+
+def empty_model(config: Mapping[str, Any]) -> SeqTexTransformer3DModel:
+    """The model of a config, on the meta device. Settings that the model does not have are left out with a warning."""
+    known = set(inspect.signature(SeqTexTransformer3DModel.__init__).parameters) - {"self"}
+    unknown = {key for key, value in config.items() if key not in known and key[0] != "_" and value is not None}
+    if unknown:
+        logger.warning("settings that SeqTexTransformer3DModel does not have are left out: %s", sorted(unknown))
+    with torch.device("meta"):
+        return SeqTexTransformer3DModel(**{key: value for key, value in config.items() if key in known})
+
+
+def _fill(model: SeqTexTransformer3DModel, state: Mapping[str, Tensor], dtype: torch.dtype) -> SeqTexTransformer3DModel:
+    """Put tensors into a meta model without a second copy; sensitive parts stay float32."""
+    wide = set(model._keep_in_fp32_modules)
+    cast = {
+        name: tensor.to(dtype if wide.isdisjoint(name.split(".")) else torch.promote_types(dtype, torch.float32))
+        for name, tensor in state.items()
+    }
+    model.load_state_dict(cast, assign=True)
+    return model

@@ -1,0 +1,290 @@
+"""A training run from its configuration to a checkpoint that can be sampled."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.strategies import Strategy
+
+from schemas.dataset import read_dataset_json
+from schemas.errors import UserError
+from training.arithmetic import StepCallback, ThreadChoice, arithmetic, autocast_dtype
+from training.config import TrainConfig
+from training.cost import Cost, estimate
+from training.data.batch import encode_batch
+from training.data.datamodule import TextureDataModule, leading_dataset, open_datasets
+from training.data.latent_shards import LatentHeader
+from training.data.mixture import ImageSizes, image_sizes, stored_text
+from training.diffusion.encoders import LatentCodec
+from training.loop.callbacks import AveragedWeights, Clock, LearningRate, LossLog, SavedStates, read_losses
+from training.loop.checkpoints import (
+    CARD,
+    JITTER,
+    AtomicCheckpointIO,
+    Card,
+    latent_statistics,
+    make_codec,
+    make_text_encoder,
+    newest_state,
+    read_card,
+    save_checkpoint,
+)
+from training.loop.loggers import Curves
+from training.loop.run_directory import RunLock
+from training.loop.signals import Diverged, FiniteGuard, StopSignals
+from training.loop.strategies import Choice, check_run, choose, make_strategy, memory_of, own_device
+from training.loop.throughput import Meter, Work
+from training.loop.validation import Pictures, Validation
+from training.model.files import remove_leftovers
+from training.model.fsdp import whole_model
+from training.model.init import make_model, with_architecture
+from training.module import TextureModule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Of one run."""
+
+    cfg: TrainConfig
+    """With the architecture of the weights that it starts from."""
+    sizes: ImageSizes
+    cost: Cost
+    strategy: Choice
+
+
+def plan_run(cfg: TrainConfig, sizes: ImageSizes | None = None) -> Plan:
+    """sizes: those of the images; None: as the dataset has them.
+
+    Raises:
+        UsageError: options contradict each other.
+        UserError: there is no dataset, or it or the weights to start from do not fit.
+    """
+    check_run(cfg)
+    cfg = replace(cfg, model=with_architecture(cfg.model))
+    sizes = sizes or image_sizes(leading_dataset(cfg.data))
+    cost = estimate(cfg, sizes)
+    strategy = choose(cfg, cost, memory_of(own_device(cfg.run.accelerator)))
+    return Plan(cfg=cfg, sizes=sizes, cost=cost, strategy=strategy)
+
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"
+MAX_ROLLBACKS = 3
+"""How often a run goes back to an older state before it gives up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a run leaves."""
+
+    checkpoint: Path
+    """Directory for `seqtex texture --checkpoint`."""
+    losses: list[dict[str, Any]]
+    """One row per step: step, seconds, loss, loss_mv, loss_uv (where there was a UV map), task, regime, learning
+    rate."""
+    parameters: int
+    seconds: float
+    is_main: bool
+    """Whether this is the process that speaks for all ranks."""
+
+
+def train(
+    cfg: TrainConfig,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    validation: Validation | None = None,
+    plan: Plan | None = None,
+) -> TrainResult:
+    """Runs to the step or time limit, resuming what is in `run.directory`. `report` gets each step's row of the loss
+    log with the share of the run that is done as `progress`, and the figures of `Meter`. `validation`: what is textured
+    every `validation.every` steps. `plan`: what `plan_run(cfg)` said, where the caller has asked.
+
+    Raises:
+        UsageError: options contradict each other.
+        UserError: dataset, weights or trainer state are missing, damaged or do not fit; too many gradients were no
+            numbers (`Diverged`); a signal stopped the run, which then saved its state (`Interrupted`).
+    """
+    plan = plan or plan_run(cfg)
+    device_type = own_device(plan.cfg.run.accelerator).type
+    if cfg.run.precision == "bfloat16" and autocast_dtype(device_type, cfg.run.precision) is None:
+        log.warning("run.precision bfloat16 is slow on this device: float32 is used, with more memory")
+    cfg.run.directory.mkdir(parents=True, exist_ok=True)
+    with closing(RunLock(cfg.run.directory)) as lock, arithmetic(cfg.run.threads, device_type):
+        return train_as_planned(plan, lock, report, validation)
+
+
+def train_as_planned(
+    plan: Plan, lock: RunLock, report: Callable[[dict[str, Any]], None], validation: Validation | None
+) -> TrainResult:
+    cfg, device = plan.cfg, own_device(plan.cfg.run.accelerator)
+    codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
+    encoder = partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
+    data = TextureDataModule(
+        cfg.data,
+        seed=cfg.run.seed,
+        turns=cfg.run.accumulate,
+        encoder=encoder,
+        codec=codec,
+        hints_for=cfg.tasks if cfg.model.view_hint else None,
+    )
+    with_latents = open_datasets(cfg.data) if cfg.data.latents else []
+    stored = stored_text(with_latents, codec, cfg.latents.text_encoder)
+    shown = validation if cfg.validation.every else None
+    module = make_module(cfg, codec, str(device), stored, encodes_text=stored is None or shown is not None)
+    clock = Clock(cfg.run.max_steps, cfg.run.max_seconds, cfg.run.pause_seconds)
+    average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
+    meter, curves = Meter(Work.of(cfg, plan.sizes, device)), Curves(cfg)
+    log = LossLog(cfg.run.directory / "losses.jsonl", clock, lambda row: tell(row | meter.figures(), curves, report))
+    states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data, meter)
+    finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec, plan.sizes), average, signals)
+    later: list[lightning.Callback] = [log, finish, states]
+    if cfg.run.threads == 0:
+        later.insert(0, ThreadChoice(cfg.run.directory))
+    if shown is not None:
+        later.append(Pictures(cfg, shown, average, curves, meter))
+    for rollbacks in range(MAX_ROLLBACKS + 1):
+        guard = FiniteGuard(cfg.optimizer.skip_budget)
+        callbacks = [lock, clock, LearningRate(cfg.optimizer, clock), average, guard, signals, curves, *later, meter]
+        trainer = make_trainer(cfg, make_strategy(plan.strategy.name, device, cfg.run.ranks), callbacks)
+        if trainer.is_global_zero:
+            lock.take()
+        state = states.newest()
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=str(state) if state else None, weights_only=True)
+            break
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning makes an exit with 1
+                raise KeyboardInterrupt from end
+            raise
+        except Diverged:
+            if rollbacks == MAX_ROLLBACKS or newest_state(states.directory) is None:
+                raise
+            data.skip_failed()
+    if trainer.is_global_zero:  # alone, so that the exit code is that of one process
+        signals.check(trainer)
+        check_finished(finish.directory, trainer)
+    return TrainResult(
+        checkpoint=finish.directory,
+        losses=log.rows or read_losses(log.path),  # of earlier parts, where nothing was left to do
+        parameters=sum(p.numel() for p in module.model.parameters()),
+        seconds=clock.seconds,
+        is_main=trainer.is_global_zero,
+    )
+
+
+def tell(row: dict[str, Any], curves: Curves, report: Callable[[dict[str, Any]], None]) -> None:
+    curves.tell(row)
+    report(row)
+
+
+def check_finished(checkpoint: Path, trainer: lightning.Trainer) -> None:
+    """Raises UserError where a run with nothing left to do finds no checkpoint of at least the steps it came to."""
+    steps = min(trainer.max_steps, trainer.global_step)
+    if not (checkpoint / CARD).is_file() or read_card(checkpoint).steps < steps:
+        raise UserError(
+            f"{checkpoint}: no checkpoint of {steps} steps, and nothing left to train: the newest trainer state has "
+            f"{trainer.global_step}; raise run.max_steps or run.max_seconds above its own, or give another "
+            "run.directory"
+        )
+
+
+class Finish(StepCallback):
+    """Writes the finished checkpoint where training came to its end. Must stand before the callback that saves states:
+    a run that finds a state of its last step has nothing left to do."""
+
+    def __init__(
+        self, directory: Path, card: Callable[[int], Card], average: AveragedWeights, signals: StopSignals
+    ) -> None:
+        self.directory = directory
+        self.card = card
+        self.average = average
+        self.signals = signals
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            remove_leftovers(self.directory)  # as large as the model
+
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps
+        if not is_last or self.signals.stopped_by is not None:
+            return
+        assert isinstance(pl_module, TextureModule)
+        with self.average.applied():
+            model = whole_model(pl_module.model)
+            if trainer.is_global_zero:
+                save_checkpoint(self.directory, model, self.card(trainer.global_step))
+
+
+def make_module(
+    cfg: TrainConfig, codec: LatentCodec, device: str, stored: LatentHeader | None = None, encodes_text: bool = True
+) -> TextureModule:
+    """stored: what captions were encoded with beforehand. encodes_text: whether others must be encoded, too."""
+    model, latents, text_encoder = make_model(cfg.model, cfg.run.seed), cfg.latents, None
+    text_dim = int(model.config["text_dim"])
+    if encodes_text:
+        text_encoder = make_text_encoder(latents.text_encoder, latents.text_encoder_path, text_dim, device)
+    for source in (text_encoder, stored):
+        if source is not None and source.text_dim != text_dim:
+            raise UserError(
+                f"features of {latents.text_encoder} have {source.text_dim} dimensions, the model takes {text_dim}; "
+                f"set model.text_dim {source.text_dim}, start from other weights, or set latents.text_encoder none"
+            )
+    return TextureModule(
+        model,
+        codec,
+        text_encoder,
+        flow=cfg.flow,
+        tasks=cfg.tasks,
+        optimizer=cfg.optimizer,
+        seed=cfg.run.seed,
+        autocast=autocast_dtype(torch.device(device).type, cfg.run.precision),
+    )
+
+
+def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning's, under torch 2.13
+    return lightning.Trainer(
+        default_root_dir=cfg.run.directory,
+        strategy=strategy,
+        accelerator=cfg.run.accelerator,
+        devices=cfg.run.devices,
+        num_nodes=cfg.run.nodes,
+        max_epochs=-1,
+        max_steps=cfg.run.max_steps,
+        accumulate_grad_batches=cfg.run.accumulate,
+        gradient_clip_val=cfg.optimizer.gradient_clip,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def make_card(cfg: TrainConfig, codec: LatentCodec, sizes: ImageSizes, steps: int) -> Card:
+    rig = read_dataset_json(leading_dataset(cfg.data).folder).config.get("rig", {})
+    mean, std = latent_statistics(codec)
+    return Card(
+        preset=cfg.preset,
+        codec=cfg.latents.codec,
+        codec_path=cfg.latents.codec_path,
+        text_encoder=cfg.latents.text_encoder,
+        text_encoder_path=cfg.latents.text_encoder_path,
+        shift=cfg.flow.shift,
+        latent_mean=mean,
+        latent_std=std,
+        steps=steps,
+        rig={name: value for name, value in rig.items() if name not in JITTER},
+        **asdict(sizes),
+    )
