@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.dataset.plan import ShardJob
-from pipeline.executor.scheduler import Loss, Room, RunConfig, Schedule, Start
+from pipeline.executor.scheduler import Loss, Policy, RunConfig, Schedule, Start
 from schemas.dataset import read_ledger
 from schemas.mesh import MeshRef
 from schemas.sample import Regime
@@ -121,7 +121,7 @@ class Simulation:
         self._at(self.rng.exponential(self.world.hours_to_loss * 3600), "lost", name)
 
     def _start_jobs(self) -> None:
-        room = Room(at_once=len(self._nodes) * self.world.cores, largest_gb=float("inf"), nodes=len(self._nodes))
+        room = Policy(at_once=len(self._nodes) * self.world.cores, largest_gb=float("inf"), nodes=len(self._nodes))
         while start := self.schedule.next(room, self.now):
             self.result.second_starts += start.beside is not None
             self._queue.append(start)

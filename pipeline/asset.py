@@ -16,7 +16,7 @@ from pipeline.blender.host import convert
 from pipeline.config import BuildConfig
 from pipeline.filter.measure_mesh import measure
 from pipeline.filter.measure_views import measure_map, measure_views
-from pipeline.filter.rules import NO_LAYOUT, judge
+from pipeline.filter.rules import NO_LAYOUT, apply_rules
 from pipeline.mesh_io.load import load_asset
 from pipeline.mesh_io.preflight import AssetFacts
 from pipeline.mesh_io.side_files import asset_sha256
@@ -69,7 +69,7 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
 
 def _rejected(measurements: Measurements, cfg: BuildConfig) -> Rejected | None:
     """Why an asset can be nothing, as far as it has been measured."""
-    verdict = judge(measurements, cfg.judge)
+    verdict = apply_rules(measurements, cfg.filter)
     return verdict.fault if verdict.regime is None else None
 
 
@@ -138,7 +138,7 @@ def _make_sample(
             round_trip_psnr=proof.psnr_db,
             round_trip_off_share=proof.off_share,
         )
-        verdict = judge(measurements, cfg.judge)
+        verdict = apply_rules(measurements, cfg.filter)
         mv_only = verdict.fault
         if verdict.regime is Regime.TEXTURED:
             uv_mesh, maps = unwrapped, baked

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from geometry.cameras import RigConfig
 from pipeline.blender.host import REMEDY, BlenderConfig
 from pipeline.filter.duplicates import DuplicatesConfig
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.mesh_io.preflight import PreflightConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, require_views_fit
@@ -28,7 +28,7 @@ class BuildConfig:
     """Assets in one job, the unit of work and of resume (ours)."""
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     """Checks before an asset is opened."""
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
     """What makes an asset fit to learn from."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     """Assets that are in already."""

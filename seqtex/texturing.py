@@ -16,7 +16,7 @@ from geometry.raster_cpu import CpuRasterizer
 from pipeline.filter.measure_mesh import measure
 from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.load import load_mesh
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from pipeline.render.uv_maps import bake_geometry
 from pipeline.render.views import render_geometry
 from pipeline.unwrap.unwrap import UnwrapConfig, unwrap
@@ -78,7 +78,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 4"]:
     """Raises UserError naming the file where it is no image."""
     try:
         return decode_image(path.read_bytes(), str(path))
-    except (OSError, AssetFault) as error:
+    except (OSError, AssetError) as error:
         raise UserError(f"{path}: cannot be read as an image ({error}); give a PNG, JPEG or WebP file") from error
 
 

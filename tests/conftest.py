@@ -6,29 +6,23 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+REPO = Path(__file__).resolve().parents[1]
+
 CHECKED = [
-    "schemas.codec",
-    "schemas.dataset",
-    "schemas.images",
-    "schemas.ledger",
-    "schemas.mesh",
-    "schemas.sample",
-    "geometry.frames",
-    "geometry.cameras",
-    "geometry.raster",
-    "geometry.raster_cuda",
-    "geometry.cameras",
-    "geometry.shading",
-    "pipeline",
+    *("schemas.codec", "schemas.dataset", "schemas.images", "schemas.ledger", "schemas.mesh", "schemas.sample"),
+    *("geometry.frames", "geometry.cameras", "geometry.raster", "geometry.raster_cuda", "geometry.shading"),
+    *(
+        ".".join(path.relative_to(REPO).with_suffix("").parts)
+        for path in REPO.glob("pipeline/**/*.py")
+        if path.name != "__init__.py" and path.parent.name != "kernels"
+    ),
     "training",
 ]
-"""Packages whose annotations are checked at run time (numba kernels cannot be wrapped)."""
+"""Modules whose annotations are checked at run time (numba kernels cannot be wrapped)."""
 
 install_import_hook(CHECKED, "beartype.beartype")
 
 pytest_plugins = ["tests.trust.trust", "tests.support.build_without_assets", "pytester"]
-
-REPO = Path(__file__).resolve().parents[1]
 
 
 def shared(name: str) -> Path:

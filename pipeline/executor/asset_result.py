@@ -29,7 +29,7 @@ _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "st
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class AssetResult:
     """What became of an asset."""
 
     regime: Regime | None
@@ -42,7 +42,7 @@ class Answer:
     """One for each field of the sample, named by extension."""
 
 
-def write_answer(directory: Path, answer: Answer, sample: dict[str, bytes]) -> None:
+def write_asset_result(directory: Path, answer: AssetResult, sample: dict[str, bytes]) -> None:
     """The outcome last."""
     if sample:
         (directory / FIELDS).mkdir()
@@ -57,9 +57,9 @@ def write_answer(directory: Path, answer: Answer, sample: dict[str, bytes]) -> N
     (directory / OUTCOME).write_text(json.dumps(outcome))
 
 
-def read_answer(directory: Path) -> Answer | None:
-    """None where there is none. Raises ValueError where it is not one that `write_answer` leaves: other types or names,
-    links and other things that are no files, sizes beyond every limit."""
+def read_asset_result(directory: Path) -> AssetResult | None:
+    """None where there is none. Raises ValueError where it is not one that `write_asset_result` leaves: other types
+    or names, links and other things that are no files, sizes beyond every limit."""
     if not os.path.lexists(directory / OUTCOME):
         return None
     _check_file(directory / OUTCOME, MAX_OUTCOME_BYTES)
@@ -67,7 +67,7 @@ def read_answer(directory: Path) -> Answer | None:
         told = json.loads((directory / OUTCOME).read_bytes())
         regime = Regime(told["regime"]) if told["regime"] is not None else None
         verdict = told["verdict"]
-        answer = Answer(
+        answer = AssetResult(
             regime=regime,
             verdict=None if verdict is None else _verdict(verdict),
             measurements=_measurements(told["measurements"]),

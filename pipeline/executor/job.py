@@ -13,10 +13,10 @@ from pipeline.config import BuildConfig, config_from_dict
 from pipeline.dataset.lock import job_folder
 from pipeline.dataset.plan import ShardJob
 from pipeline.dataset.shards import commit, committed, unpack
-from pipeline.executor.asset_result import Answer, read_answer, write_answer
+from pipeline.executor.asset_result import AssetResult, read_asset_result, write_asset_result
 from pipeline.executor.progress import Counts, counts_of
-from pipeline.sandbox.child import Ended, LimitsConfig, insist, stderr_tail
-from pipeline.sandbox.fork_server import Zygote
+from pipeline.sandbox.child import ChildResult, LimitsConfig, insist, stderr_tail
+from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sandbox.policy import interpreter_files
 from pipeline.sources.registry import fetched
 from schemas.codec import encode
@@ -42,11 +42,11 @@ class JobReport:
     shards: tuple[ShardRecord, ...]
 
 
-def asset_zygote(
+def asset_fork_server(
     limits: LimitsConfig, directory: Path, target: str = ASSET_TARGET, python_path: tuple[Path, ...] = ()
-) -> Zygote:
+) -> ForkServer:
     """One whose children process assets, every kernel compiled before the first of them."""
-    return Zygote(target, limits, directory, WARM_UP, python_path)
+    return ForkServer(target, limits, directory, WARM_UP, python_path)
 
 
 def process_job(
@@ -55,13 +55,13 @@ def process_job(
     cfg: BuildConfig,
     target: str = ASSET_TARGET,
     python_path: tuple[Path, ...] = (),
-    zygote: Zygote | None = None,
+    fork_server: ForkServer | None = None,
     may_commit: Callable[[], bool] = lambda: True,
 ) -> JobReport | None:
     """Every asset of a job in its own limited child, then the commit. Every planned asset gets exactly one row.
 
-    `target` names the function that a child runs (`pipeline.sandbox.fork_server.Zygote`), `process_in_child` unless
-    told; `zygote` is one at hand that runs it, else one is started for this job. None where `may_commit` says that
+    `target` names the function that a child runs (`pipeline.sandbox.fork_server.ForkServer`), `process_in_child` unless
+    told; `fork_server` is one at hand that runs it, else one is started for this job. None where `may_commit` says that
     another attempt at the job is the one that counts: nothing is written then."""
     with job_folder(out, job.index) as work:
         kept = _kept(job, out, work / "kept")
@@ -69,9 +69,9 @@ def process_job(
         todo = [ref for ref in job.refs if ref.uid not in kept]
         done: list[_Done] = []
         with (
-            contextlib.nullcontext(zygote)
-            if zygote
-            else asset_zygote(cfg.limits, work, target, python_path) as children,
+            contextlib.nullcontext(fork_server)
+            if fork_server
+            else asset_fork_server(cfg.limits, work, target, python_path) as children,
             fetched(todo, cfg.objaverse) as local,
         ):
             for number, ref in enumerate(job.refs):
@@ -122,16 +122,16 @@ def _left_out(job: ShardJob, uid: str, kept: dict[str, _Done]) -> Outcome:
 
 
 def _run_asset(
-    zygote: Zygote, job: int, ref: MeshRef, local: MeshRef | Rejected, cfg: BuildConfig, directory: Path
+    fork_server: ForkServer, job: int, ref: MeshRef, local: MeshRef | Rejected, cfg: BuildConfig, directory: Path
 ) -> _Done:
     """`local`: where the asset lies on this machine, if it could be had."""
     if isinstance(local, Rejected):
         return _Done(outcome=_outcome(ref, local))
 
-    def attempt() -> Ended:
+    def attempt() -> ChildResult:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        return zygote.run({"ref": asdict(local), "cfg": asdict(cfg)}, directory, _readable(local, cfg))
+        return fork_server.run({"ref": asdict(local), "cfg": asdict(cfg)}, directory, _readable(local, cfg))
 
     ended = insist(attempt)
     fault = None if ended.reason is None else Rejected(reason=ended.reason, detail=ended.detail)
@@ -180,10 +180,10 @@ def _outcome(ref: MeshRef, fault: Rejected | None) -> Outcome:
     )
 
 
-def _answer(directory: Path) -> Answer | str:
+def _answer(directory: Path) -> AssetResult | str:
     """What an asset's process has left, or what is wrong with that."""
     try:
-        return read_answer(directory) or "the child ended without an outcome"
+        return read_asset_result(directory) or "the child ended without an outcome"
     except ValueError as error:
         return f"the child left an outcome that cannot be used: {error}"
 
@@ -196,10 +196,10 @@ def process_in_child(request: dict[str, Any], directory: Path) -> None:
     processed = process_asset(ref, config_from_dict(BuildConfig, request["cfg"]))
     fields = {} if isinstance(processed.result, Rejected) else encode(processed.result)
     stage_seconds = time.perf_counter() - start
-    answer = Answer(
+    answer = AssetResult(
         regime=None if isinstance(processed.result, Rejected) else processed.result.regime,
         verdict=processed.result if isinstance(processed.result, Rejected) else processed.mv_only,
         measurements=processed.measurements,
         stage_seconds=stage_seconds,
     )
-    write_answer(directory, answer, fields)
+    write_asset_result(directory, answer, fields)

@@ -19,11 +19,11 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from pipeline.config import BuildConfig
 from pipeline.dataset.plan import ShardJob
 from pipeline.executor.compile_kernels import compiling
-from pipeline.executor.job import JobReport, asset_zygote, process_job
+from pipeline.executor.job import JobReport, asset_fork_server, process_job
 from pipeline.executor.progress import Progress
-from pipeline.executor.scheduler import GivenUp, Loss, Room, RunConfig, Schedule, Start
+from pipeline.executor.scheduler import GivenUp, Loss, Policy, RunConfig, Schedule, Start
 from pipeline.sandbox.child import LimitsConfig
-from pipeline.sandbox.fork_server import MachineFault, Zygote
+from pipeline.sandbox.fork_server import ForkServer, MachineError
 from pipeline.sandbox.policy import REPO
 from schemas.errors import UserError
 from schemas.storage import Location
@@ -91,7 +91,7 @@ def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:
 
 
 def _take_back(
-    running: dict[ray.ObjectRef, Start], room: Room, schedule: Schedule, crew: "_Crew", progress: Progress
+    running: dict[ray.ObjectRef, Start], room: Policy, schedule: Schedule, crew: "_Crew", progress: Progress
 ) -> None:
     """Jobs that wait for more memory than any node has, now that the one which had it is gone, are started anew."""
     if not room.nodes:
@@ -112,7 +112,7 @@ def _settle(
     try:
         report, seconds = ray.get(ended)
     except RayTaskError as error:
-        if not isinstance(error.cause, MachineFault):
+        if not isinstance(error.cause, MachineError):
             raise error.cause from error
         crew.leave_out(start, error.cause)
         schedule.lost(start, Loss.MACHINE)
@@ -168,11 +168,11 @@ class _Crew:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(unwanted))})"}
         return self._task.options(**options).remote(self._order, start.job, self._name, start.number, start.round)
 
-    def room(self) -> Room:
+    def room(self) -> Policy:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._left_out]
         able = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= self._gpu]
         if not able:
-            return Room(at_once=0, largest_gb=float("inf"), nodes=0)
+            return Policy(at_once=0, largest_gb=float("inf"), nodes=0)
         largest_gb = max(node.get("memory", 0) for node in able) / 2**30
         job_gb = min(self.run.job_memory_gb, largest_gb)
         at_once = 0
@@ -181,7 +181,7 @@ class _Crew:
             limits += [node.get("memory", 0) / 2**30 / job_gb] if job_gb else []
             limits += [node["GPU"] / self._gpu] if self._gpu else []
             at_once += int(min(limits) + 1e-9)
-        return Room(at_once=at_once, largest_gb=largest_gb, nodes=len(able))
+        return Policy(at_once=at_once, largest_gb=largest_gb, nodes=len(able))
 
     def loss(self, start: Start, error: RayError) -> Loss:
         """Why a start gave no result. Its process is found dead before the cluster knows that the node is."""
@@ -192,7 +192,7 @@ class _Crew:
         node = self._node_of(start)
         return Loss.NODE if node and not _outlives(node, NODE_LOSS_S) else Loss.PROCESS
 
-    def leave_out(self, start: Start, fault: MachineFault) -> None:
+    def leave_out(self, start: Start, fault: MachineError) -> None:
         """No more jobs for the node of a start, which cannot process assets: it would fail them faster than others do
         them. Raises the fault where there is no other node."""
         if node := self._node_of(start):
@@ -278,7 +278,9 @@ def _job_task(
     out, cfg, do = order
     _internal_kv_put(_key(build, "node", number), ray.get_runtime_context().get_node_id().encode())
     claim = functools.partial(_claim, build, job.index, round, number)
-    report = do(job, out, cfg, zygote=_zygote(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES")), may_commit=claim)
+    report = do(
+        job, out, cfg, fork_server=_fork_server(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES")), may_commit=claim
+    )
     return report, time.monotonic() - began
 
 
@@ -290,11 +292,11 @@ def _claim(build: str, job: int, round: int, number: int) -> bool:
 
 
 @functools.cache
-def _zygote(limits: LimitsConfig, gpus: str | None) -> Zygote:
+def _fork_server(limits: LimitsConfig, gpus: str | None) -> ForkServer:
     """One for all jobs of this process that Ray gives the same GPUs (it takes them from the environment): its imports
     cost a second."""
-    directory = tempfile.TemporaryDirectory(prefix="seqtex-zygote-", ignore_cleanup_errors=True)
-    zygote = asset_zygote(limits, Path(directory.name))
+    directory = tempfile.TemporaryDirectory(prefix="seqtex-fork_server-", ignore_cleanup_errors=True)
+    fork_server = asset_fork_server(limits, Path(directory.name))
     atexit.register(directory.cleanup)
-    atexit.register(zygote.stop)
-    return zygote
+    atexit.register(fork_server.stop)
+    return fork_server

@@ -68,7 +68,7 @@ class Loss(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Policy:
     """What the machines have room for at the moment."""
 
     at_once: int
@@ -136,7 +136,7 @@ class Schedule:
     def __bool__(self) -> bool:
         return bool(self._waiting or self._at_work)
 
-    def next(self, room: Room, now: float) -> Start | None:
+    def next(self, room: Policy, now: float) -> Start | None:
         """What to start now; None: nothing, until something ends or time passes."""
         while self._queued and len(self._since) < room.at_once:
             if (number := self._queued.popleft()) in self._at_work:
@@ -150,7 +150,7 @@ class Schedule:
         slow = self._slowest(now)
         return self._start(slow.job, room, beside=slow) if slow else None
 
-    def _start(self, job: ShardJob, room: Room, beside: Start | None = None) -> Start:
+    def _start(self, job: ShardJob, room: Policy, beside: Start | None = None) -> Start:
         tries = self._tries.setdefault(job.index, _Tries(memory_gb=self.cfg.job_memory_gb))
         tries.started += beside is None
         memory_gb, number = min(tries.memory_gb, room.largest_gb), next(self._numbers)

@@ -10,7 +10,7 @@ from schemas.sample import Regime
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
+class FilterConfig:
     """Thresholds of the verdict."""
 
     min_faces: int = 12
@@ -50,7 +50,7 @@ class Rule:
     """One threshold on one measurement."""
 
     name: str
-    """Field of `JudgeConfig`: `min_...` or `max_...`. Stable: ledgers name it."""
+    """Field of `FilterConfig`: `min_...` or `max_...`. Stable: ledgers name it."""
     measurement: str
     """Field of `Measurements`."""
     reason: Reason
@@ -151,7 +151,7 @@ class Verdict:
     """What the first rule that fired says; None for a textured sample."""
 
 
-def judge(measurements: Measurements, cfg: JudgeConfig) -> Verdict:
+def apply_rules(measurements: Measurements, cfg: FilterConfig) -> Verdict:
     """The verdict of the first rule that fires, or textured."""
     return next(_faults(measurements, cfg), Verdict(regime=Regime.TEXTURED, fault=None))
 
@@ -162,13 +162,13 @@ def rule_of(detail: str) -> str | None:
     return name if name in RULE_NAMES else None
 
 
-def suspicions(measurements: Measurements, cfg: JudgeConfig) -> tuple[str, ...]:
+def suspicions(measurements: Measurements, cfg: FilterConfig) -> tuple[str, ...]:
     """What a person should look at; no reason to reject."""
     baked = measurements.baked_light is not None and measurements.baked_light >= cfg.suspect_baked_light
     return ("light may be baked in",) if baked else ()
 
 
-def _faults(m: Measurements, cfg: JudgeConfig) -> Iterator[Verdict]:
+def _faults(m: Measurements, cfg: FilterConfig) -> Iterator[Verdict]:
     """What every rule that fires leads to, in order."""
     if m.faces == 0:
         yield Verdict(regime=None, fault=Rejected(reason=Reason.NO_GEOMETRY, detail=f"{NO_FACES}: 0 faces"))
@@ -184,7 +184,7 @@ def _faults(m: Measurements, cfg: JudgeConfig) -> Iterator[Verdict]:
             yield Verdict(regime=rule.regime, fault=fault)
 
 
-def _fault(rule: Rule, m: Measurements, cfg: JudgeConfig) -> Rejected | None:
+def _fault(rule: Rule, m: Measurements, cfg: FilterConfig) -> Rejected | None:
     value, threshold = getattr(m, rule.measurement), getattr(cfg, rule.name)
     if value is None:
         return None

@@ -23,7 +23,7 @@ class Stage(StrEnum):
     """Our own failures: they come from any stage."""
     FILE = "file"
     LOAD = "load"
-    JUDGE = "judge"
+    FILTER = "filter"
     TEXTURE = "texture"
     """What is lost here keeps its views."""
 
@@ -33,7 +33,7 @@ _REASONS = {
     Stage.LOAD: frozenset(
         {Reason.LOAD_ERROR, Reason.NO_GEOMETRY, Reason.UNSUPPORTED_MATERIAL, Reason.INCONSISTENT_VIEWS}
     ),
-    Stage.JUDGE: frozenset(
+    Stage.FILTER: frozenset(
         {
             Reason.TOO_FEW_FACES,
             Reason.TOO_MANY_FACES,

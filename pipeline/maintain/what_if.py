@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipeline.filter.rules import JudgeConfig, Verdict, judge, rule_of
+from pipeline.filter.rules import FilterConfig, Verdict, apply_rules, rule_of
 from pipeline.unwrap.unwrap import UnwrapConfig, authored_fault
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import AUTHORED
@@ -57,7 +57,7 @@ class Change:
 class Thresholds:
     """What assets are judged by anew."""
 
-    judge: JudgeConfig
+    filter: FilterConfig
     unwrap: UnwrapConfig
     built: UnwrapConfig
     """The limits on layouts that the dataset was built with."""
@@ -71,7 +71,7 @@ def changes(outcomes: Iterable[Outcome], cfg: Thresholds) -> Iterator[Change]:
             continue
         if outcome.status is Status.REJECTED and rule_of(outcome.detail) is None:
             continue  # ended by something else: its bytes, its loading, or another asset like it
-        verdict = judge(outcome.measurements, cfg.judge)
+        verdict = apply_rules(outcome.measurements, cfg.filter)
         layout = _layout(outcome.measurements, cfg) if outcome.regime and verdict.regime else None
         if layout is not None:
             yield Change(uid=outcome.uid, kind=layout[0], before=outcome.detail, after=layout[1])

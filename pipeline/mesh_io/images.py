@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image as PillowImage
 
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 from schemas.mesh import Texture, Wrap
 
@@ -28,20 +28,20 @@ def is_ktx2(data: bytes | memoryview) -> bool:
 def ktx2_size(data: bytes | memoryview, where: str) -> tuple[int, int]:
     """(width, height) of level 0; a fault where the header is not that of a sound 2D Basis Universal texture."""
     if len(data) < _HEADER_BYTES:
-        raise AssetFault(Reason.BAD_IMAGE, f"{where}: KTX2 image ends inside its header ({len(data)} bytes)")
+        raise AssetError(Reason.BAD_IMAGE, f"{where}: KTX2 image ends inside its header ({len(data)} bytes)")
     vk_format, _, width, height, depth, layers, faces, _, packing = struct.unpack_from("<9I", data, 12)
     if vk_format != 0 or packing not in (_NONE, _BASIS_LZ, _ZSTANDARD):
-        raise AssetFault(
+        raise AssetError(
             Reason.BAD_IMAGE, f"{where}: KTX2 image is not Basis Universal (vkFormat {vk_format}, scheme {packing})"
         )
     if depth or layers or faces != 1:
-        raise AssetFault(Reason.BAD_IMAGE, f"{where}: KTX2 image has {depth} slices, {layers} layers, {faces} faces")
+        raise AssetError(Reason.BAD_IMAGE, f"{where}: KTX2 image has {depth} slices, {layers} layers, {faces} faces")
     offset, length, unpacked = struct.unpack_from("<3Q", data, 80)
     if offset + length > len(data):
-        raise AssetFault(Reason.BAD_IMAGE, f"{where}: KTX2 image ends inside its first level ({len(data)} bytes)")
+        raise AssetError(Reason.BAD_IMAGE, f"{where}: KTX2 image ends inside its first level ({len(data)} bytes)")
     blocks = -(-width // 4) * -(-height // 4)
     if packing != _BASIS_LZ and unpacked != blocks * _UASTC_BLOCK_BYTES:  # what the transcoder would set aside for it
-        raise AssetFault(Reason.BAD_IMAGE, f"{where}: KTX2 level of {unpacked:,} bytes for {width} x {height} pixels")
+        raise AssetError(Reason.BAD_IMAGE, f"{where}: KTX2 level of {unpacked:,} bytes for {width} x {height} pixels")
     return width, height
 
 
@@ -56,10 +56,10 @@ def decode_ktx2(data: bytes | memoryview, where: str) -> UInt8[np.ndarray, "heig
             opengl_basisu.Codec.ETC1S,
             opengl_basisu.Codec.UASTC_LDR_4x4,
         ):
-            raise AssetFault(Reason.BAD_IMAGE, f"{where}: KTX2 image is {texture!r}, not ETC1S or UASTC")
+            raise AssetError(Reason.BAD_IMAGE, f"{where}: KTX2 image is {texture!r}, not ETC1S or UASTC")
         return np.asarray(texture.transcode(opengl_basisu.Target.RGBA8).data)
     except opengl_basisu.BasisuError as error:
-        raise AssetFault(Reason.BAD_IMAGE, f"{where}: KTX2 image cannot be decoded ({error})") from error
+        raise AssetError(Reason.BAD_IMAGE, f"{where}: KTX2 image cannot be decoded ({error})") from error
 
 
 _JPEG_SIZE_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -71,13 +71,13 @@ def image_size(data: bytes | memoryview, where: str) -> tuple[int, int]:
     try:
         size = ktx2_size(data, where) if is_ktx2(data) else _size(data)
     except (struct.error, IndexError) as error:
-        raise AssetFault(Reason.BAD_IMAGE, f"{where}: image ends inside its header ({len(data)} bytes)") from error
+        raise AssetError(Reason.BAD_IMAGE, f"{where}: image ends inside its header ({len(data)} bytes)") from error
     if size is None:
-        raise AssetFault(
+        raise AssetError(
             Reason.BAD_IMAGE, f"{where}: not a PNG, JPEG, WebP or KTX2 image (starts with {bytes(data[:12])!r})"
         )
     if min(size) < 1:
-        raise AssetFault(Reason.BAD_IMAGE, f"{where}: image is {size[0]} x {size[1]} pixels")
+        raise AssetError(Reason.BAD_IMAGE, f"{where}: image is {size[0]} x {size[1]} pixels")
     return size
 
 
@@ -131,15 +131,15 @@ def decode_image(data: bytes | memoryview, where: str) -> UInt8[np.ndarray, "hei
     try:
         with PillowImage.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
             if image.size != size:
-                raise AssetFault(Reason.BAD_IMAGE, f"{where}: header says {size}, decoder {image.size}")
+                raise AssetError(Reason.BAD_IMAGE, f"{where}: header says {size}, decoder {image.size}")
             image.load()
             return np.array(_eight_bit(image).convert("RGBA"))
     except PillowImage.DecompressionBombError as e:
-        raise AssetFault(Reason.TOO_LARGE, f"{where}: {e}") from e
+        raise AssetError(Reason.TOO_LARGE, f"{where}: {e}") from e
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as e:
         if "out of memory" in str(e):  # Pillow's words for its decoders' want of it
             raise MemoryError(f"{where}: {e}") from e
-        raise AssetFault(Reason.BAD_IMAGE, f"{where}: image cannot be decoded ({e})") from e
+        raise AssetError(Reason.BAD_IMAGE, f"{where}: image cannot be decoded ({e})") from e
 
 
 def _eight_bit(image: PillowImage.Image) -> PillowImage.Image:
@@ -168,7 +168,7 @@ class TextureStore(Generic[Key]):
             width, height = image_size(data, where)
             decoded = sum(pixels.nbytes for pixels in self._pixels.values()) + 4 * width * height
             if decoded > self._limit:
-                raise AssetFault(
+                raise AssetError(
                     Reason.TOO_LARGE, f"{where}: images decode to {decoded:,} bytes, limit {self._limit:,}"
                 )
             self._pixels[image] = decode_image(data, where)
@@ -180,7 +180,7 @@ class TextureStore(Generic[Key]):
         """The same for a texture that one can do without."""
         try:
             return self.slot(image, wrap_u, wrap_v, nearest, glossiness)
-        except AssetFault:
+        except AssetError:
             return None
 
     def textures(self) -> list[Texture]:

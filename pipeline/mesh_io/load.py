@@ -16,7 +16,7 @@ from pipeline.mesh_io.images import TextureStore
 from pipeline.mesh_io.obj import ObjFile, ObjMaterial, obj_part
 from pipeline.mesh_io.parts import Part, merge
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, open_checked
-from pipeline.mesh_io.references import AssetFault, read_limited
+from pipeline.mesh_io.references import AssetError, read_limited
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import AlphaMode, Material, Shading, TexturedMesh, Wrap
 
@@ -41,11 +41,11 @@ def load_asset(
     """What the preflight found and what `load_mesh` made of it, the file parsed once; why the preflight refused it."""
     try:
         facts, content = open_checked(path, cfg)
-    except AssetFault as fault:
+    except AssetError as fault:
         return fault.rejected
     try:
         mesh = _from_obj(content, cfg, shading) if isinstance(content, ObjFile) else _from_scene(content, cfg, shading)
-    except AssetFault as fault:
+    except AssetError as fault:
         return facts, fault.rejected
     return facts, _incomplete(mesh, facts) or _without_extent(mesh) or mesh
 
@@ -149,7 +149,7 @@ def _from_obj(obj: ObjFile, cfg: PreflightConfig, shading: bool) -> TexturedMesh
         source, slot = obj.materials[number], None
         if source.image is not None:
             if not part.face_has_uv[obj.face_material == number].all():
-                raise AssetFault(Reason.INVALID_STRUCTURE, f"faces with map_Kd {source.image.name!r} but without vt")
+                raise AssetError(Reason.INVALID_STRUCTURE, f"faces with map_Kd {source.image.name!r} but without vt")
             wrap = Wrap.CLAMP if source.clamp else Wrap.REPEAT
             slot = store.slot(source.image, wrap, wrap)
         material = _obj_material(source, slot)

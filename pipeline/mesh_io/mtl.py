@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.mesh_io.references import AssetFault, confined, read_limited
+from pipeline.mesh_io.references import AssetError, confined, read_limited
 from schemas.ledger import Reason
 
 _MAP_OPTIONS = {"-s": 3, "-o": 3, "-t": 3, "-mm": 2} | {
@@ -90,5 +90,5 @@ def _unit(word: str, place: str) -> float:
 
 def _number(word: str, place: str) -> float:
     if not _is_number(word) or not math.isfinite(float(word)):
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{place}: {word[:40]!r} is not a number")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{place}: {word[:40]!r} is not a number")
     return float(word)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 from geometry.texture import srgb_to_linear
 from pipeline.mesh_io.mtl import ObjMaterial, read_mtl
 from pipeline.mesh_io.parts import Part, face_vectors, unit
-from pipeline.mesh_io.references import AssetFault, confined
+from pipeline.mesh_io.references import AssetError, confined
 from schemas.ledger import Reason
 
 _ABSENT = -(2**62)
@@ -52,11 +52,11 @@ class _Block:
 def read_obj(data: bytes, directory: Path, max_bytes: int, max_faces: int) -> ObjFile:
     """Parse a whole OBJ file and the material libraries in its folder."""
     if b"\0" in data:
-        raise AssetFault(Reason.NOT_A_MESH, "OBJ holds a zero byte: it is not a text file")
+        raise AssetError(Reason.NOT_A_MESH, "OBJ holds a zero byte: it is not a text file")
     blocks, names = _split(data)
     vertices, faces = blocks["v"], blocks["f"]
     if not len(vertices.line) or not len(faces.line):
-        raise AssetFault(Reason.NO_GEOMETRY, f"OBJ has {len(vertices.line)} vertices and {len(faces.line)} faces")
+        raise AssetError(Reason.NO_GEOMETRY, f"OBJ has {len(vertices.line)} vertices and {len(faces.line)} faces")
     materials, changes, numbers = _materials(names, directory, max_bytes)
     face, corner = _fans(faces, max_faces)
     corners = _corners(faces, [blocks[kind].line for kind in ("v", "vt", "vn")])
@@ -123,7 +123,7 @@ def _table(block: _Block, width: int) -> Float64[np.ndarray, "rows width"]:
         return np.zeros((0, width))
     if block.words.min() < width:
         line = block.line[block.words.argmin()] + 1
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"line {line}: '{block.kind}' with fewer than {width} numbers")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"line {line}: '{block.kind}' with fewer than {width} numbers")
     numbers = _numbers(block.text, np.float64, len(block.starts), f"'{block.kind}' lines")
     if len(numbers) == width * len(block.line):
         table = numbers.reshape(-1, width)
@@ -131,7 +131,7 @@ def _table(block: _Block, width: int) -> Float64[np.ndarray, "rows width"]:
         table = numbers[(np.cumsum(block.words) - block.words)[:, None] + np.arange(width)]
     if not np.isfinite(table).all():
         row = int(np.argwhere(~np.isfinite(table))[0, 0])
-        raise AssetFault(Reason.NON_FINITE, f"line {block.line[row] + 1}: '{block.kind}' is {table[row].tolist()}")
+        raise AssetError(Reason.NON_FINITE, f"line {block.line[row] + 1}: '{block.kind}' is {table[row].tolist()}")
     return table
 
 
@@ -140,9 +140,9 @@ def _numbers(text: bytes, dtype: type, count: int, where: str) -> np.ndarray:
     try:
         numbers: np.ndarray = np.fromstring(text, dtype, sep=" ")
     except ValueError as error:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: not all are numbers") from error
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{where}: not all are numbers") from error
     if len(numbers) != count:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: not all are numbers")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{where}: not all are numbers")
     return numbers
 
 
@@ -150,12 +150,12 @@ def _fans(faces: _Block, max_faces: int) -> tuple[Int64[np.ndarray, " f"], Int64
     """Polygons cut into triangles around their first corner: the polygon of each, and the numbers of its corners."""
     if faces.words.min() < 3:
         line = int(faces.words.argmin())
-        raise AssetFault(
+        raise AssetError(
             Reason.INVALID_STRUCTURE, f"line {faces.line[line] + 1}: a face with {faces.words[line]} corners"
         )
     count = faces.words - 2
     if count.sum() > max_faces:
-        raise AssetFault(Reason.TOO_LARGE, f"{count.sum():,} triangles, limit {max_faces:,}")
+        raise AssetError(Reason.TOO_LARGE, f"{count.sum():,} triangles, limit {max_faces:,}")
     face = np.repeat(np.arange(len(count)), count)
     begin = (np.cumsum(faces.words) - faces.words)[face]
     step = np.arange(len(face)) - (np.cumsum(count) - count)[face]
@@ -171,7 +171,7 @@ def _corners(faces: _Block, lines: list[np.ndarray]) -> Int64[np.ndarray, "words
     bad = (parts > 3) | (codes[faces.starts] == ord("/"))
     owner = np.repeat(np.arange(len(faces.line)), faces.words)
     if bad.any():
-        raise AssetFault(
+        raise AssetError(
             Reason.INVALID_STRUCTURE, f"line {faces.line[owner[bad.argmax()]] + 1}: a corner {_shown(faces, bad)}"
         )
     text = re.sub(rb"/(?=[/\s])", b"/%d " % _ABSENT, faces.text).replace(b"/", b" ") if len(slashes) else faces.text
@@ -188,7 +188,7 @@ def _corners(faces: _Block, lines: list[np.ndarray]) -> Int64[np.ndarray, "words
         wrong = ~absent & ((index == 0) | (found[:, slot] < 0) | (found[:, slot] >= len(placed)))
         if wrong.any():
             at = int(wrong.argmax())
-            raise AssetFault(
+            raise AssetError(
                 Reason.INDEX_OUT_OF_RANGE,
                 f"line {faces.line[owner[at]] + 1}: a face refers to {kind} {index[at]}, file has {len(placed):,}",
             )

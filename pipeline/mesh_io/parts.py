@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 from schemas.mesh import Material, Texture, TexturedMesh
 
@@ -57,15 +57,15 @@ def completed_normals(part: Part) -> Float64[np.ndarray, "v 3"]:
 def merge(parts: Sequence[Part], materials: Sequence[Material], textures: Sequence[Texture]) -> TexturedMesh:
     """All parts as one mesh, faces in the order of the parts."""
     if not sum(len(part.faces) for part in parts):
-        raise AssetFault(Reason.NO_GEOMETRY, "the scene draws no triangle")
+        raise AssetError(Reason.NO_GEOMETRY, "the scene draws no triangle")
     starts = np.cumsum([0] + [len(part.vertices) for part in parts])
     vertices = np.concatenate([part.vertices for part in parts])
     if not np.abs(vertices).max() < 1e30:
-        raise AssetFault(Reason.NON_FINITE, "node transforms take a vertex beyond 1e30")
+        raise AssetError(Reason.NON_FINITE, "node transforms take a vertex beyond 1e30")
     uv = np.concatenate([part.uv for part in parts])
     colors = np.concatenate([part.colors for part in parts])
     if not np.abs(uv).max() < 1e30:
-        raise AssetFault(Reason.NON_FINITE, "a texture transform takes a texture coordinate beyond 1e30")
+        raise AssetError(Reason.NON_FINITE, "a texture transform takes a texture coordinate beyond 1e30")
     return TexturedMesh(
         vertices=vertices.astype(np.float32),
         normals=np.concatenate([completed_normals(part) for part in parts]).astype(np.float32),

@@ -15,7 +15,7 @@ from pipeline.mesh_io.gltf.primitives import Primitive
 from pipeline.mesh_io.gltf.scene import INSTANCING, VISIBILITY, Scene, Skin, read_scene
 from pipeline.mesh_io.images import image_size
 from pipeline.mesh_io.obj import ObjFile, read_obj
-from pipeline.mesh_io.references import AssetFault, read_limited
+from pipeline.mesh_io.references import AssetError, read_limited
 from schemas.ledger import Reason
 
 SUFFIXES = (".glb", ".gltf", ".obj")
@@ -71,19 +71,19 @@ class AssetFacts:
 
 
 def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | ObjFile]:
-    """Facts and parsed structure of a file that passes every check; raises `AssetFault` otherwise."""
+    """Facts and parsed structure of a file that passes every check; raises `AssetError` otherwise."""
     suffix = path.suffix.lower()
     if suffix in blender.SUFFIXES:
-        raise AssetFault(Reason.NEEDS_BLENDER, f"{suffix} is read through Blender, which is off: {blender.REMEDY}")
+        raise AssetError(Reason.NEEDS_BLENDER, f"{suffix} is read through Blender, which is off: {blender.REMEDY}")
     if suffix not in SUFFIXES:
-        raise AssetFault(Reason.NOT_A_MESH, f"suffix {suffix[:20]!r} is none of {', '.join(SUFFIXES)}")
+        raise AssetError(Reason.NOT_A_MESH, f"suffix {suffix[:20]!r} is none of {', '.join(SUFFIXES)}")
     data = read_limited(path, "asset", cfg.max_file_bytes)
     if not data:
-        raise AssetFault(Reason.EMPTY_FILE, "file has 0 bytes")
+        raise AssetError(Reason.EMPTY_FILE, "file has 0 bytes")
     if suffix == ".obj":
         return _check_obj(data, path, cfg)
     if suffix == ".gltf" and data.lstrip()[:1] != b"{":
-        raise AssetFault(Reason.NOT_A_MESH, f"not a glTF: starts with {data[:4]!r}, expected '{{'")
+        raise AssetError(Reason.NOT_A_MESH, f"not a glTF: starts with {data[:4]!r}, expected '{{'")
     text, binary = split_glb(data) if suffix == ".glb" else (data, None)
     tree = parse_json(text, cfg.max_json_bytes, cfg.max_json_depth)
     _check_version(tree)
@@ -92,7 +92,7 @@ def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | 
         container = read_container(tree, binary, path.parent if suffix == ".gltf" else None, cfg.max_file_bytes)
         scene = read_scene(container, cfg.max_nodes, cfg.max_node_depth)
         sides = _check_images([image_bytes(container.images[i], cfg.max_file_bytes) for i in scene.used_images()], cfg)
-    except AssetFault as fault:
+    except AssetError as fault:
         if unsupported is None or fault.rejected.reason in (Reason.MISSING_FILE, Reason.UNSAFE_URI):
             raise  # what is wrong with the asset itself comes before what we cannot read
         raise unsupported from fault
@@ -129,17 +129,17 @@ def _check_version(tree: Json) -> None:
     asset = tree.object("asset")
     version = asset.text("version") if asset else None
     if version is None:
-        raise AssetFault(Reason.INVALID_STRUCTURE, "asset.version is missing: not a glTF")
+        raise AssetError(Reason.INVALID_STRUCTURE, "asset.version is missing: not a glTF")
     wanted = asset.text("minVersion", version) if asset else version
     if version.split(".")[0] != "2" or wanted not in (None, "2.0", version):
-        raise AssetFault(Reason.UNSUPPORTED_VERSION, f"glTF version {version[:20]!r}, only 2.x is supported")
+        raise AssetError(Reason.UNSUPPORTED_VERSION, f"glTF version {version[:20]!r}, only 2.x is supported")
 
 
-def _unsupported(tree: Json) -> AssetFault | None:
+def _unsupported(tree: Json) -> AssetError | None:
     unknown = sorted(set(tree.texts("extensionsRequired")) - SUPPORTED_EXTENSIONS)
     if not unknown:
         return None
-    return AssetFault(Reason.UNSUPPORTED_EXTENSION, f"requires {', '.join(unknown)[:200]}")
+    return AssetError(Reason.UNSUPPORTED_EXTENSION, f"requires {', '.join(unknown)[:200]}")
 
 
 def _check_images(images: Sequence[bytes | memoryview], cfg: PreflightConfig) -> list[int]:
@@ -148,7 +148,7 @@ def _check_images(images: Sequence[bytes | memoryview], cfg: PreflightConfig) ->
     decoded = sum(4 * width * height for width, height in sizes)
     if decoded > cfg.max_image_bytes:
         largest = max(sizes, key=lambda size: size[0] * size[1])
-        raise AssetFault(
+        raise AssetError(
             Reason.TOO_LARGE,
             f"images decode to {decoded:,} bytes (largest {largest[0]} x {largest[1]}), limit {cfg.max_image_bytes:,}",
         )
@@ -160,9 +160,9 @@ def _check_counts(scene: Scene, cfg: PreflightConfig) -> tuple[int, int]:
     faces = sum(primitive.num_faces for primitive in primitives)
     vertices = sum(primitive.num_vertices for primitive in primitives)
     if faces > cfg.max_faces:
-        raise AssetFault(Reason.TOO_LARGE, f"{faces:,} triangles with instances, limit {cfg.max_faces:,}")
+        raise AssetError(Reason.TOO_LARGE, f"{faces:,} triangles with instances, limit {cfg.max_faces:,}")
     if vertices > cfg.max_vertices:
-        raise AssetFault(Reason.TOO_LARGE, f"{vertices:,} vertices with instances, limit {cfg.max_vertices:,}")
+        raise AssetError(Reason.TOO_LARGE, f"{vertices:,} vertices with instances, limit {cfg.max_vertices:,}")
     return faces, vertices
 
 
@@ -193,10 +193,10 @@ def _check_finite(where: str, accessor: Accessor) -> None:
         values = read_accessor(accessor)
         if not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values))[0, 0])
-            raise AssetFault(Reason.NON_FINITE, f"{where}: element {row} of {accessor.count} is {values[row].tolist()}")
+            raise AssetError(Reason.NON_FINITE, f"{where}: element {row} of {accessor.count} is {values[row].tolist()}")
 
 
 def _check_range(where: str, accessor: Accessor, limit: int, of: str) -> None:
     highest = int(read_accessor(accessor).max())
     if highest >= limit:
-        raise AssetFault(Reason.INDEX_OUT_OF_RANGE, f"{where} holds {highest}, but there are {limit} {of}")
+        raise AssetError(Reason.INDEX_OUT_OF_RANGE, f"{where} holds {highest}, but there are {limit} {of}")

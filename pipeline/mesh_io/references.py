@@ -9,7 +9,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from schemas.ledger import Reason, Rejected
 
 
-class AssetFault(Exception):
+class AssetError(Exception):
     """The asset is at fault. Raised by the readers; caught by `load_asset`, and where what is missing can be done
     without."""
 
@@ -28,16 +28,16 @@ def is_data_uri(uri: str) -> bool:
 def decode_data_uri(uri: str, where: str, max_bytes: int) -> bytes:
     """The bytes of a `data:` URI, at most `max_bytes`."""
     if len(uri) > 4 * max_bytes:
-        raise AssetFault(Reason.TOO_LARGE, f"{where}: data URI has {len(uri):,} characters, limit {4 * max_bytes:,}")
+        raise AssetError(Reason.TOO_LARGE, f"{where}: data URI has {len(uri):,} characters, limit {4 * max_bytes:,}")
     header, comma, payload = uri.partition(",")
     if not comma:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: data URI has no comma")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{where}: data URI has no comma")
     if not header.lower().endswith(";base64"):
         return unquote_to_bytes(payload)
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: data URI is not base64 ({error})") from error
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{where}: data URI is not base64 ({error})") from error
 
 
 def confined(uri: str, directory: Path, where: str, *, encoded: bool = True) -> Path:
@@ -48,16 +48,16 @@ def confined(uri: str, directory: Path, where: str, *, encoded: bool = True) -> 
     name = unquote(uri) if encoded else uri
     shown = repr(uri[:80])
     if "\\" in name or "\0" in name or _SCHEME.match(uri) or _SCHEME.match(name):
-        raise AssetFault(Reason.UNSAFE_URI, f"{where}: {shown} is not a plain relative path")
+        raise AssetError(Reason.UNSAFE_URI, f"{where}: {shown} is not a plain relative path")
     if name.startswith("/") or ".." in name.split("/"):
-        raise AssetFault(Reason.UNSAFE_URI, f"{where}: {shown} leads out of the asset's folder")
+        raise AssetError(Reason.UNSAFE_URI, f"{where}: {shown} leads out of the asset's folder")
     try:
         root = directory.resolve()
         target = (root / name).resolve()
     except (OSError, RuntimeError) as error:
-        raise AssetFault(Reason.UNSAFE_URI, f"{where}: {shown} cannot be resolved ({error})") from error
+        raise AssetError(Reason.UNSAFE_URI, f"{where}: {shown} cannot be resolved ({error})") from error
     if not target.is_relative_to(root):
-        raise AssetFault(Reason.UNSAFE_URI, f"{where}: {shown} leads out of the asset's folder through a link")
+        raise AssetError(Reason.UNSAFE_URI, f"{where}: {shown} leads out of the asset's folder through a link")
     return target
 
 
@@ -65,10 +65,10 @@ def read_limited(path: Path, where: str, max_bytes: int) -> bytes:
     """The bytes of a regular file, at most `max_bytes`."""
     try:
         if not path.is_file():
-            raise AssetFault(Reason.MISSING_FILE, f"{where}: file {path.name!r} does not exist")
+            raise AssetError(Reason.MISSING_FILE, f"{where}: file {path.name!r} does not exist")
         size = path.stat().st_size
         if size > max_bytes:
-            raise AssetFault(Reason.TOO_LARGE, f"{where}: {path.name!r} has {size:,} bytes, limit {max_bytes:,}")
+            raise AssetError(Reason.TOO_LARGE, f"{where}: {path.name!r} has {size:,} bytes, limit {max_bytes:,}")
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise AssetFault(Reason.MISSING_FILE, f"{where}: file {path.name[:80]!r} cannot be read ({error})") from error
+        raise AssetError(Reason.MISSING_FILE, f"{where}: file {path.name[:80]!r} cannot be read ({error})") from error

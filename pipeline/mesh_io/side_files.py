@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.mesh_io.gltf.buffers import reference
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.mtl import read_mtl
-from pipeline.mesh_io.references import AssetFault, confined
+from pipeline.mesh_io.references import AssetError, confined
 from schemas.dataset import file_sha256
 
 _LIBRARY = re.compile(rb"^[ \t]*mtllib[ \t]+([^\r\n]*[^\s])", re.MULTILINE)
@@ -37,7 +37,7 @@ def side_files(path: Path) -> list[Path]:
         if path.suffix.lower() == ".gltf":
             return list(_of_gltf(path))
         return list(_of_obj(path)) if path.suffix.lower() == ".obj" else []
-    except (AssetFault, OSError):
+    except (AssetError, OSError):
         return []
 
 
@@ -53,7 +53,7 @@ def _of_gltf(path: Path) -> Iterator[Path]:
 def _or_none(entry: Json, directory: Path) -> Path | None:
     try:
         return reference(entry, directory)
-    except AssetFault:
+    except AssetError:
         return None
 
 
@@ -67,7 +67,7 @@ def _of_obj(path: Path) -> Iterator[Path]:
         yield library
         try:
             materials = read_mtl(library, path.parent, "mtllib", _MAX_TEXT_BYTES)
-        except AssetFault:
+        except AssetError:
             continue
         yield from (material.image for material in materials.values() if material.image)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pipeline.dataset.plan import ShardJob
-from pipeline.filter.rules import JudgeConfig, suspicions
+from pipeline.filter.rules import FilterConfig, suspicions
 from schemas.dataset import LedgerPart
 from schemas.ledger import Measurements, Outcome, Status
 from schemas.mesh import Attribution, MeshRef
@@ -59,7 +59,7 @@ def measurement_groups() -> list[dict[str, Any]]:
     return groups
 
 
-def columns(assets: Sequence[Listed], drawn: Set[str], judge: JudgeConfig) -> dict[str, list[Any]]:
+def columns(assets: Sequence[Listed], drawn: Set[str], thresholds: FilterConfig) -> dict[str, list[Any]]:
     """Equally long columns. `drawn`: uids of the samples that have files; `shard` is the folder with them, else ""."""
     outcomes = [asset.outcome for asset in assets]
     sources = [asset.ref.source if asset.ref else Attribution() for asset in assets]
@@ -78,7 +78,7 @@ def columns(assets: Sequence[Listed], drawn: Set[str], judge: JudgeConfig) -> di
         "detail": [o.detail for o in outcomes],
         "shard": [str(o.shard).removesuffix(".tar") if o.uid in drawn else "" for o in outcomes],
         "sandbox": [o.sandbox or "" for o in outcomes],
-        "suspicion": [", ".join(suspicions(o.measurements, judge)) for o in outcomes],
+        "suspicion": [", ".join(suspicions(o.measurements, thresholds)) for o in outcomes],
         "seconds": [_rounded(o.seconds) for o in outcomes],
     }
     measured = {

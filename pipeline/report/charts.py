@@ -19,7 +19,7 @@ STAGES = {
     Stage.PROCESS: "no failure of ours",
     Stage.FILE: "a file that can be read",
     Stage.LOAD: "a mesh that can be loaded",
-    Stage.JUDGE: "worth learning from",
+    Stage.FILTER: "worth learning from",
     Stage.TEXTURE: "with a proven map: textured",
 }
 """What an asset has that got past a stage."""

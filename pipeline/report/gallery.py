@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from pipeline.dataset.state import planned_jobs
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.report.asset_table import Listed, columns, fate, listed, measurement_groups
 from pipeline.report.charts import funnel_chart, histogram
 from pipeline.report.shard_pages import ShardTask, draw_shard, script
@@ -50,11 +50,11 @@ class Gallery:
 
 
 def write_gallery(
-    dataset: Location, judge: JudgeConfig, limit: int, workers: int, notify: Callable[[int, int], None]
+    dataset: Location, thresholds: FilterConfig, limit: int, workers: int, notify: Callable[[int, int], None]
 ) -> Gallery:
     """Writes `report/` of a dataset, or brings it up to date; at most `limit` assets are listed, `workers` processes
-    draw. That of a dataset in an object store lies in this machine's workspace. `judge` decides what looks suspicious;
-    `notify` hears (shards drawn, shards to draw).
+    draw. That of a dataset in an object store lies in this machine's workspace. `thresholds` decide what looks
+    suspicious; `notify` hears (shards drawn, shards to draw).
 
     Raises UserError where `dataset` is none, or its records are damaged."""
     info, parts = read_dataset_json(dataset), read_ledger(dataset)
@@ -75,7 +75,7 @@ def write_gallery(
     for name, source in STATIC.items():
         _write_changed(out / name, source.read_bytes())
     drawn = {path.stem for path in (out / "samples").glob("*/*.js")}
-    data = {"groups": measurement_groups(), "columns": columns(assets, drawn, judge)}
+    data = {"groups": measurement_groups(), "columns": columns(assets, drawn, thresholds)}
     _write_changed(out / "data.js", script("data", data))
     outcomes = [outcome for part in parts for outcome in part.outcomes]
     _write_changed(out / "index.html", _page(dataset.absolute().name, info, outcomes, len(assets)).encode())

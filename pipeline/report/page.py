@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
-from pipeline.filter.rules import RULES, JudgeConfig, rule_of, suspicions
+from pipeline.filter.rules import RULES, FilterConfig, rule_of, suspicions
 from pipeline.report.images import as_rgb, data_uri, in_rows, side_by_side
 from schemas.ledger import Measurements, Reason, Status
 from schemas.sample import Regime, TextureSample
@@ -70,7 +70,7 @@ def as_measurements(measured: dict[str, Any]) -> Measurements:
 
 THUMBNAIL_PX = 160
 """Height of one row of a contact sheet."""
-DEFAULT_JUDGE = JudgeConfig()
+DEFAULT_FILTER = FilterConfig()
 THRESHOLDS = frozenset(rule.name for rule in RULES)
 VIEWS_PER_ROW = 6
 """Further views stand in further rows, so that a row fits a page."""
@@ -152,7 +152,7 @@ def _rule(row: dict[str, Any]) -> str:
     return f" ({rule})" if rule in THRESHOLDS else ""
 
 
-def sample_card(sample: TextureSample, judge: JudgeConfig = DEFAULT_JUDGE) -> SampleCard:
+def sample_card(sample: TextureSample, thresholds: FilterConfig = DEFAULT_FILTER) -> SampleCard:
     """What was measured; colour, light where there is any, normal and position of the views, then the UV maps."""
     views = sample.views
     pictures = {
@@ -175,7 +175,7 @@ def sample_card(sample: TextureSample, judge: JudgeConfig = DEFAULT_JUDGE) -> Sa
         regime=str(sample.regime),
         caption=sample.meta["caption"],
         measured=measured_lines(measured),
-        suspicions=suspicions(as_measurements(measured), judge),
+        suspicions=suspicions(as_measurements(measured), thresholds),
         licence=", ".join(filter(None, (source["licence"], source["attribution"]))),
         figures=figures,
     )
@@ -224,9 +224,9 @@ def render_page(
     rows: Sequence[dict[str, Any]],
     samples: Sequence[TextureSample],
     sections: Sequence[Section] = (),
-    judge: JudgeConfig = DEFAULT_JUDGE,
+    thresholds: FilterConfig = DEFAULT_FILTER,
 ) -> str:
-    """HTML of the whole page; `judge` decides what looks suspicious. Names, captions and details of assets are
+    """HTML of the whole page; `thresholds` decides what looks suspicious. Names, captions and details of assets are
     untrusted text and are escaped."""
     here = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -235,7 +235,7 @@ def render_page(
         summary=summary,
         planned=len(rows),
         funnel=funnel(rows),
-        cards=[sample_card(sample, judge) for sample in samples],
+        cards=[sample_card(sample, thresholds) for sample in samples],
         sections=sections,
         rejections=rejections(rows),
         style=(here / "page.css").read_text(),

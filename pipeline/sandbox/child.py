@@ -1,7 +1,7 @@
 """Work in a child process under limits, shut off from everything but its own files. Nothing comes back but files; what
 went wrong comes back as a reason.
 
-Two ways in. `pipeline.sandbox.fork_server.Zygote` starts one clean, single-threaded process (forking a Ray worker,
+Two ways in. `pipeline.sandbox.fork_server.ForkServer` starts one clean, single-threaded process (forking a Ray worker,
 which has threads, is unsafe) that imports the heavy modules once and then forks a child per asset. `run_limited` forks
 straight from the caller, for one step inside such a child."""
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.sandbox.linux import PR_SET_NO_NEW_PRIVS, die_with_parent, prctl
-from pipeline.sandbox.policy import Room, enter
+from pipeline.sandbox.policy import Policy, enter
 from pipeline.sandbox.seccomp import Starts
 from schemas.errors import require_between
 from schemas.ledger import Reason, Rejected
@@ -66,7 +66,7 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class ChildResult:
     """How a child ended."""
 
     reason: Reason | None
@@ -84,7 +84,7 @@ ATTEMPTS = 2
 there may be enough."""
 
 
-def insist(attempt: Callable[[], Ended]) -> Ended:
+def insist(attempt: Callable[[], ChildResult]) -> ChildResult:
     """How an attempt ended, and the seconds of all: one that somebody else has killed is made once more."""
     seconds = 0.0
     for _ in range(ATTEMPTS):
@@ -121,8 +121,8 @@ def run_child(
     directory: Path,
     *,
     own_group: bool = True,
-    room: Room | None = None,
-) -> Ended:
+    room: Policy | None = None,
+) -> ChildResult:
     """Fork, do `work` in `directory`, wait no longer than the limit, and leave no descendant behind. `room`: shut the
     child in; what it starts itself is in there with it and needs no room of its own."""
     parent, start = os.getpid(), time.monotonic()
@@ -148,7 +148,7 @@ def run_child(
     seconds = time.monotonic() - start
     if watched.timed_out:
         detail = f"stopped after {limits.timeout_s:g} s; {tail}".removesuffix("; ")
-        ended = Ended(reason=Reason.TIMEOUT, detail=detail, seconds=seconds)
+        ended = ChildResult(reason=Reason.TIMEOUT, detail=detail, seconds=seconds)
     else:
         ended = _classify(status, tail, limits, seconds)
     return replace(ended, sandbox=watched.sandbox)
@@ -197,20 +197,20 @@ def _told(channel: socket.socket) -> tuple[str, int | None]:
     return text.decode(), handles[0] if handles else None
 
 
-def _classify(status: int, tail: str, limits: LimitsConfig, seconds: float) -> Ended:
+def _classify(status: int, tail: str, limits: LimitsConfig, seconds: float) -> ChildResult:
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
-        return Ended(reason=None, detail="", seconds=seconds)
+        return ChildResult(reason=None, detail="", seconds=seconds)
     if code == MEMORY_EXIT or any(words in tail for words in OUT_OF_MEMORY):
         detail = f"needed more than {limits.memory_gb:g} GiB; {tail}"
-        return Ended(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds)
+        return ChildResult(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds)
     if code == -signal.SIGXCPU:
-        return Ended(reason=Reason.TIMEOUT, detail=f"used up its processor time; {tail}", seconds=seconds)
+        return ChildResult(reason=Reason.TIMEOUT, detail=f"used up its processor time; {tail}", seconds=seconds)
     if code == -signal.SIGKILL:
         detail = f"killed from outside, most likely by the kernel for want of memory; {tail}".removesuffix("; ")
-        return Ended(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds, killed=True)
+        return ChildResult(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds, killed=True)
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return Ended(reason=Reason.CRASHED, detail=f"{how}; {tail}", seconds=seconds)
+    return ChildResult(reason=Reason.CRASHED, detail=f"{how}; {tail}", seconds=seconds)
 
 
 def stderr_tail(directory: Path) -> str:
@@ -239,7 +239,7 @@ def _child(
     directory: Path,
     parent: int,
     own_group: bool,
-    room: Room | None,
+    room: Policy | None,
     channel: socket.socket,
 ) -> None:
     """The forked side; does not return."""
@@ -267,7 +267,7 @@ def _child(
         os._exit(code)
 
 
-def _shut_in(room: Room, channel: socket.socket) -> None:
+def _shut_in(room: Policy, channel: socket.socket) -> None:
     with contextlib.suppress(OSError):  # where memory runs out, the kernel shall end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
     layers, listener = enter(room)

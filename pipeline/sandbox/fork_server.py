@@ -19,21 +19,21 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from pipeline.sandbox.child import Ended, LimitsConfig, run_child, tail
+from pipeline.sandbox.child import ChildResult, LimitsConfig, run_child, tail
 from pipeline.sandbox.linux import adopt_orphans, die_with_parent, kill_children
-from pipeline.sandbox.policy import REPO, Room, devices, program_files
+from pipeline.sandbox.policy import REPO, Policy, devices, program_files
 from schemas.errors import UserError
 from schemas.ledger import Reason
 
 READY = "ready\n"
 STARTS = 2
-"""How often a zygote is started that does not get ready: the first one may have been killed from outside."""
+"""How often a fork_server is started that does not get ready: the first one may have been killed from outside."""
 STOP_S = 5.0
-"""Seconds that a zygote has to end its children."""
+"""Seconds that a fork_server has to end its children."""
 
 
 KEPT = ("PATH", "HOME", "CUDA_VISIBLE_DEVICES", "NUMBA_CACHE_DIR", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
-"""Variables of the environment that a zygote gets: those of numba decide where its cache is and for which processor."""
+"""Environment variables that a fork server gets: numba's decide where its cache is and for which processor."""
 
 
 def clean_environment(python_path: Sequence[Path]) -> dict[str, str]:
@@ -43,13 +43,13 @@ def clean_environment(python_path: Sequence[Path]) -> dict[str, str]:
     return kept | threads | {"PYTHONPATH": os.pathsep.join(map(str, python_path))}
 
 
-class MachineFault(UserError):
+class MachineError(UserError):
     """This machine cannot process any asset: no verdict on the one at hand, nor on its job."""
 
 
-class Zygote:
+class ForkServer:
     """A process that has everything imported and forks a child for each request. Use as a context manager, from the
-    thread that lives longest: the kernel ends the zygote when the thread that started it ends.
+    thread that lives longest: the kernel ends the fork_server when the thread that started it ends.
 
     `target` is `module:function`; the function is called in the child as `function(request, directory)` with the
     working directory set to `directory`, and leaves its results there as files."""
@@ -70,15 +70,15 @@ class Zygote:
         self.python_path = (*python_path, REPO)
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> "Zygote":
+    def __enter__(self) -> "ForkServer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
-    def run(self, request: dict[str, Any], directory: Path, readable: tuple[Path, ...] = ()) -> Ended:
+    def run(self, request: dict[str, Any], directory: Path, readable: tuple[Path, ...] = ()) -> ChildResult:
         """One request in one child, which may write in `directory` and read what is `readable`. `killed` is set where
-        zygote or child were killed from outside. Raises MachineFault where the zygote does not get ready."""
+        fork_server or child were killed from outside. Raises MachineError where the fork_server does not get ready."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -92,10 +92,10 @@ class Zygote:
             answer = ""
         if not answer:
             self.stop()
-            detail = f"the sandbox process ended; {tail(self.directory / 'zygote.log')}"
-            return Ended(reason=Reason.CRASHED, detail=detail, seconds=time.monotonic() - start, killed=True)
+            detail = f"the sandbox process ended; {tail(self.directory / 'fork_server.log')}"
+            return ChildResult(reason=Reason.CRASHED, detail=detail, seconds=time.monotonic() - start, killed=True)
         ended = json.loads(answer)
-        return Ended(**(ended | {"reason": Reason(ended["reason"]) if ended["reason"] else None}))
+        return ChildResult(**(ended | {"reason": Reason(ended["reason"]) if ended["reason"] else None}))
 
     def stop(self) -> None:
         if self._process is not None:
@@ -120,15 +120,15 @@ class Zygote:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_S)  # its last words shall be its own
             self.stop()
-        log = tail(self.directory / "zygote.log") or "it was killed"
-        raise MachineFault(
+        log = tail(self.directory / "fork_server.log") or "it was killed"
+        raise MachineError(
             f"{socket.gethostname()}: the process that opens assets does not start here ({log.splitlines()[-1]}); mend "
             f"that and build again, finished jobs are kept. Its log ends:\n{log}"
         )
 
     def _launch(self) -> subprocess.Popen[str]:
         arguments = [self.target, self.warm_up, str(os.getpid()), json.dumps(asdict(self.limits))]
-        with (self.directory / "zygote.log").open("wb") as log:
+        with (self.directory / "fork_server.log").open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-P", "-m", "pipeline.sandbox.fork_server", *arguments],
                 stdin=subprocess.PIPE,
@@ -166,7 +166,7 @@ def main() -> None:
         for line in sys.stdin:
             message = json.loads(line)
             directory = Path(message["directory"])
-            room = Room(readable=(*program, *map(Path, message["readable"])), devices=hardware, own=directory)
+            room = Policy(readable=(*program, *map(Path, message["readable"])), devices=hardware, own=directory)
             ended = run_child(partial(function, message["request"], directory), limits, directory, room=room)
             kill_children()
             channel.write(json.dumps(asdict(ended)) + "\n")
@@ -178,7 +178,7 @@ def main() -> None:
 def _try_out(program: tuple[Path, ...], hardware: tuple[Path, ...]) -> None:
     """Ends this process where one of its children, shut in like that of an asset, cannot even do nothing."""
     with tempfile.TemporaryDirectory(prefix="try-out-", dir=Path.cwd()) as name:
-        room = Room(readable=program, devices=hardware, own=Path(name))
+        room = Policy(readable=program, devices=hardware, own=Path(name))
         ended = run_child(lambda: None, LimitsConfig(), room.own, room=room)
     if ended.reason is not None:
         sys.exit(f"a child that does nothing ended with {ended.reason}: {ended.detail}")

@@ -41,7 +41,7 @@ class Layer(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Policy:
     """What a process may touch, where the kernel can keep it to that."""
 
     readable: tuple[Path, ...]
@@ -52,7 +52,7 @@ class Room:
     """The folder in which it may write."""
 
 
-def enter(room: Room) -> tuple[list[Layer], int | None]:
+def enter(room: Policy) -> tuple[list[Layer], int | None]:
     """Close this process in, for good, as far as the host allows; `no_new_privs` must be set. The layers reached, and
     the handle over which its supervisor is asked about starts (`pipeline.sandbox.seccomp`)."""
     layers, listener = [Layer.LIMITS], None

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64
 from geometry.cameras import FAR, NEAR, orthographic, perspective
 from geometry.frames import Frame
 from pipeline.mesh_io.gltf.json_fields import Json
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 from schemas.sample import Cameras
 
@@ -49,14 +49,14 @@ class Pose:
 
 
 def read_poses(meta: Json) -> list[Pose]:
-    """The views of a `meta.json`. Raises `AssetFault` where it is not one."""
+    """The views of a `meta.json`. Raises `AssetError` where it is not one."""
     locations = meta.objects("locations")
     if not 0 < len(locations) <= MAX_VIEWS:
         detail = f"meta.json has {len(locations)} locations, expected 1 to {MAX_VIEWS}"
-        raise AssetFault(Reason.INVALID_STRUCTURE, detail)
+        raise AssetError(Reason.INVALID_STRUCTURE, detail)
     poses = [_read_pose(meta, location) for location in locations]
     if len({pose.index for pose in poses}) < len(poses):
-        raise AssetFault(Reason.INVALID_STRUCTURE, "meta.json gives two locations one index")
+        raise AssetError(Reason.INVALID_STRUCTURE, "meta.json gives two locations one index")
     return poses
 
 

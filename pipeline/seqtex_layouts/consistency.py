@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float32
 from scipy.ndimage import minimum_filter
 
 from geometry.cameras import project, view_depth
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 from schemas.sample import Cameras
 
@@ -24,7 +24,7 @@ MIN_COMPARED = 64
 
 
 def check_depths(position: Float32[np.ndarray, "v h w 3"], mask: Bool[np.ndarray, "v h w"], cameras: Cameras) -> None:
-    """Raises `AssetFault` where points of a view would stand in front of what the next view sees."""
+    """Raises `AssetError` where points of a view would stand in front of what the next view sees."""
     depth = view_depth(position, mask, cameras.world_to_cam)
     nearest = minimum_filter(np.where(mask, depth, np.inf), size=(1, 3, 3))
     shares = [
@@ -37,7 +37,7 @@ def check_depths(position: Float32[np.ndarray, "v h w 3"], mask: Bool[np.ndarray
         detail += (
             f"{MAX_CONTRADICTED:.0%}: depth is expected along the camera's axis, transform_matrix in Blender's axes"
         )
-        raise AssetFault(Reason.INCONSISTENT_VIEWS, detail)
+        raise AssetError(Reason.INCONSISTENT_VIEWS, detail)
 
 
 def _contradicted_share(
@@ -66,7 +66,7 @@ def world_normals(
     cameras: Cameras,
 ) -> Float32[np.ndarray, "v h w 3"]:
     """Stored normals in world space. Newer renders hold them so, older ones in the camera's axes; which, is found by
-    holding them against the surface that the positions describe. Raises `AssetFault` where neither fits."""
+    holding them against the surface that the positions describe. Raises `AssetError` where neither fits."""
     turned = np.einsum("vhwc,vcd->vhwd", stored, cameras.world_to_cam[:, :3, :3])
     surfaces = [_surface_normals(*view) for view in zip(position, mask, strict=True)]
     scores = [[_agreement(n, *s) for n, s in zip(kind, surfaces, strict=True)] for kind in (stored, turned)]
@@ -76,7 +76,7 @@ def world_normals(
         if score < MIN_AGREEMENT:
             detail = f"normals of view {view} do not follow the surface: median cosine {score:.2f}, at least "
             detail += f"{MIN_AGREEMENT}, in world space {scores[0][view]:.2f}, in the camera's {scores[1][view]:.2f}"
-            raise AssetFault(Reason.INCONSISTENT_VIEWS, detail)
+            raise AssetError(Reason.INCONSISTENT_VIEWS, detail)
     return (stored, turned)[best]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import OpenEXR
 from jaxtyping import Float32
 
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 
 BACKGROUND = 1e10
@@ -31,7 +31,7 @@ def write_depth(path: Path, depth: Float32[np.ndarray, "height width"]) -> None:
 
 
 def read_depth(path: Path, size: tuple[int, int]) -> Float32[np.ndarray, "height width"]:
-    """Depth of a file that must have `size` (width, height) and one part; 0 where nothing is. Raises `AssetFault`."""
+    """Depth of a file that must have `size` (width, height) and one part; 0 where nothing is. Raises `AssetError`."""
     try:
         with OpenEXR.File(str(path), header_only=True) as file:
             _check_header(path.name, file.header(), len(file.parts), size)
@@ -39,9 +39,9 @@ def read_depth(path: Path, size: tuple[int, int]) -> Float32[np.ndarray, "height
         with OpenEXR.File(str(path), separate_channels=True) as file:
             pixels = file.channels()[name].pixels
     except _ERRORS as error:
-        raise AssetFault(Reason.BAD_IMAGE, f"{path.name}: not a whole OpenEXR image ({error})") from error
+        raise AssetError(Reason.BAD_IMAGE, f"{path.name}: not a whole OpenEXR image ({error})") from error
     if pixels.shape != (size[1], size[0]) or pixels.dtype.kind != "f":
-        raise AssetFault(Reason.BAD_IMAGE, f"{path.name}: channel {name} is {pixels.dtype} {pixels.shape}")
+        raise AssetError(Reason.BAD_IMAGE, f"{path.name}: channel {name} is {pixels.dtype} {pixels.shape}")
     depth = pixels.astype(np.float32)
     return np.where((depth > 0) & (depth < FARTHEST), depth, np.float32(0))
 
@@ -51,11 +51,11 @@ def _check_header(name: str, header: dict, parts: int, size: tuple[int, int]) ->
     (left, top), (right, bottom) = (corner.tolist() for corner in header["dataWindow"])
     found = (right - left + 1, bottom - top + 1)
     if found != size:
-        raise AssetFault(Reason.BAD_IMAGE, f"{name}: {found[0]} x {found[1]} pixels, the colours {size[0]} x {size[1]}")
+        raise AssetError(Reason.BAD_IMAGE, f"{name}: {found[0]} x {found[1]} pixels, the colours {size[0]} x {size[1]}")
     flat = header.get("type") in (OpenEXR.scanlineimage, OpenEXR.tiledimage)
     if parts != 1 or not flat or len(header["channels"]) > _MAX_CHANNELS:
         detail = f"{name}: {parts} parts, {len(header['channels'])} channels, type {header.get('type')}"
-        raise AssetFault(Reason.BAD_IMAGE, f"{detail}; expected one flat image")
+        raise AssetError(Reason.BAD_IMAGE, f"{detail}; expected one flat image")
 
 
 def _channel(name: str, channels: list[str]) -> str:
@@ -65,4 +65,4 @@ def _channel(name: str, channels: list[str]) -> str:
                 return channel
     if len(channels) == 1:
         return channels[0]
-    raise AssetFault(Reason.BAD_IMAGE, f"{name}: channels {channels} hold none of {', '.join(CHANNELS)}")
+    raise AssetError(Reason.BAD_IMAGE, f"{name}: channels {channels} hold none of {', '.join(CHANNELS)}")

@@ -15,7 +15,7 @@ from geometry.texture import encode_srgb8, srgb_to_linear
 from pipeline.mesh_io.gltf.json_fields import parse_json
 from pipeline.mesh_io.images import decode_image, image_size
 from pipeline.mesh_io.preflight import PreflightConfig
-from pipeline.mesh_io.references import AssetFault, read_limited
+from pipeline.mesh_io.references import AssetError, read_limited
 from pipeline.seqtex_layouts.cameras import MAX_VIEWS, Pose, read_poses, to_cameras
 from pipeline.seqtex_layouts.consistency import check_depths, world_normals
 from pipeline.seqtex_layouts.exr import read_depth
@@ -79,7 +79,7 @@ def read_renders(meta_path: Path, cfg: RendersConfig, resolution: int) -> Render
     """The views of an item, or why it cannot be used."""
     try:
         return _read(meta_path, cfg, resolution)
-    except AssetFault as fault:
+    except AssetError as fault:
         return fault.rejected
 
 
@@ -88,16 +88,16 @@ def _read(meta_path: Path, cfg: RendersConfig, resolution: int) -> RenderedViews
     poses = read_poses(meta)
     if cfg.views:
         if max(cfg.views) >= len(poses):
-            raise AssetFault(Reason.INVALID_STRUCTURE, f"meta.json has {len(poses)} views, wanted {list(cfg.views)}")
+            raise AssetError(Reason.INVALID_STRUCTURE, f"meta.json has {len(poses)} views, wanted {list(cfg.views)}")
         poses = [poses[number] for number in cfg.views]
     if len(poses) * resolution > MAX_STRIP:
         detail = f"{len(poses)} views of {resolution} pixels, together at most {MAX_STRIP}; take fewer: --renders.views"
-        raise AssetFault(Reason.TOO_LARGE, detail)
+        raise AssetError(Reason.TOO_LARGE, detail)
     pictures = [_read_picture(meta_path.parent, pose, resolution) for pose in poses]
     points = [pose.unproject(picture.depth) for pose, picture in zip(poses, pictures, strict=True)]
     masks = np.stack([picture.mask for picture in pictures])
     if not masks.any():
-        raise AssetFault(Reason.BARELY_VISIBLE, "no pixel of any view shows anything")
+        raise AssetError(Reason.BARELY_VISIBLE, "no pixel of any view shows anything")
     frame = _frame(np.concatenate([p[picture.mask] for p, picture in zip(points, pictures, strict=True)]))
     position = ((np.stack(points) - frame.center) * frame.scale * masks[..., None]).astype(np.float32)
     cameras = to_cameras(poses, frame)
@@ -125,12 +125,12 @@ def _read_picture(folder: Path, pose: Pose, resolution: int) -> Picture:
     if size[0] != size[1] or size[0] > MAX_SIDE or size[0] % resolution:
         detail = f"{color_path.name} is {size[0]} x {size[1]} pixels; views of {resolution} (--views.resolution) are "
         detail += f"made from squares that it divides, up to {MAX_SIDE}"
-        raise AssetFault(Reason.BAD_IMAGE, detail)
+        raise AssetError(Reason.BAD_IMAGE, detail)
     normal_path, depth_path = folder / f"normal_{pose.index}.webp", folder / f"depth_{pose.index}.exr"
     normal = read_limited(normal_path, "normals", MAX_IMAGE_BYTES)
     if (found := image_size(normal, normal_path.name)) != size:
         detail = f"{normal_path.name}: {found[0]} x {found[1]} pixels, the colours {size[0]} x {size[1]}"
-        raise AssetFault(Reason.BAD_IMAGE, detail)
+        raise AssetError(Reason.BAD_IMAGE, detail)
     read_limited(depth_path, "depth", MAX_DEPTH_BYTES)
     rgba = decode_image(color, color_path.name)
     vectors = decode_image(normal, normal_path.name)[..., :3].astype(np.float32) / np.float32(127.5) - 1
@@ -190,7 +190,7 @@ def _frame(points: Float64[np.ndarray, "n 3"]) -> Frame:
     if np.abs(points).max() <= half * 1.001 and side >= MIN_FILL * NORMALISED_SIDE:
         return Frame(center=np.zeros(3), scale=2 / max(NORMALISED_SIDE, 2 * float(np.abs(points).max())))
     if not (np.isfinite(side) and side > 1e-6):
-        raise AssetFault(Reason.DEGENERATE, f"the largest side of what is seen is {side}")
+        raise AssetError(Reason.DEGENERATE, f"the largest side of what is seen is {side}")
     return Frame(center=(lower + upper) / 2, scale=2 / side)
 
 
@@ -203,9 +203,9 @@ def wear_jpeg(mesh: TexturedMesh, path: Path, cfg: PreflightConfig) -> TexturedM
         width, height = image_size(data, path.name)
         if 4 * width * height > cfg.max_image_bytes:
             detail = f"{path.name} is {width} x {height} pixels, limit {cfg.max_image_bytes:,} bytes decoded"
-            raise AssetFault(Reason.TOO_LARGE, detail)
+            raise AssetError(Reason.TOO_LARGE, detail)
         image = decode_image(data, path.name)
-    except AssetFault as fault:
+    except AssetError as fault:
         return fault.rejected
     slot = len(mesh.textures)
     materials = tuple(

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pipeline.mesh_io.mtl import read_mtl
-from pipeline.mesh_io.references import AssetFault, confined, is_data_uri, read_limited
+from pipeline.mesh_io.references import AssetError, confined, is_data_uri, read_limited
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.objaverse import ObjaverseConfig, glb_fault, sha256_fault
 from schemas.dataset import file_sha256
@@ -162,7 +162,7 @@ def _inside(name: str, path: Path, *, encoded: bool) -> str:
     """A reference as a path below the file's folder; empty where it leads elsewhere."""
     try:
         target = confined(name, path.parent, path.name, encoded=encoded)
-    except AssetFault:
+    except AssetError:
         return ""
     relative = target.relative_to(path.parent.resolve()).as_posix()
     return relative if _plain(relative.split("/")) else ""
@@ -173,7 +173,7 @@ def _gltf_uris(path: Path) -> list[str]:
         tree = json.loads(read_limited(path, path.name, _MAX_TEXT_BYTES))
         entries = [entry for group in ("buffers", "images") for entry in tree.get(group, [])]
         uris = [entry["uri"] for entry in entries if isinstance(entry.get("uri"), str)]
-    except (AssetFault, ValueError, RecursionError, AttributeError, TypeError):
+    except (AssetError, ValueError, RecursionError, AttributeError, TypeError):
         return []  # the preflight says what is wrong with it
     return [uri for uri in uris if not is_data_uri(uri)]
 
@@ -190,7 +190,7 @@ def _libraries(path: Path) -> list[str]:
 def _images(library: Path, path: Path) -> list[str]:
     try:
         materials = read_mtl(library, path.parent, path.name, _MAX_TEXT_BYTES).values()
-    except AssetFault:
+    except AssetError:
         return []
     root = path.parent.resolve()
     images = (m.image.relative_to(root).as_posix() for m in materials if m.image is not None)

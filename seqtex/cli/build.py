@@ -82,8 +82,8 @@ def report(dataset: Location, assets: int = 10_000, workers: int = 1) -> int:
         if value < 1:
             raise UsageError(f"--{name} {value}: give 1 or more")
     with bar("drawing", None, "shards") as update:
-        judge = built_with(dataset)
-        gallery = write_gallery(dataset, judge, assets, workers, lambda done, total: update(done, "", total=total))
+        thresholds = built_with(dataset)
+        gallery = write_gallery(dataset, thresholds, assets, workers, lambda done, total: update(done, "", total=total))
     for problem in gallery.problems:
         log_event("problem", detail=problem)
     log_event("report", path=str(gallery.page), listed=gallery.listed, drawn=gallery.drawn, kept=gallery.kept)

@@ -99,11 +99,12 @@ COMMANDS = {
         example="seqtex merge /data/forge /data/other --out /data/both",
         positional="datasets",
     ),
-    "judge": Command(
+    "what-if": Command(
         module="seqtex.cli.what_if",
         summary="what other thresholds would change in a dataset, by its ledger alone",
-        example="seqtex judge /data/forge --judge.min_color_std 0.02",
+        example="seqtex what-if /data/forge --filter.min_color_std 0.02",
         positional="dataset",
+        function="what_if",
     ),
     "report": Command(
         module="seqtex.cli.build",

@@ -1,4 +1,4 @@
-"""`seqtex judge`: other thresholds on a dataset, without rendering anything."""
+"""`seqtex what-if`: other thresholds on a dataset, without rendering anything."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.config import config_from_dict
 from pipeline.dataset.state import differences
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.maintain.what_if import NEEDS_REBUILD, UNTOLD, Change, Thresholds, changes
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import read_dataset_json, read_ledger, write_file
@@ -22,35 +22,35 @@ from schemas.storage import Location
 from seqtex.cli.console import log_event, logs_json, print_table
 from seqtex.cli.options import named_dataset
 
-SECTIONS = ("judge", "unwrap")
+SECTIONS = ("filter", "unwrap")
 """Of a build's configuration: those that a ledger can be judged by."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
+class FilterOptions:
     """What may be other than in the build; what is left out stays as the dataset was built."""
 
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
     """Thresholds."""
     unwrap: UnwrapConfig = field(default_factory=UnwrapConfig)
     """Limits on layouts, as far as the ledger tells their effect."""
 
 
-def default_config(command: str, arguments: Sequence[str]) -> JudgeOptions:
+def default_config(command: str, arguments: Sequence[str]) -> FilterOptions:
     """The thresholds that the dataset was built with."""
     dataset = named_dataset(arguments)
-    return JudgeOptions() if dataset is None else _built(dataset)
+    return FilterOptions() if dataset is None else _built(dataset)
 
 
-def built_with(dataset: Location) -> JudgeConfig:
+def built_with(dataset: Location) -> FilterConfig:
     """The thresholds in `dataset.json`."""
-    return _built(dataset).judge
+    return _built(dataset).filter
 
 
-def _built(dataset: Location) -> JudgeOptions:
+def _built(dataset: Location) -> FilterOptions:
     config = read_dataset_json(dataset).config
     try:
-        return config_from_dict(JudgeOptions, {name: config.get(name, {}) for name in SECTIONS})
+        return config_from_dict(FilterOptions, {name: config.get(name, {}) for name in SECTIONS})
     except (TypeError, KeyError) as error:
         raise UserError(
             f"{dataset / 'dataset.json'}: thresholds of another version of this program ({error}); build it again"
@@ -91,10 +91,10 @@ def _tell_the_rest(sections: dict[str, Any], config: dict[str, Any]) -> None:
         log_event("not_applied", settings=names, detail="they need a build into a new folder")
 
 
-def judge(dataset: Location, cfg: JudgeOptions, out: Path | None = None) -> int:
+def what_if(dataset: Location, cfg: FilterOptions, out: Path | None = None) -> int:
     """Print what would change if the assets of a dataset were judged by other thresholds. The dataset stays as it is:
     build again, into a new folder, with thresholds that you like. Whatever is not given is as the dataset was built;
-    --config reads the sections `judge:` and `unwrap:` of a YAML file, which may be one of `seqtex build`. A table, or
+    --config reads the sections `filter:` and `unwrap:` of a YAML file, which may be one of `seqtex build`. A table, or
     one JSON line per change with --log json.
 
     Args:
@@ -107,7 +107,7 @@ def judge(dataset: Location, cfg: JudgeOptions, out: Path | None = None) -> int:
     built = _built(dataset).unwrap
     if untold := [f"unwrap.{name}" for name in UNTOLD if getattr(cfg.unwrap, name) != getattr(built, name)]:
         log_event("not_applied", settings=untold, detail="no measurement tells their effect")
-    found = list(changes(outcomes, Thresholds(judge=cfg.judge, unwrap=cfg.unwrap, built=built)))
+    found = list(changes(outcomes, Thresholds(filter=cfg.filter, unwrap=cfg.unwrap, built=built)))
     if out is not None:
         write_changes(out, found)
     if not logs_json():

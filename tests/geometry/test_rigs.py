@@ -22,7 +22,7 @@ from geometry.cameras import (
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset, seed_of
 from pipeline.config import BuildConfig
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, render_geometry, require_views_fit
 from pipeline.report.page import sample_card
@@ -227,7 +227,7 @@ def test_samples_may_have_any_number_of_views(cfg, tmp_path):
         rig=cfg,
         views=RenderConfig(resolution=64),
         uv=BakeConfig(resolution=128),
-        judge=JudgeConfig(min_round_trip_db=15.0),
+        filter=FilterConfig(min_round_trip_db=15.0),
     )
     processed = process_asset(ref, build)
     sample = processed.result

@@ -218,7 +218,7 @@ def test_a_build_in_a_pipe_writes_plain_lines(tmp_path, capfd):
     ]  # fmt: skip
     assert re.search(r"building  2 of 4 assets \(50%\), .*/(s|min), about .* left; ", "\n".join(told))
     assert "3 textured, 1 rejected of 4 assets; 2 of 2 jobs run" in told[-1]
-    for words in (["status"], ["failures", "--rejected"], ["judge"]):
+    for words in (["status"], ["failures", "--rejected"], ["what-if"]):
         assert main([words[0], str(tmp_path / "d"), *words[1:]]) == 0
     told = capfd.readouterr().out
     assert "{" not in told and "4 of 4 assets done" in told and "rejected, empty_file" in told

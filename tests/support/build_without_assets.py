@@ -12,7 +12,7 @@ from pipeline.dataset.plan import ShardJob, plan_jobs
 from pipeline.dataset.shards import commit, remove_leftovers
 from pipeline.dataset.state import finish, finished, settle, writable
 from pipeline.dataset.verify import verify
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from schemas.codec import encode
@@ -29,7 +29,7 @@ CFG = BuildConfig(
     assets_per_job=4,
     views=RenderConfig(resolution=32),
     uv=BakeConfig(resolution=64),
-    judge=JudgeConfig(min_round_trip_db=10.0),
+    filter=FilterConfig(min_round_trip_db=10.0),
 )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.config import BuildConfig
 from pipeline.dataset.shards import commit, unpack
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from schemas.dataset import part_path, read_ledger_part
@@ -16,7 +16,7 @@ CFG = BuildConfig(
     assets_per_job=2,
     views=RenderConfig(resolution=32),
     uv=BakeConfig(resolution=64),
-    judge=JudgeConfig(min_round_trip_db=10.0),
+    filter=FilterConfig(min_round_trip_db=10.0),
 )
 
 

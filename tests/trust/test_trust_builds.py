@@ -184,8 +184,8 @@ def victim_of(driver: psutil.Process, kind: str, spared: set[str]) -> psutil.Pro
         below = driver.children(recursive=True)
         if kind == "worker":
             return next((process for process in below if process.name().startswith("ray::_job_task")), None)
-        for zygote in [process for process in below if "pipeline.sandbox.fork_server" in process.cmdline()]:
-            for child in zygote.children():
+        for fork_server in [process for process in below if "pipeline.sandbox.fork_server" in process.cmdline()]:
+            for child in fork_server.children():
                 asset = child.cwd()
                 if asset not in spared and "job-" in asset:
                     spared.add(asset)

@@ -19,7 +19,7 @@ from pipeline.dataset.state import finish, settle, writable
 from pipeline.dataset.verify import verify
 from pipeline.executor.job import process_job
 from pipeline.maintain.failures import with_reasons
-from pipeline.sandbox.fork_server import Zygote
+from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sources.folder import folder
 from schemas.dataset import (
     dataset_json,
@@ -159,7 +159,7 @@ def test_a_changed_side_file_is_refused(trust: Trust, tmp_path: Path) -> None:
 STAGED = """
 import json, os
 from pathlib import Path
-from pipeline.executor.asset_result import Answer, write_answer
+from pipeline.executor.asset_result import AssetResult, write_asset_result
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.sample import Regime
 
@@ -170,8 +170,8 @@ def run(request, directory):
     regime = Regime(told["regime"]) if told["regime"] else None
     verdict = Rejected(reason=Reason(told["reason"]), detail="") if told["reason"] else None
     files = sorted((Path(request["ref"]["uri"]).parent / regime).iterdir()) if regime else []
-    answer = Answer(regime=regime, verdict=verdict, measurements=Measurements(), stage_seconds=0.0)
-    write_answer(directory, answer, {file.name: file.read_bytes() for file in files})
+    answer = AssetResult(regime=regime, verdict=verdict, measurements=Measurements(), stage_seconds=0.0)
+    write_asset_result(directory, answer, {file.name: file.read_bytes() for file in files})
 
 def cured(request, directory):
     told = json.loads(request["ref"]["caption"])
@@ -190,9 +190,9 @@ def test_every_asset_has_one_row_and_a_retry_touches_its_reason_alone(trust: Tru
     jobs, out = plan_jobs(refs, 8), tmp_path / "out"
     with writable(out), lock(out):
         info = settle(out, jobs, CFG)
-        with Zygote("staged:run", CFG.limits, tmp_path, python_path=(tmp_path,)) as zygote:
+        with ForkServer("staged:run", CFG.limits, tmp_path, python_path=(tmp_path,)) as fork_server:
             for job in jobs:
-                process_job(job, out, CFG, zygote=zygote)
+                process_job(job, out, CFG, fork_server=fork_server)
         finish(out, info, jobs, len(jobs))
     assert verify(out) == []
     rows = {outcome.uid: outcome for part in read_ledger(out) for outcome in part.outcomes}
@@ -202,9 +202,9 @@ def test_every_asset_has_one_row_and_a_retry_touches_its_reason_alone(trust: Tru
     for reason in filter(None, ENDS):
         chosen = with_reasons(out, read_plan(out / "plan.parquet"), reasons={reason})
         before, bytes_before = dict(rows), samples_of(out)
-        with Zygote("staged:cured", CFG.limits, tmp_path, python_path=(tmp_path,)) as zygote:
+        with ForkServer("staged:cured", CFG.limits, tmp_path, python_path=(tmp_path,)) as fork_server:
             for job in chosen:
-                process_job(job, out, CFG, zygote=zygote)
+                process_job(job, out, CFG, fork_server=fork_server)
         rows = {outcome.uid: outcome for part in read_ledger(out) for outcome in part.outcomes}
         bytes_now = samples_of(out)
         for uid, row in rows.items():

@@ -13,11 +13,11 @@ import pytest
 from pipeline.config import BuildConfig
 from pipeline.dataset.plan import ShardJob
 from pipeline.executor.job import process_job
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sandbox.child import ATTEMPTS, LimitsConfig
-from pipeline.sandbox.fork_server import Zygote
+from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sources.procedural import procedural
 from schemas.dataset import part_path, read_ledger_part
 from schemas.ledger import Outcome, Reason, Status
@@ -29,7 +29,7 @@ TIMEOUT_S = 6.0
 SMALL = BuildConfig(
     views=RenderConfig(resolution=32),
     uv=BakeConfig(resolution=64),
-    judge=JudgeConfig(min_round_trip_db=0.0),
+    filter=FilterConfig(min_round_trip_db=0.0),
     limits=LimitsConfig(timeout_s=TIMEOUT_S),
 )
 REPO = Path(__file__).resolve().parents[2]
@@ -155,13 +155,13 @@ def test_one_poisoned_asset_of_each_kind_among_forty(good, tmp_path, poison, tru
 def test_a_child_that_ignores_signals_dies_with_its_descendants(tmp_path, poison, trust: Trust) -> None:
     rng, count, held = trust.rng(), trust.count(full=30, short=3), 0
     ignorable = [int(number) for number in signal.Signals if number not in (signal.SIGKILL, signal.SIGSTOP)]
-    with Zygote("poison:run", LimitsConfig(timeout_s=1.0), tmp_path, python_path=(poison,)) as zygote:
+    with ForkServer("poison:run", LimitsConfig(timeout_s=1.0), tmp_path, python_path=(poison,)) as fork_server:
         for number in range(count):
             directory = tmp_path / str(number)
             directory.mkdir()
             stubborn = [int(signal.SIGTERM)] if number % 3 == 0 else ignorable
             depth, width = int(rng.integers(0, 4)), int(rng.integers(1, 3))
-            ended = zygote.run({"stubborn": stubborn, "depth": depth, "count": width}, directory)
+            ended = fork_server.run({"stubborn": stubborn, "depth": depth, "count": width}, directory)
             pids = [int(path.name.removeprefix("pid-")) for path in directory.glob("pid-*")]
             gone = not any(Path(f"/proc/{pid}").exists() for pid in pids)
             held += ended.reason is Reason.TIMEOUT and ended.seconds <= 1.0 + 2.0 and gone and len(pids) > 0
@@ -185,7 +185,7 @@ process_job(ShardJob(index=0, refs=refs), out, SMALL, "poison:run", (poison,))
 
 @pytest.mark.trust(9)
 def test_nothing_is_left_of_a_killed_job(good, tmp_path, poison, trust: Trust) -> None:
-    """SIGKILL for the process that runs a job, at any moment: while its zygote starts, between assets, in the middle of
+    """SIGKILL for the process that runs a job, at any moment: while its fork server starts, between assets, amid
     one that hangs, forks or works. Five seconds later nothing of it runs."""
     rng, count, held = trust.rng(), trust.count(full=25, short=2), 0
     for number in range(count):

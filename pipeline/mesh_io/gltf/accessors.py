@@ -7,7 +7,7 @@ from jaxtyping import Shaped
 
 from pipeline.mesh_io.gltf.buffers import BufferView
 from pipeline.mesh_io.gltf.json_fields import Json, Parsed
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 
 COMPONENT = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -59,7 +59,7 @@ def parse_accessor(entry: Json, views: Parsed[BufferView]) -> Accessor:
     )
     element = accessor.dtype.itemsize * accessor.width
     if accessor.view is None and accessor.count * element > _MAX_ZERO_BYTES:
-        raise AssetFault(Reason.TOO_LARGE, f"{accessor.where}: {accessor.count:,} elements that no buffer holds")
+        raise AssetError(Reason.TOO_LARGE, f"{accessor.where}: {accessor.count:,} elements that no buffer holds")
     if accessor.view is not None:
         _inside(accessor.view, accessor.offset, accessor.count, element, accessor.where, accessor.view.stride)
     return accessor
@@ -95,11 +95,11 @@ def _sparse(entry: Json, views: Parsed[BufferView], dtype: np.dtype, width: int)
 def _inside(view: BufferView, offset: int, count: int, element: int, where: str, stride: int | None = None) -> None:
     end = offset + (stride or element) * (count - 1) + element
     if end > len(view.data):
-        raise AssetFault(
+        raise AssetError(
             Reason.OUT_OF_BOUNDS, f"{where} needs {end:,} bytes of {view.where}, which has {len(view.data):,}"
         )
     if stride is not None and stride < element:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: stride {stride} is less than an element ({element})")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{where}: stride {stride} is less than an element ({element})")
 
 
 def read_accessor(accessor: Accessor) -> Shaped[np.ndarray, "count width"]:
@@ -119,7 +119,7 @@ def _substituted(values: np.ndarray, accessor: Accessor, sparse: Sparse) -> np.n
     size = sparse.indices_dtype.itemsize
     rows = _strided(sparse.indices, sparse.indices_offset, (sparse.count, 1), sparse.indices_dtype, size)[:, 0]
     if int(rows.max()) >= accessor.count:
-        raise AssetFault(
+        raise AssetError(
             Reason.INDEX_OUT_OF_RANGE, f"{accessor.where}.sparse refers to {rows.max()} of {accessor.count}"
         )
     element = accessor.dtype.itemsize * accessor.width

@@ -6,7 +6,7 @@ from pathlib import Path
 import meshopt
 
 from pipeline.mesh_io.gltf.json_fields import Json
-from pipeline.mesh_io.references import AssetFault, confined, decode_data_uri, is_data_uri, read_limited
+from pipeline.mesh_io.references import AssetError, confined, decode_data_uri, is_data_uri, read_limited
 from schemas.ledger import Reason
 
 MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
@@ -27,7 +27,7 @@ def reference(entry: Json, directory: Path | None) -> Path | None:
     if uri is None or is_data_uri(uri):
         return None
     if directory is None:
-        raise AssetFault(Reason.UNSAFE_URI, f"{entry.at('uri')}: a .glb may not refer to another file ({uri[:80]!r})")
+        raise AssetError(Reason.UNSAFE_URI, f"{entry.at('uri')}: a .glb may not refer to another file ({uri[:80]!r})")
     return confined(uri, directory, entry.at("uri"))
 
 
@@ -59,7 +59,7 @@ def _buffer(entry: Json, binary: memoryview | None, directory: Path | None, max_
     if data is None:
         return None
     if length > len(data):
-        raise AssetFault(Reason.OUT_OF_BOUNDS, f"{entry.where}.byteLength is {length:,}, but {len(data):,} bytes exist")
+        raise AssetError(Reason.OUT_OF_BOUNDS, f"{entry.where}.byteLength is {length:,}, but {len(data):,} bytes exist")
     return data[:length]
 
 
@@ -84,9 +84,9 @@ class ViewReader:
         buffer = self._buffers[number]
         offset, length = entry.integer("byteOffset", 0), entry.integer("byteLength", low=1)
         if buffer is None:
-            raise AssetFault(Reason.INVALID_STRUCTURE, f"{entry.where} refers to a buffer that has no bytes")
+            raise AssetError(Reason.INVALID_STRUCTURE, f"{entry.where} refers to a buffer that has no bytes")
         if offset + length > len(buffer):
-            raise AssetFault(
+            raise AssetError(
                 Reason.OUT_OF_BOUNDS,
                 f"{entry.where} covers bytes {offset:,} to {offset + length:,} of a buffer of {len(buffer):,}",
             )
@@ -107,11 +107,11 @@ class ViewReader:
         if entry.integer("byteLength", low=1) != count * size or (mode == "TRIANGLES" and count % 3):
             compressed.wrong("count", f"the byteLength of {entry.where} in strides of {size}; whole triangles")
         if count * size > self._left:
-            raise AssetFault(Reason.TOO_LARGE, f"compressed views decode to more than the limit {self._limit:,} bytes")
+            raise AssetError(Reason.TOO_LARGE, f"compressed views decode to more than the limit {self._limit:,} bytes")
         self._left -= count * size
         try:
             return memoryview(meshopt.decode_gltf_buffer(source, count, size, mode, kind)).cast("B")
         except ValueError as error:
-            raise AssetFault(
+            raise AssetError(
                 Reason.LOAD_ERROR, f"{compressed.where}: meshopt stream cannot be decoded ({error})"
             ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.mesh_io.gltf.accessors import Accessor, parse_accessor
 from pipeline.mesh_io.gltf.buffers import BufferView, ViewReader, read_buffers, reference
 from pipeline.mesh_io.gltf.json_fields import Json, Parsed
-from pipeline.mesh_io.references import AssetFault, decode_data_uri, is_data_uri, read_limited
+from pipeline.mesh_io.references import AssetError, decode_data_uri, is_data_uri, read_limited
 from schemas.ledger import Reason
 
 DRACO, BASISU, WEBP = "KHR_draco_mesh_compression", "KHR_texture_basisu", "EXT_texture_webp"
@@ -35,20 +35,20 @@ class Container:
 def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
     """(JSON chunk, binary chunk) of a GLB whose container is sound."""
     if len(data) < 12 or data[:4] != b"glTF":
-        raise AssetFault(Reason.NOT_A_MESH, f"not a GLB: starts with {data[:4]!r}, expected b'glTF'")
+        raise AssetError(Reason.NOT_A_MESH, f"not a GLB: starts with {data[:4]!r}, expected b'glTF'")
     version, declared = struct.unpack_from("<II", data, 4)
     if version != 2:
-        raise AssetFault(Reason.UNSUPPORTED_VERSION, f"GLB container version {version}, only 2 is supported")
+        raise AssetError(Reason.UNSUPPORTED_VERSION, f"GLB container version {version}, only 2 is supported")
     chunks: list[tuple[bytes, memoryview]] = []
     position = 12
     while position < len(data) and position != declared:
         if len(data) - position < 8:
-            raise AssetFault(Reason.TRUNCATED, f"chunk {len(chunks)} ends inside its header at byte {position:,}")
+            raise AssetError(Reason.TRUNCATED, f"chunk {len(chunks)} ends inside its header at byte {position:,}")
         (length,) = struct.unpack_from("<I", data, position)
         kind = data[position + 4 : position + 8]
         position += 8
         if length > len(data) - position:
-            raise AssetFault(
+            raise AssetError(
                 Reason.TRUNCATED,
                 f"chunk {len(chunks)} declares {length:,} bytes, {len(data) - position:,} are left; "
                 f"header declares {declared:,} bytes, file has {len(data):,}",
@@ -56,9 +56,9 @@ def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
         chunks.append((kind, memoryview(data)[position : position + length]))
         position += length
     if declared != len(data):
-        raise AssetFault(Reason.LENGTH_MISMATCH, f"header declares {declared:,} bytes, file has {len(data):,}")
+        raise AssetError(Reason.LENGTH_MISMATCH, f"header declares {declared:,} bytes, file has {len(data):,}")
     if not chunks or chunks[0][0] != b"JSON":
-        raise AssetFault(Reason.INVALID_STRUCTURE, "first GLB chunk is not JSON")
+        raise AssetError(Reason.INVALID_STRUCTURE, "first GLB chunk is not JSON")
     binary = chunks[1][1] if len(chunks) > 1 and chunks[1][0] == b"BIN\0" else None
     return bytes(chunks[0][1]), binary
 
@@ -99,5 +99,5 @@ def image_bytes(image: Image, max_bytes: int) -> bytes | memoryview:
     if isinstance(image.source, Path):
         return read_limited(image.source, image.where, max_bytes)
     if image.source is None:
-        raise AssetFault(Reason.BAD_IMAGE, f"{image.where} has no data")
+        raise AssetError(Reason.BAD_IMAGE, f"{image.where} has no data")
     return image.source

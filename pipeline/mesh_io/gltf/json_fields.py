@@ -9,7 +9,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class Json:
 
     def wrong(self, key: str, expected: str) -> NoReturn:
         found = repr(self.value.get(key))[:60]
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{self.at(key)} is {found}, expected {expected}")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{self.at(key)} is {found}, expected {expected}")
 
     def __contains__(self, key: str) -> bool:
         return key in self.value
@@ -47,7 +47,7 @@ class Json:
             return None
         found = self.integer(key)
         if found >= size:
-            raise AssetFault(Reason.INVALID_STRUCTURE, f"{self.at(key)} is {found}, but the file has {size} {of}")
+            raise AssetError(Reason.INVALID_STRUCTURE, f"{self.at(key)} is {found}, but the file has {size} {of}")
         return found
 
     def indices(self, key: str, size: int, of: str) -> list[int]:
@@ -57,7 +57,7 @@ class Json:
             self.wrong(key, "a list")
         for item in found:
             if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < size:
-                raise AssetFault(
+                raise AssetError(
                     Reason.INVALID_STRUCTURE, f"{self.at(key)} holds {item!r:.60}, but the file has {size} {of}"
                 )
         return found
@@ -125,7 +125,7 @@ class Json:
         for number, item in enumerate(found):
             where = f"{self.at(key)}[{number}]"
             if not isinstance(item, dict):
-                raise AssetFault(Reason.INVALID_STRUCTURE, f"{where} is {item!r:.60}, expected an object")
+                raise AssetError(Reason.INVALID_STRUCTURE, f"{where} is {item!r:.60}, expected an object")
             yield Json(item, where)
 
 
@@ -149,15 +149,15 @@ class Parsed(Generic[T]):
 def parse_json(data: bytes, max_bytes: int, max_depth: int) -> Json:
     """A JSON object out of untrusted bytes."""
     if len(data) > max_bytes:
-        raise AssetFault(Reason.TOO_LARGE, f"JSON has {len(data):,} bytes, limit {max_bytes:,}")
+        raise AssetError(Reason.TOO_LARGE, f"JSON has {len(data):,} bytes, limit {max_bytes:,}")
     if _depth(data) > max_depth and (depth := _depth(_STRING.sub(b"", data))) > max_depth:
-        raise AssetFault(Reason.INVALID_JSON, f"JSON is nested {depth} deep, limit {max_depth}")
+        raise AssetError(Reason.INVALID_JSON, f"JSON is nested {depth} deep, limit {max_depth}")
     try:
         found = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise AssetFault(Reason.INVALID_JSON, f"JSON cannot be parsed: {error}") from error
+        raise AssetError(Reason.INVALID_JSON, f"JSON cannot be parsed: {error}") from error
     if not isinstance(found, dict):
-        raise AssetFault(Reason.INVALID_JSON, f"JSON holds a {type(found).__name__}, expected an object")
+        raise AssetError(Reason.INVALID_JSON, f"JSON holds a {type(found).__name__}, expected an object")
     return Json(found, "")
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 
 from pipeline.mesh_io.gltf.container import BASISU, WEBP, Container
 from pipeline.mesh_io.gltf.json_fields import Json
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 from schemas.mesh import AlphaMode, Wrap
 
@@ -115,7 +115,7 @@ def read_shading(material: SceneMaterial, container: Container) -> SceneShading:
 def _lenient(read: Callable[[], T], default: T) -> T:
     try:
         return read()
-    except AssetFault:
+    except AssetError:
         return default
 
 
@@ -165,7 +165,7 @@ def _texture_image(texture: Json, num_images: int) -> int:
         image = source.index("source", num_images, "images") if source else None
         if image is not None:
             return image
-    raise AssetFault(Reason.BAD_IMAGE, f"{texture.where} has no image")
+    raise AssetError(Reason.BAD_IMAGE, f"{texture.where} has no image")
 
 
 def _transform(shift: Json) -> Float64[np.ndarray, "2 3"]:

@@ -12,7 +12,7 @@ from pipeline.mesh_io.gltf.materials import IDENTITY
 from pipeline.mesh_io.gltf.primitives import Draco, Primitive
 from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin
 from pipeline.mesh_io.parts import Part
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 
 Values = tuple[dict[str, Float64[np.ndarray, "v width"]], Int64[np.ndarray, " corners"]]
@@ -53,7 +53,7 @@ def _part(primitive: Primitive, placement: Placement, scene: Scene, stored_value
     stored = values.get(f"TEXCOORD_{use.texcoord if use else 0}")
     transform = use.transform if use else IDENTITY
     if use and stored is None and len(faces):
-        raise AssetFault(
+        raise AssetError(
             Reason.INVALID_STRUCTURE, f"{primitive.where} has a textured material but no TEXCOORD_{use.texcoord}"
         )
     part = Part(
@@ -99,13 +99,13 @@ def _draco_values(primitive: Primitive, draco: Draco) -> Values:
         found = {name: stream.get_attribute_by_unique_id(number) for name, number in draco.attributes.items()}
         corners = np.asarray(stream.faces, dtype=np.int64).reshape(-1)
     except (DracoPy.FileTypeException, ValueError, AttributeError, TypeError) as error:
-        raise AssetFault(Reason.LOAD_ERROR, f"{primitive.where}: Draco stream cannot be decoded ({error})") from error
+        raise AssetError(Reason.LOAD_ERROR, f"{primitive.where}: Draco stream cannot be decoded ({error})") from error
     values = {}
     for name, accessor in primitive.attributes.items():
         if found.get(name) is not None:
             data = np.asarray(found[name]["data"])
             if data.shape != (accessor.count, accessor.width):
-                raise AssetFault(
+                raise AssetError(
                     Reason.INVALID_STRUCTURE,
                     f"{primitive.where}.{name}: Draco gives {data.shape}, accessor {accessor.count, accessor.width}",
                 )
@@ -113,9 +113,9 @@ def _draco_values(primitive: Primitive, draco: Draco) -> Values:
         elif accessor.view is not None:
             values[name] = as_floats(read_accessor(accessor), accessor.dtype, accessor.normalized)
     if "POSITION" not in values or not all(np.isfinite(v).all() for k, v in values.items() if k != "NORMAL"):
-        raise AssetFault(Reason.NON_FINITE, f"{primitive.where}: Draco stream has no positions or not finite values")
+        raise AssetError(Reason.NON_FINITE, f"{primitive.where}: Draco stream has no positions or not finite values")
     if len(corners) and not 0 <= corners.min() <= corners.max() < primitive.num_vertices:
-        raise AssetFault(Reason.INDEX_OUT_OF_RANGE, f"{primitive.where}: Draco index {corners.max()}")
+        raise AssetError(Reason.INDEX_OUT_OF_RANGE, f"{primitive.where}: Draco index {corners.max()}")
     return values, corners
 
 
@@ -144,7 +144,7 @@ def _vertex_matrices(
         weights, stored = values[f"WEIGHTS_{number}"], values[f"JOINTS_{number}"]
         if outside := stored[~((stored >= 0) & (stored < len(joints)))].tolist():  # a stream holds what it likes
             detail = f"{where}.JOINTS_{number} holds {outside[0]:g}, but there are {len(joints)} joints"
-            raise AssetFault(Reason.INDEX_OUT_OF_RANGE, detail)
+            raise AssetError(Reason.INDEX_OUT_OF_RANGE, detail)
         rows = stored.astype(np.int64)
         for slot in range(4):
             weight = weights[:, slot]

@@ -6,7 +6,7 @@ from pipeline.mesh_io.gltf.accessors import Accessor
 from pipeline.mesh_io.gltf.buffers import BufferView
 from pipeline.mesh_io.gltf.container import DRACO, Container
 from pipeline.mesh_io.gltf.json_fields import Json
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 
 TRIANGLE_MODES = {4: "triangles", 5: "strip", 6: "fan"}
@@ -90,11 +90,11 @@ def _check_attribute(where: str, name: str, accessor: Accessor, count: int) -> N
     widths = {"POSITION": (3,), "NORMAL": (3,), "COLOR": (3, 4), "TEXCOORD": (2,), "JOINTS": (4,), "WEIGHTS": (4,)}
     family = name.split("_", 1)[0] if name else name
     if family in widths and accessor.width not in widths[family]:
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: {accessor.where} has {accessor.width} components")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{where}: {accessor.where} has {accessor.width} components")
     if family == "JOINTS" and accessor.dtype.kind != "u":
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"{where}: {accessor.where} is not of unsigned integers")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{where}: {accessor.where} is not of unsigned integers")
     if accessor.count != count:
-        raise AssetFault(
+        raise AssetError(
             Reason.INVALID_STRUCTURE, f"{where}: {accessor.where} has {accessor.count} elements, POSITION {count}"
         )
 

@@ -15,7 +15,7 @@ from pipeline.mesh_io.gltf.container import Container
 from pipeline.mesh_io.gltf.json_fields import Json
 from pipeline.mesh_io.gltf.materials import SceneMaterial, read_material
 from pipeline.mesh_io.gltf.primitives import Primitive, read_primitives
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 
 INSTANCING, VISIBILITY = "EXT_mesh_gpu_instancing", "KHR_node_visibility"
@@ -66,7 +66,7 @@ def read_scene(container: Container, max_nodes: int, max_depth: int) -> Scene:
     skins = [_skin(entry, container) for entry in tree.objects("skins")]
     nodes = container.nodes
     if len(nodes) > max_nodes:
-        raise AssetFault(Reason.TOO_LARGE, f"{len(nodes):,} nodes, limit {max_nodes:,}")
+        raise AssetError(Reason.TOO_LARGE, f"{len(nodes):,} nodes, limit {max_nodes:,}")
     children = [node.indices("children", len(nodes), "nodes") for node in nodes]
     worlds = _worlds(nodes, children, max_depth)
     placements: list[Placement] = []
@@ -97,12 +97,12 @@ def _instances(
             continue
         accessor = container.accessors[number]
         if accessor.count > limit:
-            raise AssetFault(Reason.TOO_LARGE, f"{names.at(name)}: {accessor.count:,} instances, limit {limit:,} left")
+            raise AssetError(Reason.TOO_LARGE, f"{names.at(name)}: {accessor.count:,} instances, limit {limit:,} left")
         if accessor.width != width or any(len(part) != accessor.count for part in parts.values()):
             names.wrong(name, f"an accessor of VEC{width}, as long as the others")
         parts[name] = as_floats(read_accessor(accessor), accessor.dtype, accessor.normalized)
         if not np.isfinite(parts[name]).all():
-            raise AssetFault(Reason.NON_FINITE, f"{names.at(name)} is not finite")
+            raise AssetError(Reason.NON_FINITE, f"{names.at(name)} is not finite")
     count = max((len(part) for part in parts.values()), default=1)
     moves = parts.get("TRANSLATION", np.zeros((count, 3)))
     turns = parts.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)))
@@ -117,7 +117,7 @@ def _worlds(nodes: list[Json], children: list[list[int]], max_depth: int) -> Flo
     for number, below in enumerate(children):
         for child in below:
             if child in parents:
-                raise AssetFault(Reason.INVALID_STRUCTURE, f"nodes[{child}] has two parents")
+                raise AssetError(Reason.INVALID_STRUCTURE, f"nodes[{child}] has two parents")
             parents[child] = number
     worlds = np.tile(np.eye(4), (len(nodes), 1, 1))
     level = [(number, np.eye(4)) for number in range(len(nodes)) if number not in parents]
@@ -125,7 +125,7 @@ def _worlds(nodes: list[Json], children: list[list[int]], max_depth: int) -> Flo
     while level:
         depth += 1
         if depth > max_depth:
-            raise AssetFault(Reason.INVALID_STRUCTURE, f"node tree is deeper than the limit {max_depth}")
+            raise AssetError(Reason.INVALID_STRUCTURE, f"node tree is deeper than the limit {max_depth}")
         following = []
         for number, parent in level:
             with np.errstate(over="ignore", invalid="ignore"):  # the loader refuses what is no longer finite
@@ -134,7 +134,7 @@ def _worlds(nodes: list[Json], children: list[list[int]], max_depth: int) -> Flo
         reached += len(level)
         level = following
     if reached < len(nodes):
-        raise AssetFault(Reason.INVALID_STRUCTURE, f"node tree has a cycle ({len(nodes) - reached} nodes in it)")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"node tree has a cycle ({len(nodes) - reached} nodes in it)")
     return worlds
 
 

@@ -333,7 +333,7 @@ def test_every_command_reads_it_and_damage_is_located_there(
     s3: Server, folder: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = copied(folder, ObjectPath(f"{s3.url}/damaged/forge"))
-    for command in ("verify", "status", "failures", "judge", "report"):
+    for command in ("verify", "status", "failures", "what-if", "report"):
         assert main([command, str(out), "--log", "json"]) == 0, command
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     status = next(line for line in told if line["event"] == "status")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.executor.asset_result import MAX_OUTCOME_BYTES, Answer, read_answer, write_answer
+from pipeline.executor.asset_result import MAX_OUTCOME_BYTES, AssetResult, read_asset_result, write_asset_result
 from schemas.codec import LIT, OPACITY, VIEW_FIELDS
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.sample import Regime
 
 SAMPLE = dict.fromkeys(("json", *VIEW_FIELDS, LIT), b"x")
-ANSWER = Answer(
+ANSWER = AssetResult(
     regime=Regime.MV_ONLY,
     verdict=Rejected(reason=Reason.NO_MESH, detail="none"),
     measurements=Measurements(
@@ -24,9 +24,9 @@ ANSWER = Answer(
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    assert read_answer(tmp_path) is None
-    write_answer(tmp_path, ANSWER, SAMPLE)
-    found = read_answer(tmp_path)
+    assert read_asset_result(tmp_path) is None
+    write_asset_result(tmp_path, ANSWER, SAMPLE)
+    found = read_asset_result(tmp_path)
     assert found is not None
     assert dataclasses.replace(found, files=()) == ANSWER
     assert {file.name: file.read_bytes() for file in found.files} == SAMPLE
@@ -97,18 +97,18 @@ HOSTILE = {
 def test_anything_else_is_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "asset"
     folder.mkdir()
-    write_answer(folder, ANSWER, SAMPLE)
+    write_asset_result(folder, ANSWER, SAMPLE)
     HOSTILE[name](folder)
     with pytest.raises(ValueError) as caught:
-        read_answer(folder)
+        read_asset_result(folder)
     assert "canary" not in str(caught.value)
 
 
 def test_a_folder_of_fields_that_is_a_link_is_refused(tmp_path: Path) -> None:
     folder, other = tmp_path / "asset", tmp_path / "other"
     folder.mkdir()
-    write_answer(folder, ANSWER, SAMPLE)
+    write_asset_result(folder, ANSWER, SAMPLE)
     (folder / "fields").rename(other)
     (folder / "fields").symlink_to(other)
     with pytest.raises(ValueError, match="no folder"):
-        read_answer(folder)
+        read_asset_result(folder)

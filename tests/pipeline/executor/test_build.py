@@ -20,7 +20,7 @@ from pipeline.dataset.state import BuildReport
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
 from pipeline.executor.progress import BuildEvent
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
@@ -37,7 +37,7 @@ CFG = BuildConfig(
     assets_per_job=3,
     views=RenderConfig(resolution=64),
     uv=BakeConfig(resolution=128),
-    judge=JudgeConfig(min_round_trip_db=15.0),
+    filter=FilterConfig(min_round_trip_db=15.0),
     unwrap=UnwrapConfig(max_faces=40_000),  # so that the dense assets end as views alone
 )
 COUNT = 10
@@ -215,9 +215,9 @@ def test_a_shard_of_another_size_is_not_taken_for_finished(built, tmp_path):
 
 
 def judged(capsys, *arguments: str) -> tuple[list[dict], dict]:
-    """What `seqtex judge` tells: the changes, then the summary."""
+    """What `seqtex what-if` tells: the changes, then the summary."""
     capsys.readouterr()
-    assert main(["judge", *arguments, "--log", "json"]) == 0
+    assert main(["what-if", *arguments, "--log", "json"]) == 0
     *lines, summary = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return lines, summary
 
@@ -235,7 +235,12 @@ def test_a_stricter_threshold_changes_exactly_the_assets_that_cross_it(built, ca
     threshold = sorted(outcome.measurements.texture_score for outcome in accepted)[len(accepted) // 2]
     below = {outcome.uid for outcome in accepted if outcome.measurements.texture_score < threshold}
     found, summary = judged(
-        capsys, str(built.out), "--judge.min_texture_score", repr(threshold), "--out", str(tmp_path / "changes.parquet")
+        capsys,
+        str(built.out),
+        "--filter.min_texture_score",
+        repr(threshold),
+        "--out",
+        str(tmp_path / "changes.parquet"),
     )
     assert below and {change["uid"] for change in found} == below
     assert {change["kind"] for change in found} == {"accepted -> rejected"}
@@ -247,7 +252,7 @@ def test_a_stricter_threshold_changes_exactly_the_assets_that_cross_it(built, ca
 def test_a_stricter_proof_costs_textures_and_a_milder_judge_asks_for_a_rebuild(built, capsys, tmp_path):
     outcomes = [outcome for part in read_ledger(built.out) for outcome in part.outcomes]
     (tmp_path / "new.yaml").write_text(
-        "judge:\n  min_round_trip_db: 99.0\n  min_distinct_colors: 1\n  min_color_std: 0\n"
+        "filter:\n  min_round_trip_db: 99.0\n  min_distinct_colors: 1\n  min_color_std: 0\n"
     )
     found, _ = judged(capsys, str(built.out), "--config", str(tmp_path / "new.yaml"))
     kinds = {change["uid"]: change["kind"] for change in found}

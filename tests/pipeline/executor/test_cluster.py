@@ -24,11 +24,11 @@ from pipeline.executor.job import JobReport
 from pipeline.executor.progress import BuildEvent, Counts, Progress
 from pipeline.executor.ray_executor import run_jobs
 from pipeline.executor.scheduler import JOBS_IN_FLIGHT, RunConfig
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sandbox.child import LimitsConfig
-from pipeline.sandbox.fork_server import Zygote
+from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sources.procedural import procedural
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import file_sha256, read_ledger
@@ -40,7 +40,7 @@ CFG = BuildConfig(
     assets_per_job=2,
     views=RenderConfig(resolution=32),
     uv=BakeConfig(resolution=64),
-    judge=JudgeConfig(min_round_trip_db=15.0),
+    filter=FilterConfig(min_round_trip_db=15.0),
     unwrap=UnwrapConfig(max_faces=40_000),
 )
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -74,8 +74,8 @@ def at_work(node: Node) -> bool:
     """Whether the process of an asset runs on the node."""
     below = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
     with contextlib.suppress(psutil.NoSuchProcess):  # a process that ended just now
-        zygotes = {process.pid for process in below if "pipeline.sandbox.fork_server" in process.cmdline()}
-        return any(process.ppid() in zygotes for process in below)
+        fork_servers = {process.pid for process in below if "pipeline.sandbox.fork_server" in process.cmdline()}
+        return any(process.ppid() in fork_servers for process in below)
     return False
 
 
@@ -214,8 +214,11 @@ def on_a_broken_node(job: ShardJob, folder: Path, cfg: BuildConfig, *, may_commi
         file.write(node)
     until(lambda: (folder / "broken").read_text() != "", 30)
     if node == (folder / "broken").read_text() or (folder / "all").exists():
-        with tempfile.TemporaryDirectory() as own, Zygote("no_such_module:run", LimitsConfig(), Path(own)) as zygote:
-            zygote.run({}, folder)
+        with (
+            tempfile.TemporaryDirectory() as own,
+            ForkServer("no_such_module:run", LimitsConfig(), Path(own)) as fork_server,
+        ):
+            fork_server.run({}, folder)
     return report(job) if may_commit() else None
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.executor.compile_kernels import GROUPS, KERNELS
 from pipeline.sandbox.child import LimitsConfig
-from pipeline.sandbox.fork_server import Zygote, clean_environment
+from pipeline.sandbox.fork_server import ForkServer, clean_environment
 
 COUNTING = """
 import os
@@ -64,8 +64,8 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fork_server(folder: Path, name: str) -> None:
     """Start a fork server, have it do nothing, and stop it."""
     (folder / name / "child").mkdir(parents=True)
-    with Zygote("counting:nothing", LimitsConfig(), folder / name, "counting:warm_up", (folder,)) as zygote:
-        assert zygote.run({}, folder / name / "child").reason is None
+    with ForkServer("counting:nothing", LimitsConfig(), folder / name, "counting:warm_up", (folder,)) as fork_server:
+        assert fork_server.run({}, folder / name / "child").reason is None
 
 
 def compiled(folder: Path) -> list[str]:

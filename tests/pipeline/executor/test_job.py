@@ -17,11 +17,11 @@ from pipeline.dataset.plan import ShardJob
 from pipeline.dataset.shards import read_shard
 from pipeline.executor.job import process_job
 from pipeline.executor.progress import Counts
-from pipeline.filter.rules import JudgeConfig, rule_of
+from pipeline.filter.rules import FilterConfig, rule_of
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sandbox.child import LimitsConfig
-from pipeline.sandbox.fork_server import MachineFault
+from pipeline.sandbox.fork_server import MachineError
 from pipeline.sandbox.policy import Layer
 from pipeline.sources.procedural import procedural
 from schemas.codec import decode, encode
@@ -32,7 +32,7 @@ from schemas.sample import Regime, TextureSample
 from tests.support.small_gltf import box
 
 SMALL = BuildConfig(
-    views=RenderConfig(resolution=64), uv=BakeConfig(resolution=128), judge=JudgeConfig(min_round_trip_db=15.0)
+    views=RenderConfig(resolution=64), uv=BakeConfig(resolution=128), filter=FilterConfig(min_round_trip_db=15.0)
 )
 
 
@@ -95,7 +95,7 @@ def test_an_asset_that_changed_after_planning_is_refused(refs):
 
 
 def test_a_poor_round_trip_or_a_small_budget_makes_a_sample_multi_view_only(refs):
-    strict = dataclasses.replace(SMALL, judge=JudgeConfig(min_round_trip_db=99.0))
+    strict = dataclasses.replace(SMALL, filter=FilterConfig(min_round_trip_db=99.0))
     processed = process_asset(refs[0], strict)
     assert isinstance(processed.result, TextureSample)
     assert processed.result.regime is Regime.MV_ONLY
@@ -107,7 +107,7 @@ def test_a_poor_round_trip_or_a_small_budget_makes_a_sample_multi_view_only(refs
 
 
 def test_an_asset_that_hardly_shows_is_rejected(refs):
-    processed = process_asset(refs[0], dataclasses.replace(SMALL, judge=JudgeConfig(min_visible_share=0.9)))
+    processed = process_asset(refs[0], dataclasses.replace(SMALL, filter=FilterConfig(min_visible_share=0.9)))
     assert isinstance(processed.result, Rejected)
     assert processed.result.reason is Reason.BARELY_VISIBLE
     assert rule_of(processed.result.detail) == "min_visible_share"
@@ -151,7 +151,7 @@ def test_a_job_gives_every_asset_one_row_and_every_sample_one_place(refs, tmp_pa
 
 def test_a_machine_that_cannot_process_assets_commits_nothing(refs, tmp_path):
     out = new_output(tmp_path / "out")
-    with pytest.raises(MachineFault, match="No module named 'gone'"):
+    with pytest.raises(MachineError, match="No module named 'gone'"):
         process_job(ShardJob(index=0, refs=tuple(refs[:2])), out, SMALL, "gone:run")
     assert not [path for path in out.rglob("*") if path.is_file()]
 

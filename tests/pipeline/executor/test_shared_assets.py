@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.filter.measure_mesh import measure
-from pipeline.filter.rules import JudgeConfig, judge
+from pipeline.filter.rules import FilterConfig, apply_rules
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.preflight import PreflightConfig
 from pipeline.mesh_io.side_files import side_files
@@ -91,7 +91,7 @@ def outcome(path: Path) -> tuple[str, str | Reason, str, TexturedMesh | None, Me
     if isinstance(mesh, Rejected):
         return "rejected", mesh.reason, mesh.detail, None, None
     measurements = measure(mesh, facts)
-    fault = judge(measurements, JudgeConfig()).fault
+    fault = apply_rules(measurements, FilterConfig()).fault
     if fault is not None:
         return "rejected", fault.reason, fault.detail, mesh, measurements
     uv_mesh = unwrap(mesh, measurements, UnwrapConfig())

@@ -71,7 +71,7 @@ def test_accepted_assets_were_measured_to_the_end(dataset):
 
 def test_judging_again_changes_nothing(dataset, capsys):
     capsys.readouterr()
-    assert main(["judge", str(dataset), "--log", "json"]) == 0
+    assert main(["what-if", str(dataset), "--log", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["changes"] == 0
 
 

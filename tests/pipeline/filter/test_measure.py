@@ -11,7 +11,7 @@ from geometry.frames import bounding_box, normalise
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.filter.measure_mesh import measure
 from pipeline.filter.measure_views import measure_map, measure_views, opposite_pairs
-from pipeline.filter.rules import JudgeConfig, judge
+from pipeline.filter.rules import FilterConfig, apply_rules
 from pipeline.filter.surface_samples import hsv_entropy
 from pipeline.mesh_io.load import load_mesh
 from pipeline.render.views import RenderConfig, render_views
@@ -24,7 +24,7 @@ from tests.support.small_gltf import box
 
 def fault(measurements: Measurements) -> Reason | None:
     """What the default thresholds say."""
-    verdict = judge(measurements, JudgeConfig())
+    verdict = apply_rules(measurements, FilterConfig())
     return verdict.fault.reason if verdict.fault else None
 
 

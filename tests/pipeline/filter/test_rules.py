@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.config import BuildConfig
-from pipeline.filter.rules import NO_FACES, NO_LAYOUT, RULE_NAMES, RULES, JudgeConfig, judge, rule_of, suspicions
+from pipeline.filter.rules import NO_FACES, NO_LAYOUT, RULE_NAMES, RULES, FilterConfig, apply_rules, rule_of, suspicions
 from pipeline.maintain.what_if import ChangeKind, Thresholds, changes
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import DatasetInfo, dataset_json, read_ledger, write_ledger_part
@@ -18,7 +18,7 @@ from schemas.sample import Regime
 from seqtex.cli.main import main
 from tests.support.small_dataset import write_dataset
 
-CFG, UNWRAP = JudgeConfig(), UnwrapConfig(max_faces=200_000)
+CFG, UNWRAP = FilterConfig(), UnwrapConfig(max_faces=200_000)
 SOUND = Measurements(
     faces=100,
     degenerate_share=0.0,
@@ -65,7 +65,7 @@ SOUND = Measurements(
     ],
 )
 def test_rules(change: dict[str, float | int | None], reason: Reason | None) -> None:
-    verdict = judge(replace(SOUND, **change), CFG)
+    verdict = apply_rules(replace(SOUND, **change), CFG)
     assert (verdict.fault.reason if verdict.fault else None) == reason
     assert verdict.regime is (None if reason else Regime.TEXTURED)
 
@@ -76,51 +76,51 @@ def test_every_rule_fires_just_beyond_its_threshold_and_says_so(rule) -> None:
     value = getattr(SOUND, rule.measurement)
     away = 1 if isinstance(value, int) else 0.005
     sign = 1 if rule.name.startswith("min_") else -1
-    assert judge(SOUND, replace(CFG, **{rule.name: value})).regime is Regime.TEXTURED
-    verdict = judge(SOUND, replace(CFG, **{rule.name: value + sign * away}))
+    assert apply_rules(SOUND, replace(CFG, **{rule.name: value})).regime is Regime.TEXTURED
+    verdict = apply_rules(SOUND, replace(CFG, **{rule.name: value + sign * away}))
     assert verdict.regime is rule.regime and verdict.fault is not None and verdict.fault.reason is rule.reason
     assert rule_of(verdict.fault.detail) == rule.name
     assert "{}" not in verdict.fault.detail and ", at " in verdict.fault.detail
-    assert judge(replace(SOUND, **{rule.measurement: None}), replace(CFG, **{rule.name: value + sign * away})) == judge(
-        SOUND, CFG
-    ), "a rule whose measurement is missing does not fire"
+    assert apply_rules(
+        replace(SOUND, **{rule.measurement: None}), replace(CFG, **{rule.name: value + sign * away})
+    ) == apply_rules(SOUND, CFG), "a rule whose measurement is missing does not fire"
 
 
 def test_rules_are_thresholds_of_the_config_and_columns_of_the_ledger() -> None:
-    thresholds = {field.name for field in fields(JudgeConfig)} - {"suspect_baked_light"}
+    thresholds = {field.name for field in fields(FilterConfig)} - {"suspect_baked_light"}
     assert thresholds == {rule.name for rule in RULES} == RULE_NAMES - {NO_FACES, NO_LAYOUT}
     assert {rule.measurement for rule in RULES} <= {field.name for field in fields(Measurements)}
     assert all(rule.name.startswith(("min_", "max_")) for rule in RULES)
 
 
 def test_details_name_value_and_threshold() -> None:
-    verdict = judge(replace(SOUND, faces=600_000), CFG)
+    verdict = apply_rules(replace(SOUND, faces=600_000), CFG)
     assert verdict.fault is not None
     assert verdict.fault.detail == "max_faces: 600,000 faces, at most 500,000"
-    verdict = judge(replace(SOUND, transparent_share=0.744), CFG)
+    verdict = apply_rules(replace(SOUND, transparent_share=0.744), CFG)
     assert verdict.fault is not None
     assert verdict.fault.detail == "max_transparent_share: 74.40% of the surface is transparent, at most 50.00%"
 
 
 def test_the_first_rule_decides() -> None:
-    verdict = judge(replace(SOUND, faces=600_000, color_std=0.0, round_trip_psnr=3.0), CFG)
+    verdict = apply_rules(replace(SOUND, faces=600_000, color_std=0.0, round_trip_psnr=3.0), CFG)
     assert verdict.fault is not None and rule_of(verdict.fault.detail) == "max_faces"
 
 
 def test_what_costs_the_texture_alone() -> None:
     """A full record decides the regime by itself: a poor round trip, or no layout, leaves the views."""
-    poor = judge(replace(SOUND, round_trip_psnr=29.9), CFG)
+    poor = apply_rules(replace(SOUND, round_trip_psnr=29.9), CFG)
     assert poor.regime is Regime.MV_ONLY and poor.fault is not None and poor.fault.reason is Reason.ROUND_TRIP
-    none = judge(replace(SOUND, layout=None, layout_fault="unwrap_budget", round_trip_psnr=None), CFG)
+    none = apply_rules(replace(SOUND, layout=None, layout_fault="unwrap_budget", round_trip_psnr=None), CFG)
     assert none.regime is Regime.MV_ONLY and none.fault is not None and none.fault.reason is Reason.UNWRAP_BUDGET
     assert rule_of(none.fault.detail) == NO_LAYOUT
-    grey = judge(replace(SOUND, color_std=0.0, round_trip_psnr=29.9), CFG)
+    grey = apply_rules(replace(SOUND, color_std=0.0, round_trip_psnr=29.9), CFG)
     assert grey.regime is None, "an asset that is nothing is not half of something"
 
 
 def test_suspicion_is_no_reason() -> None:
     lit = replace(SOUND, baked_light=0.8)
-    assert judge(lit, CFG).regime is Regime.TEXTURED
+    assert apply_rules(lit, CFG).regime is Regime.TEXTURED
     assert suspicions(lit, CFG) and not suspicions(replace(SOUND, baked_light=0.1), CFG) and not suspicions(SOUND, CFG)
 
 
@@ -147,9 +147,9 @@ def test_the_guide_names_every_rule_with_its_default_and_every_measurement() -> 
 # other thresholds on a ledger
 
 
-def outcome(uid: str, measurements: Measurements, cfg: JudgeConfig = CFG) -> Outcome:
+def outcome(uid: str, measurements: Measurements, cfg: FilterConfig = CFG) -> Outcome:
     """A row as a build with `cfg` writes it."""
-    verdict = judge(measurements, cfg)
+    verdict = apply_rules(measurements, cfg)
     return Outcome(
         uid=uid,
         uri=f"/{uid}.glb",
@@ -177,8 +177,8 @@ LEDGER = [
 ]
 
 
-def thresholds(cfg: JudgeConfig = CFG, unwrap: UnwrapConfig = UNWRAP) -> Thresholds:
-    return Thresholds(judge=cfg, unwrap=unwrap, built=UNWRAP)
+def thresholds(cfg: FilterConfig = CFG, unwrap: UnwrapConfig = UNWRAP) -> Thresholds:
+    return Thresholds(filter=cfg, unwrap=unwrap, built=UNWRAP)
 
 
 def test_the_same_thresholds_change_nothing() -> None:
@@ -279,11 +279,11 @@ def test_a_whole_build_file_is_judged_by_as_far_as_it_goes(tmp_path, capsys) -> 
     part = read_ledger(tmp_path / "data")[0]
     row = replace(part.outcomes[0], measurements=replace(SOUND, **NEW, faces=900))
     write_ledger_part(tmp_path / "data", replace(part, outcomes=(row,)))
-    build = {"source": "folder:x", "out": "y", "rig": {"name": "ortho6"}, "judge": {"min_faces": 10},
+    build = {"source": "folder:x", "out": "y", "rig": {"name": "ortho6"}, "filter": {"min_faces": 10},
              "unwrap": {"max_stretch": 1.1, "padding": 4}}  # fmt: skip
     (tmp_path / "build.yaml").write_text(yaml.safe_dump(build))
     for given in (["--config", str(tmp_path / "build.yaml")], [f"--config={tmp_path / 'build.yaml'}"]):
-        assert main(["judge", str(tmp_path / "data"), "--log", "json", *given]) == 0
+        assert main(["what-if", str(tmp_path / "data"), "--log", "json", *given]) == 0
         told = [json.loads(line) for line in "".join(capsys.readouterr()).splitlines() if line.startswith("{")]
         assert [line["settings"] for line in told if line["event"] == "not_applied"] == [
             ["rig.name"], ["unwrap.padding"]]  # fmt: skip

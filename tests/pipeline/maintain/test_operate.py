@@ -21,7 +21,7 @@ from pipeline.dataset.shards import read_shard
 from pipeline.dataset.state import finish, settle
 from pipeline.dataset.verify import verify
 from pipeline.executor.job import process_job
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.maintain.failures import damaged, process_alone, with_reasons
 from pipeline.maintain.status import Stage, status
 from pipeline.render.uv_maps import BakeConfig
@@ -37,7 +37,7 @@ CFG = BuildConfig(
     assets_per_job=2,
     views=RenderConfig(resolution=64),
     uv=BakeConfig(resolution=128),
-    judge=JudgeConfig(min_round_trip_db=15.0),
+    filter=FilterConfig(min_round_trip_db=15.0),
 )
 POISON = """
 import os, sys

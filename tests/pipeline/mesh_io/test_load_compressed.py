@@ -15,7 +15,7 @@ from pipeline.mesh_io.gltf.json_fields import Json
 from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig
-from pipeline.mesh_io.references import AssetFault
+from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import TexturedMesh
 from tests.pipeline.mesh_io.test_load import signed_volume
@@ -115,7 +115,7 @@ def test_meshopt_streams(name: str, extension: str) -> None:
 )
 def test_meshopt_views_that_contradict_themselves(name: str, changes: dict[str, object]) -> None:
     case = STREAMS[name]
-    with pytest.raises(AssetFault) as caught:
+    with pytest.raises(AssetError) as caught:
         view_of(case, base64.b64decode(case["encoded"]), **changes)
     assert caught.value.rejected.reason == Reason.INVALID_STRUCTURE
 
@@ -124,7 +124,7 @@ def test_meshopt_views_that_contradict_themselves(name: str, changes: dict[str, 
 def test_meshopt_streams_cut_anywhere(name: str) -> None:
     encoded = base64.b64decode(STREAMS[name]["encoded"])
     for end in range(len(encoded)):
-        with pytest.raises(AssetFault) as caught:
+        with pytest.raises(AssetError) as caught:
             view_of(STREAMS[name], encoded[:end])
         assert caught.value.rejected.reason in (Reason.LOAD_ERROR, Reason.INVALID_STRUCTURE)
 
@@ -189,7 +189,7 @@ def test_ktx2_textures_cut_anywhere(name: str) -> None:
     for end in range(0, len(encoded), 3):
         try:
             found = decode_image(encoded[:end], "image")
-        except AssetFault as fault:
+        except AssetError as fault:
             assert fault.rejected.reason == Reason.BAD_IMAGE
         else:
             np.testing.assert_array_equal(found, whole)  # what was lost belongs to smaller levels

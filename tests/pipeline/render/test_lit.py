@@ -13,7 +13,7 @@ from geometry.shading import Light, ggx_directions, lobe_spread, pack_shading, s
 from geometry.texture import linear_to_srgb, srgb_to_linear
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.preflight import PreflightConfig
 from pipeline.render.lit import render_lit
@@ -31,7 +31,7 @@ CAMERAS = rig_cameras(RigConfig(name="ortho6"), np.full(3, -1.0), np.full(3, 1.0
 BLACK = (0.0, 0.0, 0.0)
 WHITE = (1.0, 1.0, 1.0)
 SMALL_MAPS = BakeConfig(resolution=64)
-LENIENT = JudgeConfig(min_round_trip_db=10.0)
+LENIENT = FilterConfig(min_round_trip_db=10.0)
 FURNACE = Light(sky=WHITE, ground=WHITE, lamp=BLACK)
 
 
@@ -261,8 +261,8 @@ def test_a_shading_texture_that_is_not_there_is_refused():
 def test_a_build_stores_lit_views_and_says_which_light(tmp_path):
     ref = next(iter(procedural(1, tmp_path)))
     views = RenderConfig(resolution=32, lit="pbr")
-    plain = process_asset(ref, BuildConfig(views=replace(views, lit="none"), uv=SMALL_MAPS, judge=LENIENT)).result
-    sample = process_asset(ref, BuildConfig(views=views, uv=SMALL_MAPS, judge=LENIENT)).result
+    plain = process_asset(ref, BuildConfig(views=replace(views, lit="none"), uv=SMALL_MAPS, filter=LENIENT)).result
+    sample = process_asset(ref, BuildConfig(views=views, uv=SMALL_MAPS, filter=LENIENT)).result
     assert isinstance(sample, TextureSample) and isinstance(plain, TextureSample)
     np.testing.assert_array_equal(sample.views.rgb, plain.views.rgb)
     assert plain.views.lit is None and "shading" not in plain.meta

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.dataset.shards import read_shard
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.mesh_io.load import load_mesh
 from pipeline.report.asset_table import measurement_groups
 from pipeline.report.charts import histogram
@@ -41,7 +41,7 @@ def dataset(whole, tmp_path) -> Path:
 
 def gallery(dataset: Path, limit: int = 1000, workers: int = 1):
     heard: list[tuple[int, int]] = []
-    written = write_gallery(dataset, JudgeConfig(), limit, workers, lambda *progress: heard.append(progress))
+    written = write_gallery(dataset, FilterConfig(), limit, workers, lambda *progress: heard.append(progress))
     assert heard == [(count, written.drawn) for count in range(written.drawn + 1)]
     return written
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.filter.rules import JudgeConfig
+from pipeline.filter.rules import FilterConfig
 from pipeline.report.gallery import write_gallery
 from tests.support.gallery_dataset import FATES, HOSTILE, fate_of, made_up_outcome, write_dataset
 
@@ -69,7 +69,7 @@ class Visit:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
     dataset = write_dataset(tmp_path_factory.mktemp("browser") / "made up", ASSETS)
-    assert write_gallery(dataset, JudgeConfig(), 10_000, 1, lambda done, total: None).listed == ASSETS
+    assert write_gallery(dataset, FilterConfig(), 10_000, 1, lambda done, total: None).listed == ASSETS
     return dataset / "report"
 
 

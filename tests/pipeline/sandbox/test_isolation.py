@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.sandbox import landlock, seccomp
-from pipeline.sandbox.child import Ended, LimitsConfig, run_child
-from pipeline.sandbox.policy import Layer, Room, devices, enter, interpreter_files, program_files
+from pipeline.sandbox.child import ChildResult, LimitsConfig, run_child
+from pipeline.sandbox.policy import Layer, Policy, devices, enter, interpreter_files, program_files
 from pipeline.sandbox.seccomp import Starts
 from schemas.ledger import Reason
 
@@ -30,12 +30,12 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return own, other
 
 
-def shut_in(work, own: Path, *readable: Path, limits: LimitsConfig = LIMITS) -> Ended:
-    room = Room(readable=(*program_files(), *readable), devices=devices(), own=own)
+def shut_in(work, own: Path, *readable: Path, limits: LimitsConfig = LIMITS) -> ChildResult:
+    room = Policy(readable=(*program_files(), *readable), devices=devices(), own=own)
     return run_child(work, limits, own, room=room)
 
 
-def needs(ended: Ended, layer: Layer) -> None:
+def needs(ended: ChildResult, layer: Layer) -> None:
     if layer not in ended.sandbox.split("+"):
         pytest.skip(f"this host has no {layer}: {ended.sandbox}")
 
@@ -290,7 +290,7 @@ def test_entering_twice_is_no_error(folders):
     own, other = folders
 
     def work() -> None:
-        layers, listener = enter(Room(readable=(*program_files(), other), devices=(), own=own))
+        layers, listener = enter(Policy(readable=(*program_files(), other), devices=(), own=own))
         assert listener is None  # the first supervisor goes on counting
         assert Layer.LIMITS in layers
         denied(lambda: (other / "secret").read_text())

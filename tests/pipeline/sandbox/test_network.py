@@ -35,7 +35,7 @@ BUILD = [
     "--assets_per_job=2",
     "--views.resolution=32",
     "--uv.resolution=64",
-    "--judge.min_round_trip_db=15",
+    "--filter.min_round_trip_db=15",
     "--unwrap.max_faces=40000",
 ]
 
@@ -64,11 +64,11 @@ class Machine:
         sh(*self.command("ip", "link", "set", "eth0", "down"))
 
     def assets_at_work(self) -> int:
-        """Processes of assets: children of zygotes."""
+        """Processes of assets: children of fork_servers."""
         below = []
         with contextlib.suppress(psutil.NoSuchProcess):
-            for zygote in everything_in(self):
-                below += zygote.children() if "pipeline.sandbox.fork_server" in zygote.cmdline() else []
+            for fork_server in everything_in(self):
+                below += fork_server.children() if "pipeline.sandbox.fork_server" in fork_server.cmdline() else []
         return len(below)
 
 

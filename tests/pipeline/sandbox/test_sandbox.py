@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.sandbox.child import Ended, LimitsConfig, run_child, run_limited
-from pipeline.sandbox.fork_server import MachineFault, Zygote
+from pipeline.sandbox.child import ChildResult, LimitsConfig, run_child, run_limited
+from pipeline.sandbox.fork_server import ForkServer, MachineError
 from schemas.ledger import Reason, Rejected
 from tests.support.processes import command_lines, until
 
@@ -55,8 +55,8 @@ def run(request, directory):
             time.sleep(0.01)
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "loses the zygote":
-        Path("zygote").write_text(str(os.getppid()))
+    if kind == "loses the fork_server":
+        Path("fork_server").write_text(str(os.getppid()))
         time.sleep(600)
     if kind in ("pipe", "link", "second name", "folder"):
         Path(".stderr").unlink()
@@ -74,8 +74,8 @@ def run(request, directory):
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """Every kind of poison through one zygote, and a good request before and after."""
-    folder = tmp_path_factory.mktemp("zygote")
+    """Every kind of poison through one fork_server, and a good request before and after."""
+    folder = tmp_path_factory.mktemp("fork_server")
     (folder / "poison.py").write_text(POISON)
     os.environ["CANARY"] = "secret"
     kinds = [
@@ -91,16 +91,16 @@ def answers(tmp_path_factory):
         "orphan",
         "killed",
     ]
-    found: dict[str, tuple[Ended, Path]] = {}
+    found: dict[str, tuple[ChildResult, Path]] = {}
     limits = LimitsConfig(timeout_s=3.0, memory_gb=0.25, file_gb=1 / 64)
     try:
-        with Zygote("poison:run", limits, folder, python_path=(folder,)) as zygote:
-            for kind in [*kinds, "loses the zygote", "good again"]:
+        with ForkServer("poison:run", limits, folder, python_path=(folder,)) as fork_server:
+            for kind in [*kinds, "loses the fork_server", "good again"]:
                 directory = folder / kind
                 directory.mkdir()
-                if kind == "loses the zygote":
-                    threading.Thread(target=_kill_zygote, args=(directory / "zygote",)).start()
-                found[kind] = (zygote.run({"kind": kind.removesuffix(" again")}, directory), directory)
+                if kind == "loses the fork_server":
+                    threading.Thread(target=_kill_zygote, args=(directory / "fork_server",)).start()
+                found[kind] = (fork_server.run({"kind": kind.removesuffix(" again")}, directory), directory)
     finally:
         del os.environ["CANARY"]
     return found
@@ -125,7 +125,7 @@ def _kill_zygote(told: Path) -> None:
         ("large file", Reason.CRASHED, "File too large"),
         ("orphan", None, ""),
         ("killed", Reason.MEMORY_LIMIT, "killed from outside"),
-        ("loses the zygote", Reason.CRASHED, "sandbox process ended"),
+        ("loses the fork_server", Reason.CRASHED, "sandbox process ended"),
         ("good again", None, ""),
     ],
 )
@@ -133,7 +133,7 @@ def test_every_end_has_its_reason(answers, kind, reason, detail):
     ended, _ = answers[kind]
     assert ended.reason == reason
     assert detail in ended.detail
-    assert ended.killed == (kind in ("killed", "loses the zygote"))
+    assert ended.killed == (kind in ("killed", "loses the fork_server"))
     assert ended.seconds < 5  # the limit is three seconds, and a signal that is ignored does not help
 
 
@@ -192,18 +192,18 @@ def run(request, directory):
 )
 def test_a_machine_that_cannot_start_is_no_verdict_on_an_asset(tmp_path, target, warm_up, told):
     (tmp_path / "broken.py").write_text(BROKEN)
-    with Zygote(target, LimitsConfig(), tmp_path, warm_up, (tmp_path,)) as zygote:
+    with ForkServer(target, LimitsConfig(), tmp_path, warm_up, (tmp_path,)) as fork_server:
         for _ in range(2):
-            with pytest.raises(MachineFault, match=f"does not start here .*{told}") as caught:
-                zygote.run({}, tmp_path)
+            with pytest.raises(MachineError, match=f"does not start here .*{told}") as caught:
+                fork_server.run({}, tmp_path)
             assert "finished jobs are kept" in str(caught.value)
     assert not (tmp_path / "result.txt").exists()
 
 
 def test_a_start_that_somebody_kills_is_made_again(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
-    with Zygote("broken:run", LimitsConfig(), tmp_path, "broken:killed_once", (tmp_path,)) as zygote:
-        assert zygote.run({}, tmp_path).reason is None
+    with ForkServer("broken:run", LimitsConfig(), tmp_path, "broken:killed_once", (tmp_path,)) as fork_server:
+        assert fork_server.run({}, tmp_path).reason is None
     assert (tmp_path / "starts").read_text() == "xx" and (tmp_path / "result.txt").exists()
 
 
@@ -269,15 +269,15 @@ def test_a_pickled_result_is_not_read():
 
 
 def test_nothing_outlives_a_killed_owner(tmp_path):
-    """SIGKILL on the process that owns the zygote: zygote and child are gone within five seconds."""
+    """SIGKILL on the process that owns the fork_server: fork_server and child are gone within five seconds."""
     (tmp_path / "poison.py").write_text(POISON)
     (tmp_path / "work").mkdir()
     script = (
         "from pathlib import Path\n"
         "from pipeline.sandbox.child import LimitsConfig\n"
-        "from pipeline.sandbox.fork_server import Zygote\n"
+        "from pipeline.sandbox.fork_server import ForkServer\n"
         f"here = Path({str(tmp_path)!r})\n"
-        "Zygote('poison:run', LimitsConfig(), here, python_path=(here,)).run({'kind': 'stubborn'}, here / 'work')\n"
+        "ForkServer('poison:run', LimitsConfig(), here, python_path=(here,)).run({'kind': 'stubborn'}, here / 'work')\n"
     )
     repo = Path(__file__).resolve().parents[3]
     owner = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(repo)})
