@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import seqtex
 from pipeline.sources.procedural import procedural
 from seqtex.cli.console import print_table
 from seqtex.cli.main import COMMANDS, main
@@ -23,6 +24,12 @@ def test_every_command_has_help_with_an_example(name, capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert "example:" in text and f"seqtex {name}" in text and "--log {plain,json}" in text
+
+
+def test_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"seqtex {seqtex.__version__}\n"
 
 
 def test_print_config_can_be_read_back(tmp_path, capsys):
