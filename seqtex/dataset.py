@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from geometry.frames import Frame, z_up_to_y_up
 from pipeline.report.images import as_rgb, in_rows, side_by_side
 from schemas.codec import decode
 from schemas.dataset import LedgerPart, by_repair, read_dataset_json, read_ledger
@@ -58,16 +59,22 @@ class Sample(TextureSample):
             tensors["uv_mask"] = torch.from_numpy(self.uv.mask[::-1].copy())
         return tensors
 
-    def to_mesh(self) -> "trimesh.Trimesh":
+    def to_mesh(self, frame: Literal["dataset", "asset"] = "dataset") -> "trimesh.Trimesh":
         """Return the unwrapped mesh with its baked texture.
 
-        Vertices are in the dataset frame: Z up, bounding box centred, largest side 2 (`meta["frame"]` leads back to the
-        asset's own frame). v points up, as everywhere in trimesh: v = 1 is row 0 of the image, and exporting to .glb
-        flips it. Vertices and faces keep their order. Raises UserError for a multi-view-only sample: it has no mesh."""
+        frame: `dataset` is that of the views' positions (Z up, bounding box centred, largest side 2); `asset` is that
+        of the asset's own file (glTF's: Y up, own place and size), for export to .glb. v points up, as everywhere in
+        trimesh: v = 1 is row 0 of the image, and exporting to .glb flips it. Vertices and faces keep their order.
+        Raises UserError for a multi-view-only sample: it has no mesh."""
         import trimesh
 
         if self.mesh is None or self.uv is None:
             raise UserError(f"{self.uid}: a multi-view-only sample has no mesh; take one of `dataset.textured`")
+        vertices, normals = self.mesh.vertices, self.mesh.normals
+        if frame == "asset":
+            stored = self.meta["frame"]
+            own = Frame(center=np.array(stored["center"], np.float64), scale=stored["scale"])
+            vertices, normals = own.to_asset(vertices), z_up_to_y_up(normals)
         rgb, opacity = self.uv.rgb, self.uv.opacity
         material = trimesh.visual.material.PBRMaterial(
             name=self.uid,
@@ -78,9 +85,9 @@ class Sample(TextureSample):
             alphaMode="OPAQUE" if opacity is None else "MASK",
         )
         return trimesh.Trimesh(
-            vertices=self.mesh.vertices,
+            vertices=vertices,
             faces=self.mesh.faces,
-            vertex_normals=self.mesh.normals,
+            vertex_normals=normals,
             visual=trimesh.visual.TextureVisuals(uv=self.mesh.uv, material=material),
             metadata={"uid": self.uid, "caption": self.meta["caption"]},
             process=False,

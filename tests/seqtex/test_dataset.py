@@ -161,6 +161,25 @@ def test_a_mesh_carries_its_texture_the_right_way_up(cube, tmp_path):
     np.testing.assert_allclose(loaded.vertices, cube.mesh.vertices, atol=1e-6)
 
 
+def test_a_mesh_in_the_frame_of_its_asset_lies_where_the_asset_lies(cube, tmp_path):
+    (tmp_path / "source.glb").write_bytes(cube_glb())
+    source = load_mesh(tmp_path / "source.glb")
+    mesh = cube.to_mesh(frame="asset")
+    at = {tuple(np.round(point, 4)): color for point, color in zip(*corners(source), strict=True)}
+    assert at, "the cube's corners with their colours"
+    mesh.export(tmp_path / "out.glb")
+    for point, color in zip(*corners(load_mesh(tmp_path / "out.glb")), strict=True):
+        np.testing.assert_allclose(color, at[tuple(np.round(point, 4))], atol=40)
+
+
+def corners(mesh: TexturedMesh) -> tuple[np.ndarray, np.ndarray]:
+    """Middle of every face, and its colour in the texture."""
+    points, uv = mesh.vertices[mesh.faces].mean(axis=1), mesh.uv[mesh.faces].mean(axis=1)
+    height, width = mesh.textures[0].image.shape[:2]
+    row, column = ((1 - uv[:, 1]) * height).astype(int), (uv[:, 0] * width).astype(int)
+    return points, mesh.textures[0].image[row, column, :3].astype(int)
+
+
 def test_samples_without_a_mesh_say_so(folder):
     with pytest.raises(seqtex.UserError, match=r"b: a multi-view-only sample has no mesh"):
         seqtex.Dataset(folder)["b"].to_mesh()
