@@ -346,11 +346,11 @@ def trial_section(title: str, trial: Trial, renders: Renders) -> Section:
     assert trial.sample.uv is not None
     pictures = {
         "the image given": enlarged(trial.sample.views.rgb[0]),
+        "UV map, generated": enlarged(trial.result.uv_rgb),
+        "UV map, true": enlarged(trial.sample.uv.rgb),
         "before: the bare mesh": side_by_side(renders.before),
         "after: the generated texture on the mesh": side_by_side(renders.after),
         "truth": side_by_side(renders.truth),
-        "UV map, generated": trial.result.uv_rgb,
-        "UV map, true": trial.sample.uv.rgb,
     }
     return Section(title=title, text=f"{trial.sample.meta['caption']}: {trial.line()}", pictures=pictures)
 
