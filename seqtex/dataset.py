@@ -113,7 +113,7 @@ class _Place(NamedTuple):
     uid: str
     regime: Regime
     shard: int
-    index: int
+    at: int
 
 
 class Dataset:
@@ -187,7 +187,7 @@ class Dataset:
         return f"Dataset({self.location!r}: {len(self)} samples, {textured} of them textured)"
 
     def _read(self, place: _Place) -> Sample:
-        sample = self._reader(place.shard, place.index)
+        sample = self._reader(place.shard, place.at)
         if sample.uid != place.uid:
             name = self._reader.name(place.shard)
             raise UserError(f"{name}: holds {sample.uid} instead of {place.uid}; {by_repair(locate(self.location))}")
@@ -198,7 +198,7 @@ def _places(parts: Iterable[LedgerPart]) -> Iterator[_Place]:
     shards = ((part, shard) for part in parts for shard in part.shards)
     for number, (part, shard) in enumerate(shards):
         stored = (outcome.uid for outcome in part.outcomes if outcome.shard == shard.name)
-        yield from (_Place(uid, shard.regime, number, index) for index, uid in enumerate(stored))
+        yield from (_Place(uid, shard.regime, number, at) for at, uid in enumerate(stored))
 
 
 def _decode(stored: Mapping[str, Any]) -> Sample:

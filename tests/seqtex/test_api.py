@@ -75,7 +75,7 @@ def test_the_page_shows_every_name():
 @pytest.mark.slow
 def test_the_blocks_of_the_page_run_in_order(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
-    said = python("\n".join(blocks), tmp_path)
-    assert "textured, " in said and "out/nothing/dataset.json: no such file" in said
+    output = python("\n".join(blocks), tmp_path)
+    assert "textured, " in output and "out/nothing/dataset.json: no such file" in output
     for name in ("sample.png", "mesh.glb", "texture.png", "run/checkpoint/seqtex.json"):
         assert (tmp_path / "out" / name).is_file()

@@ -119,9 +119,9 @@ def test_nothing_from_outside_steers_the_terminal(tmp_path, capsys):
     """Neither in a message nor in a table, where markup is no markup."""
     assert main(["verify", str(tmp_path / "\x1b[2Jno")]) == 1
     print_table(("uid",), [("[bold]\x1b[2Jname[/bold]",)], title="\x1b[2J[red]")
-    told = capsys.readouterr()
-    assert "?[2Jno: no such folder" in told.err and "[bold]?[2Jname[/bold]" in told.out and "[red]" in told.out
-    assert "\x1b" not in told.err + told.out
+    written = capsys.readouterr()
+    assert "?[2Jno: no such folder" in written.err and "[bold]?[2Jname[/bold]" in written.out and "[red]" in written.out
+    assert "\x1b" not in written.err + written.out
 
 
 @pytest.mark.slow

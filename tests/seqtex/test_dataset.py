@@ -105,7 +105,7 @@ def test_a_shard_is_verified_once(folder):
 def test_a_shard_with_other_samples_than_the_ledger_is_an_error(tmp_path):
     write_samples(tmp_path / "forge", [[small_sample("a", Regime.MV_ONLY, 0), small_sample("b", Regime.MV_ONLY, 1)]])
     dataset = seqtex.Dataset(tmp_path / "forge")
-    dataset._places = tuple(place._replace(index=1 - place.index) for place in dataset._places)
+    dataset._places = tuple(place._replace(at=1 - place.at) for place in dataset._places)
     with pytest.raises(seqtex.UserError, match="holds b instead of a"):
         dataset["a"]
 

@@ -42,8 +42,8 @@ def test_a_demo_below_the_fill_ends_with_1_and_a_summary_that_says_why(demo, cap
     assert list(summary["seconds"]) == ["build", "verify", "train", "texture", "report"]
     assert all(seconds >= 0 for seconds in summary["seconds"].values())
     assert main(["demo", "--out", str(demo), *SMALL]) == 1, "run again it finds the same"
-    said = capsys.readouterr().out
-    assert "failed: no better than a fill" in said and "after 2 of 2 steps" in said and "{" not in said
+    output = capsys.readouterr().out
+    assert "failed: no better than a fill" in output and "after 2 of 2 steps" in output and "{" not in output
     assert json.loads((demo / "summary.json").read_text()) | {"seconds": 0} == summary | {"seconds": 0}
 
 
@@ -65,9 +65,9 @@ def test_the_result_follows_from_the_figures(known_db, unseen_db, steps, result,
     summary = summarise(scores, steps, DemoConfig(steps=100))
     assert summary["result"] == result and exit_code(summary) == code
     show_result(summary, tmp_path, tmp_path / "demo.html")
-    said = capsys.readouterr().out
-    assert said.startswith(result) and ("run again to go on" in said) == (steps < 100)
-    assert str(tmp_path / "demo.html") in said and str(tmp_path / "held-out.glb") in said
+    output = capsys.readouterr().out
+    assert output.startswith(result) and ("run again to go on" in output) == (steps < 100)
+    assert str(tmp_path / "demo.html") in output and str(tmp_path / "held-out.glb") in output
 
 
 def test_training_that_is_paused_goes_on_with_the_same_command(demo, tmp_path):

@@ -155,7 +155,7 @@ function card(index) {
   return element("li", {}, button);
 }
 
-/* What the assets are sorted by; else what says most about this one. */
+/* The measurement that assets are sorted by, else the main one of this outcome. */
 function cardFigure(index, outcome, reason) {
   if (state.sort && !["uid", "caption"].includes(state.sort)) return shortNumber(gallery.value(state.sort, index));
   if (outcome === "textured") return `${shortNumber(gallery.value("round_trip_psnr", index))} dB`;

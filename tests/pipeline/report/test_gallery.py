@@ -70,14 +70,14 @@ def test_every_asset_is_listed_with_what_the_ledger_and_the_plan_say(dataset):
     columns = handed_over(dataset / "report" / "data.js", "data")["columns"]
     for i in range(ASSETS):
         outcome, ref = synthetic_outcome(i, i // 12), synthetic_ref(i)
-        told = {name: values[i] for name, values in columns.items()}
-        assert (told["uid"], told["caption"], told["detail"]) == (ref.uid, ref.caption, outcome.detail)
-        assert told["attribution"] == ref.source.attribution and told["reason"] == (outcome.reason or "")
-        assert told["faces"] == outcome.measurements.faces
+        row = {name: values[i] for name, values in columns.items()}
+        assert (row["uid"], row["caption"], row["detail"]) == (ref.uid, ref.caption, outcome.detail)
+        assert row["attribution"] == ref.source.attribution and row["reason"] == (outcome.reason or "")
+        assert row["faces"] == outcome.measurements.faces
         files_of_sample = [
-            dataset / "report" / "samples" / told["shard"] / f"{ref.uid}{end}" for end in (".js", ".webp")
+            dataset / "report" / "samples" / row["shard"] / f"{ref.uid}{end}" for end in (".js", ".webp")
         ]
-        assert all(path.is_file() for path in files_of_sample) == (outcome.shard is not None) == bool(told["shard"])
+        assert all(path.is_file() for path in files_of_sample) == (outcome.shard is not None) == bool(row["shard"])
 
 
 def test_groups_name_every_measurement_once():

@@ -41,12 +41,12 @@ FLAGS = (
 
 @dataclass
 class Visit:
-    """A page with the gallery, and all that it has said and asked for."""
+    """A page with the gallery, and all its messages and requests."""
 
     page: "playwright.Page"
     folder: Path
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     def open(self, hash_part: str = "") -> None:
         self.page.goto("about:blank")
@@ -83,18 +83,18 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture
 def visit(report, browser, request) -> Iterator[Visit]:
-    """Ends with the promises that hold for every visit: no complaint, nothing asked for outside the page's folder."""
+    """Ends with the promises that hold for every visit: no error, no request outside the page's folder."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, **getattr(request, "param", {}))
     context.set_default_timeout(1000 * PATIENCE_S)
     visit = Visit(context.new_page(), report)
-    visit.page.on("console", lambda message: visit.said.append(f"{message.type}: {message.text}"))
-    visit.page.on("pageerror", lambda error: visit.said.append(f"error: {error}"))
-    visit.page.on("request", lambda asked: visit.asked.append(asked.url))
+    visit.page.on("console", lambda message: visit.messages.append(f"{message.type}: {message.text}"))
+    visit.page.on("pageerror", lambda error: visit.messages.append(f"error: {error}"))
+    visit.page.on("request", lambda request: visit.requests.append(request.url))
     visit.open()
     yield visit
-    errors = [line for line in visit.said if line.startswith("error")]
+    errors = [line for line in visit.messages if line.startswith("error")]
     own = (f"{report.as_uri()}/", "blob:", "data:", "about:blank")
-    outside = [url for url in visit.asked if not url.startswith(own)]
+    outside = [url for url in visit.requests if not url.startswith(own)]
     broken = visit.page.evaluate("window.broken")
     context.close()
     assert errors == [] and outside == [] and broken is None
@@ -105,7 +105,7 @@ def count(fits) -> int:
 
 
 def test_a_thousand_samples_load_in_two_seconds(visit):
-    """What else the machine does can only add to a load: the fastest of a few says what the page itself takes."""
+    """What else the machine does can only add to a load: the fastest of a few is the time of the page itself."""
     assert count(lambda i, status, regime, reason, detail: regime is not None) == 1000
     spans: list[float] = []
     while len(spans) < 3 or (min(spans) >= 2000 and len(spans) < 10):
@@ -209,8 +209,8 @@ def test_rejected_and_failed_assets_open_with_reason_and_detail(visit):
         page.check(f'input[name="outcome"][value="{kind}"]')
         page.locator("#grid .card").nth(0).click()
         _, _, reason, detail = OUTCOMES[number]
-        told = page.text_content("dialog .reason") or ""
-        assert str(reason) in told and detail in told
+        text = page.text_content("dialog .reason") or ""
+        assert str(reason) in text and detail in text
         source = page.text_content("dialog .source") or ""
         assert f"asset-{number:06d}" in source and HOSTILE[2] in source
         page.keyboard.press("Escape")
