@@ -108,7 +108,7 @@ class Sample(TextureSample):
 
 
 class _Place(NamedTuple):
-    """Where a sample is stored."""
+    """Place of a stored sample: its shard, and its number in there."""
 
     uid: str
     regime: Regime

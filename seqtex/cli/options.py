@@ -24,7 +24,7 @@ from seqtex.cli.console import log_event
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOptions:
-    """Where and how the jobs of a build run."""
+    """Processes, cluster and schedule of a build."""
 
     workers: int = 1
     """Processes on this machine."""
