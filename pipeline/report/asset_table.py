@@ -1,4 +1,4 @@
-"""What the gallery knows of every asset before one is opened: a column per property, as one script."""
+"""The table of assets that the gallery lists and filters: one column per property."""
 
 import hashlib
 from collections.abc import Sequence, Set
@@ -29,12 +29,11 @@ class Listed:
 
     outcome: Outcome
     ref: MeshRef | None
-    """None where the plan does not name it."""
+    """None if the plan does not name it."""
 
 
 def listed(parts: Sequence[LedgerPart], jobs: Sequence[ShardJob], limit: int) -> list[Listed]:
-    """Every asset that has an outcome, by job; of more than `limit` an even choice by hash of the uid, the same one
-    every time."""
+    """List every asset that has an outcome, by job; of more than `limit`, choose evenly by the hash of their uids."""
     refs = {ref.uid: ref for job in jobs for ref in job.refs}
     outcomes = [outcome for part in parts for outcome in part.outcomes]
     if len(outcomes) > limit:
@@ -44,13 +43,13 @@ def listed(parts: Sequence[LedgerPart], jobs: Sequence[ShardJob], limit: int) ->
     return [Listed(outcome=outcome, ref=refs.get(outcome.uid)) for outcome in outcomes]
 
 
-def fate(outcome: Outcome) -> str:
-    """The regime of a sample, else `rejected` or `failed`."""
+def kind_of(outcome: Outcome) -> str:
+    """Return the regime of a sample, else `rejected` or `failed`."""
     return str(outcome.regime if outcome.status is Status.ACCEPTED else outcome.status)
 
 
 def measurement_groups() -> list[dict[str, Any]]:
-    """Titles, each with the names of its measurements."""
+    """Return titles, each with the names of its measurements."""
     groups: list[dict[str, Any]] = []
     for field in fields(Measurements):
         if field.name in GROUP_STARTS or not groups:
@@ -60,7 +59,8 @@ def measurement_groups() -> list[dict[str, Any]]:
 
 
 def columns(assets: Sequence[Listed], drawn: Set[str], thresholds: FilterConfig) -> dict[str, list[Any]]:
-    """Equally long columns. `drawn`: uids of the samples that have files; `shard` is the folder with them, else ""."""
+    """Return one value per asset in each column. `drawn`: uids of the samples that have files; `shard` is the folder
+    with them, else ""."""
     outcomes = [asset.outcome for asset in assets]
     sources = [asset.ref.source if asset.ref else Attribution() for asset in assets]
     texts: dict[str, list[Any]] = {
@@ -73,7 +73,7 @@ def columns(assets: Sequence[Listed], drawn: Set[str], thresholds: FilterConfig)
         "licence": [source.licence for source in sources],
         "attribution": [source.attribution for source in sources],
         "uri": [o.uri for o in outcomes],
-        "fate": [fate(o) for o in outcomes],
+        "outcome": [kind_of(o) for o in outcomes],
         "reason": [str(o.reason or "") for o in outcomes],
         "detail": [o.detail for o in outcomes],
         "shard": [str(o.shard).removesuffix(".tar") if o.uid in drawn else "" for o in outcomes],

@@ -1,47 +1,58 @@
-"""Charts of a whole dataset as SVG. Colours come from the page's style, so that they follow light and dark."""
+"""Charts of the gallery as SVG. Their colours come from its style sheet, so that they follow light and dark."""
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 
+from pipeline.filter.rules import RULES, rule_of
 from pipeline.maintain.status import Stage, funnel
 from schemas.ledger import Outcome
 
-WIDTH = 560
-"""Of the funnel."""
+WIDTH = 600
+"""Width of the funnel, as of all sizes here in CSS pixels."""
 ROW, BAR = 22, 14
-LABEL = 210
-"""Where bars begin."""
+LABEL = 252
+"""Width of the labels left of the bars."""
 BINS = 24
 PLOT_WIDTH, PLOT_HEIGHT = 300, 84
 STAGES = {
     Stage.PROCESS: "no failure of ours",
     Stage.FILE: "a file that can be read",
     Stage.LOAD: "a mesh that can be loaded",
-    Stage.FILTER: "worth learning from",
-    Stage.TEXTURE: "with a proven map: textured",
+    Stage.FILTER: "accepted by the filter",
+    Stage.TEXTURE: "with a verified UV map: textured",
 }
-"""What an asset has that got past a stage."""
+"""Property of the assets that passed a stage."""
 TONES = {Stage.PROCESS: "failed", Stage.TEXTURE: "mv_only"}
-"""What becomes of the others; elsewhere they are rejected."""
+"""Outcome of the others; elsewhere they are rejected."""
+THRESHOLDS = frozenset(rule.name for rule in RULES)
 
 
 def funnel_chart(outcomes: Sequence[Outcome]) -> str:
-    """How many assets got past each stage, and why the others did not."""
+    """Draw how many assets passed each stage, and why the others did not: by reason and threshold."""
     rows = [("assets", len(outcomes), "all", False)]
+    labels = Counter((str(outcome.reason), _reason(outcome)) for outcome in outcomes)
     for step in funnel(outcomes):
         tone = TONES.get(step.stage, "rejected")
-        lost = [(reason.replace("_", " "), n, tone, True) for reason, n in step.lost.items()]
-        rows += [*lost, (STAGES[step.stage], step.left, "textured" if step.stage is Stage.TEXTURE else "all", False)]
+        for reason in step.lost:
+            rows += [(label, n, tone, True) for (lost, label), n in labels.most_common() if lost == reason]
+        rows.append((STAGES[step.stage], step.left, "textured" if step.stage is Stage.TEXTURE else "all", False))
     total = max(len(outcomes), 1)
     lines = [_bar(i, label, n, n / total, tone, inner) for i, (label, n, tone, inner) in enumerate(rows)]
-    told = "; ".join(f"{label}: {n}" for label, n, _, _ in rows)
-    return _svg(WIDTH, ROW * len(rows), f"What became of the assets. {told}", lines)
+    text = "; ".join(f"{label}: {n}" for label, n, _, _ in rows)
+    return _svg(WIDTH, ROW * len(rows), f"Assets that passed each stage. {text}", lines)
+
+
+def _reason(outcome: Outcome) -> str:
+    """Write a reason as words, with the threshold behind it in brackets."""
+    rule = rule_of(outcome.detail)
+    return str(outcome.reason).replace("_", " ") + (f" ({rule})" if rule in THRESHOLDS else "")
 
 
 def _bar(index: int, label: str, count: int, share: float, tone: str, inner: bool) -> str:
-    """One row: a stage, or indented what it took away."""
+    """Draw one row: a stage, or indented the assets that it removed."""
     y, room = index * ROW, WIDTH - LABEL - 64
     kind = "inner" if inner else "stage"
     return (
@@ -52,7 +63,7 @@ def _bar(index: int, label: str, count: int, share: float, tone: str, inner: boo
 
 
 def histogram(values: Sequence[int | float], title: str, unit: str, *, log: bool) -> str:
-    """How often each value occurs; the median is marked. On a logarithmic axis only what is above 0 counts."""
+    """Draw how often each value occurs, and mark the median. A logarithmic axis shows the values above 0."""
     numbers = np.asarray([value for value in values if not log or value > 0], dtype=np.float64)
     if not len(numbers):
         return ""
@@ -77,15 +88,15 @@ def histogram(values: Sequence[int | float], title: str, unit: str, *, log: bool
         f'<text class="median" x="{at + (5 if anchor == "start" else -5):.1f}" y="13" text-anchor="{anchor}">'
         f"median {median:,.4g} {escape(unit)}</text>"
     )
-    told = (
+    text = (
         f"{title}: {len(numbers):,} assets, {numbers.min():,.4g} to {numbers.max():,.4g} {unit}, median {median:,.4g}"
     )
     axis = f'<line class="axis" x1="0" x2="{PLOT_WIDTH}" y1="{ground}" y2="{ground}"/>'
-    return _svg(PLOT_WIDTH, ground + 22, told, [*bars, axis, *ticks, mark])
+    return _svg(PLOT_WIDTH, ground + 22, text, [*bars, axis, *ticks, mark])
 
 
 def _ticks(low: float, high: float, log: bool) -> list[tuple[float, float]]:
-    """Round values on the axis, with their places on it."""
+    """Choose round values for the axis, each with its place on it."""
     if log:
         decades = range(int(np.ceil(low)), int(np.floor(high)) + 1)
         steps = {0: (1, 2, 5), 1: (1, 2, 5), 2: (1, 5)}.get(len(decades), (1,))
@@ -105,6 +116,28 @@ def _tick(value: float, share: float, ground: int) -> str:
     )
 
 
-def _svg(width: int, height: int, told: str, lines: Sequence[str]) -> str:
-    label = escape(told, quote=True)
+def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> str:
+    """Draw the training loss on a logarithmic axis: every value, and the running mean over a twentieth of the run."""
+    width, height = 720, 220
+    values = np.asarray(losses, dtype=np.float64)
+    window = max(1, len(values) // 20)
+    padded = np.concatenate([np.full(window - 1, values[0]), values])
+    smooth = np.convolve(padded, np.ones(window) / window, mode="valid")
+    low, high = np.log10(values.min()), np.log10(values.max())
+    x = 50 + (width - 60) * np.linspace(0, 1, len(values))
+
+    def points(series: np.ndarray) -> str:
+        y = 10 + (height - 40) * (high - np.log10(series)) / max(high - low, 1e-9)
+        return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+
+    lines = [f'<polyline class="{name}" points="{points(s)}"/>' for name, s in (("raw", values), ("mean", smooth))]
+    scale = [(14, values.max()), (height - 26, values.min())]
+    lines += [f'<text x="44" y="{y}" text-anchor="end">{value:.3g}</text>' for y, value in scale]
+    ends = [(50, "start", steps[0]), (width - 10, "end", steps[-1])]
+    lines += [f'<text x="{at}" y="{height - 8}" text-anchor="{anchor}">step {n}</text>' for at, anchor, n in ends]
+    return _svg(width, height, "Training loss, log scale", lines)
+
+
+def _svg(width: int, height: int, text: str, lines: Sequence[str]) -> str:
+    label = escape(text, quote=True)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(lines)}</svg>'

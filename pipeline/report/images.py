@@ -1,4 +1,4 @@
-"""Arrays to pictures for a page."""
+"""Pictures of the gallery, made from arrays."""
 
 import base64
 from io import BytesIO
@@ -12,41 +12,49 @@ from schemas.sample import Views
 
 
 def as_rgb(direction_or_position: Float32[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
-    """A map in [-1, 1] as colours: (x + 1) / 2, so that 0 is mid-grey."""
+    """Show a map in [-1, 1] as colours: (x + 1) / 2, so that 0 is mid-grey."""
     return np.clip((direction_or_position + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
 
 
 def side_by_side(images: UInt8[np.ndarray, "count height width c"]) -> UInt8[np.ndarray, "height all_widths c"]:
+    """Join images in one row."""
     return np.concatenate(list(images), axis=1)
 
 
 def in_rows(images: UInt8[np.ndarray, "count height width c"], columns: int) -> UInt8[np.ndarray, "rows all_widths c"]:
-    """`columns` to a row, the last row filled up with zeros; fewer than that stay one row of their own width."""
+    """Join images in rows of `columns`, the last one filled with zeros; fewer images form one row of their width."""
     columns = min(columns, len(images))
     spare = -len(images) % columns
     filled = np.concatenate([images, np.zeros((spare, *images.shape[1:]), np.uint8)])
     return np.concatenate([side_by_side(filled[i : i + columns]) for i in range(0, len(filled), columns)])
 
 
-def data_uri(image: UInt8[np.ndarray, "height width 3"], height: int | None = None) -> str:
-    """A PNG as a data: URI, scaled down to `height` pixels when it is taller."""
+def webp(image: UInt8[np.ndarray, "height width c"], height: int) -> bytes:
+    """Encode an image, scaled down to `height` if it is taller: by a whole factor first, which takes half the time."""
     picture = Image.fromarray(image)
-    if height is not None and picture.height > height:
+    if (factor := picture.height // height) > 1:
+        picture = picture.reduce(factor)
+    if picture.height > height:
         picture = picture.resize((round(picture.width * height / picture.height), height), Image.Resampling.LANCZOS)
     buffer = BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.save(buffer, "WEBP", quality=82, method=2)
+    return buffer.getvalue()
+
+
+def data_uri(image: UInt8[np.ndarray, "height width c"], height: int) -> str:
+    """Return a `webp` of an image as a data: URI."""
+    return "data:image/webp;base64," + base64.b64encode(webp(image, height)).decode()
 
 
 GRID = 80
-"""Points along a side of each view."""
+"""Most points along a side of each view."""
 MAX_STEP = 0.15
 """Longest edge in dataset units, about four steps of the grid: beyond it two points lie on different surfaces."""
 
 
 def seen_surface(views: Views) -> tuple[UvMesh, UInt8[np.ndarray, "height all_widths 3"]] | None:
-    """A grid of stored points per view, joined where they are neighbours on the surface, and its texture: the views in
-    a row. None where the views see nothing."""
+    """Mesh the surface that views show, and return its texture too: the views in a row. Each view gives a grid of
+    points, joined where they are neighbours on the surface. Returns None if the views show nothing."""
     count, height, width = views.mask.shape
     rows, columns = _every(height), _every(width)
     grid = np.ix_(np.arange(count), rows, columns)
@@ -70,7 +78,7 @@ def seen_surface(views: Views) -> tuple[UvMesh, UInt8[np.ndarray, "height all_wi
 
 
 def _every(pixels: int) -> Int64[np.ndarray, " points"]:
-    """Pixels spread evenly over a side."""
+    """Spread at most `GRID` pixels evenly over a side."""
     points = min(GRID, pixels)
     return (np.arange(points) * pixels + pixels // 2) // points
 
@@ -78,8 +86,8 @@ def _every(pixels: int) -> Int64[np.ndarray, " points"]:
 def _faces(
     points: Float32[np.ndarray, "n 3"], covered: Bool[np.ndarray, " n"], number: Int64[np.ndarray, "views rows columns"]
 ) -> Int64[np.ndarray, "f 3"]:
-    """Two triangles for every square of the grid, counter-clockwise as the camera sees them, less those that leave the
-    surface."""
+    """Make two triangles of every square of the grid, counter-clockwise as the camera sees them, without those that
+    leave the surface."""
     top_left, top_right = number[:, :-1, :-1].ravel(), number[:, :-1, 1:].ravel()
     low_left, low_right = number[:, 1:, :-1].ravel(), number[:, 1:, 1:].ravel()
     upper = np.stack([top_left, low_left, top_right], axis=1)

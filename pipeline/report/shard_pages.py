@@ -1,5 +1,6 @@
-"""The files of the gallery that belong to one shard: a thumbnail and, loaded when it is opened, the pictures and the
-turnable mesh of every sample. A folder per shard, which appears whole or not at all."""
+"""The gallery's files of one shard: for each sample a thumbnail, and the pictures and 3D model that load when it opens.
+
+Each shard has a folder, which appears whole or not at all."""
 
 import base64
 import gzip
@@ -18,7 +19,7 @@ from PIL import Image
 
 from pipeline.dataset.shards import read_samples
 from pipeline.mesh_io.write_glb import glb_bytes
-from pipeline.report.images import as_rgb, in_rows, seen_surface
+from pipeline.report.images import as_rgb, data_uri, in_rows, seen_surface, webp
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, shard_path
 from schemas.errors import UserError
@@ -26,40 +27,41 @@ from schemas.sample import TextureSample
 from schemas.storage import Location
 
 FORM = 1
-"""Of these files: another number draws all of them again."""
+"""Version of these files: another number draws all of them again."""
 THUMBNAIL_PX = 192
 VIEW_PX = 240
 """Height of a view in an opened sample."""
 MAP_PX = 400
 """Height of a UV map in an opened sample."""
 MODEL_TEXTURE_PX = 1024
-"""Longest side of the texture on the turnable mesh."""
+"""Longest side of the texture of the 3D model."""
 VIEWS_PER_ROW = 4
 KEY_FILE = "key.txt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTask:
-    """A shard and what the gallery shows of it."""
+    """A shard to draw, and the samples that the gallery shows of it."""
 
     dataset: Location
     shard: ShardRecord
     uids: tuple[str, ...]
     folder: Path
-    """Where the files go."""
+    """Receives the files."""
 
     def key(self) -> str:
-        """The same for the same files."""
+        """Return a text that is equal for equal files."""
         parts = (str(FORM), self.shard.sha256, *self.uids)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def done(self) -> bool:
+        """Return whether the files are there and up to date."""
         path = self.folder / KEY_FILE
         return path.is_file() and path.read_text() == self.key()
 
 
 def draw_shard(task: ShardTask) -> str | None:
-    """Writes the folder of a shard; what is wrong with the shard, where it cannot be read."""
+    """Write the folder of a shard. Returns the problem of a shard that cannot be read."""
     beside = task.folder.with_name(f".{task.folder.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -83,8 +85,9 @@ def draw_shard(task: ShardTask) -> str | None:
 
 
 def draw_sample(sample: TextureSample, folder: Path) -> None:
+    """Write the thumbnail and the script of a sample."""
     front = _cut_out(sample.views.rgb[0], sample.views.mask[0])
-    (folder / f"{sample.uid}.webp").write_bytes(_webp(front, THUMBNAIL_PX))
+    (folder / f"{sample.uid}.webp").write_bytes(webp(front, THUMBNAIL_PX))
     entry = {
         "uid": sample.uid,
         "views": len(sample.views.rgb),
@@ -96,14 +99,14 @@ def draw_sample(sample: TextureSample, folder: Path) -> None:
 
 
 def script(receiver: str, value: Any) -> bytes:
-    """A classic script that hands `value` to `gallery.RECEIVER`: pages opened from a folder may load scripts and
-    nothing else. Plain ASCII, and nothing in it can end a script element."""
+    """Return a script that passes `value` to `gallery.RECEIVER`: pages opened from a folder may load scripts and
+    nothing else. It is plain ASCII, and nothing in it can end a script element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return f"gallery.{receiver}({text.replace('<', chr(92) + 'u003c')});\n".encode()
 
 
 def _pictures(sample: TextureSample) -> Iterator[dict[str, str]]:
-    """Every image of a sample, views in rows, maps one by one."""
+    """Draw every image of a sample: views in rows, maps one by one."""
     views = sample.views
     shown = {
         "Views: colour": views.rgb,
@@ -130,16 +133,15 @@ def _pictures(sample: TextureSample) -> Iterator[dict[str, str]]:
 
 
 def _picture(kind: str, title: str, image: UInt8[np.ndarray, "height width c"], height: int) -> dict[str, str]:
-    data = base64.b64encode(_webp(image, height)).decode()
-    return {"kind": kind, "title": title, "src": f"data:image/webp;base64,{data}"}
+    return {"kind": kind, "title": title, "src": data_uri(image, height)}
 
 
 def _model(sample: TextureSample) -> dict[str, str] | None:
-    """The mesh with its map, or what the views see of the surface: a binary glTF, gzipped, in base64."""
+    """Return the mesh with its map, or the surface that the views show, as gzipped binary glTF in base64."""
     if sample.mesh is not None and sample.uv is not None:
         mesh, rgb, opacity, title = sample.mesh, sample.uv.rgb, sample.uv.opacity, "The mesh with its baked map"
     elif seen := seen_surface(sample.views):
-        mesh, rgb, opacity, title = *seen, None, "What the views see of the surface: no mesh is stored"
+        mesh, rgb, opacity, title = *seen, None, "The surface that the views show (no mesh is stored)"
     else:
         return None
     image, mime_type = _texture(rgb, opacity)
@@ -150,7 +152,7 @@ def _model(sample: TextureSample) -> dict[str, str] | None:
 def _texture(
     rgb: UInt8[np.ndarray, "height width 3"], opacity: UInt8[np.ndarray, "height width"] | None
 ) -> tuple[bytes, str]:
-    """A JPEG; a PNG where there are holes."""
+    """Encode a texture as JPEG, or as PNG if it has holes."""
     picture = Image.fromarray(rgb if opacity is None else np.dstack([rgb, opacity]))
     picture.thumbnail((MODEL_TEXTURE_PX, MODEL_TEXTURE_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -164,17 +166,5 @@ def _texture(
 def _cut_out(
     rgb: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 4"]:
-    """See-through outside the mask."""
+    """Make an image transparent outside its mask."""
     return np.dstack([rgb, mask * np.uint8(255)])
-
-
-def _webp(image: UInt8[np.ndarray, "height width c"], height: int) -> bytes:
-    """Scaled down to `height` where it is taller: by a whole factor first, which takes half the time."""
-    picture = Image.fromarray(image)
-    if (factor := picture.height // height) > 1:
-        picture = picture.reduce(factor)
-    if picture.height > height:
-        picture = picture.resize((round(picture.width * height / picture.height), height), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=82, method=2)
-    return buffer.getvalue()

@@ -1,96 +1,142 @@
-"""`seqtex build`, `verify`, `report`: make a dataset, check it, look at it."""
+"""`seqtex build`, `extend`, `merge`, `retry`, `repair`: make a dataset, add to it, build parts of it again."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import islice
+from functools import partial
+from typing import Any
 
 from geometry.raster_cuda import require_cuda
 from pipeline.blender.host import tried
 from pipeline.config import BuildConfig
-from pipeline.dataset import verify as verification
-from pipeline.dataset.shards import stored_samples
+from pipeline.dataset.lock import lock
+from pipeline.dataset.plan import ShardJob
+from pipeline.dataset.state import BuildReport, writable
 from pipeline.executor.build import build as build_dataset
-from pipeline.executor.scheduler import RunConfig
-from pipeline.report.gallery import write_gallery
+from pipeline.executor.build import extend as extend_dataset
+from pipeline.executor.build import rework as rework_dataset
+from pipeline.maintain.failures import damaged, with_reasons
+from pipeline.maintain.merge import carry_over, plan_merge
+from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.registry import left_out
 from schemas.errors import UsageError, UserError
-from schemas.sample import Regime, TextureSample
+from schemas.ledger import Reason
 from schemas.storage import Location
-from seqtex.cli.console import bar, build_progress, log_event
-from seqtex.cli.what_if import built_with
-
-AS_USUAL = RunConfig()
-"""The default of `--run.*`."""
+from seqtex.cli.console import build_progress, log_event
+from seqtex.cli.inspect import verify
+from seqtex.cli.options import MIRRORS, WorkOptions, build_options
 
 
-def build(
-    source: str,
-    out: Location,
-    cfg: BuildConfig,
-    workers: int = 1,
-    address: str | None = None,
-    run: RunConfig = AS_USUAL,
-) -> int:
+def default_config(command: str, arguments: list[str]) -> BuildConfig | None:
+    """Return the configuration of the dataset that `extend` adds to."""
+    return build_options(arguments) if command == "extend" else None
+
+
+def build(source: str, out: Location, cfg: BuildConfig, work: WorkOptions) -> int:
     """Build the dataset of `source` in `out`, or finish one that was interrupted.
 
     Args:
-        source: where the assets are: folder:PATH (every .glb, .gltf, .obj below), procedural:N (N made-up assets),
+        source: where the assets are: folder:PATH (every .glb, .gltf, .obj below), procedural:N (N generated assets),
             objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE
             (uids, sha256s or file identifiers, one a line), narrowed down by --select.*,
             seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)
-        out: folder of the dataset, or its address in an object store (s3://bucket/forge, gs://bucket/forge)
-        workers: processes on this machine
-        address: join this Ray cluster (every node must see `out` and the assets) instead of working here
-        run: how it is carried out
+        out: folder of the dataset, or its URL in an object store (s3://bucket/forge, gs://bucket/forge)
     """
-    cfg = replace(cfg, blender=tried(cfg.blender))
-    if cfg.rasterizer == "cuda" and address is None:
+    cfg = usable(cfg, source)
+    if cfg.rasterizer == "cuda" and work.address is None:
         require_cuda()
-    if told := left_out(source, bool(cfg.blender.python)):
-        log_event("passed_over", detail=told)
     with build_progress() as notify:
-        report = build_dataset(source, out, cfg, workers, notify, address, run)
-    log_event("built", dataset=str(out), **asdict(report))
+        report = build_dataset(source, out, cfg, work.workers, notify, work.address, work.run)
+    log_report("built", out, report)
     if report.textured + report.mv_only == 0:
-        raise UserError(f"{out}: no asset was accepted; the reasons stand in {out / 'ledger'} and {out / 'README.md'}")
+        raise UserError(f"{out}: no asset was accepted; see the reasons in {out / 'ledger'} and {out / 'README.md'}")
     return 0
 
 
-def verify(dataset: Location) -> int:
-    """Read every file of a dataset and compare it with the ledger; print what is wrong.
+def extend(dataset: Location, source: str, cfg: BuildConfig, work: WorkOptions) -> int:
+    """Add the assets of a source that a dataset does not have yet, by the dataset's own configuration: new jobs after
+    its own, whose files stay as they are. A setting that differs is refused; --select.* may differ.
 
     Args:
         dataset: folder that `seqtex build` wrote
+        source: where the new assets are, as for `seqtex build`
     """
-    problems = verification.verify(dataset)
-    for problem in problems:
-        log_event("problem", detail=problem)
-    log_event("verified", dataset=str(dataset), problems=len(problems))
-    return 1 if problems else 0
+    cfg = usable(cfg, source)
+    with build_progress() as notify:
+        report, new = extend_dataset(source, dataset, cfg, work.workers, notify, work.address, work.run)
+    log_report("extended", dataset, report, added=new.assets, present=new.present, changed=new.changed)
+    return 0
 
 
-def report(dataset: Location, assets: int = 10_000, workers: int = 1) -> int:
-    """Write the gallery of a dataset, report/index.html, which a browser opens from disk: every asset with what became
-    of it, filters, and each sample with its pictures and its mesh in 3D. Run it again after more was built: only new or
-    changed shards are drawn.
+def merge(datasets: list[Location], out: Location, work: WorkOptions, objaverse: ObjaverseConfig = MIRRORS) -> int:
+    """Put datasets of one configuration together in a new place: their jobs numbered anew, their shards linked if the
+    file system can, else copied, within an object store by the store itself. An asset that two of them have is taken
+    from the first that has it as a sample; duplicates across them are excluded. The datasets stay as they are.
+
+    Args:
+        datasets: folders or URLs that `seqtex build` wrote to, two or more
+        out: folder or URL of the merged dataset
+        objaverse: where Objaverse's assets come from
+    """
+    plan = plan_merge(datasets)
+    out = out.expanduser().absolute()
+    with writable(out), lock(out):
+        carry_over(plan, out)
+    log_report("merged", out, rework(out, lambda out, jobs: [], work, objaverse), same_uid=plan.twice)
+    return 0
+
+
+def retry(dataset: Location, reason: list[str], work: WorkOptions, objaverse: ObjaverseConfig = MIRRORS) -> int:
+    """Process again the assets that ended with a reason, by the dataset's own configuration. All others keep their rows
+    and samples, byte for byte.
 
     Args:
         dataset: folder that `seqtex build` wrote
-        assets: list at most so many, chosen evenly; the charts count all
-        workers: processes that draw
+        reason: e.g. timeout; may be given several times
+        objaverse: where Objaverse's assets come from
     """
-    for name, value in (("assets", assets), ("workers", workers)):
-        if value < 1:
-            raise UsageError(f"--{name} {value}: give 1 or more")
-    with bar("drawing", None, "shards") as update:
-        thresholds = built_with(dataset)
-        gallery = write_gallery(dataset, thresholds, assets, workers, lambda done, total: update(done, "", total=total))
-    for problem in gallery.problems:
-        log_event("problem", detail=problem)
-    log_event("report", path=str(gallery.page), listed=gallery.listed, drawn=gallery.drawn, kept=gallery.kept)
-    return 1 if gallery.problems else 0
+    reasons = frozenset(map(as_reason, reason))
+    log_report("retried", dataset, rework(dataset, partial(with_reasons, reasons=reasons), work, objaverse))
+    return 0
 
 
-def some_samples(dataset: Location, count: int) -> list[TextureSample]:
-    """The first samples, about a fifth of them multi-view-only where there are such."""
-    mv_only = list(islice(stored_samples(dataset, Regime.MV_ONLY), max(1, count // 5)))
-    return list(islice(stored_samples(dataset, Regime.TEXTURED), count - len(mv_only))) + mv_only
+def repair(dataset: Location, work: WorkOptions, objaverse: ObjaverseConfig = MIRRORS) -> int:
+    """Verify a dataset and build again the jobs that are damaged or missing, by its own plan and configuration; then
+    verify once more. Files of other jobs stay as they are. Ends with 1 if a problem remains.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        objaverse: where Objaverse's assets come from
+    """
+    log_report("repaired", dataset, rework(dataset, damaged, work, objaverse))
+    return verify(dataset)
+
+
+def usable(cfg: BuildConfig, source: str) -> BuildConfig:
+    """Check that Blender starts if it is asked for, and log the meshes of a source that will be skipped."""
+    cfg = replace(cfg, blender=tried(cfg.blender))
+    if skipped := left_out(source, bool(cfg.blender.python)):
+        log_event("skipped", detail=skipped)
+    return cfg
+
+
+def rework(
+    dataset: Location,
+    choose: Callable[[Location, list[ShardJob]], list[ShardJob]],
+    work: WorkOptions,
+    objaverse: ObjaverseConfig,
+) -> BuildReport:
+    """Run the jobs of a dataset that `choose` selects again, and show the progress."""
+    with build_progress() as notify:
+        return rework_dataset(dataset, choose, work.workers, notify, work.address, objaverse, work.run)
+
+
+def log_report(event: str, dataset: Location, report: BuildReport, **facts: Any) -> None:
+    """Log the counts of a dataset after a build."""
+    log_event(event, dataset=str(dataset), **facts, **asdict(report))
+
+
+def as_reason(word: str) -> Reason:
+    """Return the reason of that name. Raises UsageError if there is none."""
+    if word not in list(Reason):
+        raise UsageError(f"--reason {word}: no such reason; give one of {', '.join(Reason)}")
+    return Reason(word)

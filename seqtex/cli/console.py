@@ -19,11 +19,11 @@ from schemas.errors import printable
 from seqtex.cli import sentences as plain
 
 WIDE = 1000
-"""Columns of a pipe or file, where a row stays on its line."""
+"""Columns in a pipe or file, so that a row stays on its line."""
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) -> None:
-    """One table; numbers to the right. Cells show as they are: what they hold may come from strangers."""
+    """Print a table, numbers to the right. Cells show as they are: their text may come from strangers."""
     console, table = Console(width=None if sys.stdout.isatty() else WIDE), Table()
     for index, name in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)
@@ -39,12 +39,12 @@ LogFormat = Literal["plain", "json"]
 
 
 class Log:
-    """Writes the events of a command to standard output, in the format that its `--log` names."""
+    """The log of the running command on standard output, in the format that its `--log` names."""
 
     def __init__(self) -> None:
-        self.begin("plain", time.monotonic)
+        self.begin("plain")
 
-    def begin(self, log_format: LogFormat, clock: Callable[[], float]) -> None:
+    def begin(self, log_format: LogFormat, clock: Callable[[], float] = time.monotonic) -> None:
         """Start the log of a command: time counts from here."""
         self.format = log_format
         self._clock, self._start = clock, clock()
@@ -55,15 +55,15 @@ class Log:
         """Seconds since the command began."""
         return self._clock() - self._start
 
-    def event(self, event: str, facts: dict[str, Any]) -> None:
-        """Write one line, whatever the event."""
+    def event(self, event: str, **facts: Any) -> None:
+        """Write one line: a sentence, or a JSON object."""
         if self.format == "json":
             self._write(json.dumps({"event": event} | facts) + "\n")
         else:
             self._write(plain.line(self.elapsed, plain.sentence(event, facts)))
 
     def progress(self, text: str, share: float | None) -> None:
-        """Write a plain line where one is due, unless a bar shows the same on the terminal."""
+        """Write a plain line about work in progress if one is due (`plain.Throttle`) and no bar shows the same."""
         shown = sys.stderr.isatty() and sys.stdout.isatty()
         if self.format == "plain" and not shown and self._throttle.due(self.elapsed, share):
             self._write(plain.line(self.elapsed, text))
@@ -73,50 +73,25 @@ class Log:
         sys.stdout.flush()
 
 
-_log = Log()
-"""The log of the command that is running."""
-
-
-def begin_log(log_format: LogFormat, clock: Callable[[], float] = time.monotonic) -> None:
-    """Starts the log of a command; time counts from here."""
-    _log.begin(log_format, clock)
-
-
-def set_format(log_format: LogFormat) -> None:
-    """Changes the format of the lines to come."""
-    _log.format = log_format
+log = Log()
+begin_log, log_event = log.begin, log.event
 
 
 def logs_json() -> bool:
-    """Tell whether `--log json` was given: for commands whose result is a table or text otherwise."""
-    return _log.format == "json"
-
-
-def log_event(event: str, **facts: Any) -> None:
-    """Write one line to standard output: a sentence, or a JSON object."""
-    _log.event(event, facts)
-
-
-def log_progress(text: str, share: float | None) -> None:
-    """Write a plain line about work that goes on, where one is due: see `plain.Throttle`."""
-    _log.progress(text, share)
-
-
-def elapsed() -> float:
-    """Seconds since the command began."""
-    return _log.elapsed
+    """Return whether `--log json` was given: for commands whose result is a table or text otherwise."""
+    return log.format == "json"
 
 
 LOG_EVERY = 50
-"""Steps of training between two JSON lines."""
+"""Training steps between two JSON lines."""
 BEFORE_THE_END = 0.99
-"""A share of jobs that makes no last line: `done`, which follows, is that."""
+"""Largest share of a build's progress lines: the last line is `done`, which follows."""
 
 
 @contextmanager
 def terminal_bar(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal; yields `draw(done, note, total=None)`. Draws nothing elsewhere, or with JSON
-    lines."""
+    """Show a progress bar on a terminal; yields `draw(done, note, total=None)`. Draws nothing elsewhere, or with
+    `--log json`."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -136,8 +111,8 @@ def terminal_bar(description: str, total: int | None, unit: str) -> Iterator[Cal
 
 @contextmanager
 def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal, now and then a plain line elsewhere; yields `update(done, note, total=None)`.
-    Silent with JSON lines: events go to the log instead."""
+    """Show a progress bar on a terminal, elsewhere a plain line now and then; yields `update(done, note, total=None)`.
+    Shows nothing with `--log json`."""
     pace, known = plain.Pace(), total
     with terminal_bar(description, total, unit) as draw:
 
@@ -145,14 +120,14 @@ def bar(description: str, total: int | None, unit: str) -> Iterator[Callable[...
             nonlocal known
             known = known if total is None else total
             draw(done, note, total)
-            text = plain.working(description, done, known, unit, pace.rate(elapsed(), done), note)
-            log_progress(text, done / known if known else None)
+            text = plain.working(description, done, known, unit, pace.rate(log.elapsed, done), note)
+            log.progress(text, done / known if known else None)
 
         yield update
 
 
 def training_note(row: dict[str, Any]) -> str:
-    """What stands beside the bar of a training run: step, loss, and how fast it goes where that is known."""
+    """Return the note beside the bar of a training run: step, loss, and its speed if that is known."""
     loss = "no number" if row["loss"] is None else f"{row['loss']:.3f}"
     rate = f", {row['samples_per_s']:.3g} samples/s, waits {row['wait']:.0%}" if "samples_per_s" in row else ""
     return f"step {row['step']}, loss {loss}{rate}"
@@ -160,8 +135,8 @@ def training_note(row: dict[str, Any]) -> str:
 
 @contextmanager
 def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Receives the rows of `training.train.train`: a bar, now and then a plain line, or a JSON line every 50 steps.
-    `max_steps`: None where a time limit may end the run before."""
+    """Show the rows of `training.train.train` as a bar, as a plain line now and then, or as a JSON line every 50 steps.
+    max_steps: None if a time limit may end the run before."""
     steps, shares = plain.Pace(), plain.Pace()
     with terminal_bar("training", 100, "%") as draw:
 
@@ -170,16 +145,16 @@ def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any
             draw(int(100 * share), training_note(row))
             if logs_json() and row["step"] % LOG_EVERY == 0:
                 log_event("step", **row)
-            rate, pace = steps.rate(elapsed(), row["step"]), shares.rate(elapsed(), share)
-            log_progress(plain.training(row, max_steps, rate, (1 - share) / pace if pace else None), share)
+            rate, pace = steps.rate(log.elapsed, row["step"]), shares.rate(log.elapsed, share)
+            log.progress(plain.training(row, max_steps, rate, (1 - share) / pace if pace else None), share)
 
         yield report
 
 
 @contextmanager
 def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
-    """Receives the events of `pipeline.executor.build`: assets done out of assets planned, rate, time to go and what
-    became of them. Jobs that end have a plain line now and then, other events always."""
+    """Show the events of `pipeline.executor.build`: assets done out of those planned, rate, time left and outcomes.
+    Jobs that end give a plain line now and then, other events always."""
     with terminal_bar("building", None, "assets") as draw:
 
         def notify(event: BuildEvent) -> None:
@@ -187,13 +162,13 @@ def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
             if event.event != "job" or logs_json():
                 log_event(**asdict(event))
             else:
-                log_progress(plain.building(asdict(event)), min(event.assets_done / event.planned, BEFORE_THE_END))
+                log.progress(plain.building(asdict(event)), min(event.assets_done / event.planned, BEFORE_THE_END))
 
         yield notify
 
 
 def build_note(event: BuildEvent) -> str:
-    """What stands beside the bar of a build."""
+    """Return the note beside the bar of a build."""
     parts = [f"{event.assets_per_s:.3g}/s"] if event.assets_per_s is not None else []
     parts.append(f"{event.textured} textured, {event.mv_only} views only")
     parts.append(f"{event.rejected} rejected, {event.failed} failed")

@@ -1,4 +1,4 @@
-"""`seqtex demo`: the whole path on procedural meshes, from nothing to textured .glb files, a verdict and a report."""
+"""`seqtex demo`: every step on procedural meshes, from nothing to textured .glb files and a page of the gallery."""
 
 import json
 import sys
@@ -11,25 +11,31 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
+from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.dataset.shards import stored_samples
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
+from pipeline.mesh_io.write_glb import write_glb
 from pipeline.render.uv_maps import BakeConfig
-from pipeline.render.views import RenderConfig
+from pipeline.render.views import RenderConfig, render_baked
+from pipeline.report.charts import loss_curve
+from pipeline.report.gallery import Section, write_gallery, write_page
+from pipeline.report.images import side_by_side
 from pipeline.sources.procedural import procedural
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import read_ledger, write_file
 from schemas.errors import UserError, require_between
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
-from seqtex.cli.build import some_samples
-from seqtex.cli.console import build_progress, log_event, logs_json, print_table, training_progress
-from seqtex.cli.demo_report import Trial, write_report, write_results
-from seqtex.texturing import Condition, open_subject, texture_subjects
+from seqtex.cli.console import bar, build_progress, log_event, logs_json, print_table, training_progress
+from seqtex.texturing import Condition, Subject, TexturedSubject, open_subject, texture_subjects
 from training.config import preset
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
@@ -37,9 +43,15 @@ from training.metrics.images import baselines, psnr
 from training.train import TrainResult, train
 
 HELD_OUT_SEED = 1
-"""Of the procedural source; the training meshes have seed 0."""
+"""Seed of the held-out meshes; the training meshes have seed 0."""
 ESTIMATED_AFTER, RECENT = 30, 15
-"""Steps after which the length of the training can be said, and of those the last ones, by which it is."""
+"""Steps after which the length of the training is estimated, and how many of them, the last ones, are measured."""
+PICTURE = RenderConfig(resolution=256, supersample=2)
+"""Renders on the page."""
+LABEL = 26
+"""Height of a line of words in the picture, pixels."""
+INK, PAPER = (235, 238, 244), (24, 28, 36)
+SCORE_COLUMNS = ("mean over", "this model", "copying the nearest visible pixel", "filling with the mean colour")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +82,7 @@ class DemoConfig:
         require_between("measured_meshes", self.measured_meshes, 1, 1000)
 
     def build_config(self) -> BuildConfig:
+        """Return the options of the build."""
         return BuildConfig(
             assets_per_job=16,
             views=RenderConfig(resolution=self.view_resolution),
@@ -77,14 +90,38 @@ class DemoConfig:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One mesh textured from one image of it, compared with its true texture."""
+
+    sample: TextureSample
+    """The mesh with its true texture."""
+    subject: Subject
+    result: TexturedSubject
+    psnr_db: float
+    """PSNR of the generated UV map over covered texels."""
+    nearest_db: float
+    """PSNR of a map whose texels copy the nearest pixel of the image."""
+    fill_db: float
+    """PSNR of a map filled with the mean foreground colour of the image."""
+
+    def line(self) -> str:
+        """Return its figures in words."""
+        return f"{self.psnr_db:.1f} dB; nearest pixel {self.nearest_db:.1f}, fill {self.fill_db:.1f}"
+
+
+Score = tuple[str, float, float, float]
+"""Name of some meshes, and the means of their trials' three PSNRs in dB."""
+
+
 def demo(cfg: DemoConfig, out: Path = Path("out/demo")) -> int:
-    """Build a dataset of procedural meshes through Ray, verify it, train on it, texture meshes of it and meshes that it
-    does not hold from one image each, and write two textured .glb files, summary.json and a report. Ends with 1 where
-    the textures are no better than a fill with the image's mean colour. Run again, it goes on with the training where
-    that was paused, or finds it done.
+    """Build a dataset of procedural meshes through Ray, verify it, train on it, texture meshes of it and held-out
+    meshes from one image each, and write two textured .glb files, summary.json and the gallery of the dataset with a
+    page about the results. Ends with 1 if the textures are no better than a fill with the image's mean colour. Run
+    again, it resumes a training that was paused, or finds it done.
 
     Args:
-        out: folder for everything that is made
+        out: folder for all results
     """
     seconds: dict[str, float] = {}
     dataset = out / "dataset"
@@ -100,30 +137,25 @@ def demo(cfg: DemoConfig, out: Path = Path("out/demo")) -> int:
         known = [run_trial(path, sample, network, cfg) for path, sample in known_meshes(dataset, cfg)]
         unseen = [run_trial(path, sample, network, cfg) for path, sample in unseen_meshes(out, cfg)]
         for trial, name in ((known[0], "training"), (unseen[0], "held-out")):
-            write_results(trial, out, name)
-    summary = summarise(known, unseen, len(trained.losses), cfg)
-    rows = [
-        mean_row(f"{len(known)} training meshes", known),
-        mean_row(f"{len(unseen)} meshes it never saw", unseen),
-    ]
+            write_glb(out / f"{name}.glb", trial.subject.uv_mesh, trial.result.uv_rgb, trial.subject.frame)
+            Image.fromarray(trial.sample.views.rgb[0]).save(out / f"{name}_image.png")
+    scores = [score(f"{len(known)} training meshes", known), score(f"{len(unseen)} held-out meshes", unseen)]
+    summary = summarise(scores, len(trained.losses), cfg)
     with timed("report", seconds):
-        samples = some_samples(dataset, 15)
-        write_report(out, dataset, samples, trained, (known[0], unseen[0]), (SCORE_COLUMNS, rows), summary["verdict"])
+        page = write_report(out, cfg, trained, (known[0], unseen[0]), scores, summary["result"])
     summary["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
     write_file(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
     if logs_json():
-        log_event("demo", **summary)
-        return exit_code(summary)
-    print_table(SCORE_COLUMNS, rows, title="texture from one image: PSNR of the UV map over covered texels, dB")
-    show_verdict(summary, out)
+        log_event("demo", **summary, page=str(page))
+    else:
+        print_table(SCORE_COLUMNS, scores, title="texture from one image: PSNR of the UV map over covered texels, dB")
+        show_result(summary, out, page)
     return exit_code(summary)
-
-
-SCORE_COLUMNS = ("mean over", "this model", "copying the nearest visible pixel", "filling with the mean colour")
 
 
 @contextmanager
 def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Measure and log the time that a stage takes."""
     start = time.monotonic()
     yield
     seconds[stage] = time.monotonic() - start
@@ -131,6 +163,7 @@ def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def build_dataset(dataset: Path, cfg: DemoConfig) -> None:
+    """Build the training data."""
     assets = dataset / "assets"
     refs = chain(procedural(cfg.mixed_assets, assets), procedural(cfg.clean_assets, assets, clean=True))
     with build_progress() as notify:
@@ -164,7 +197,7 @@ def train_tiny(dataset: Path, directory: Path, cfg: DemoConfig) -> TrainResult:
 
 
 def known_meshes(dataset: Path, cfg: DemoConfig) -> Iterator[tuple[Path, TextureSample]]:
-    """Meshes of the dataset with authored UVs, with their samples."""
+    """Yield files of the dataset with authored UVs, with their samples."""
     paths = {outcome.uid: Path(outcome.uri) for part in read_ledger(dataset) for outcome in part.outcomes}
     authored = (
         s for s in stored_samples(dataset, Regime.TEXTURED) if s.mesh is not None and s.mesh.layout == "authored"
@@ -174,7 +207,7 @@ def known_meshes(dataset: Path, cfg: DemoConfig) -> Iterator[tuple[Path, Texture
 
 
 def unseen_meshes(out: Path, cfg: DemoConfig) -> Iterator[tuple[Path, TextureSample]]:
-    """Meshes of another seed, put through the same pipeline to have the truth."""
+    """Yield files of another seed, with the samples that the same pipeline makes of them."""
 
     def samples(refs: Iterator[MeshRef]) -> Iterator[tuple[Path, TextureSample]]:
         for ref in refs:
@@ -187,7 +220,7 @@ def unseen_meshes(out: Path, cfg: DemoConfig) -> Iterator[tuple[Path, TextureSam
 
 
 def run_trial(path: Path, sample: TextureSample, network: Checkpoint, cfg: DemoConfig) -> Trial:
-    """Textures the mesh in `path` from the sample's front view, as `seqtex texture` does."""
+    """Texture the mesh in `path` from the sample's front view, as `seqtex texture` does."""
     assert sample.uv is not None
     subject = open_subject(path, UnwrapConfig(), network.card)
     condition, sampler = Condition(images={0: sample.views.rgb[0]}), SamplerConfig(steps=cfg.sample_steps)
@@ -203,7 +236,11 @@ def run_trial(path: Path, sample: TextureSample, network: Checkpoint, cfg: DemoC
     )
 
 
-def mean_row(name: str, trials: Sequence[Trial]) -> tuple[str, float, float, float]:
+# results
+
+
+def score(name: str, trials: Sequence[Trial]) -> Score:
+    """Average the figures of some trials."""
     return (
         name,
         fmean(t.psnr_db for t in trials),
@@ -212,35 +249,142 @@ def mean_row(name: str, trials: Sequence[Trial]) -> tuple[str, float, float, flo
     )
 
 
-def summarise(known: Sequence[Trial], unseen: Sequence[Trial], steps: int, cfg: DemoConfig) -> dict[str, Any]:
-    """Summarise both sets of meshes for `summary.json`: means in dB, the steps, and the verdict."""
-    figures = {}
-    for name, trials in (("training", known), ("held_out", unseen)):
-        _, figures[f"{name}_db"], figures[f"{name}_nearest_db"], figures[f"{name}_fill_db"] = mean_row("", trials)
-    beats_fill = all(figures[f"{name}_db"] > figures[f"{name}_fill_db"] for name in ("training", "held_out"))
-    verdict = "passed" if beats_fill else "failed"
-    if beats_fill and steps < cfg.steps:
-        verdict = "undertrained"
-    rounded = {name: round(value, 2) for name, value in figures.items()}
-    return {"verdict": verdict, "steps": steps, "planned_steps": cfg.steps} | rounded
+def summarise(scores: Sequence[Score], steps: int, cfg: DemoConfig) -> dict[str, Any]:
+    """Return `summary.json`: the scores of training and held-out meshes in dB, the steps, and the result."""
+    figures: dict[str, float] = {}
+    for name, (_, *values) in zip(("training", "held_out"), scores, strict=True):
+        keys = (f"{name}_db", f"{name}_nearest_db", f"{name}_fill_db")
+        figures |= zip(keys, (round(value, 2) for value in values), strict=True)
+    beats_fill = all(own > fill for _, own, _, fill in scores)
+    result = ("passed" if steps >= cfg.steps else "undertrained") if beats_fill else "failed"
+    return {"result": result, "steps": steps, "planned_steps": cfg.steps} | figures
 
 
 def exit_code(summary: dict[str, Any]) -> int:
-    """Return 1 where the demo failed at its purpose, else 0."""
-    return int(summary["verdict"] == "failed")
+    """Return 1 if the demo failed, else 0."""
+    return int(summary["result"] == "failed")
 
 
-def show_verdict(summary: dict[str, Any], out: Path) -> None:
-    """Print in a sentence how it went, and what to do next."""
+def show_result(summary: dict[str, Any], out: Path, page: Path) -> None:
+    """Print the result in a sentence, what to look at and what to do next."""
     steps, planned = f"{summary['steps']:,}", f"{summary['planned_steps']:,}"
     gain = {name: summary["held_out_db"] - summary[f"held_out_{name}_db"] for name in ("nearest", "fill")}
-    held_out = f"on meshes it never saw {gain['nearest']:+.1f} dB to copied pixels, {gain['fill']:+.1f} dB to a fill"
+    held_out = f"on held-out meshes {gain['nearest']:+.1f} dB to copied pixels, {gain['fill']:+.1f} dB to a fill"
     words = {
-        "passed": f"passed: {held_out}; see {out}/report.html and {out}/held-out.glb",
+        "passed": f"passed: {held_out}",
         "undertrained": f"undertrained: {steps} of {planned} steps; run again to go on ({held_out})",
         "failed": f"failed: no better than a fill with the mean colour, after {steps} of {planned} steps"
         + ("; run again to go on" if summary["steps"] < summary["planned_steps"] else ""),
     }
-    color = {"passed": "green", "undertrained": "yellow", "failed": "red"}[summary["verdict"]]
+    color = {"passed": "green", "undertrained": "yellow", "failed": "red"}[summary["result"]]
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    console.print(words[summary["verdict"]], style=f"bold {color}", markup=False)
+    console.print(words[summary["result"]], style=f"bold {color}", markup=False)
+    console.print(f"report: {page}\ntextured mesh: {out / 'held-out.glb'}", markup=False)
+
+
+def write_report(
+    out: Path,
+    cfg: DemoConfig,
+    trained: TrainResult,
+    shown: tuple[Trial, Trial],
+    scores: Sequence[Score],
+    result: str,
+) -> Path:
+    """Write `picture.png` and the dataset's gallery with a page about the results, and return that page. shown: a
+    training mesh and a held-out one."""
+    titles = ("A training mesh", "A held-out mesh")
+    renders = [render_trial(trial) for trial in shown]
+    losses = [row["loss"] for row in trained.losses]
+    sections = [
+        Section(
+            title=f"Texture from one image: {result}",
+            text="PSNR of the generated UV map in dB over covered texels; higher is better. Two baselines need no "
+            "learning: each texel copies the nearest pixel of the image, or all take its mean colour.",
+            columns=SCORE_COLUMNS,
+            rows=[(name, *(f"{value:.1f}" for value in values)) for name, *values in scores],
+        ),
+        *map(trial_section, titles, shown, renders),
+        Section(
+            title="Training loss",
+            text=f"{trained.parameters / 1e6:.1f} M parameters, {len(losses):,} steps in {trained.seconds:.0f} s; each "
+            "step and the running mean, log scale.",
+            svg=loss_curve([row["step"] for row in trained.losses], losses),
+        ),
+    ]
+    Image.fromarray(np.concatenate(list(map(overview, titles, shown, renders)))).save(out / "picture.png")
+    dataset = out / "dataset"
+    summary = "A model trained on a dataset of procedural meshes, and two meshes that it textured from one image each."
+    page = write_page(dataset, "demo", "SeqTex Forge demo", summary, sections)
+    with bar("drawing", None, "shards") as update:
+        write_gallery(
+            dataset, cfg.build_config().filter, 10_000, cfg.workers, lambda done, total: update(done, "", total=total)
+        )
+    return page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renders:
+    """A trial from its four cameras, sRGB: without texture, with the generated one, with the true one."""
+
+    before: UInt8[np.ndarray, "views height width 3"]
+    after: UInt8[np.ndarray, "views height width 3"]
+    truth: UInt8[np.ndarray, "views height width 3"]
+
+
+def render_trial(trial: Trial) -> Renders:
+    """Render a trial's mesh."""
+    rasterizer, cameras = CpuRasterizer(threads=2), trial.subject.cameras
+    assert trial.sample.uv is not None
+    opacity = trial.sample.uv.opacity
+    after = render_baked(trial.subject.uv_mesh, trial.result.uv_rgb, cameras, PICTURE, rasterizer, opacity)
+    truth = render_baked(trial.subject.uv_mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer, opacity)
+    return Renders(before=clay(after.normal), after=after.rgb, truth=truth.rgb)
+
+
+def trial_section(title: str, trial: Trial, renders: Renders) -> Section:
+    """Show before, after and truth from the same four cameras, and the UV maps."""
+    assert trial.sample.uv is not None
+    pictures = {
+        "the image given": enlarged(trial.sample.views.rgb[0]),
+        "UV map, generated": enlarged(trial.result.uv_rgb),
+        "UV map, true": enlarged(trial.sample.uv.rgb),
+        "before: the bare mesh": side_by_side(renders.before),
+        "after: the generated texture on the mesh": side_by_side(renders.after),
+        "truth": side_by_side(renders.truth),
+    }
+    return Section(title=title, text=f"{trial.sample.meta['caption']}: {trial.line()}", pictures=pictures)
+
+
+def overview(title: str, trial: Trial, renders: Renders) -> UInt8[np.ndarray, "height width 3"]:
+    """Join the image given and the textured mesh from four sides; below, the bare mesh and the truth."""
+    cells = np.stack([enlarged(trial.sample.views.rgb[0]), *renders.after])
+    below = np.stack([renders.before[0], *renders.truth])
+    width = cells.shape[2] * len(cells)
+    rows = [
+        words(f"{title}: {trial.line()}. The image given, then the mesh with the generated texture", width),
+        side_by_side(cells),
+        words("The bare mesh, then the true texture", width),
+        side_by_side(below),
+    ]
+    return np.concatenate(rows)
+
+
+def enlarged(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Resize an image to the size of the renders."""
+    size = (PICTURE.resolution, PICTURE.resolution)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def words(text: str, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw a line of text as a strip of the picture."""
+    strip = Image.new("RGB", (width, LABEL), PAPER)
+    ImageDraw.Draw(strip).text((8, 4), text, fill=INK, font=ImageFont.load_default(15))
+    return np.asarray(strip)
+
+
+def clay(normals: Float32[np.ndarray, "views height width 3"]) -> UInt8[np.ndarray, "views height width 3"]:
+    """Shade a surface grey under a wide lamp up front to the left; black where there is no surface."""
+    lamp = np.array([-0.4, -0.7, 0.6], np.float32) / np.float32(np.sqrt(1.01))
+    covered = (normals != 0).any(axis=-1)
+    shade = covered * (60 + 170 * (normals @ lamp / 2 + 0.5))
+    return np.repeat(shade[..., None], 3, axis=-1).astype(np.uint8)

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import BuildConfig
-from pipeline.executor.scheduler import RunConfig
 from pipeline.seqtex_layouts.export import export as write_layout
 from pipeline.seqtex_layouts.layout import Layout
 from schemas.dataset import read_ledger
 from schemas.errors import UsageError, UserError
 from schemas.storage import Location
-from seqtex.cli.build import AS_USUAL, build
+from seqtex.cli.build import build
 from seqtex.cli.console import bar, log_event
+from seqtex.cli.options import WorkOptions
 
 LayoutName = Literal["seqtex-3d", "seqtex-images"]
 
@@ -38,15 +38,7 @@ def export(dataset: Location, layout: LayoutName, out: Path) -> int:
     return 0
 
 
-def import_layout(
-    folder: Path,
-    layout: LayoutName,
-    out: Location,
-    cfg: BuildConfig,
-    workers: int = 1,
-    address: str | None = None,
-    run: RunConfig = AS_USUAL,
-) -> int:
+def import_layout(folder: Path, layout: LayoutName, out: Location, cfg: BuildConfig, work: WorkOptions) -> int:
     """Build a dataset from a folder in one of SeqTex's own layouts: models become textured samples like any asset,
     renders become multi-view samples without a mesh.
 
@@ -54,11 +46,8 @@ def import_layout(
         folder: holds <2 hex>/<id>/ with the files of an item, and perhaps a .jsonl that lists ids and captions
         layout: seqtex-3d (model.glb, model.jpeg) or seqtex-images (meta.json, color_0000.webp, depth_0000.exr, ...)
         out: folder of the dataset, or its address in an object store
-        workers: processes on this machine
-        address: join this Ray cluster (every node must see `out` and the folder) instead of working here
-        run: how it is carried out
     """
-    return build(f"{layout}:{folder}", out, cfg, workers, address, run)
+    return build(f"{layout}:{folder}", out, cfg, work)
 
 
 def weights(checkpoint: str, out: Path, lora: Literal["separate", "merged", "alone"] = "separate") -> int:

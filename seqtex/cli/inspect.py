@@ -1,22 +1,44 @@
-"""`seqtex status`, `failures`, `inspect`: look at a dataset that is being built, or was."""
+"""`seqtex status`, `failures`, `inspect`, `verify`, `report`, `what-if`: look at a dataset, finished or not."""
 
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset import verify as verification
 from pipeline.maintain.failures import Failure, process_alone, recorded
 from pipeline.maintain.failures import failures as failed_rows
 from pipeline.maintain.status import StatusReport
 from pipeline.maintain.status import status as dataset_status
+from pipeline.maintain.what_if import NEEDS_REBUILD, UNTOLD, Change, Thresholds, changes
+from pipeline.report.gallery import write_gallery
 from pipeline.sources.objaverse import ObjaverseConfig
+from schemas.dataset import read_ledger, write_file
 from schemas.errors import UsageError, printable
 from schemas.storage import Location
-from seqtex.cli.console import log_event, logs_json, print_table
+from seqtex.cli.console import bar, log_event, logs_json, print_table
+from seqtex.cli.options import MIRRORS, ThresholdOptions, built_thresholds, only_thresholds, threshold_options
+
+
+def default_config(command: str, arguments: list[str]) -> ThresholdOptions | None:
+    """Return the thresholds that `what-if` compares with."""
+    return threshold_options(arguments) if command == "what-if" else None
+
+
+def adapted(command: str, arguments: list[str]) -> list[str]:
+    """Let `what-if` read configuration files of `seqtex build`."""
+    return only_thresholds(arguments) if command == "what-if" else arguments
 
 
 def status(dataset: Location, slowest: int = 5) -> int:
-    """Tell how far a dataset is, while a build is at work or afterwards: assets done, what each stage let through,
-    rate, seconds per asset, bytes per shard. Reads the plan and the ledger, no shard. Tables, or one JSON line with
+    """Show how far a dataset is, during a build or afterwards: assets done, assets that passed each stage, rate,
+    seconds per asset, bytes per shard. Reads the plan and the ledger, no shard. Prints tables, or one JSON line with
     --log json.
 
     Args:
@@ -34,8 +56,8 @@ def status(dataset: Location, slowest: int = 5) -> int:
 
 
 def show_status(dataset: Location, report: StatusReport) -> None:
-    """The report as tables."""
-    state = "a build is at work" if report.running else "no build is at work"
+    """Print the report as tables."""
+    state = "a build is running" if report.running else "no build is running"
     lines = [f"{dataset}: {report.done} of {report.planned} assets done, {state}"]
     lines.append(f"jobs: {report.jobs_done} of {report.jobs}")
     if report.assets_per_s is not None and report.eta_s is not None:
@@ -47,7 +69,7 @@ def show_status(dataset: Location, report: StatusReport) -> None:
     )
     if report.seconds_median is not None:
         lines.append(f"seconds per asset: median {report.seconds_median:.2f}, 95 % below {report.seconds_p95:.2f}")
-    lines += [f"kept apart by {level}: {count} assets" for level, count in report.isolation.items()]
+    lines += [f"sandboxed by {level}: {count} assets" for level, count in report.isolation.items()]
     sys.stdout.write(printable("\n".join(lines) + "\n"))
     steps = [
         (step.stage, step.entered, ", ".join(f"{count} {reason}" for reason, count in step.lost.items()), step.left)
@@ -66,8 +88,8 @@ def show_status(dataset: Location, report: StatusReport) -> None:
 
 def failures(dataset: Location, rejected: bool = False) -> int:
     """List the assets that failed: uid, file, reason, detail with the end of the process's stderr, and the command that
-    does this asset alone (add to it the --objaverse.* that the build had, or an Objaverse asset is downloaded anew).
-    Blocks of text, or one JSON line each with --log json.
+    processes this asset alone (add the --objaverse.* of the build to it, or an Objaverse asset is downloaded again).
+    Prints blocks of text, or one JSON line each with --log json.
 
     Args:
         dataset: folder that `seqtex build` wrote, or is writing
@@ -88,29 +110,22 @@ def failures(dataset: Location, rejected: bool = False) -> int:
 
 
 def block(failure: Failure) -> str:
-    """A failure as lines of text, the later ones set in."""
+    """Return a failure as lines of text, the later ones indented."""
     lines = [failure.uri, *failure.detail.splitlines(), failure.reproduce]
     return "\n  ".join([f"{failure.uid}: {failure.status}, {failure.reason}", *lines]) + "\n"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MirrorOptions:
-    """What a dataset does not record."""
-
-    objaverse: ObjaverseConfig = field(default_factory=ObjaverseConfig)
-    """Where Objaverse's assets come from."""
-
-
-def inspect(dataset: Location, uid: str, cfg: MirrorOptions) -> int:
-    """Process one asset of a dataset alone, by the dataset's own configuration and limits, and tell what becomes of it
-    and what was measured. The dataset stays as it is. A table, or one JSON line with --log json.
+def inspect(dataset: Location, uid: str, objaverse: ObjaverseConfig = MIRRORS) -> int:
+    """Process one asset of a dataset alone, by the dataset's own configuration and limits, and show its outcome and
+    measurements. The dataset stays as it is. Prints a table, or one JSON line with --log json.
 
     Args:
         dataset: folder that `seqtex build` wrote, or is writing
-        uid: key of the asset, as `seqtex failures` tells it
+        uid: key of the asset, as `seqtex failures` lists it
+        objaverse: where Objaverse's assets come from
     """
     before = recorded(dataset, uid)
-    outcome = process_alone(dataset, uid, cfg.objaverse)
+    outcome = process_alone(dataset, uid, objaverse)
     as_before = before and (before.status, before.regime, before.reason) == (
         outcome.status,
         outcome.regime,
@@ -120,6 +135,102 @@ def inspect(dataset: Location, uid: str, cfg: MirrorOptions) -> int:
     if logs_json():
         log_event("asset", **row)
     else:
-        told = [(name, str(value)) for name, value in row.items() if value is not None]
-        print_table(("", "now"), told, title=uid)
+        known = [(name, str(value)) for name, value in row.items() if value is not None]
+        print_table(("", "now"), known, title=uid)
     return 0
+
+
+def verify(dataset: Location) -> int:
+    """Read every file of a dataset and compare it with the ledger; print what is wrong.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+    """
+    problems = verification.verify(dataset)
+    for problem in problems:
+        log_event("problem", detail=problem)
+    log_event("verified", dataset=str(dataset), problems=len(problems))
+    return 1 if problems else 0
+
+
+def report(dataset: Location, assets: int = 10_000, workers: int = 1) -> int:
+    """Write the gallery of a dataset, report/index.html, which a browser opens from disk: every asset with its outcome,
+    filters, and each sample with its pictures and its mesh in 3D. Run it again after more was built: only new or
+    changed shards are drawn.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        assets: list at most so many, chosen evenly; the charts count all
+        workers: processes that draw
+    """
+    for name, value in (("assets", assets), ("workers", workers)):
+        if value < 1:
+            raise UsageError(f"--{name} {value}: give 1 or more")
+    with bar("drawing", None, "shards") as update:
+        thresholds = built_thresholds(dataset).filter
+        gallery = write_gallery(dataset, thresholds, assets, workers, lambda done, total: update(done, "", total=total))
+    for problem in gallery.problems:
+        log_event("problem", detail=problem)
+    log_event("report", path=str(gallery.page), listed=gallery.listed, drawn=gallery.drawn, kept=gallery.kept)
+    return 1 if gallery.problems else 0
+
+
+def what_if(dataset: Location, cfg: ThresholdOptions, out: Path | None = None) -> int:
+    """Print what would change if a dataset were filtered by other thresholds. The dataset stays as it is: build again,
+    into a new folder, with thresholds that you like. Whatever is not given is as the dataset was built; --config reads
+    the sections `filter:` and `unwrap:` of a YAML file, which may be one of `seqtex build`. Prints a table, or one JSON
+    line per change with --log json.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        out: also write the changes to this .parquet file
+    """
+    if out is not None and out.suffix != ".parquet":
+        raise UsageError(f"--out {out}: give a file that ends in .parquet")
+    outcomes = [outcome for part in read_ledger(dataset) for outcome in part.outcomes]
+    built = built_thresholds(dataset).unwrap
+    if unmeasured := [f"unwrap.{name}" for name in UNTOLD if getattr(cfg.unwrap, name) != getattr(built, name)]:
+        log_event("not_applied", settings=unmeasured, detail="no measurement shows their effect")
+    found = list(changes(outcomes, Thresholds(filter=cfg.filter, unwrap=cfg.unwrap, built=built)))
+    if out is not None:
+        write_changes(out, found)
+    if not logs_json():
+        show_changes(dataset, found, len(outcomes))
+        return 0
+    for change in found:
+        log_event("change", **change_row(change))
+    counts = Counter(str(change.kind) for change in found)
+    log_event("what_if", dataset=str(dataset), assets=len(outcomes), changes=len(found), by_kind=dict(counts))
+    return 0
+
+
+def show_changes(dataset: Location, found: Sequence[Change], assets: int) -> None:
+    """Print the changes by kind and rule, the largest groups first."""
+    groups = Counter((change.kind, change.rule or "") for change in found)
+    example = {(change.kind, change.rule or ""): change for change in reversed(found)}
+    rows = [
+        (
+            str(kind) + (" (rebuild needed)" if kind in NEEDS_REBUILD else ""),
+            rule,
+            count,
+            f"{example[kind, rule].uid}: {(example[kind, rule].after or example[kind, rule].before)}",
+        )
+        for (kind, rule), count in groups.most_common()
+    ]
+    title = f"{dataset}: {len(found)} of {assets} assets would end otherwise"
+    print_table(("change", "rule", "assets", "first of them"), rows, title=title)
+
+
+def change_row(change: Change) -> dict[str, Any]:
+    """Return a change as flat columns: uid, kind, before, after, rule, needs_rebuild."""
+    needs_rebuild = change.kind in NEEDS_REBUILD
+    return asdict(change) | {"kind": str(change.kind), "rule": change.rule, "needs_rebuild": needs_rebuild}
+
+
+def write_changes(path: Path, found: Sequence[Change]) -> None:
+    """Write one row per change to a Parquet file."""
+    texts = [pa.field(name, pa.string()) for name in ("uid", "kind", "rule", "before", "after")]
+    table = pa.Table.from_pylist(map(change_row, found), pa.schema([*texts, pa.field("needs_rebuild", pa.bool_())]))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_file(path, sink.getvalue().to_pybytes())

@@ -1,8 +1,7 @@
-"""The `seqtex` command: one subcommand a job, options from the dataclasses of the stages.
+"""The `seqtex` command: its subcommands, with options from the dataclasses of the stages.
 
-Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C). `--config FILE` reads any options
-from YAML, `--print_config` writes them out; `--log json` writes events as JSON lines for programs.
-"""
+Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C). `--config FILE` reads options from YAML,
+`--print_config` writes them; `--log json` writes events as JSON lines for programs."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,33 +15,34 @@ from typing import Any, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 from jsonargparse.typing import register_type
 
+import seqtex
 from schemas.errors import UsageError, UserError, printable
 from schemas.storage import Location, location
-from seqtex.cli.console import LogFormat, begin_log, set_format
+from seqtex.cli.console import LogFormat, begin_log, log
 
 INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A subcommand: where its function is, and an example for its help."""
+    """A subcommand: its function, and a summary and an example for its help."""
 
     module: str
     """Module with a function of the command's name; imported only when the command runs."""
     summary: str
     example: str
     positional: str | None = None
-    """The parameter that is given without a flag."""
+    """Parameter that is given without a flag."""
     function: str | None = None
-    """Its function, where that cannot have the command's name."""
+    """Name of its function, if it is not the command's."""
     repeated: str | None = None
-    """The option with a list of values that is given once per value."""
+    """Option with a list of values that is given once per value."""
 
 
 COMMANDS = {
     "demo": Command(
         module="seqtex.cli.demo",
-        summary="the whole path on procedural meshes: build, verify, train, texture, report",
+        summary="every step on procedural meshes: build, verify, train, texture, report",
         example="seqtex demo --out out/demo",
     ),
     "build": Command(
@@ -51,63 +51,63 @@ COMMANDS = {
         example="seqtex build --source folder:/data/meshes --out /data/forge --workers 8",
     ),
     "verify": Command(
-        module="seqtex.cli.build",
+        module="seqtex.cli.inspect",
         summary="check every hash, count and sample of a dataset",
         example="seqtex verify /data/forge",
         positional="dataset",
     ),
     "status": Command(
         module="seqtex.cli.inspect",
-        summary="how far a dataset is: what was lost where, rate, slowest assets, shard sizes",
+        summary="show how far a dataset is: outcomes by stage, rate, slowest assets, shard sizes",
         example="seqtex status /data/forge",
         positional="dataset",
     ),
     "failures": Command(
         module="seqtex.cli.inspect",
-        summary="list the assets that failed, with their stderr and a command that does one alone",
+        summary="list the assets that failed, with their stderr and a command that processes one alone",
         example="seqtex failures /data/forge --rejected",
         positional="dataset",
     ),
     "inspect": Command(
         module="seqtex.cli.inspect",
-        summary="process one asset of a dataset alone and tell what becomes of it",
+        summary="process one asset of a dataset alone and show its outcome",
         example="seqtex inspect /data/forge --uid chair-0a1b2c3d",
         positional="dataset",
     ),
     "retry": Command(
-        module="seqtex.cli.maintain",
+        module="seqtex.cli.build",
         summary="process again the assets that ended with a reason",
         example="seqtex retry /data/forge --reason timeout --reason crashed",
         positional="dataset",
         repeated="reason",
     ),
     "repair": Command(
-        module="seqtex.cli.maintain",
+        module="seqtex.cli.build",
         summary="build again exactly the damaged or missing jobs of a dataset",
         example="seqtex repair /data/forge --workers 8",
         positional="dataset",
     ),
     "extend": Command(
-        module="seqtex.cli.maintain",
+        module="seqtex.cli.build",
         summary="add the assets of a source to a dataset",
         example="seqtex extend /data/forge --source folder:/data/more --workers 8",
         positional="dataset",
     ),
     "merge": Command(
-        module="seqtex.cli.maintain",
+        module="seqtex.cli.build",
         summary="put datasets of one configuration together",
         example="seqtex merge /data/forge /data/other --out /data/both",
         positional="datasets",
     ),
     "what-if": Command(
-        module="seqtex.cli.what_if",
-        summary="what other thresholds would change in a dataset, by its ledger alone",
+        module="seqtex.cli.inspect",
+        summary="show what other thresholds would change in a dataset, by its ledger alone",
         example="seqtex what-if /data/forge --filter.min_color_std 0.02",
         positional="dataset",
         function="what_if",
     ),
     "report": Command(
-        module="seqtex.cli.build",
+        module="seqtex.cli.inspect",
         summary="write the gallery of a dataset (report/index.html)",
         example="seqtex report /data/forge --workers 8",
         positional="dataset",
@@ -150,7 +150,7 @@ COMMANDS = {
     ),
     "ablate": Command(
         module="seqtex.ablation.run",
-        summary="train variants of the model on made-up meshes and compare them on held-out ones",
+        summary="train variants of the model on procedural meshes and compare them on held-out ones",
         example="seqtex ablate --out out/ablation --minutes 30 --seeds 3",
     ),
     "texture": Command(
@@ -163,23 +163,25 @@ COMMANDS = {
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Keeps the example line of a command as it is written."""
+    """Help that keeps the example line of a command as it is written."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 def command_function(name: str) -> Callable[..., int]:
+    """Import the function of a command."""
     return getattr(import_module(COMMANDS[name].module), COMMANDS[name].function or name)
 
 
-def stage_config(function: Callable[..., int]) -> type | None:
-    """The dataclass behind a command's `cfg` parameter; its fields become options of the command itself."""
-    return get_type_hints(function).get("cfg")
+def flat_configs(function: Callable[..., int]) -> dict[str, type]:
+    """Return the dataclasses of a command's parameters `cfg` and `work`, whose fields become options of the command."""
+    return {name: kind for name, kind in get_type_hints(function).items() if name in ("cfg", "work")}
 
 
 def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> None:
-    """A module may have a `default_config`, where the defaults depend on the other arguments."""
+    """Add the options of a command. Its module may have a `default_config` for defaults that depend on the other
+    arguments."""
     function, positional = command_function(name), COMMANDS[name].positional
     parser.add_argument("--config", action="config", help="read options from this YAML file")
     add_log_option(parser)
@@ -189,23 +191,26 @@ def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> 
         several = get_args(kind) if get_origin(kind) is list else ()
         nargs = "+" if several else "?" if optional else None
         parser.add_argument(positional, type=several[0] if several else kind, nargs=nargs)
-    parser.add_function_arguments(function, skip={"cfg", positional or ""}, as_group=False)
-    if config_class := stage_config(function):
+    configs = flat_configs(function)
+    parser.add_function_arguments(function, skip={positional or "", *configs}, as_group=False)
+    for config_class in configs.values():
         parser.add_class_arguments(config_class, as_group=False)
     for action in parser._actions:  # a flag may stand alone: --dry_run is --dry_run true
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
-    if default_config := getattr(import_module(COMMANDS[name].module), "default_config", None):
-        parser.set_defaults(dict(leaves(default_config(name, arguments))))
+    default_config = getattr(import_module(COMMANDS[name].module), "default_config", None)
+    if default_config and (defaults := default_config(name, arguments)):
+        parser.set_defaults(dict(leaves(defaults)))
 
 
 def add_log_option(parser: ArgumentParser) -> None:
+    """Add `--log`, which every command has."""
     text = "events as short lines for people, or as JSON lines for programs, on standard output"
     parser.add_argument("--log", type=LogFormat, default="plain", help=text)
 
 
 def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a dataclass of dataclasses."""
+    """Yield dotted names and values of a dataclass of dataclasses."""
     for f in fields(cfg):
         value = getattr(cfg, f.name)
         if is_dataclass(value):
@@ -215,8 +220,9 @@ def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def build_parser(name: str | None, arguments: Sequence[str] = ()) -> ArgumentParser:
-    """The parser. Only command `name` gets its options, so that `seqtex --help` imports no stage."""
-    parser = ArgumentParser(prog="seqtex", description="Build SeqTex data from 3D assets and train SeqTex on it.")
+    """Make the parser. Only command `name` gets its options, so that `seqtex --help` imports no stage."""
+    description = "Build SeqTex data from 3D assets and train SeqTex on it."
+    parser = ArgumentParser(prog="seqtex", description=description, version=seqtex.__version__)
     add_log_option(parser)
     subcommands = parser.add_subcommands(metavar="COMMAND")
     for command_name, command in COMMANDS.items():
@@ -232,10 +238,10 @@ def build_parser(name: str | None, arguments: Sequence[str] = ()) -> ArgumentPar
 
 
 def appending(name: str | None, arguments: Sequence[str]) -> list[str]:
-    """Arguments as the parser wants them: `--option+ value` appends to a list. A module may have a function `adapted`
-    for its own commands."""
+    """Rewrite arguments for the parser: `--option+ value` appends to a list. The command's module may have a function
+    `adapted` for further changes."""
     if name and (adapted := getattr(import_module(COMMANDS[name].module), "adapted", None)):
-        arguments = adapted(arguments)
+        arguments = adapted(name, arguments)
     flag = f"--{COMMANDS[name].repeated}" if name and COMMANDS[name].repeated else None
     return [
         word.replace(flag, f"{flag}+", 1) if flag and word.partition("=")[0] == flag else word for word in arguments
@@ -243,7 +249,7 @@ def appending(name: str | None, arguments: Sequence[str]) -> list[str]:
 
 
 def command_first(arguments: Sequence[str], name: str | None) -> list[str]:
-    """`--log json COMMAND ...` as `COMMAND --log json ...`."""
+    """Turn `--log json COMMAND ...` into `COMMAND --log json ...`."""
     words = list(arguments)
     if name and words[0].partition("=")[0] == "--log":
         words.remove(name)
@@ -252,30 +258,30 @@ def command_first(arguments: Sequence[str], name: str | None) -> list[str]:
 
 
 def requested_format(arguments: Sequence[str]) -> LogFormat:
-    """The format that `--log` asks for, for what is written before the parser has read all; it refuses bad ones."""
+    """Return the format that `--log` asks for, before the parser has read the arguments; it rejects bad ones."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     return "json" if ("--log", "json") in pairs or "--log=json" in arguments else "plain"
 
 
 def local_path(text: str) -> Path:
-    """A file or folder where an address would be no use. Raises UsageError."""
+    """Return a file or folder of this machine. Raises UsageError for a URL."""
     if not isinstance(place := location(text), Path):
-        raise UsageError(f"{text}: an address cannot be given here; give a file or folder of this machine")
+        raise UsageError(f"{text}: a URL cannot be given here; give a file or folder of this machine")
     return place
 
 
 def run(name: str, options: dict[str, Any]) -> int:
-    """Calls the command with its options; the fields of its `cfg` are gathered into the dataclass again."""
+    """Call a command with its options, those of its dataclasses put together again."""
     function = command_function(name)
     options.pop("config", None)
-    set_format(options.pop("log"))
-    if config_class := stage_config(function):
-        options["cfg"] = config_class(**{f.name: options.pop(f.name) for f in fields(config_class)})
+    log.format = options.pop("log")
+    for parameter, config_class in flat_configs(function).items():
+        options[parameter] = config_class(**{f.name: options.pop(f.name) for f in fields(config_class)})
     return function(**options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code (the parser itself exits with 2 on bad usage)."""
+    """Run one command and return its exit code (the parser itself exits with 2 on bad usage)."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     register_type(Location, deserializer=location)
     register_type(Path, deserializer=local_path, type_check=isinstance)

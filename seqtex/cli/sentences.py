@@ -1,4 +1,4 @@
-"""Plain text for people: how an event, a number, a duration and the progress of work are written in one line."""
+"""Plain text for people: events, numbers, durations and progress, each written in one line."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -12,24 +12,25 @@ PAUSE_S = 10.0
 """Seconds between two progress lines in the first ten minutes; later a sixtieth of the time so far."""
 LONGEST_PAUSE_S = 60.0
 BRIEF_PAUSE_S = 5.0
-"""Seconds between two progress lines where a whole tenth of the work was done in between."""
+"""Seconds between two progress lines if a whole tenth of the work was done in between."""
 PACE_S, LEAST_REPORTS = 30.0, 10
-"""Seconds of work that its speed is measured over, and reports at the least."""
+"""Seconds of work over which its speed is measured, and the fewest reports."""
 NOTABLE_WAIT = 0.1
-"""Share of the time that training waits for data which is worth a word."""
+"""Data wait that is mentioned, as a share of the training time."""
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 class Throttle:
-    """Chooses the progress lines that are written, so that a log never becomes a wall: one every ten seconds (later one
-    a minute), one at every whole tenth of the work that took five seconds or more, and the last one."""
+    """Choice of the progress lines that are written, so that a log stays short: one every ten seconds (later one a
+    minute), one at every whole tenth of the work that took five seconds or more, and the last one."""
 
     def __init__(self) -> None:
         self._last: float | None = None
         self._tenth = 0
 
     def due(self, elapsed: float, share: float | None) -> bool:
-        """`elapsed`: seconds since the command began; `share` of the work that is done, None where it is not known."""
+        """Return whether to write a line. elapsed: seconds since the command began. share: of the work that is done,
+        None if unknown."""
         tenth = percent(share) // 10 if share is not None else 0
         pause = min(max(PAUSE_S, elapsed / 60), LONGEST_PAUSE_S)
         since = pause if self._last is None else elapsed - self._last
@@ -42,13 +43,13 @@ class Throttle:
 
 
 class Pace:
-    """Measures the speed of countable work over its newest reports: the first ones are slower than all others."""
+    """Speed of countable work, measured over its newest reports: the first ones are slower than all others."""
 
     def __init__(self) -> None:
         self._reports: deque[tuple[float, float]] = deque()
 
     def rate(self, now: float, done: float) -> float | None:
-        """Units a second; None before there is a second report."""
+        """Add a report and return units a second; None before the second report."""
         self._reports.append((now, done))
         while len(self._reports) > LEAST_REPORTS and now - self._reports[0][0] > PACE_S:
             self._reports.popleft()
@@ -57,8 +58,8 @@ class Pace:
 
 
 def line(elapsed: float, text: str) -> str:
-    """One line of a log: minutes and seconds since the command began, then the text, without what could steer a
-    terminal or pass for another line."""
+    """Write one line of a log: minutes and seconds since the command began, then the text, without characters that
+    could control a terminal or look like another line."""
     minutes, seconds = divmod(int(elapsed), 60)
     hours, minutes = divmod(minutes, 60)
     clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
@@ -66,7 +67,7 @@ def line(elapsed: float, text: str) -> str:
 
 
 def sentence(event: str, facts: Facts) -> str:
-    """An event in words; one without a sentence, or with other facts than its sentence needs, as `name: key value`."""
+    """Write an event in words; as `name: key value` if it has no sentence, or lacks facts that its sentence needs."""
     try:
         return SENTENCES[event](facts)
     except KeyError:
@@ -77,7 +78,7 @@ def sentence(event: str, facts: Facts) -> str:
 
 
 def readable(value: object) -> str:
-    """A fact for people: numbers with thousands separators and three digits that count."""
+    """Write a fact for people: numbers with thousands separators and three significant digits."""
     match value:
         case None:
             return "none"
@@ -95,22 +96,22 @@ def readable(value: object) -> str:
 
 
 def listed(facts: Facts) -> str:
-    """Facts as `key value, key value`."""
+    """Write facts as `key value, key value`."""
     return ", ".join(f"{name} {readable(value)}" for name, value in facts.items())
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """`no assets`, `1 asset`, `1,200 assets`."""
+    """Write a number of things: `no assets`, `1 asset`, `1,200 assets`."""
     return f"{readable(number) if number else 'no'} {noun if number == 1 else plural or noun + 's'}"
 
 
 def percent(share: float) -> int:
-    """Whole percent, 100 for the whole alone; 0.29 is 29, although its double lies below."""
+    """Round a share down to whole percent: 100 for the whole alone; 0.29 is 29, although its double lies below."""
     return int(100 * share + 1e-9)
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `42 s`, `1 min 20 s`, `2 h 5 min`, `3 d 4 h`: the two largest units."""
+    """Write seconds in the two largest units: `4.2 s`, `42 s`, `1 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     first = next(index for index, (_, size) in enumerate(UNITS) if seconds >= size)
@@ -121,14 +122,14 @@ def duration(seconds: float) -> str:
 
 
 def left(seconds: float | None) -> list[str]:
-    """The time that is left, to ten seconds where it is minutes; nothing where it is not known, or nothing is left."""
+    """Write the time that is left, minutes to ten seconds; nothing if it is unknown or zero."""
     if not seconds:
         return []
     return [f"about {duration(round(seconds, -1)) if seconds >= 60 else f'{max(1, round(seconds))} s'} left"]
 
 
 def speed(rate: float | None, unit: str = "") -> list[str]:
-    """`2.4/s`, or by the minute or hour where it is slow; nothing where it is not known."""
+    """Write a speed: `2.4/s`, or by the minute or hour if it is slow; nothing if it is unknown."""
     if not rate:
         return []
     period, times = ("s", 1) if rate >= 0.1 else ("min", 60) if rate * 60 >= 0.1 else ("h", 3600)
@@ -140,14 +141,14 @@ def speed(rate: float | None, unit: str = "") -> list[str]:
 
 
 def amount(done: float, total: float | None, unit: str, share: float | None) -> str:
-    """`38 of 224 assets (17%)`; `17%` where percent are counted; `38 assets` where the total is not known."""
+    """Write an amount: `38 of 224 assets (17%)`; `17%` if percent are counted; `38 assets` if the total is unknown."""
     if share is None:
         return f"{readable(done)} {unit}"
     return f"{percent(share)}%" if unit == "%" else f"{readable(done)} of {readable(total)} {unit} ({percent(share)}%)"
 
 
 def working(description: str, done: float, total: float | None, unit: str, rate: float | None, note: str) -> str:
-    """Progress of any work: what is done, its share, rate and time left, and a note."""
+    """Write the progress of any work: amount and share done, rate, time left, and a note."""
     share = done / total if total else None
     remaining = (total - done) / rate if total and rate else None
     parts = [amount(done, total, unit, share), *(speed(rate) if unit != "%" else []), *left(remaining)]
@@ -155,12 +156,12 @@ def working(description: str, done: float, total: float | None, unit: str, rate:
 
 
 def building(event: Facts) -> str:
-    """Progress of a build: a `BuildEvent`."""
+    """Write the progress of a build, a `BuildEvent`."""
     return f"building  {assets(event)}"
 
 
 def assets(event: Facts) -> str:
-    """Assets done out of those planned, with rate, time left and outcomes."""
+    """Write the assets done out of those planned, with rate, time left and outcomes."""
     done, planned = event["assets_done"], event["planned"]
     share = done / planned if planned else 1.0
     parts = [amount(done, planned, "assets", share), *speed(event["assets_per_s"]), *left(event["eta_s"])]
@@ -168,13 +169,13 @@ def assets(event: Facts) -> str:
 
 
 def outcomes(counts: Facts) -> str:
-    """`30 textured, 5 views only, 3 rejected`: those that there are."""
+    """Write the outcomes that occurred: `30 textured, 5 views only, 3 rejected`."""
     words = {"textured": "textured", "mv_only": "views only", "rejected": "rejected", "failed": "failed"}
     return ", ".join(f"{counts[name]:,} {word}" for name, word in words.items() if counts[name])
 
 
 def training(row: Facts, max_steps: int | None, steps_per_s: float | None, remaining: float | None) -> str:
-    """Progress of a training run: a row of its loss log. `max_steps`: None where something else ends the run."""
+    """Write the progress of a training run, a row of its loss log. max_steps: None if something else ends the run."""
     of = f" of {max_steps:,}" if max_steps else ""
     loss = "no number" if row["loss"] is None else f"{row['loss']:.3f}"
     parts = [f"step {row['step']:,}{of} ({percent(row['progress'])}%)", f"loss {loss}"]
@@ -188,18 +189,20 @@ def training(row: Facts, max_steps: int | None, steps_per_s: float | None, remai
 
 
 def started(event: Facts) -> str:
+    """Write that Ray has started."""
     dashboard = f"; Ray's dashboard: {event['dashboard']}" if event["dashboard"] else ""
     return f"started  {event['detail']}{dashboard}"
 
 
 def planned(event: Facts) -> str:
+    """Write the size of a build."""
     before = f", {event['assets_done']:,} of them done before" if event["assets_done"] else ""
     detail = f"; {event['detail']}" if event["detail"] else ""
     return f"planned  {count(event['planned'], 'asset')} in {count(event['jobs'], 'job')}{before}{detail}"
 
 
 def whole(report: Facts) -> str:
-    """A dataset after a build: a `BuildReport`."""
+    """Write the counts of a dataset after a build, a `BuildReport`."""
     run = f"{report['jobs_run']:,} of {count(report['jobs'], 'job')} run" if report["jobs_run"] else "nothing to do"
     look = f"; see `seqtex failures {report['dataset']}`" if report["failed"] else ""
     found = f"{outcomes(report)} of " if report["planned"] else ""
@@ -207,30 +210,34 @@ def whole(report: Facts) -> str:
 
 
 def extended(facts: Facts) -> str:
+    """Write the assets that an extension added."""
     changed = f", {facts['changed']:,} of them with another file now" if facts["changed"] else ""
     added = f"{count(facts['added'], 'asset')} added, {facts['present']:,} were there{changed}"
     return f"extended  {added}; {whole(facts)}"
 
 
 def strategy(facts: Facts) -> str:
+    """Write how a training run is spread over devices."""
     of = f" of {facts['device_bytes'] / 1e9:.1f}" if facts["device_bytes"] else ""
     gigabytes = f"{facts['bytes_per_device'] / 1e9:.3g}{of} GB per device"
     return f"strategy  {facts['name']} ({facts['reason']}): about {gigabytes}"
 
 
 def ablation_run(facts: Facts) -> str:
+    """Write the figures of one run of `seqtex ablate`."""
     figures = {name: value for name, value in facts.items() if name not in ("cell", "seed", "seconds")}
     return f"run  {facts['cell']}, seed {facts['seed']}: {listed(figures)}, in {duration(facts['seconds'])}"
 
 
 def gallery(facts: Facts) -> str:
+    """Write the size of a gallery."""
     shards = f"{count(facts['drawn'], 'shard')} drawn, {facts['kept']:,} kept"
     return f"gallery  {facts['path']}: {count(facts['listed'], 'asset')} listed, {shards}"
 
 
 SENTENCES: dict[str, Callable[[Facts], str]] = {
     # builds
-    "passed_over": lambda facts: f"skipped  {facts['detail']}",
+    "skipped": lambda facts: f"skipped  {facts['detail']}",
     "waiting": lambda facts: f"waiting  {facts['detail']}",
     "planned": planned,
     "compiling": lambda facts: f"compiling  {facts['detail'].removeprefix('compiling ')}",
@@ -275,4 +282,4 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "out_of_time": lambda facts: f"out of time  {count(facts['runs_left'], 'run')} left; {facts['remedy']}",
     "ablated": lambda facts: f"compared  {count(facts['runs'], 'run')}: {facts['table']}",
 }
-"""Sentences of the events that `log_event` and builds write. The first word says what the line is about."""
+"""Sentences of the events of commands and builds. The first word names the subject of the line."""

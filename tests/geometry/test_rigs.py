@@ -1,13 +1,10 @@
 """Camera rigs: where they stand, what they see, and that a dataset may have any number of views."""
 
-import base64
 import dataclasses
 import itertools
-from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from geometry.cameras import (
     RELEASED_FOV_DEG,
@@ -25,7 +22,7 @@ from pipeline.config import BuildConfig
 from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, render_geometry, require_views_fit
-from pipeline.report.page import sample_card
+from pipeline.report.images import in_rows
 from pipeline.sources.procedural import procedural
 from schemas.codec import decode, encode
 from schemas.errors import UsageError
@@ -240,7 +237,7 @@ def test_samples_may_have_any_number_of_views(cfg, tmp_path):
     depth = view_depth(back.views.position, back.views.mask, back.cameras.world_to_cam)
     exact = view_depth(sample.views.position, sample.views.mask, sample.cameras.world_to_cam)
     np.testing.assert_allclose(depth, exact, atol=1e-4)  # positions have 16 bits
-    colour = Image.open(BytesIO(base64.b64decode(sample_card(back).figures[0].src.partition(",")[2])))
-    assert colour.size == (6 * 64, -(-cfg.view_count // 6) * 64)
-    np.testing.assert_array_equal(np.asarray(colour)[-64:, :64], back.views.rgb[(cfg.view_count - 1) // 6 * 6])
+    colour = in_rows(back.views.rgb, 6)
+    assert colour.shape[1::-1] == (6 * 64, -(-cfg.view_count // 6) * 64)
+    np.testing.assert_array_equal(colour[-64:, :64], back.views.rgb[(cfg.view_count - 1) // 6 * 6])
     assert sorted(rig_directions(cfg)) != sorted(rig_directions(RigConfig()))

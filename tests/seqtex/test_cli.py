@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import seqtex
 from pipeline.sources.procedural import procedural
 from seqtex.cli.console import print_table
 from seqtex.cli.main import COMMANDS, main
@@ -23,6 +24,12 @@ def test_every_command_has_help_with_an_example(name, capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert "example:" in text and f"seqtex {name}" in text and "--log {plain,json}" in text
+
+
+def test_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"seqtex {seqtex.__version__}\n"
 
 
 def test_print_config_can_be_read_back(tmp_path, capsys):
@@ -112,9 +119,9 @@ def test_nothing_from_outside_steers_the_terminal(tmp_path, capsys):
     """Neither in a message nor in a table, where markup is no markup."""
     assert main(["verify", str(tmp_path / "\x1b[2Jno")]) == 1
     print_table(("uid",), [("[bold]\x1b[2Jname[/bold]",)], title="\x1b[2J[red]")
-    told = capsys.readouterr()
-    assert "?[2Jno: no such folder" in told.err and "[bold]?[2Jname[/bold]" in told.out and "[red]" in told.out
-    assert "\x1b" not in told.err + told.out
+    written = capsys.readouterr()
+    assert "?[2Jno: no such folder" in written.err and "[bold]?[2Jname[/bold]" in written.out and "[red]" in written.out
+    assert "\x1b" not in written.err + written.out
 
 
 @pytest.mark.slow

@@ -61,21 +61,23 @@ def build_of(assets: int, seconds_per_asset: float, clock: Clock) -> None:
 # progress
 
 
-def test_a_build_tells_time_share_rate_and_time_left_and_never_becomes_a_wall(clock, capsys):
+def test_a_build_shows_time_share_rate_and_time_left_and_never_becomes_a_wall(clock, capsys):
     build_of(1200, 0.5, clock)
-    told = lines(capsys)
-    assert told[0] == "00:00  planned  1,200 assets in 1,200 jobs"
-    assert told[1] == "00:00  started  room for 2 jobs at once; Ray's dashboard: http://10.0.0.1:8265"
-    assert told[-1] == "10:00  done  1,200 of 1,200 assets (100%), 2/s; 900 textured, 300 rejected"
-    assert "01:40  building  200 of 1,200 assets (16%), 2/s, about 8 min 20 s left; 150 textured, 50 rejected" in told
-    assert all(TIME.match(line) and "{" not in line for line in told)
-    assert 60 <= len(told) <= 60 + 9 + 4
+    written = lines(capsys)
+    assert written[0] == "00:00  planned  1,200 assets in 1,200 jobs"
+    assert written[1] == "00:00  started  room for 2 jobs at once; Ray's dashboard: http://10.0.0.1:8265"
+    assert written[-1] == "10:00  done  1,200 of 1,200 assets (100%), 2/s; 900 textured, 300 rejected"
+    assert (
+        "01:40  building  200 of 1,200 assets (16%), 2/s, about 8 min 20 s left; 150 textured, 50 rejected" in written
+    )
+    assert all(TIME.match(line) and "{" not in line for line in written)
+    assert 60 <= len(written) <= 60 + 9 + 4
 
 
 def test_a_day_takes_no_more_than_a_line_a_minute(clock, capsys):
     build_of(8640, 10.0, clock)
-    told = lines(capsys)
-    assert told[-1].startswith("24:00:00  done") and 24 * 60 < len(told) < 24 * 60 + 100
+    written = lines(capsys)
+    assert written[-1].startswith("24:00:00  done") and 24 * 60 < len(written) < 24 * 60 + 100
 
 
 def test_a_quick_build_has_few_lines(clock, capsys):
@@ -111,20 +113,20 @@ def test_durations_have_two_units(seconds, text):
     assert plain.duration(seconds) == text
 
 
-def test_training_tells_step_loss_speed_and_time_left(clock, capsys):
+def test_training_shows_step_loss_speed_and_time_left(clock, capsys):
     with training_progress(1200) as report:
         for step in range(1, 1201):
             clock.now += 0.5
             row = {"step": step, "loss": None if step == 1200 else 0.412, "progress": step / 1200}
             report(row | {"samples_per_s": 16.0, "wait": 0.02 if step < 800 else 0.3})
-    told = lines(capsys)
-    assert told[0] == "00:00  training  step 1 of 1,200 (0%), loss 0.412"
-    assert "03:20  training  step 400 of 1,200 (33%), loss 0.412, 2 steps/s, about 6 min 40 s left" in told
-    assert told[-1].startswith("10:00  training  step 1,200 of 1,200 (100%), loss no number, 2 steps/s, waits 30%")
-    assert len(told) < 75
+    written = lines(capsys)
+    assert written[0] == "00:00  training  step 1 of 1,200 (0%), loss 0.412"
+    assert "03:20  training  step 400 of 1,200 (33%), loss 0.412, 2 steps/s, about 6 min 40 s left" in written
+    assert written[-1].startswith("10:00  training  step 1,200 of 1,200 (100%), loss no number, 2 steps/s, waits 30%")
+    assert len(written) < 75
 
 
-def test_other_work_is_told_in_the_same_way(clock, capsys):
+def test_other_work_is_shown_in_the_same_way(clock, capsys):
     with bar("encoding", 100, "%") as update:
         for percent in (1, 20):
             clock.now += 19.0
@@ -180,10 +182,10 @@ def test_events_are_sentences_or_their_facts(event, facts, text, clock, capsys):
 def test_json_lines_hold_what_happened_and_nothing_else(clock, capsys):
     begin_log("json", clock)
     build_of(4, 100.0, clock)
-    told = [json.loads(line) for line in lines(capsys)]
-    assert [event["event"] for event in told] == ["planned", "started", *["job"] * 4, "done"]
-    assert all(event.keys() == BuildEvent.__dataclass_fields__.keys() for event in told)
-    assert (told[-1]["assets_per_s"], told[-1]["textured"], told[-1]["rejected"]) == (0.01, 3, 1)
+    written = [json.loads(line) for line in lines(capsys)]
+    assert [event["event"] for event in written] == ["planned", "started", *["job"] * 4, "done"]
+    assert all(event.keys() == BuildEvent.__dataclass_fields__.keys() for event in written)
+    assert (written[-1]["assets_per_s"], written[-1]["textured"], written[-1]["rejected"]) == (0.01, 3, 1)
     with bar("encoding", 100, "%") as update:
         update(100, "shard 1 of 1")
     with training_progress(None) as report:
@@ -211,18 +213,18 @@ def test_a_build_in_a_pipe_writes_plain_lines(tmp_path, capfd):
     (tmp_path / "assets" / "empty.glb").touch()
     words = ["--source", f"folder:{tmp_path / 'assets'}", "--out", str(tmp_path / "d"), "--views.resolution", "64"]
     assert main(["build", *words, "--uv.resolution", "64", "--assets_per_job", "2"]) == 0
-    told = capfd.readouterr().out.splitlines()
-    assert all(TIME.match(line) and "{" not in line for line in told)
-    assert [line.split("  ")[1] for line in told if "building" not in line and "compiling" not in line] == [
+    written = capfd.readouterr().out.splitlines()
+    assert all(TIME.match(line) and "{" not in line for line in written)
+    assert [line.split("  ")[1] for line in written if "building" not in line and "compiling" not in line] == [
         "planned", "started", "done", "built",
     ]  # fmt: skip
-    assert re.search(r"building  2 of 4 assets \(50%\), .*/(s|min), about .* left; ", "\n".join(told))
-    assert "3 textured, 1 rejected of 4 assets; 2 of 2 jobs run" in told[-1]
+    assert re.search(r"building  2 of 4 assets \(50%\), .*/(s|min), about .* left; ", "\n".join(written))
+    assert "3 textured, 1 rejected of 4 assets; 2 of 2 jobs run" in written[-1]
     for words in (["status"], ["failures", "--rejected"], ["what-if"]):
         assert main([words[0], str(tmp_path / "d"), *words[1:]]) == 0
-    told = capfd.readouterr().out
-    assert "{" not in told and "4 of 4 assets done" in told and "rejected, empty_file" in told
-    assert "0 of 4 assets would end otherwise" in told
+    written = capfd.readouterr().out
+    assert "{" not in written and "4 of 4 assets done" in written and "rejected, empty_file" in written
+    assert "0 of 4 assets would end otherwise" in written
 
 
 SMALL = ["--model.num_layers", "1", "--model.num_attention_heads", "1", "--model.ffn_dim", "32", "--run.threads", "1",
@@ -239,11 +241,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_in_a_pipe_writes_plain_lines(dataset, tmp_path, capfd):
     place = ["--data.directory", str(dataset), "--run.directory", str(tmp_path / "run"), "--data.mv_only_ratio", "0"]
     assert main(["train", "--preset", "tiny", *place, *SMALL, "--run.max_steps", "50"]) == 0
-    told = capfd.readouterr().out.splitlines()
-    assert all(TIME.match(line) and "{" not in line for line in told)
-    assert told[0].endswith("per device") and "training  step 1 of 50 (2%), loss " in told[1]
-    assert re.search(r"training  step 50 of 50 \(100%\), loss [\d.]+, \d.* steps/s", told[-2])
-    assert re.search(r"trained  50 steps in .* s: .*/run/checkpoint$", told[-1])
+    written = capfd.readouterr().out.splitlines()
+    assert all(TIME.match(line) and "{" not in line for line in written)
+    assert written[0].endswith("per device") and "training  step 1 of 50 (2%), loss " in written[1]
+    assert re.search(r"training  step 50 of 50 \(100%\), loss [\d.]+, \d.* steps/s", written[-2])
+    assert re.search(r"trained  50 steps in .* s: .*/run/checkpoint$", written[-1])
     again = [
         "train",
         "--preset",
@@ -278,7 +280,7 @@ def test_the_format_may_stand_anywhere(dataset, tmp_path, capsys):
 def test_a_cost_is_a_table_wherever_it_goes_and_json_where_it_is_asked_for(dataset, capsys):
     words = ["train", "--preset", "tiny", "--dry_run", "--data.directory", str(dataset)]
     assert main(words) == 0
-    assert "embeddings and output" in (told := capsys.readouterr().out) and "{" not in told
+    assert "embeddings and output" in (written := capsys.readouterr().out) and "{" not in written
     for asked in ("--json", "--log=json"):
         assert main([*words, asked]) == 0
         assert json.loads(capsys.readouterr().out)["event"] == "dry_run"
@@ -303,7 +305,7 @@ def on_a_terminal(*words: str) -> str:
     try:
         while chunk := os.read(ours, 65536):
             seen += chunk
-    except OSError:  # how Linux tells that the other side is closed
+    except OSError:  # Linux: the other side is closed
         pass
     os.close(ours)
     assert process.wait() == 0, seen

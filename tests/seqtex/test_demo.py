@@ -12,8 +12,7 @@ from geometry.frames import bounding_box
 from pipeline.mesh_io.load import load_mesh
 from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
 from schemas.mesh import TexturedMesh
-from seqtex.cli.demo import DemoConfig, exit_code, show_verdict, summarise
-from seqtex.cli.demo_report import LABEL, Trial
+from seqtex.cli.demo import LABEL, DemoConfig, Trial, exit_code, score, show_result, summarise
 from seqtex.cli.main import main
 from training.config import preset
 from training.train import train
@@ -36,15 +35,15 @@ def demo(tmp_path_factory):
 @pytest.mark.timeout(600)
 def test_a_demo_below_the_fill_ends_with_1_and_a_summary_that_says_why(demo, capsys):
     summary = json.loads((demo / "summary.json").read_text())
-    assert set(summary) == {"verdict", "steps", "planned_steps", "seconds", *FIGURES}
-    assert (summary["verdict"], summary["steps"], summary["planned_steps"]) == ("failed", 2, 2)
+    assert set(summary) == {"result", "steps", "planned_steps", "seconds", *FIGURES}
+    assert (summary["result"], summary["steps"], summary["planned_steps"]) == ("failed", 2, 2)
     assert all(isinstance(summary[name], float) and 3 < summary[name] < 40 for name in FIGURES)
     assert summary["held_out_db"] < summary["held_out_fill_db"] < summary["held_out_nearest_db"]
     assert list(summary["seconds"]) == ["build", "verify", "train", "texture", "report"]
     assert all(seconds >= 0 for seconds in summary["seconds"].values())
     assert main(["demo", "--out", str(demo), *SMALL]) == 1, "run again it finds the same"
-    said = capsys.readouterr().out
-    assert "failed: no better than a fill" in said and "after 2 of 2 steps" in said and "{" not in said
+    output = capsys.readouterr().out
+    assert "failed: no better than a fill" in output and "after 2 of 2 steps" in output and "{" not in output
     assert json.loads((demo / "summary.json").read_text()) | {"seconds": 0} == summary | {"seconds": 0}
 
 
@@ -53,7 +52,7 @@ def scored(psnr_db: float) -> Mock:
 
 
 @pytest.mark.parametrize(
-    ("known_db", "unseen_db", "steps", "verdict", "code"),
+    ("known_db", "unseen_db", "steps", "result", "code"),
     [
         (20.0, 17.0, 100, "passed", 0),
         (20.0, 17.0, 60, "undertrained", 0),
@@ -61,12 +60,14 @@ def scored(psnr_db: float) -> Mock:
         (8.9, 17.0, 60, "failed", 1),
     ],
 )
-def test_the_verdict_is_that_of_the_figures(known_db, unseen_db, steps, verdict, code, capsys, tmp_path):
-    summary = summarise([scored(known_db)] * 2, [scored(unseen_db)] * 2, steps, DemoConfig(steps=100))
-    assert summary["verdict"] == verdict and exit_code(summary) == code
-    show_verdict(summary, tmp_path)
-    said = capsys.readouterr().out
-    assert said.startswith(verdict) and ("run again to go on" in said) == (steps < 100)
+def test_the_result_follows_from_the_figures(known_db, unseen_db, steps, result, code, capsys, tmp_path):
+    scores = [score("known", [scored(known_db)] * 2), score("unseen", [scored(unseen_db)] * 2)]
+    summary = summarise(scores, steps, DemoConfig(steps=100))
+    assert summary["result"] == result and exit_code(summary) == code
+    show_result(summary, tmp_path, tmp_path / "demo.html")
+    output = capsys.readouterr().out
+    assert output.startswith(result) and ("run again to go on" in output) == (steps < 100)
+    assert str(tmp_path / "demo.html") in output and str(tmp_path / "held-out.glb") in output
 
 
 def test_training_that_is_paused_goes_on_with_the_same_command(demo, tmp_path):
@@ -94,16 +95,12 @@ def test_demo_leaves_textured_meshes_and_a_report(demo):
         assert len(mesh.textures) == 1
         assert mesh.face_has_uv.all()
         assert np.ptp(mesh.textures[0].image[..., :3]) > 0
-    page = (demo / "report.html").read_text()
-    for part in (
-        "What became of 26 assets",
-        "Training loss",
-        "before: the bare mesh",
-        "A mesh it never saw",
-        "copying the nearest visible pixel",
-        "Not in the dataset",
-    ):
+    report = demo / "dataset" / "report"
+    page, index = (report / "demo.html").read_text(), (report / "index.html").read_text()
+    for part in ("Training loss", "before: the bare mesh", "A held-out mesh", "copying the nearest visible pixel"):
         assert part in page
+    assert "26 of 26 planned assets done" in index and 'href="demo.html"' in index
+    assert list((report / "samples").glob("textured-*/*.webp"))
     assert Image.open(demo / "picture.png").size == (5 * 256, 2 * (2 * 256 + 2 * LABEL))
 
 

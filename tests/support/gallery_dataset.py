@@ -1,4 +1,4 @@
-"""A dataset of many small made-up samples, written with the functions that a build uses, for tests of the gallery."""
+"""A dataset of many small synthetic samples, written with the functions of a build, for tests of the gallery."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ HOSTILE = (
     "| a | table |\n---\n- [link](javascript:window.broken=1) <b>",
 )
 """Names that a page or a card must show as text."""
-FATES = (
+OUTCOMES = (
     (Status.ACCEPTED, Regime.TEXTURED, None, ""),
     (Status.ACCEPTED, Regime.TEXTURED, None, ""),
     (Status.ACCEPTED, Regime.TEXTURED, None, ""),
@@ -30,26 +30,26 @@ FATES = (
     (Status.REJECTED, None, Reason.UNTEXTURED, HOSTILE[0]),
     (Status.FAILED, None, Reason.TIMEOUT, HOSTILE[1]),
 )
-"""What becomes of the assets, in turn."""
+"""Outcomes of the assets, in turn."""
 
 
-def fate_of(number: int) -> tuple[Status, Regime | None, Reason | None, str]:
-    return FATES[number % len(FATES)]
+def outcome_of(number: int) -> tuple[Status, Regime | None, Reason | None, str]:
+    return OUTCOMES[number % len(OUTCOMES)]
 
 
-def made_up_ref(number: int) -> MeshRef:
-    source = Attribution(name="made up", licence=("CC0-1.0", "CC-BY-4.0")[number % 2], attribution=HOSTILE[2])
+def synthetic_ref(number: int) -> MeshRef:
+    source = Attribution(name="synthetic", licence=("CC0-1.0", "CC-BY-4.0")[number % 2], attribution=HOSTILE[2])
     caption = HOSTILE[number] if number < len(HOSTILE) else f"thing {number}"
     return MeshRef(uid=f"asset-{number:06d}", uri=f"/assets/{number}.glb", source=source, caption=caption)
 
 
-def made_up_outcome(number: int, job: int) -> Outcome:
+def synthetic_outcome(number: int, job: int) -> Outcome:
     """Faces are 100 + number; the round trip runs from 30 to 60 dB."""
-    status, regime, reason, detail = fate_of(number)
+    status, regime, reason, detail = outcome_of(number)
     measured = Measurements(faces=100 + number) if status is not Status.FAILED else Measurements()
     if regime is Regime.TEXTURED:
         measured = dataclasses.replace(measured, round_trip_psnr=30.0 + number % 31, round_trip_off_share=0.01)
-    ref = made_up_ref(number)
+    ref = synthetic_ref(number)
     return Outcome(
         uid=ref.uid,
         uri=ref.uri,
@@ -68,13 +68,13 @@ def write_dataset(out: Path, assets: int, assets_per_job: int = 64) -> Path:
     """`assets` assets in `out`; all samples of a regime have one set of pictures."""
     for name in ("shards", "ledger", "fields"):
         (out / name).mkdir(parents=True)
-    jobs = plan_jobs((made_up_ref(number) for number in range(assets)), assets_per_job)
+    jobs = plan_jobs((synthetic_ref(number) for number in range(assets)), assets_per_job)
     shared = {regime: _common_fields(out / "fields" / regime, regime) for regime in Regime}
     number, parts = 0, []
     for job in jobs:
         outcomes, samples = [], dict[Regime, list[tuple[str, list[Path]]]]()
         for ref in job.refs:
-            outcome = made_up_outcome(number, job.index)
+            outcome = synthetic_outcome(number, job.index)
             outcomes.append(outcome)
             if outcome.regime:
                 own = _own_json(out / "fields", ref, outcome.regime)

@@ -1,5 +1,5 @@
 "use strict";
-/* What is known of the assets, and which of them fit a selection. Scripts that are loaded call `gallery.data` and
+/* The assets, and which of them fit a selection. Data arrives as scripts that call `gallery.data` and
    `gallery.sample`: a page opened from a folder may load scripts and nothing else. */
 
 const gallery = {
@@ -62,16 +62,16 @@ function loadScript(path) {
   });
 }
 
-const EVERYTHING = { text: "", fates: [], reasons: [], licence: null, ranges: [], sort: "", falling: false, page: 0 };
+const EVERYTHING = { text: "", outcomes: [], reasons: [], licence: null, ranges: [], sort: "", descending: false, page: 0 };
 
 /* Indices of the assets that fit, in the order asked for; what has no value comes last. */
 function selected(state) {
-  const { uid, name, title, author, caption, uri, fate, reason, licence } = gallery.columns;
+  const { uid, name, title, author, caption, uri, outcome, reason, licence } = gallery.columns;
   const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
-  const fates = new Set(state.fates), reasons = new Set(state.reasons);
+  const outcomes = new Set(state.outcomes), reasons = new Set(state.reasons);
   const fitting = [];
   for (let i = 0; i < gallery.count; i += 1) {
-    if (fates.size && !fates.has(fate[i])) continue;
+    if (outcomes.size && !outcomes.has(outcome[i])) continue;
     if (reasons.size && !reasons.has(reason[i])) continue;
     if (state.licence !== null && licence[i] !== state.licence) continue;
     if (!state.ranges.every((range) => inRange(range, i))) continue;
@@ -81,7 +81,7 @@ function selected(state) {
     }
     fitting.push(i);
   }
-  return state.sort ? sorted(fitting, gallery.columns[state.sort], state.falling) : fitting;
+  return state.sort ? sorted(fitting, gallery.columns[state.sort], state.descending) : fitting;
 }
 
 function inRange(range, index) {
@@ -90,8 +90,8 @@ function inRange(range, index) {
   return value !== null && (range.low === null || value >= range.low) && (range.high === null || value <= range.high);
 }
 
-function sorted(indices, values, falling) {
-  const sign = falling ? -1 : 1;
+function sorted(indices, values, descending) {
+  const sign = descending ? -1 : 1;
   const absent = (value) => value === null || value === "";
   return indices.sort((a, b) => {
     const x = values[a], y = values[b];
@@ -100,15 +100,15 @@ function sorted(indices, values, falling) {
   });
 }
 
-/* A selection as the part of the address after #, and back. */
+/* A selection as the part of the URL after #, and back. */
 function toHash(state, uid) {
   const query = new URLSearchParams();
   if (state.text) query.set("text", state.text);
-  for (const fate of state.fates) query.append("fate", fate);
+  for (const outcome of state.outcomes) query.append("outcome", outcome);
   for (const reason of state.reasons) query.append("reason", reason);
   if (state.licence !== null) query.set("licence", state.licence);
   for (const { column, low, high } of state.ranges) query.append("range", `${column}:${low ?? ""}:${high ?? ""}`);
-  if (state.sort) query.set("sort", `${state.falling ? "-" : ""}${state.sort}`);
+  if (state.sort) query.set("sort", `${state.descending ? "-" : ""}${state.sort}`);
   if (state.page) query.set("page", state.page + 1);
   if (uid) query.set("open", uid);
   return query.toString();
@@ -124,12 +124,12 @@ function fromHash(hash) {
   });
   const state = {
     text: query.get("text") || "",
-    fates: query.getAll("fate"),
+    outcomes: query.getAll("outcome"),
     reasons: query.getAll("reason"),
     licence: query.get("licence"),
     ranges: ranges.filter((range) => Object.hasOwn(gallery.columns, range.column)),
     sort: sort.replace(/^-/, ""),
-    falling: sort.startsWith("-"),
+    descending: sort.startsWith("-"),
     page: Math.max(0, (number(query.get("page") ?? "") || 1) - 1),
   };
   if (!Object.hasOwn(gallery.columns, state.sort)) state.sort = "";

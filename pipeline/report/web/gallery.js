@@ -1,8 +1,8 @@
 "use strict";
-/* The page: filters, the grid of assets in pages, and the address that says what is shown. */
+/* The page: filters, the grid of assets in pages, and the URL, which holds what is shown. */
 
 const PER_PAGE = 120;
-const FATES = { textured: "textured", mv_only: "multi-view only", rejected: "rejected", failed: "failed" };
+const OUTCOMES = { textured: "textured", mv_only: "multi-view only", rejected: "rejected", failed: "failed" };
 const form = document.getElementById("filters");
 let state = EVERYTHING;
 let shown = [];
@@ -51,10 +51,10 @@ function checkboxes(place, name, entries) {
 }
 
 function buildFilters() {
-  const fates = new Map(gallery.tally("fate"));
+  const outcomes = new Map(gallery.tally("outcome"));
   checkboxes(
-    document.getElementById("fates"), "fate",
-    Object.entries(FATES).filter(([fate]) => fates.has(fate)).map(([fate, label]) => [fate, label, fates.get(fate)]),
+    document.getElementById("outcomes"), "outcome",
+    Object.entries(OUTCOMES).filter(([outcome]) => outcomes.has(outcome)).map(([outcome, label]) => [outcome, label, outcomes.get(outcome)]),
   );
   const reasons = gallery.tally("reason").filter(([reason]) => reason);
   checkboxes(document.getElementById("reasons"), "reason", reasons.map(([reason, n]) => [reason, words(reason), n]));
@@ -108,12 +108,12 @@ function readFilters() {
   });
   return {
     text: form.text.value.trim(),
-    fates: checked("fate"),
+    outcomes: checked("outcome"),
     reasons: checked("reason"),
     licence: form.licence.value ? form.licence.value.slice(1) : null,
     ranges,
     sort: form.sort.value,
-    falling: form.order.value === "down",
+    descending: form.order.value === "down",
     page: 0,
   };
 }
@@ -121,26 +121,26 @@ function readFilters() {
 function writeFilters() {
   form.text.value = state.text;
   for (const box of form.querySelectorAll('input[type="checkbox"]')) {
-    box.checked = (box.name === "fate" ? state.fates : state.reasons).includes(box.value);
+    box.checked = (box.name === "outcome" ? state.outcomes : state.reasons).includes(box.value);
   }
   form.licence.value = state.licence === null ? "" : `=${state.licence}`;
   document.getElementById("ranges").replaceChildren();
   state.ranges.forEach(addRange);
   form.sort.value = state.sort;
-  form.order.value = state.falling ? "down" : "up";
+  form.order.value = state.descending ? "down" : "up";
 }
 
 // grid
 
 function card(index) {
-  const fate = gallery.value("fate", index), reason = words(gallery.value("reason", index));
+  const outcome = gallery.value("outcome", index), reason = words(gallery.value("reason", index));
   const shard = gallery.value("shard", index), uid = gallery.value("uid", index), title = titleOf(index);
   const picture = shard
     ? element("img", {
         src: `samples/${shard}/${uid}.webp`, alt: `${title} from the front`, loading: "lazy", width: 192, height: 192,
       })
-    : element("span", { className: `blank ${fate}` }, reason || "no pictures");
-  const figure = cardFigure(index, fate, reason);
+    : element("span", { className: `blank ${outcome}` }, reason || "no pictures");
+  const figure = cardFigure(index, outcome, reason);
   const button = element(
     "button", { type: "button", className: "card", title },
     picture,
@@ -148,18 +148,18 @@ function card(index) {
     ...(title === uid ? [] : [element("span", { className: "uid" }, uid)]),
     element(
       "span", { className: "line" },
-      element("span", { className: `tag ${fate}` }, FATES[fate]), element("span", { className: "figure" }, figure),
+      element("span", { className: `tag ${outcome}` }, OUTCOMES[outcome]), element("span", { className: "figure" }, figure),
     ),
   );
   button.addEventListener("click", () => openSample(shown.indexOf(index)));
   return element("li", {}, button);
 }
 
-/* What the assets are sorted by; else what says most about this one. */
-function cardFigure(index, fate, reason) {
+/* The measurement that assets are sorted by, else the main one of this outcome. */
+function cardFigure(index, outcome, reason) {
   if (state.sort && !["uid", "caption"].includes(state.sort)) return shortNumber(gallery.value(state.sort, index));
-  if (fate === "textured") return `${shortNumber(gallery.value("round_trip_psnr", index))} dB`;
-  return fate === "mv_only" ? reason : "";
+  if (outcome === "textured") return `${shortNumber(gallery.value("round_trip_psnr", index))} dB`;
+  return outcome === "mv_only" ? reason : "";
 }
 
 function show() {
@@ -169,7 +169,7 @@ function show() {
   const first = page * PER_PAGE, last = Math.min(first + PER_PAGE, shown.length);
   document.getElementById("grid").replaceChildren(...shown.slice(first, last).map(card));
   const range = pages > 1 ? `, ${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} shown` : "";
-  document.getElementById("told").textContent =
+  document.getElementById("selection").textContent =
     `${shown.length.toLocaleString("en")} of ${gallery.count.toLocaleString("en")} assets${range}`;
   const step = (label, to) => {
     const disabled = to < 0 || to >= pages || to === page;
@@ -188,13 +188,13 @@ function show() {
 function turnTo(page) {
   state = { ...state, page };
   show();
-  writeAddress();
+  writeUrl();
   document.getElementById("assets").scrollIntoView();
 }
 
-// address
+// URL
 
-function writeAddress(uid) {
+function writeUrl(uid) {
   written = toHash(state, uid);
   location.replace(`#${written}`);
 }
@@ -202,13 +202,13 @@ function writeAddress(uid) {
 function filtersChanged() {
   state = readFilters();
   show();
-  writeAddress();
+  writeUrl();
 }
 
-function readAddress() {
+function readUrl() {
   if (location.hash.replace(/^#/, "") === written || location.hash === "#assets") return;
-  const { state: asked, uid } = fromHash(location.hash);
-  state = asked;
+  const { state: requested, uid } = fromHash(location.hash);
+  state = requested;
   writeFilters();
   show();
   const place = uid ? shown.indexOf(gallery.columns.uid.indexOf(uid)) : -1;
@@ -226,9 +226,9 @@ document.getElementById("clear").addEventListener("click", () => {
   state = EVERYTHING;
   writeFilters();
   show();
-  writeAddress();
+  writeUrl();
 });
-window.addEventListener("hashchange", readAddress);
+window.addEventListener("hashchange", readUrl);
 writeFilters();
 show();
-readAddress();
+readUrl();

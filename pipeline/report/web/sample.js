@@ -1,5 +1,5 @@
 "use strict";
-/* One asset in full: pictures, the mesh to turn around, where it comes from, what was measured. */
+/* One asset in full: pictures, 3D view, source and measurements. */
 
 const dialog = document.getElementById("sample");
 let opened = -1;
@@ -13,7 +13,7 @@ function openSample(place) {
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   dialog.querySelector(".close").focus({ preventScroll: true });
-  writeAddress(gallery.value("uid", index));
+  writeUrl(gallery.value("uid", index));
   if (gallery.value("shard", index)) fillSample(index);
 }
 
@@ -21,7 +21,7 @@ function sampleParts(index) {
   const stored = Boolean(gallery.value("shard", index));
   const pictures = element("div", { className: "pictures", id: "pictures" }, stored ? "Loading the pictures …" : "");
   const model = element("div", { className: "model", id: "model" });
-  const facts = element("div", { className: "facts" }, ...verdict(index), ...source(index));
+  const facts = element("div", { className: "facts" }, ...result(index), ...source(index));
   return [
     sampleHead(index),
     element("div", { className: stored ? "top" : "top alone" }, ...(stored ? [model] : []), facts),
@@ -39,20 +39,20 @@ function sampleHead(index) {
   return element(
     "div", { className: "head" },
     element("h2", { id: "sample-title" }, titleOf(index)),
-    element("span", { className: `tag ${gallery.value("fate", index)}` }, FATES[gallery.value("fate", index)]),
+    element("span", { className: `tag ${gallery.value("outcome", index)}` }, OUTCOMES[gallery.value("outcome", index)]),
     element("span", { className: "steps" }, step("Previous", "←", -1), step("Next", "→", 1),
       element("button", { type: "button", className: "close", onclick: () => dialog.close() }, "Close")),
   );
 }
 
-/* Why it is what it is, and how well its map shows the source. */
-function verdict(index) {
+/* Outcome, reason and the main measurements. */
+function result(index) {
   const reason = words(gallery.value("reason", index)), detail = gallery.value("detail", index);
   const suspicion = gallery.value("suspicion", index);
   const parts = [];
   if (reason) parts.push(element("p", { className: "reason" }, element("strong", {}, reason), detail ? ` ${detail}` : ""));
   else if (detail) parts.push(element("p", { className: "reason" }, detail));
-  if (suspicion) parts.push(element("p", { className: "reason" }, element("strong", {}, "look at it: "), suspicion));
+  if (suspicion) parts.push(element("p", { className: "reason" }, element("strong", {}, "suspicious: "), suspicion));
   const share = gallery.value("round_trip_off_share", index);
   const figures = [
     ["round trip", gallery.value("round_trip_psnr", index), (value) => `${shortNumber(value)} dB`],
@@ -60,10 +60,10 @@ function verdict(index) {
     ["faces", gallery.value("faces", index), shortNumber],
     ["seconds", gallery.value("seconds", index), shortNumber],
   ];
-  const told = figures.filter(([, value]) => value !== null);
+  const known = figures.filter(([, value]) => value !== null);
   parts.push(
     element("dl", { className: "figures" },
-      ...told.map(([label, value, form]) => element("div", {}, element("dt", {}, label), element("dd", {}, form(value))))),
+      ...known.map(([label, value, form]) => element("div", {}, element("dt", {}, label), element("dd", {}, form(value))))),
   );
   return parts;
 }
@@ -82,17 +82,17 @@ function source(index) {
     shard: gallery.value("shard", index) ? `${gallery.value("shard", index)}.tar` : "",
     sandbox: gallery.value("sandbox", index),
   };
-  const told = Object.entries(rows).filter(([, value]) => value);
+  const known = Object.entries(rows).filter(([, value]) => value);
   return [
     element("dl", { className: "source" },
-      ...told.map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, value)))),
+      ...known.map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, value)))),
   ];
 }
 
 function measurements(group, index) {
-  const told = group.names.filter((name) => gallery.value(name, index) !== null);
-  if (!told.length) return null;
-  const rows = told.map((name) =>
+  const known = group.names.filter((name) => gallery.value(name, index) !== null);
+  if (!known.length) return null;
+  const rows = known.map((name) =>
     element("tr", {}, element("th", { scope: "row" }, words(name)), element("td", {}, shortNumber(gallery.value(name, index)))));
   return element("table", {}, element("caption", {}, group.title), element("tbody", {}, ...rows));
 }
@@ -116,7 +116,7 @@ async function fillPictures(entry, index) {
   await showModel(entry.model, index);
 }
 
-// the mesh to turn around
+// 3D view
 
 async function showModel(model, index) {
   const place = document.getElementById("model");
@@ -159,7 +159,7 @@ function forgetModel() {
 dialog.addEventListener("close", () => {
   forgetModel();
   dialog.replaceChildren();
-  writeAddress();
+  writeUrl();
 });
 dialog.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];

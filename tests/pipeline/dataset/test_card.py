@@ -21,7 +21,7 @@ from pipeline.executor.progress import Counts
 from schemas.dataset import DatasetInfo, LedgerPart, read_dataset_json, read_ledger
 from schemas.ledger import LEDGER_SCHEMA
 from schemas.mesh import Attribution
-from tests.support.gallery_dataset import HOSTILE, made_up_outcome, made_up_ref, write_dataset
+from tests.support.gallery_dataset import HOSTILE, synthetic_outcome, synthetic_ref, write_dataset
 
 ASSETS = 24
 
@@ -41,10 +41,10 @@ def parts_of(card: str) -> tuple[dict, str]:
 
 def facts_with(**source: str) -> CardFacts:
     """Of one job whose assets all come from one source."""
-    refs = [dataclasses.replace(made_up_ref(i), source=Attribution(**source)) for i in range(6)]
+    refs = [dataclasses.replace(synthetic_ref(i), source=Attribution(**source)) for i in range(6)]
     (job,) = plan_jobs(refs, 6)
     facts = CardFacts()
-    outcomes = tuple(made_up_outcome(i, 0) for i in range(6))
+    outcomes = tuple(synthetic_outcome(i, 0) for i in range(6))
     facts.add(job, LedgerPart(job=0, outcomes=outcomes, shards=()))
     return facts
 
@@ -63,7 +63,7 @@ def test_the_front_matter_is_what_hubs_read(finished):
         assert list(finished.glob(data["path"])), f"{config['config_name']} has files"
     assert [config["config_name"] for config in front["configs"]] == ["textured", "mv_only", "ledger"]
     assert "12 samples, views of 512 x 512" in text and "4 assets were rejected, 4 failed" in text
-    assert "| made up | CC0-1.0 | 8 |" in text
+    assert "| synthetic | CC0-1.0 | 8 |" in text
 
 
 def test_sizes_and_licences_a_hub_does_not_know():

@@ -164,7 +164,7 @@ def test_an_address_is_refused_where_only_a_folder_can_be(first, tmp_path, monke
         ["demo", "--out", "s3://bucket/x"],
     ):
         assert main(words) == 2
-        assert "s3://bucket/x: an address cannot be given here" in capsys.readouterr().err
+        assert "s3://bucket/x: a URL cannot be given here" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,14 +24,14 @@ from schemas.ledger import LEDGER_SCHEMA, Measurements
 from schemas.mesh import TexturedMesh
 from schemas.sample import Regime, Views
 from seqtex.cli.main import main
-from tests.support.gallery_dataset import HOSTILE, made_up_outcome, made_up_ref, write_dataset
+from tests.support.gallery_dataset import HOSTILE, synthetic_outcome, synthetic_ref, write_dataset
 
 ASSETS = 24
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("gallery") / "made up & <b>", ASSETS, assets_per_job=12)
+    return write_dataset(tmp_path_factory.mktemp("gallery") / "forge & <b>", ASSETS, assets_per_job=12)
 
 
 @pytest.fixture
@@ -69,15 +69,15 @@ def test_every_asset_is_listed_with_what_the_ledger_and_the_plan_say(dataset):
     assert (written.listed, written.drawn, written.kept, written.problems) == (ASSETS, 4, 0, ())
     columns = handed_over(dataset / "report" / "data.js", "data")["columns"]
     for i in range(ASSETS):
-        outcome, ref = made_up_outcome(i, i // 12), made_up_ref(i)
-        told = {name: values[i] for name, values in columns.items()}
-        assert (told["uid"], told["caption"], told["detail"]) == (ref.uid, ref.caption, outcome.detail)
-        assert told["attribution"] == ref.source.attribution and told["reason"] == (outcome.reason or "")
-        assert told["faces"] == outcome.measurements.faces
+        outcome, ref = synthetic_outcome(i, i // 12), synthetic_ref(i)
+        row = {name: values[i] for name, values in columns.items()}
+        assert (row["uid"], row["caption"], row["detail"]) == (ref.uid, ref.caption, outcome.detail)
+        assert row["attribution"] == ref.source.attribution and row["reason"] == (outcome.reason or "")
+        assert row["faces"] == outcome.measurements.faces
         files_of_sample = [
-            dataset / "report" / "samples" / told["shard"] / f"{ref.uid}{end}" for end in (".js", ".webp")
+            dataset / "report" / "samples" / row["shard"] / f"{ref.uid}{end}" for end in (".js", ".webp")
         ]
-        assert all(path.is_file() for path in files_of_sample) == (outcome.shard is not None) == bool(told["shard"])
+        assert all(path.is_file() for path in files_of_sample) == (outcome.shard is not None) == bool(row["shard"])
 
 
 def test_groups_name_every_measurement_once():
@@ -136,7 +136,7 @@ def test_a_gallery_of_fewer_assets_is_an_even_choice(dataset):
 def test_names_stay_text(dataset):
     gallery(dataset)
     page = (dataset / "report" / "index.html").read_text()
-    assert "made up &amp; &lt;b&gt;" in page and "<b>" not in page
+    assert "forge &amp; &lt;b&gt;" in page and "<b>" not in page
     scripts = [*(dataset / "report" / "samples").rglob("*.js"), dataset / "report" / "data.js"]
     text = "".join(path.read_text("ascii") for path in scripts)
     assert "<" not in text and "\u2028" not in text and json.dumps(HOSTILE[2]).strip('"') in text

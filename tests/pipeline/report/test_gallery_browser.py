@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.filter.rules import FilterConfig
 from pipeline.report.gallery import write_gallery
-from tests.support.gallery_dataset import FATES, HOSTILE, fate_of, made_up_outcome, write_dataset
+from tests.support.gallery_dataset import HOSTILE, OUTCOMES, outcome_of, synthetic_outcome, write_dataset
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -41,19 +41,19 @@ FLAGS = (
 
 @dataclass
 class Visit:
-    """A page with the gallery, and all that it has said and asked for."""
+    """A page with the gallery, and all its messages and requests."""
 
     page: "playwright.Page"
     folder: Path
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     def open(self, hash_part: str = "") -> None:
         self.page.goto("about:blank")
         self.page.goto(f"{self.folder.as_uri()}/index.html{hash_part}")
 
-    def told(self) -> str:
-        return self.page.text_content("#told") or ""
+    def selection(self) -> str:
+        return self.page.text_content("#selection") or ""
 
     def until(self, expression: str, seconds: float = PATIENCE_S) -> None:
         """The page's policy forbids what playwright's own waiting needs: evaluation of strings inside the page."""
@@ -68,7 +68,7 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
-    dataset = write_dataset(tmp_path_factory.mktemp("browser") / "made up", ASSETS)
+    dataset = write_dataset(tmp_path_factory.mktemp("browser") / "a dataset", ASSETS)
     assert write_gallery(dataset, FilterConfig(), 10_000, 1, lambda done, total: None).listed == ASSETS
     return dataset / "report"
 
@@ -83,35 +83,35 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture
 def visit(report, browser, request) -> Iterator[Visit]:
-    """Ends with the promises that hold for every visit: no complaint, nothing asked for outside the page's folder."""
+    """Ends with the promises that hold for every visit: no error, no request outside the page's folder."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, **getattr(request, "param", {}))
     context.set_default_timeout(1000 * PATIENCE_S)
     visit = Visit(context.new_page(), report)
-    visit.page.on("console", lambda message: visit.said.append(f"{message.type}: {message.text}"))
-    visit.page.on("pageerror", lambda error: visit.said.append(f"error: {error}"))
-    visit.page.on("request", lambda asked: visit.asked.append(asked.url))
+    visit.page.on("console", lambda message: visit.messages.append(f"{message.type}: {message.text}"))
+    visit.page.on("pageerror", lambda error: visit.messages.append(f"error: {error}"))
+    visit.page.on("request", lambda request: visit.requests.append(request.url))
     visit.open()
     yield visit
-    errors = [line for line in visit.said if line.startswith("error")]
+    errors = [line for line in visit.messages if line.startswith("error")]
     own = (f"{report.as_uri()}/", "blob:", "data:", "about:blank")
-    outside = [url for url in visit.asked if not url.startswith(own)]
+    outside = [url for url in visit.requests if not url.startswith(own)]
     broken = visit.page.evaluate("window.broken")
     context.close()
     assert errors == [] and outside == [] and broken is None
 
 
 def count(fits) -> int:
-    return sum(fits(number, *fate_of(number)) for number in range(ASSETS))
+    return sum(fits(number, *outcome_of(number)) for number in range(ASSETS))
 
 
 def test_a_thousand_samples_load_in_two_seconds(visit):
-    """What else the machine does can only add to a load: the fastest of a few says what the page itself takes."""
+    """What else the machine does can only add to a load: the fastest of a few is the time of the page itself."""
     assert count(lambda i, status, regime, reason, detail: regime is not None) == 1000
     spans: list[float] = []
     while len(spans) < 3 or (min(spans) >= 2000 and len(spans) < 10):
         visit.open()
         visit.page.wait_for_load_state("load")
-        assert visit.told().startswith(f"{ASSETS:,} of {ASSETS:,} assets")
+        assert visit.selection().startswith(f"{ASSETS:,} of {ASSETS:,} assets")
         assert visit.page.locator("#grid .card").count() == 120
         spans.append(visit.page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
     print(f"milliseconds to load {ASSETS} assets, 1000 of them samples: {[round(span) for span in spans]}")
@@ -124,20 +124,20 @@ def test_filters_show_what_the_ledger_has(visit):
         "textured": count(lambda i, s, regime, r, d: regime == "textured"),
         "rejected": count(lambda i, status, *_: status == "rejected"),
     }.items():
-        page.check(f'input[name="fate"][value="{name}"]')
-        assert visit.told().startswith(f"{truth:,} of {ASSETS:,} assets")
+        page.check(f'input[name="outcome"][value="{name}"]')
+        assert visit.selection().startswith(f"{truth:,} of {ASSETS:,} assets")
         assert page.locator(f"#grid .tag:not(.{name})").count() == 0
-        page.uncheck(f'input[name="fate"][value="{name}"]')
+        page.uncheck(f'input[name="outcome"][value="{name}"]')
     page.check('input[name="reason"][value="timeout"]')
-    assert visit.told().startswith(f"{count(lambda i, s, m, reason, d: reason == 'timeout'):,} of")
+    assert visit.selection().startswith(f"{count(lambda i, s, m, reason, d: reason == 'timeout'):,} of")
     page.click("#clear")
     page.select_option('select[name="licence"]', "=CC-BY-4.0")
-    assert visit.told().startswith(f"{ASSETS // 2:,} of")
+    assert visit.selection().startswith(f"{ASSETS // 2:,} of")
     page.click("#clear")
     page.fill('input[name="text"]', "ASSET-00001")
-    assert visit.told().startswith("10 of")
+    assert visit.selection().startswith("10 of")
     page.fill('input[name="text"]', "nothing like this")
-    assert visit.told().startswith("0 of") and page.locator("#grid .card").count() == 0
+    assert visit.selection().startswith("0 of") and page.locator("#grid .card").count() == 0
 
 
 def test_ranges_and_order_follow_the_measurements(visit):
@@ -146,24 +146,24 @@ def test_ranges_and_order_follow_the_measurements(visit):
     page.select_option('select[name="range-column"]', "faces")
     page.fill("input[aria-label='at least']", "150")
     page.fill("input[aria-label='at most']", "160")
-    faces = [made_up_outcome(i, 0).measurements.faces for i in range(ASSETS)]
+    faces = [synthetic_outcome(i, 0).measurements.faces for i in range(ASSETS)]
     within = [value for value in faces if value is not None and 150 <= value <= 160]
-    assert visit.told() == f"{len(within)} of {ASSETS:,} assets"
+    assert visit.selection() == f"{len(within)} of {ASSETS:,} assets"
     page.select_option("#sort", "faces")
     page.select_option('select[name="order"]', "down")
     assert page.locator("#grid .figure").all_text_contents() == [str(value) for value in sorted(within, reverse=True)]
     address = page.evaluate("location.hash")
     visit.open(address)
-    assert visit.told() == f"{len(within)} of {ASSETS:,} assets", "an address brings back what it showed"
+    assert visit.selection() == f"{len(within)} of {ASSETS:,} assets", "an address brings back what it showed"
     page.click(".range .remove")
-    assert visit.told().startswith(f"{ASSETS:,} of")
+    assert visit.selection().startswith(f"{ASSETS:,} of")
     page.click("#pages button:has-text('Last')")
     assert page.locator("#grid .figure").last.text_content() == "\u2013", "what was not measured comes last"
 
 
 def test_a_sample_opens_and_its_model_turns(visit):
     page = visit.page
-    page.check('input[name="fate"][value="textured"]')
+    page.check('input[name="outcome"][value="textured"]')
     page.locator("#grid .card").nth(5).click()
     visit.until("document.querySelector('model-viewer')?.loaded")
     visit.until("document.querySelectorAll('#pictures img').length === 6")
@@ -189,7 +189,7 @@ def test_a_sample_opens_and_its_model_turns(visit):
 
 def test_the_keyboard_opens_goes_on_and_closes(visit):
     page = visit.page
-    page.check('input[name="fate"][value="mv_only"]')
+    page.check('input[name="outcome"][value="mv_only"]')
     page.locator("#grid .card").nth(0).focus()
     page.keyboard.press("Enter")
     title = page.locator("#sample-title")
@@ -206,21 +206,21 @@ def test_rejected_and_failed_assets_open_with_reason_and_detail(visit):
     page = visit.page
     for kind, number in (("rejected", 4), ("failed", 5)):
         page.click("#clear")
-        page.check(f'input[name="fate"][value="{kind}"]')
+        page.check(f'input[name="outcome"][value="{kind}"]')
         page.locator("#grid .card").nth(0).click()
-        _, _, reason, detail = FATES[number]
-        told = page.text_content("dialog .reason") or ""
-        assert str(reason) in told and detail in told
+        _, _, reason, detail = OUTCOMES[number]
+        text = page.text_content("dialog .reason") or ""
+        assert str(reason) in text and detail in text
         source = page.text_content("dialog .source") or ""
         assert f"asset-{number:06d}" in source and HOSTILE[2] in source
         page.keyboard.press("Escape")
 
 
 def test_an_address_opens_an_asset(visit):
-    visit.open("#fate=failed&open=asset-000011")
+    visit.open("#outcome=failed&open=asset-000011")
     assert visit.page.text_content("#sample-title") == "thing 11"
     visit.page.keyboard.press("Escape")
-    assert visit.told().startswith(f"{ASSETS // 6} of"), "with its filters"
+    assert visit.selection().startswith(f"{ASSETS // 6} of"), "with its filters"
 
 
 @pytest.mark.parametrize("visit", [{"color_scheme": "dark"}, {"color_scheme": "light"}], indirect=True)

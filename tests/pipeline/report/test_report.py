@@ -1,6 +1,5 @@
-"""The report page: what it counts, what it shows, and that text from assets stays text."""
+"""Charts and further pages of the gallery: what they count, and that text from assets stays text."""
 
-import dataclasses
 import re
 from base64 import b64decode
 from io import BytesIO
@@ -9,96 +8,99 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geometry.cameras import seqtex4
+from pipeline.filter.rules import FilterConfig
+from pipeline.report.asset_table import Listed, columns
+from pipeline.report.charts import funnel_chart, loss_curve
+from pipeline.report.gallery import Section, write_gallery, write_page
 from pipeline.report.images import as_rgb, data_uri
-from pipeline.report.page import GROUPS, Section, funnel, loss_curve, render_page, sample_card
-from schemas.ledger import Measurements, Reason, Status
-from schemas.sample import Regime, TextureSample, Views
+from schemas.ledger import Measurements, Outcome, Reason, Status
+from schemas.sample import Regime
+from tests.support.gallery_dataset import write_dataset
 
 
-def row(uid, status, regime=None, reason=None, detail=""):
-    return {"uid": uid, "status": status, "regime": regime, "reason": reason, "detail": detail}
+def outcome(uid, status, regime=None, reason=None, detail="", **measured):
+    return Outcome(
+        uid=uid, uri="", sha256=None, status=status, regime=regime, reason=reason, detail=detail, shard=None,
+        seconds=1.0, measurements=Measurements(**measured),
+    )  # fmt: skip
 
 
-ROWS = [
-    row("a", Status.ACCEPTED, Regime.TEXTURED),
-    row("b", Status.ACCEPTED, Regime.TEXTURED),
-    row("c", Status.ACCEPTED, Regime.MV_ONLY, Reason.UNWRAP_BUDGET),
-    row("d", Status.REJECTED, None, Reason.UNTEXTURED, "1 colour, at least 2"),
-    row("e", Status.FAILED, None, Reason.TIMEOUT, "120 s"),
-]
+def bars(svg):
+    """Label and count of every row."""
+    texts = re.findall(r'<text class="(?:stage|inner)"[^>]*>([^<]*)</text>', svg)
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def sample(uid, caption):
-    size = 8
-    views = Views(
-        rgb=np.full((4, size, size, 3), 200, np.uint8),
-        mask=np.ones((4, size, size), bool),
-        coverage=np.full((4, size, size), 255, np.uint8),
-        position=np.zeros((4, size, size, 3), np.float32),
-        normal=np.zeros((4, size, size, 3), np.float32),
+def test_the_funnel_counts_every_asset_once_by_stage():
+    svg = funnel_chart(
+        [
+            outcome("a", Status.ACCEPTED, Regime.TEXTURED),
+            outcome("b", Status.ACCEPTED, Regime.TEXTURED),
+            outcome("c", Status.ACCEPTED, Regime.MV_ONLY, Reason.UNWRAP_BUDGET),
+            outcome("d", Status.REJECTED, None, Reason.UNTEXTURED, "1 colour, at least 2"),
+            outcome("e", Status.FAILED, None, Reason.TIMEOUT, "120 s"),
+        ]
     )
-    meta = {"source": {"licence": "CC0-1.0", "attribution": "<b>someone</b>"}, "caption": caption, "measurements": {}}
-    cameras = seqtex4(-np.ones(3), np.ones(3))
-    return TextureSample(uid=uid, regime=Regime.MV_ONLY, views=views, cameras=cameras, uv=None, mesh=None, meta=meta)
-
-
-def test_funnel_counts_every_asset_once_in_order_of_fate():
-    steps = funnel(ROWS)
-    assert [(s.label, s.count) for s in steps] == [
-        ("textured", 2),
-        ("multi-view only: unwrap budget", 1),
-        ("rejected: untextured", 1),
-        ("failed: timeout", 1),
-    ]
-    assert sum(s.share for s in steps) == pytest.approx(1)
-
-
-def test_the_funnel_tells_rules_of_one_reason_apart():
-    rows = [
-        row("a", Status.REJECTED, None, Reason.UNTEXTURED, "min_color_std: standard deviation of colour 0, at least 1"),
-        row("b", Status.REJECTED, None, Reason.UNTEXTURED, "min_distinct_colors: distinct colours 1, at least 2"),
-        row("c", Status.ACCEPTED, Regime.MV_ONLY, Reason.ROUND_TRIP, "min_round_trip_db: 3 dB, at least 30"),
-        row("d", Status.ACCEPTED, Regime.MV_ONLY, Reason.UNWRAP_BUDGET, "no_layout: too many faces"),
-    ]
-    assert [step.label for step in funnel(rows)] == [
-        "multi-view only: round trip (min_round_trip_db)",
-        "multi-view only: unwrap budget",
-        "rejected: untextured (min_color_std)",
-        "rejected: untextured (min_distinct_colors)",
+    assert [(label, int(count)) for label, count in bars(svg)] == [
+        ("assets", 5),
+        ("timeout", 1),
+        ("no failure of ours", 4),
+        ("a file that can be read", 4),
+        ("a mesh that can be loaded", 4),
+        ("untextured", 1),
+        ("accepted by the filter", 3),
+        ("unwrap budget", 1),
+        ("with a verified UV map: textured", 2),
     ]
 
 
-def test_a_card_says_what_was_measured_and_what_looks_suspicious():
-    measured = Measurements(
-        faces=4510, parts=3, nonmanifold_edges=0, uv_fill=0.603, round_trip_psnr=45.62, baked_light=0.47
+def test_the_funnel_names_the_rules_behind_a_reason():
+    svg = funnel_chart(
+        [
+            outcome("a", Status.REJECTED, None, Reason.UNTEXTURED, "min_color_std: deviation 0, at least 1"),
+            outcome("b", Status.REJECTED, None, Reason.UNTEXTURED, "min_distinct_colors: colours 1, at least 2"),
+            outcome("c", Status.ACCEPTED, Regime.MV_ONLY, Reason.ROUND_TRIP, "min_round_trip_db: 3 dB, at least 30"),
+            outcome("d", Status.ACCEPTED, Regime.MV_ONLY, Reason.UNWRAP_BUDGET, "no_layout: too many faces"),
+        ]
     )
-    plain = sample("x", "a bottle")
-    card = sample_card(dataclasses.replace(plain, meta=plain.meta | {"measurements": dataclasses.asdict(measured)}))
-    assert card.measured == [("shape", "4,510 faces, 3 parts"), ("map", "fills 60%, round trip 45.6 dB")]
-    assert card.suspicions == ("light may be baked in",)
-    assert sample_card(plain).measured == [] and sample_card(plain).suspicions == ()
+    assert {
+        ("untextured (min_color_std)", "1"),
+        ("untextured (min_distinct_colors)", "1"),
+        ("round trip (min_round_trip_db)", "1"),
+        ("unwrap budget", "1"),
+    } <= set(bars(svg))
 
 
-def test_cards_show_measurements_that_exist():
-    shown = {name for formats in GROUPS.values() for name, _ in formats}
-    assert shown <= {field.name for field in dataclasses.fields(Measurements)}
+def test_the_table_marks_what_looks_suspicious():
+    assets = [
+        Listed(outcome=outcome(uid, Status.ACCEPTED, Regime.TEXTURED, baked_light=light), ref=None)
+        for uid, light in (("a", 0.47), ("b", 0.0), ("c", None))
+    ]
+    assert columns(assets, set(), FilterConfig())["suspicion"] == ["light may be baked in", "", ""]
 
 
-def test_text_from_assets_is_escaped():
+def test_text_on_a_page_is_escaped(tmp_path):
     attack = "<script>alert(1)</script>"
-    page = render_page(
-        title="t",
-        summary="s",
-        rows=[*ROWS, row(attack, Status.REJECTED, None, Reason.LOAD_ERROR, attack)],
-        samples=[sample("x", attack)],
-        sections=[Section(title="Loss", svg=loss_curve([1, 2, 3], [3.0, 2.0, 1.0]))],
-    )
-    assert attack not in page and "&lt;script&gt;" in page
-    assert "<b>someone</b>" not in page
-    assert page.count("<svg") == 1
+    sections = [
+        Section(title=attack, text=attack, columns=["asset"], rows=[[attack]]),
+        Section(title="Loss", svg=loss_curve([1, 2, 3], [3.0, 2.0, 1.0])),
+        Section(title="Pictures", pictures={attack: np.zeros((8, 8, 3), np.uint8)}),
+    ]
+    path = write_page(tmp_path, "demo", "Demo", "<b>someone</b>", sections)
+    page = path.read_text()
+    assert attack not in page and page.count("&lt;script&gt;") == 5 and "<b>someone</b>" not in page
+    assert page.count("<svg") == 1 and "default-src 'none'" in page and "script-src" not in page
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert links and all(link.startswith("data:image/png") for link in links), "the page must stand alone"
+    assert [link.split(",")[0] for link in links] == ["data:", "gallery.css", "index.html", "data:image/webp;base64"]
+
+
+def test_the_index_links_to_further_pages(tmp_path):
+    dataset = write_dataset(tmp_path / "forge", 6)
+    for name in ("demo", "training"):
+        write_page(dataset, name, "Title", "Summary.", [])
+    for _ in range(2):
+        index = write_gallery(dataset, FilterConfig(), 100, 1, lambda done, total: None).page
+        assert re.findall(r'href="(\w+\.html)"', index.read_text()) == ["demo.html", "training.html"]
 
 
 def test_loss_curve_falls_to_the_right_and_names_its_ends():
@@ -114,9 +116,7 @@ def test_normal_colours():
     assert as_rgb(normals).tolist() == [[255, 128, 128], [128, 255, 128], [128, 128, 255]]
 
 
-def test_thumbnails_are_scaled_down_never_up():
-    def size(uri):
-        return Image.open(BytesIO(b64decode(uri.split(",")[1]))).size
-
-    assert size(data_uri(np.zeros((320, 640, 3), np.uint8), 160)) == (320, 160)
-    assert size(data_uri(np.zeros((64, 256, 3), np.uint8), 160)) == (256, 64)
+@pytest.mark.parametrize(("size", "scaled"), [((640, 320), (320, 160)), ((256, 64), (256, 64))])
+def test_pictures_are_scaled_down_never_up(size, scaled):
+    uri = data_uri(np.zeros((size[1], size[0], 3), np.uint8), 160)
+    assert Image.open(BytesIO(b64decode(uri.split(",")[1]))).size == scaled
