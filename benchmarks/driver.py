@@ -17,18 +17,19 @@ import numpy as np
 
 from pipeline.config import BuildConfig
 from pipeline.dataset.lock import lock
-from pipeline.dataset.plan import ShardJob, plan_jobs
+from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import commit
 from pipeline.dataset.state import finish, finished, settle, writable
 from pipeline.executor.job import JobReport
-from pipeline.executor.progress import Progress, counts_of
+from pipeline.executor.progress import Progress
 from pipeline.executor.ray_executor import run_jobs
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.duplicates import known_ahead, unsettled
 from pipeline.filter.signature import NUMBERS
 from schemas.dataset import LedgerPart, part_path, read_ledger_part
-from schemas.ledger import Measurements, Outcome, Reason, Status
+from schemas.ledger import Measurements, Outcome, Reason, Status, counts_of
 from schemas.mesh import Attribution, MeshRef
+from schemas.plan import ShardJob
 
 
 def refs(count: int) -> Iterator[MeshRef]:
@@ -96,7 +97,7 @@ def growth(assets: int, out: Path, workers: int = 2) -> float:
     before, cfg = memory_mb("VmRSS"), BuildConfig()
     with writable(out), lock(out):
         jobs = plan_jobs(refs(assets), cfg.assets_per_job)
-        info = settle(out, jobs, cfg)
+        info = settle(out, jobs, cfg.recorded())
         assert not finished(out, jobs)
         progress = Progress(jobs=len(jobs), planned=assets, notify=lambda event: None, clock=time.monotonic)
         jobs = known_ahead(jobs, jobs, cfg.duplicates)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.dataset.plan import ShardJob
 from pipeline.executor.scheduler import Loss, Policy, RunConfig, Schedule, Start
 from schemas.dataset import read_ledger
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
 from schemas.sample import Regime
 
 COSTS = Path(__file__).with_name("asset_costs.csv")

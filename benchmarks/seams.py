@@ -3,8 +3,7 @@
 import numpy as np
 from jaxtyping import Int64
 
-from geometry.mesh import weld
-from pipeline.mesh_io.parts import face_vectors
+from geometry.mesh import face_vectors, weld
 from pipeline.unwrap.half_edges import make_surface
 from schemas.mesh import UvMesh
 

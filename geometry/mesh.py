@@ -1,7 +1,7 @@
 """Vertices at the same place made one."""
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 
 
 def weld(
@@ -14,3 +14,18 @@ def weld(
     rows = points.view(np.dtype((np.void, points.dtype.itemsize * 3))).reshape(-1)
     _, first, place = np.unique(rows, return_index=True, return_inverse=True)
     return points[first], place.reshape(-1)[corners.reshape(-1)].reshape(-1, 3).astype(np.int64)
+
+
+def face_vectors(vertices: Float64[np.ndarray, "v 3"], faces: Int64[np.ndarray, "f 3"]) -> Float64[np.ndarray, "f 3"]:
+    """Normals of faces, as long as twice their areas."""
+    corners = vertices[faces]
+    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+
+
+def unit(vectors: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
+    """Unit vectors; +Y where there is no direction. Safe for lengths whose square would overflow or vanish."""
+    clean = np.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0)
+    largest = np.abs(clean).max(axis=1, keepdims=True, initial=0.0)
+    scaled = clean / np.where(largest > 0, largest, 1.0)
+    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return np.where(lengths > 0, scaled / np.where(lengths > 0, lengths, 1.0), [0.0, 1.0, 0.0])

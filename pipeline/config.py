@@ -15,7 +15,11 @@ from pipeline.seqtex_layouts.renders import RendersConfig
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.selection import SelectConfig
 from pipeline.unwrap.unwrap import UnwrapConfig
-from schemas.errors import UsageError
+from schemas.dataset import (
+    DatasetInfo,
+)
+from schemas.errors import UsageError, UserError
+from schemas.storage import Location
 
 Config = TypeVar("Config")
 
@@ -72,3 +76,14 @@ def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:
         elif isinstance(value, list):
             values[name] = tuple(value)
     return kind(**values)
+
+
+def built_config(out: Location, info: DatasetInfo) -> BuildConfig:
+    """The configuration in `dataset.json`. Raises UserError where it is another version's."""
+    try:
+        return config_from_dict(BuildConfig, info.config)
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"{out / 'dataset.json'}: the configuration of another version of this program ({error}); use that one, "
+            "or build into a new folder"
+        ) from error

@@ -1,5 +1,6 @@
 """The ledger: one row per planned asset, with the reason for whatever happened to it."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -269,3 +270,31 @@ LEDGER_SCHEMA = pa.schema(
     + [pa.field(f.name, _arrow_type(f.type)) for f in fields(Measurements)]
 )
 """Columns of a ledger part: the outcome, then one column per measurement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Assets, by what became of them."""
+
+    textured: int = 0
+    mv_only: int = 0
+    rejected: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.textured + self.mv_only + self.rejected + self.failed
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    def __sub__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value - getattr(other, name) for name, value in asdict(self).items()})
+
+
+def counts_of(outcomes: Iterable[Outcome]) -> Counts:
+    """Every outcome in exactly one of the four."""
+    count = dict.fromkeys(("textured", "mv_only", "rejected", "failed"), 0)
+    for outcome in outcomes:
+        count[str(outcome.regime if outcome.status is Status.ACCEPTED else outcome.status)] += 1
+    return Counts(**count)

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.plan import ShardJob
 from schemas.dataset import LedgerPart
 from schemas.ledger import Status
+from schemas.plan import ShardJob
 
 FILE = "attribution.parquet"
 _SCHEMA = pa.schema(

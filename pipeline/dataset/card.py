@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.dataset.plan import ShardJob
-from pipeline.executor.progress import Counts, counts_of
 from schemas.dataset import DatasetInfo, LedgerPart, config_hash
-from schemas.ledger import Status
+from schemas.ledger import Counts, Status, counts_of
+from schemas.plan import ShardJob
 from schemas.sample import Regime
 
 SIZES = (

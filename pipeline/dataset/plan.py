@@ -1,9 +1,8 @@
 """What is to be built: the assets of a source, dealt out to jobs. Written to `plan.parquet` before any work starts."""
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import fields, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,42 +10,12 @@ import pyarrow.parquet as pq
 from schemas.codec import UID_PATTERN
 from schemas.dataset import parquet_table
 from schemas.errors import UsageError, UserError, storable
-from schemas.ledger import Rejected
-from schemas.mesh import AssetKind, Attribution, MeshRef
+from schemas.mesh import Attribution, MeshRef
+from schemas.plan import PLAN_SCHEMA, ShardJob, plan_ref, plan_row
 from schemas.storage import Location
 
-PLAN_SCHEMA = pa.schema(
-    [
-        pa.field("uid", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("sha256", pa.string()),
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("licence", pa.string(), nullable=False),
-        pa.field("attribution", pa.string(), nullable=False),
-        pa.field("title", pa.string(), nullable=False),
-        pa.field("author", pa.string(), nullable=False),
-        pa.field("url", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("job", pa.int64(), nullable=False),
-    ]
-)
 _ROWS_AT_ONCE = 1 << 14
 """Rows that exist as Python objects at one time: a plan may have millions."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardJob:
-    """A unit of work and of resume: the assets that end in one pair of shards and one ledger part."""
-
-    index: int
-    refs: tuple[MeshRef, ...]
-    """By uid."""
-    only: frozenset[str] | None = None
-    """The uids to process where the others keep their rows and samples; None: all. No part of the plan."""
-    duplicates: Mapping[str, Rejected] = field(default_factory=dict)
-    """Why assets are left out that another one stands for, by uid: they are not processed, and a sample of theirs goes.
-    No part of the plan."""
 
 
 def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
@@ -76,7 +45,7 @@ def _storable(ref: MeshRef) -> MeshRef:
 
 def plan_bytes(jobs: list[ShardJob]) -> bytes:
     """The plan as Parquet; equal plans give equal bytes."""
-    rows = (_row(ref, job.index) for job in jobs for ref in job.refs)
+    rows = (plan_row(ref, job.index) for job in jobs for ref in job.refs)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, PLAN_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
@@ -98,7 +67,7 @@ def read_plan(path: Location) -> list[ShardJob]:
         refs: dict[int, list[MeshRef]] = {}
         for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
             for row in batch.to_pylist():
-                refs.setdefault(row.pop("job"), []).append(_ref(row))
+                refs.setdefault(row.pop("job"), []).append(plan_ref(row))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # OSError: pyarrow's, for damage
         raise UserError(f"{path}: no readable plan ({error}); {remedy}") from error
     return [ShardJob(index=index, refs=tuple(refs[index])) for index in sorted(refs)]
@@ -114,17 +83,7 @@ def plan_difference(before: list[ShardJob], now: list[ShardJob]) -> str | None:
         return f"{len(added)} assets are new in the source, first {new[added[0]][1].uri}"
     for uid, entry in old.items():
         if entry != new[uid]:
-            was, is_now = _row(entry[1], entry[0]), _row(new[uid][1], new[uid][0])
+            was, is_now = plan_row(entry[1], entry[0]), plan_row(new[uid][1], new[uid][0])
             name = next(name for name in was if was[name] != is_now[name])
             return f"{name} of asset {uid} was {was[name]!r} and is now {is_now[name]!r}"
     return None
-
-
-def _row(ref: MeshRef, job: int) -> dict[str, Any]:
-    rest = {"caption": ref.caption, "kind": str(ref.kind), "job": job}
-    return {"uid": ref.uid, "uri": ref.uri, "sha256": ref.sha256} | asdict(ref.source) | rest
-
-
-def _ref(row: dict[str, Any]) -> MeshRef:
-    source = Attribution(**{f.name: row.pop(f.name) for f in fields(Attribution)})
-    return MeshRef(**row | {"kind": AssetKind(row["kind"])}, source=source)

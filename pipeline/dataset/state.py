@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.config import BuildConfig, config_from_dict
 from pipeline.dataset.attribution import FILE as ATTRIBUTION
 from pipeline.dataset.attribution import AttributionTable
 from pipeline.dataset.card import CardFacts, dataset_card
 from pipeline.dataset.croissant import croissant_json
-from pipeline.dataset.plan import ShardJob, plan_bytes, plan_difference, read_plan
+from pipeline.dataset.plan import plan_bytes, plan_difference, read_plan
 from pipeline.dataset.shards import committed
-from pipeline.executor.progress import Counts, counts_of
 from schemas.dataset import (
     DatasetInfo,
     LedgerPart,
@@ -31,6 +29,8 @@ from schemas.dataset import (
     write_file,
 )
 from schemas.errors import UserError
+from schemas.ledger import Counts, counts_of
+from schemas.plan import ShardJob
 from schemas.storage import Location, working_folder
 
 _REMEDY = "give another --out, or build as before"
@@ -66,22 +66,11 @@ def writable(out: Location) -> Iterator[None]:
         ) from error
 
 
-def built_config(out: Location, info: DatasetInfo) -> BuildConfig:
-    """The configuration in `dataset.json`. Raises UserError where it is another version's."""
-    try:
-        return config_from_dict(BuildConfig, info.config)
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            f"{out / 'dataset.json'}: the configuration of another version of this program ({error}); use that one, "
-            "or build into a new folder"
-        ) from error
-
-
-def settle(out: Location, jobs: list[ShardJob], cfg: BuildConfig) -> DatasetInfo:
-    """Write down what is to be built; refuse where `out` holds something else."""
+def settle(out: Location, jobs: list[ShardJob], config: dict[str, Any]) -> DatasetInfo:
+    """Write plan and `dataset.json` of a build with the recorded `config`; refuse where `out` holds another dataset."""
     plan = plan_bytes(jobs)
     info = DatasetInfo(
-        config=cfg.recorded(),
+        config=config,
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         planned=sum(len(job.refs) for job in jobs),
         jobs=len(jobs),

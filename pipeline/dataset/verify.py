@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pipeline.dataset.attribution import FILE as ATTRIBUTION
 from pipeline.dataset.attribution import attribution_parquet
-from pipeline.dataset.plan import ShardJob, read_plan
-from pipeline.dataset.shards import read_samples
+from pipeline.dataset.plan import read_plan
 from pipeline.dataset.state import planned_jobs
 from schemas.codec import decode
 from schemas.dataset import (
@@ -26,6 +25,8 @@ from schemas.dataset import (
 )
 from schemas.errors import UserError
 from schemas.ledger import Outcome, Status
+from schemas.plan import ShardJob
+from schemas.shards import read_samples
 from schemas.storage import Location
 
 

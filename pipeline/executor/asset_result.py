@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset.shards import MAX_MEMBER_BYTES
 from pipeline.filter.signature import is_signature
 from schemas.codec import fields_of
 from schemas.ledger import LAYOUT_FAULTS, Measurements, Reason, Rejected
 from schemas.mesh import LAYOUTS
 from schemas.sample import Regime
+from schemas.shards import MAX_MEMBER_BYTES
 
 OUTCOME, FIELDS = "outcome.json", "fields"
 MAX_OUTCOME_BYTES = 1 << 20

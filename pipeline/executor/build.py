@@ -6,22 +6,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, built_config
 from pipeline.dataset.lock import lock
-from pipeline.dataset.plan import ShardJob, plan_jobs
+from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import remove_leftovers
-from pipeline.dataset.state import (
-    BuildReport,
-    built_config,
-    finish,
-    finished,
-    planned_jobs,
-    replan,
-    require_same,
-    settle,
-    writable,
-)
-from pipeline.executor.progress import BuildEvent, Counts, Progress, counts_of
+from pipeline.dataset.state import BuildReport, finish, finished, planned_jobs, replan, require_same, settle, writable
+from pipeline.executor.progress import BuildEvent, Progress
 from pipeline.executor.ray_executor import run_jobs
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.duplicates import known_ahead, unsettled
@@ -29,7 +19,9 @@ from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.registry import open_source
 from schemas.dataset import DatasetInfo, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError, UserError
+from schemas.ledger import Counts, counts_of
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
 from schemas.storage import Location, workspace
 
 
@@ -97,7 +89,7 @@ def build(
     with _alone(work):
         refs = _listed(source, work) if isinstance(source, str) else source
         jobs = plan_jobs(refs, cfg.assets_per_job)
-        return _carry_out(work, jobs, settle(work.out, jobs, cfg))
+        return _carry_out(work, jobs, settle(work.out, jobs, cfg.recorded()))
 
 
 def rework(
@@ -119,7 +111,7 @@ def rework(
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
         jobs = planned_jobs(out, before)
-        return _carry_out(work, jobs, settle(out, jobs, cfg), choose)
+        return _carry_out(work, jobs, settle(out, jobs, cfg.recorded()), choose)
 
 
 def extend(

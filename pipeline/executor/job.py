@@ -11,18 +11,17 @@ from typing import Any
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig, config_from_dict
 from pipeline.dataset.lock import job_folder
-from pipeline.dataset.plan import ShardJob
 from pipeline.dataset.shards import commit, committed, unpack
 from pipeline.executor.asset_result import AssetResult, read_asset_result, write_asset_result
-from pipeline.executor.progress import Counts, counts_of
 from pipeline.sandbox.child import ChildResult, LimitsConfig, insist, stderr_tail
 from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sandbox.policy import interpreter_files
 from pipeline.sources.registry import fetched
 from schemas.codec import encode
 from schemas.dataset import ShardRecord, shard_name
-from schemas.ledger import FAILURES, Measurements, Outcome, Reason, Rejected, Status
+from schemas.ledger import FAILURES, Counts, Measurements, Outcome, Reason, Rejected, Status, counts_of
 from schemas.mesh import AssetKind, Attribution, MeshRef
+from schemas.plan import ShardJob
 from schemas.sample import Regime
 from schemas.storage import Location
 

@@ -1,37 +1,9 @@
 """How far a build is: counted as jobs end, in the same time and memory whatever the number of jobs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from schemas.ledger import Outcome, Status
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Assets, by what became of them."""
-
-    textured: int = 0
-    mv_only: int = 0
-    rejected: int = 0
-    failed: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.textured + self.mv_only + self.rejected + self.failed
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
-
-    def __sub__(self, other: "Counts") -> "Counts":
-        return Counts(**{name: value - getattr(other, name) for name, value in asdict(self).items()})
-
-
-def counts_of(outcomes: Iterable[Outcome]) -> Counts:
-    """Every outcome in exactly one of the four."""
-    count = dict.fromkeys(("textured", "mv_only", "rejected", "failed"), 0)
-    for outcome in outcomes:
-        count[str(outcome.regime if outcome.status is Status.ACCEPTED else outcome.status)] += 1
-    return Counts(**count)
+from schemas.ledger import Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

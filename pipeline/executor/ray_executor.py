@@ -17,7 +17,6 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskErr
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 from pipeline.config import BuildConfig
-from pipeline.dataset.plan import ShardJob
 from pipeline.executor.compile_kernels import compiling
 from pipeline.executor.job import JobReport, asset_fork_server, process_job
 from pipeline.executor.progress import Progress
@@ -26,6 +25,7 @@ from pipeline.sandbox.child import LimitsConfig
 from pipeline.sandbox.fork_server import ForkServer, MachineError
 from pipeline.sandbox.policy import REPO
 from schemas.errors import UserError
+from schemas.plan import ShardJob
 from schemas.storage import Location
 
 LOOK_AROUND_S = 5.0

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
 
-from pipeline.dataset.plan import ShardJob
 from schemas.errors import require_between
+from schemas.plan import ShardJob
 
 JOBS_IN_FLIGHT = 2
 """Times the room of the machines: one running, one waiting, so that no worker idles and the queue stays short."""

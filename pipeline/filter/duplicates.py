@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial import cKDTree
 
-from pipeline.dataset.plan import ShardJob
 from pipeline.filter.signature import numbers_of
 from schemas.dataset import LedgerPart
 from schemas.errors import require_between
 from schemas.ledger import Outcome, Reason, Rejected, Status
 from schemas.mesh import AssetKind, MeshRef
+from schemas.plan import ShardJob
 
 _SELF_CONTAINED = (".glb",)
 """Files whose bytes are the whole asset; others refer to files that are not hashed."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from geometry.kernels.measure import count_components, edge_keys, walk_edges
-from geometry.mesh import weld
+from geometry.mesh import face_vectors, weld
 from pipeline.filter.baked_light import baked_light
 from pipeline.filter.signature import signature
 from pipeline.filter.surface_samples import (
@@ -18,9 +18,9 @@ from pipeline.filter.surface_samples import (
     num_colors,
     sample_surface,
 )
-from pipeline.mesh_io.parts import face_vectors
 from pipeline.mesh_io.preflight import AssetFacts
 from pipeline.unwrap.uv_metrics import (
+    DEGENERATE_AREA,
     DEGENERATE_TEXELS,
     OVERLAP_RESOLUTION,
     coverage,
@@ -57,10 +57,6 @@ def topology(mesh: TexturedMesh | UvMesh) -> Topology:
         nonmanifold_edges=int(nonmanifold),
         chart=chart,
     )
-
-
-DEGENERATE_AREA = 1e-12
-"""Area of a face, over the squared bounding-box diagonal, below which it is degenerate (float32 noise is 1e-14)."""
 
 
 def measure(mesh: TexturedMesh, facts: AssetFacts | None = None) -> Measurements:

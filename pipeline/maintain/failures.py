@@ -6,15 +6,16 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.dataset.plan import ShardJob
+from pipeline.config import built_config
 from pipeline.dataset.shards import committed
-from pipeline.dataset.state import built_config, planned_jobs
+from pipeline.dataset.state import planned_jobs
 from pipeline.dataset.verify import find_problems
 from pipeline.executor.job import ASSET_TARGET, process_job
 from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.dataset import part_path, part_paths, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Outcome, Reason, Status
+from schemas.plan import ShardJob
 from schemas.storage import Location
 
 

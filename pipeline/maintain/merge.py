@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset.lock import running_since
-from pipeline.dataset.plan import ShardJob
 from pipeline.dataset.shards import commit, committed, unpack
 from pipeline.dataset.state import differences, planned_jobs, replan, require_version
 from schemas.dataset import (
@@ -26,6 +25,7 @@ from schemas.dataset import (
 )
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Outcome, Status
+from schemas.plan import ShardJob
 from schemas.sample import Regime
 from schemas.storage import Location, ObjectPath, working_folder
 

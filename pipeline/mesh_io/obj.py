@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from geometry.mesh import face_vectors, unit
 from geometry.texture import srgb_to_linear
 from pipeline.mesh_io.mtl import ObjMaterial, read_mtl
-from pipeline.mesh_io.parts import Part, face_vectors, unit
+from pipeline.mesh_io.parts import Part
 from pipeline.mesh_io.references import AssetError, confined
 from schemas.ledger import Reason
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from geometry.mesh import face_vectors, unit
 from pipeline.mesh_io.references import AssetError
 from schemas.ledger import Reason
 from schemas.mesh import Material, Texture, TexturedMesh
@@ -25,21 +26,6 @@ class Part:
     faces: Int64[np.ndarray, "f 3"]
     face_material: Int64[np.ndarray, " f"]
     face_has_uv: Bool[np.ndarray, " f"]
-
-
-def face_vectors(vertices: Float64[np.ndarray, "v 3"], faces: Int64[np.ndarray, "f 3"]) -> Float64[np.ndarray, "f 3"]:
-    """Normals of faces, as long as twice their areas."""
-    corners = vertices[faces]
-    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-
-
-def unit(vectors: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
-    """Unit vectors; +Y where there is no direction. Safe for lengths whose square would overflow or vanish."""
-    clean = np.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0)
-    largest = np.abs(clean).max(axis=1, keepdims=True, initial=0.0)
-    scaled = clean / np.where(largest > 0, largest, 1.0)
-    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
-    return np.where(lengths > 0, scaled / np.where(lengths > 0, lengths, 1.0), [0.0, 1.0, 0.0])
 
 
 def completed_normals(part: Part) -> Float64[np.ndarray, "v 3"]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pipeline.dataset.plan import ShardJob
 from pipeline.filter.rules import FilterConfig, suspicions
 from schemas.dataset import LedgerPart
 from schemas.ledger import Measurements, Outcome, Status
 from schemas.mesh import Attribution, MeshRef
+from schemas.plan import ShardJob
 
 GROUP_STARTS = {
     "bytes": "File and geometry",

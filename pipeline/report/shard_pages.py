@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from pipeline.dataset.shards import read_samples
 from pipeline.mesh_io.write_glb import glb_bytes
 from pipeline.report.images import as_rgb, data_uri, in_rows, seen_surface, webp
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, shard_path
 from schemas.errors import UserError
 from schemas.sample import TextureSample
+from schemas.shards import read_samples
 from schemas.storage import Location
 
 FORM = 1

@@ -10,7 +10,6 @@ from scipy.ndimage import distance_transform_edt
 
 from geometry.cameras import view_depth
 from geometry.frames import Frame
-from pipeline.dataset.shards import stored_samples
 from pipeline.mesh_io.write_glb import write_glb
 from pipeline.seqtex_layouts.cameras import locations
 from pipeline.seqtex_layouts.exr import BACKGROUND, write_depth
@@ -21,6 +20,7 @@ from schemas.errors import UserError
 from schemas.images import encode_image
 from schemas.mesh import Attribution
 from schemas.sample import Regime, TextureSample, Views
+from schemas.shards import stored_samples
 from schemas.storage import Location
 
 JPEG_QUALITY = 95

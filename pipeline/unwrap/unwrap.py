@@ -8,12 +8,10 @@ import numpy as np
 import xatlas
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from geometry.mesh import weld
-from pipeline.filter.measure_mesh import DEGENERATE_AREA
-from pipeline.mesh_io.parts import face_vectors
+from geometry.mesh import face_vectors, weld
 from pipeline.sandbox.child import run_limited
 from pipeline.unwrap.atlas import grown_layout
-from pipeline.unwrap.uv_metrics import coverage, layout_stretch
+from pipeline.unwrap.uv_metrics import DEGENERATE_AREA, coverage, layout_stretch
 from schemas.errors import require_between
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.mesh import AUTHORED, GROWN, XATLAS, TexturedMesh, UvMesh

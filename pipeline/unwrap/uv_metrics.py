@@ -108,3 +108,7 @@ def layout_stretch(
     area, used = doubled[chosen].sum() / 2, np.abs(signed[chosen]).sum()
     stretch = float(np.sqrt((energy[chosen] * doubled[chosen]).sum() / 2 / area * used / area))
     return stretch if np.isfinite(stretch) else None
+
+
+DEGENERATE_AREA = 1e-12
+"""Area of a face, over the squared bounding-box diagonal, below which it is degenerate (float32 noise is 1e-14)."""

@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import Any, Literal
 
 from pipeline.config import BuildConfig
-from pipeline.dataset.shards import stored_samples
 from pipeline.executor.build import build
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
@@ -20,6 +19,7 @@ from schemas.dataset import write_file
 from schemas.errors import UsageError, UserError, require_between
 from schemas.mesh import MeshRef
 from schemas.sample import Regime
+from schemas.shards import stored_samples
 from seqtex.ablation.table import COMPARED, Outcome, write_results
 from seqtex.cli.console import bar, build_progress, log_event, training_note
 from seqtex.cli.evaluate import judge_group

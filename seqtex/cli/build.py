@@ -9,7 +9,6 @@ from geometry.raster_cuda import require_cuda
 from pipeline.blender.host import tried
 from pipeline.config import BuildConfig
 from pipeline.dataset.lock import lock
-from pipeline.dataset.plan import ShardJob
 from pipeline.dataset.state import BuildReport, writable
 from pipeline.executor.build import build as build_dataset
 from pipeline.executor.build import extend as extend_dataset
@@ -20,6 +19,7 @@ from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.registry import left_out
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason
+from schemas.plan import ShardJob
 from schemas.storage import Location
 from seqtex.cli.console import build_progress, log_event
 from seqtex.cli.inspect import verify

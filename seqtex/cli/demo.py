@@ -19,7 +19,6 @@ from rich.console import Console
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
-from pipeline.dataset.shards import stored_samples
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
 from pipeline.mesh_io.write_glb import write_glb
@@ -34,6 +33,7 @@ from schemas.dataset import read_ledger, write_file
 from schemas.errors import UserError, require_between
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
+from schemas.shards import stored_samples
 from seqtex.cli.console import bar, build_progress, log_event, logs_json, print_table, training_progress
 from seqtex.texturing import Condition, Subject, TexturedSubject, open_subject, texture_subjects
 from training.config import preset

@@ -13,11 +13,11 @@ from jaxtyping import UInt8
 
 from geometry.frames import Frame
 from geometry.raster_cpu import CpuRasterizer
-from pipeline.dataset.shards import stored_samples
 from pipeline.render.views import RenderConfig, render_baked
 from schemas.dataset import write_file
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
+from schemas.shards import stored_samples
 from schemas.storage import Location
 from seqtex.cli.console import bar, log_event, logs_json, print_table
 from seqtex.texturing import Condition, Subject, TexturedSubject, texture_subjects

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import BuildConfig, config_from_dict
-from pipeline.dataset.state import built_config, differences
+from pipeline.config import BuildConfig, built_config, config_from_dict
+from pipeline.dataset.state import differences
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.rules import FilterConfig
 from pipeline.sources.objaverse import ObjaverseConfig

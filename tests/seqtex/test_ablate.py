@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import seqtex.ablation.run
-from pipeline.dataset.shards import stored_samples
 from pipeline.executor.job import process_asset
 from schemas.sample import Regime, TextureSample
+from schemas.shards import stored_samples
 from seqtex.ablation.table import Outcome, over_seeds, plot, table_rows
 from seqtex.cli.main import main
 from tests.support.small_dataset import write_samples

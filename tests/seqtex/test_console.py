@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.executor.progress import BuildEvent, Counts, Progress
+from pipeline.executor.progress import BuildEvent, Progress
 from pipeline.sources.procedural import procedural
+from schemas.ledger import Counts
 from schemas.sample import Regime
 from seqtex.cli import sentences as plain
 from seqtex.cli.console import bar, begin_log, build_progress, log_event, training_progress

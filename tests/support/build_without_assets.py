@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import BuildConfig
 from pipeline.dataset.lock import lock
-from pipeline.dataset.plan import ShardJob, plan_jobs
+from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import commit, remove_leftovers
 from pipeline.dataset.state import finish, finished, settle, writable
 from pipeline.dataset.verify import verify
@@ -21,6 +21,7 @@ from schemas.dataset import (
 )
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
 from schemas.sample import Regime
 from tests.support.small_dataset import small_sample
 
@@ -57,7 +58,7 @@ class Material:
     def build(self, out: Path) -> None:
         """All of a build but the assets' processing; what is done is kept."""
         with writable(out), lock(out):
-            info = settle(out, self.jobs, CFG)
+            info = settle(out, self.jobs, CFG.recorded())
             remove_leftovers(out, len(self.jobs))
             done = finished(out, self.jobs)
             for job in self.jobs:

@@ -25,6 +25,7 @@ from training.train import TrainResult, make_module, train
 WORKER = """
 import json, os, signal, sys
 from pathlib import Path
+from tests.training.test_training import small_config
 from training.train import train
 dataset, run, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 def report(row):
@@ -259,6 +260,7 @@ from seqtex.cli.main import main
 import seqtex.cli.train
 dataset, run, step, names = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 from dataclasses import replace
+from tests.training.test_training import small_config
 def train(cfg, report, validation, plan):
     def told(row):
         if row["step"] == step:
@@ -314,6 +316,7 @@ ENDED = """
 import os, signal, sys
 from pathlib import Path
 import training.loop.checkpoints, training.train
+from tests.training.test_training import small_config
 dataset, run, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 def report(row):
     if moment == "signal" and row["step"] == 6:

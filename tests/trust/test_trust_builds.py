@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.dataset.lock import lock
-from pipeline.dataset.plan import ShardJob, plan_jobs
+from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.verify import verify
 from pipeline.executor.job import process_job
 from pipeline.sources.procedural import procedural
@@ -25,6 +25,7 @@ from schemas.dataset import (
 )
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
 from tests.support.build_without_assets import CFG, REPO, no_partial_shard, shards
 from tests.trust.trust import Trust
 

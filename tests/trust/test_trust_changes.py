@@ -14,7 +14,6 @@ import pytest
 
 from pipeline.dataset.lock import lock
 from pipeline.dataset.plan import plan_jobs, read_plan
-from pipeline.dataset.shards import read_shard
 from pipeline.dataset.state import finish, settle, writable
 from pipeline.dataset.verify import verify
 from pipeline.executor.job import process_job
@@ -32,6 +31,7 @@ from schemas.errors import UserError
 from schemas.ledger import FAILURES, Reason, Status
 from schemas.mesh import Attribution, MeshRef
 from schemas.sample import Regime
+from schemas.shards import read_shard
 from tests.support.build_without_assets import CFG, Material, content, write_fields
 from tests.trust.trust import Trust
 
@@ -112,7 +112,7 @@ def test_any_other_input_is_refused_by_its_name(trust: Trust, tmp_path: Path) ->
     source = Attribution(name="s", licence="CC0-1.0", attribution="someone")
     refs = [MeshRef(uid=f"u{i}", uri=f"/x/{i}.glb", sha256=f"{i:064d}", source=source, caption="c") for i in range(5)]
     with writable(tmp_path):
-        settle(tmp_path, plan_jobs(refs, 2), CFG)
+        settle(tmp_path, plan_jobs(refs, 2), CFG.recorded())
     other = {"uri": "/y.glb", "sha256": "f" * 64, "caption": "d"}
     cases = [(name, [replace(refs[0], **{name: value}), *refs[1:]]) for name, value in other.items()]
     cases += [
@@ -123,7 +123,7 @@ def test_any_other_input_is_refused_by_its_name(trust: Trust, tmp_path: Path) ->
     held = 0
     for message, changed in told:
         with pytest.raises(UserError) as error:
-            settle(tmp_path, plan_jobs(changed, 2), CFG)
+            settle(tmp_path, plan_jobs(changed, 2), CFG.recorded())
         held += message in str(error.value) and "the input has changed" in str(error.value)
     trust.held(held, len(told))
     assert held == len(told)
@@ -141,15 +141,15 @@ def test_a_changed_side_file_is_refused(trust: Trust, tmp_path: Path) -> None:
     for name, text in texts.items():
         (assets / name).write_text(text)
     with writable(out):
-        settle(out, plan_jobs(folder(assets), 2), CFG)
+        settle(out, plan_jobs(folder(assets), 2), CFG.recorded())
     held = 0
     for name, text in texts.items():
         (assets / name).write_text(text + "\n")
         with pytest.raises(UserError, match="the input has changed: sha256 of asset"):
-            settle(out, plan_jobs(folder(assets), 2), CFG)
+            settle(out, plan_jobs(folder(assets), 2), CFG.recorded())
         held += 1
         (assets / name).write_text(text)
-    settle(out, plan_jobs(folder(assets), 2), CFG)
+    settle(out, plan_jobs(folder(assets), 2), CFG.recorded())
     trust.held(held, len(texts))
 
 
@@ -189,7 +189,7 @@ def test_every_asset_has_one_row_and_a_retry_touches_its_reason_alone(trust: Tru
     refs = [staged_ref(tmp_path, number, ENDS[rng.integers(len(ENDS))]) for number in range(count)]
     jobs, out = plan_jobs(refs, 8), tmp_path / "out"
     with writable(out), lock(out):
-        info = settle(out, jobs, CFG)
+        info = settle(out, jobs, CFG.recorded())
         with ForkServer("staged:run", CFG.limits, tmp_path, python_path=(tmp_path,)) as fork_server:
             for job in jobs:
                 process_job(job, out, CFG, fork_server=fork_server)

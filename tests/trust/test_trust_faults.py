@@ -244,7 +244,7 @@ def test_a_read_only_disk_is_told_and_made_good(
     for jobs in (0, 1):
         if jobs:
             with writable(out):
-                settle(out, material.jobs, CFG)
+                settle(out, material.jobs, CFG.recorded())
                 material.commit(out, material.jobs[0])
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
         try:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.dataset.shards import read_shard
 from schemas.codec import EXTENSIONS, decode, encode
 from schemas.dataset import (
     LedgerPart,
@@ -27,6 +26,7 @@ from schemas.dataset import (
 )
 from schemas.errors import UserError
 from schemas.sample import Regime
+from schemas.shards import read_shard
 from tests.support.small_dataset import small_sample, write_dataset
 from tests.trust.trust import Trust
 from training.data.datamodule import BatchStream, DataConfig

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.blender.host import BlenderConfig, convert
-from pipeline.dataset.plan import ShardJob, plan_jobs
-from pipeline.dataset.shards import read_shard
+from pipeline.dataset.plan import plan_jobs
 from pipeline.executor.job import process_job
 from pipeline.mesh_io.load import load_asset
 from pipeline.mesh_io.preflight import PreflightConfig
@@ -28,6 +27,8 @@ from schemas.codec import UID_PATTERN, decode
 from schemas.dataset import part_path, read_ledger_part, shard_path
 from schemas.ledger import Outcome, Reason, Rejected, Status
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
+from schemas.shards import read_shard
 from tests.pipeline.mesh_io.test_load_fuzz import mutated, mutated_tree, rich
 from tests.pipeline.mesh_io.test_preflight import CONTAINERS, OBJS, SPOILED, gltf, spoiled
 from tests.support.small_gltf import CORNERS, QUADRANTS, Builder, box, pack, png, preflight, primitive

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import BuildConfig
-from pipeline.dataset.plan import ShardJob
 from pipeline.executor.job import process_job
 from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
@@ -22,6 +21,7 @@ from pipeline.sources.procedural import procedural
 from schemas.dataset import part_path, read_ledger_part
 from schemas.ledger import Outcome, Reason, Status
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
 from tests.support.processes import command_lines, until
 from tests.trust.trust import Trust
 
@@ -172,9 +172,10 @@ def test_a_child_that_ignores_signals_dies_with_its_descendants(tmp_path, poison
 OWNER = """
 import sys
 from pathlib import Path
-from pipeline.dataset.plan import ShardJob
+from schemas.plan import ShardJob
 from pipeline.executor.job import process_job
 from schemas.mesh import MeshRef
+from tests.trust.test_trust_sandbox import SMALL
 out, poison, asset = map(Path, sys.argv[1:4])
 kinds = sys.argv[4:]
 refs = tuple(MeshRef(uid=f"a-{i}", uri=str(asset), caption=kind) for i, kind in enumerate(kinds))

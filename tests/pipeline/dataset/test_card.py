@@ -17,9 +17,8 @@ from markdown_it import MarkdownIt
 from pipeline.dataset.card import HUB_LICENCES, SIZES, CardFacts, dataset_card
 from pipeline.dataset.plan import plan_jobs, read_plan
 from pipeline.dataset.state import finish
-from pipeline.executor.progress import Counts
 from schemas.dataset import DatasetInfo, LedgerPart, read_dataset_json, read_ledger
-from schemas.ledger import LEDGER_SCHEMA
+from schemas.ledger import LEDGER_SCHEMA, Counts
 from schemas.mesh import Attribution
 from tests.support.gallery_dataset import HOSTILE, synthetic_outcome, synthetic_ref, write_dataset
 

@@ -105,7 +105,7 @@ def built(refs: list[MeshRef], out: Path) -> Path:
     for name in ("shards", "ledger"):
         (out / name).mkdir(parents=True)
     jobs = plan_jobs(refs, CFG.assets_per_job)
-    info = settle(out, jobs, CFG)
+    info = settle(out, jobs, CFG.recorded())
     for job in jobs:
         process_job(job, out, CFG)
     finish(out, info, jobs, len(jobs))
@@ -251,7 +251,7 @@ def killed(self, *arguments, **options):
 
 jobs = read_plan(source / "plan.parquet")
 with lock(out):
-    settle(out, jobs, CFG)
+    settle(out, jobs, CFG.recorded())
     setattr(ObjectPath, method, killed)
     for job in jobs:
         commit_again(source, out, job.index, work)
@@ -271,7 +271,7 @@ def test_a_build_killed_before_its_ledger_part_is_finished_to_the_same_bytes(
     assert any(problem.job is not None for problem in find_problems(out))
     jobs = plan_jobs(refs, CFG.assets_per_job)
     with lock(out):
-        info = settle(out, jobs, CFG)
+        info = settle(out, jobs, CFG.recorded())
         remove_leftovers(out, len(jobs))
         parts = finished(out, jobs)
         assert len(parts) == kept
@@ -393,7 +393,7 @@ def test_an_error_that_passes_is_no_absence(folder: Path, refs: list[MeshRef], s
     for request, name in (("info", "dataset.json"), ("read", "dataset.json"), ("info", "plan.parquet")):
         for number in range(1, 5):
             with flaky_store.failing(nth(number, request, name)), contextlib.suppress(OSError):
-                assert settle(out, jobs, CFG).history == [{"step": "extended"}]
+                assert settle(out, jobs, CFG.recorded()).history == [{"step": "extended"}]
             assert (out / "dataset.json").read_bytes() == text
     shard, part = shard_path(out, read_ledger(out)[0].shards[0].name), part_path(out, 0)
     for request, path in (("info", out / "index.json"), ("read", part), ("info", shard)):
@@ -530,7 +530,7 @@ def test_google_storage_holds_the_same_dataset(
     out = ObjectPath(f"{gs.url}/built/forge")
     jobs = plan_jobs(refs, CFG.assets_per_job)
     with lock(out):
-        info = settle(out, jobs, CFG)
+        info = settle(out, jobs, CFG.recorded())
         for job in jobs:
             commit_again(folder, out, job.index, tmp_path / "again")
         finish(out, info, jobs, len(jobs))

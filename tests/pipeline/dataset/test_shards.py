@@ -16,15 +16,8 @@ import webdataset as wds
 
 from pipeline.dataset.attribution import FILE as ATTRIBUTION
 from pipeline.dataset.attribution import attribution_parquet
-from pipeline.dataset.plan import ShardJob, plan_bytes, plan_difference, plan_jobs, read_plan
-from pipeline.dataset.shards import (
-    commit,
-    committed,
-    read_samples,
-    read_shard,
-    remove_leftovers,
-    stored_samples,
-)
+from pipeline.dataset.plan import plan_bytes, plan_difference, plan_jobs, read_plan
+from pipeline.dataset.shards import commit, committed, remove_leftovers
 from pipeline.dataset.verify import verify
 from schemas.codec import SCHEMA_VERSION, encode
 from schemas.dataset import (
@@ -39,7 +32,9 @@ from schemas.dataset import (
 from schemas.errors import UserError
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import Attribution, MeshRef
+from schemas.plan import ShardJob
 from schemas.sample import Regime
+from schemas.shards import read_samples, read_shard, stored_samples
 from tests.schemas.test_codec import make_sample
 
 REGIMES = {"a": Regime.TEXTURED, "b": None, "c": Regime.MV_ONLY, "d": Regime.TEXTURED}

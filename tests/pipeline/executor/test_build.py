@@ -164,6 +164,7 @@ import sys
 from pathlib import Path
 from pipeline.executor.build import build
 from pipeline.sources.procedural import procedural
+from tests.pipeline.executor.test_build import CFG, COUNT
 build(procedural(COUNT, Path(sys.argv[1])), Path(sys.argv[2]), CFG, 2, lambda event: print(event.event, flush=True))
 """
 

@@ -17,11 +17,11 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from pipeline.config import BuildConfig
-from pipeline.dataset.plan import ShardJob, plan_jobs
+from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
 from pipeline.executor.job import JobReport
-from pipeline.executor.progress import BuildEvent, Counts, Progress
+from pipeline.executor.progress import BuildEvent, Progress
 from pipeline.executor.ray_executor import run_jobs
 from pipeline.executor.scheduler import JOBS_IN_FLIGHT, RunConfig
 from pipeline.filter.rules import FilterConfig
@@ -33,7 +33,9 @@ from pipeline.sources.procedural import procedural
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import file_sha256, read_ledger
 from schemas.errors import UserError
+from schemas.ledger import Counts
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
 from tests.support.processes import until
 
 CFG = BuildConfig(

@@ -13,10 +13,7 @@ import pytest
 
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig, config_from_dict
-from pipeline.dataset.plan import ShardJob
-from pipeline.dataset.shards import read_shard
 from pipeline.executor.job import process_job
-from pipeline.executor.progress import Counts
 from pipeline.filter.rules import FilterConfig, rule_of
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
@@ -26,9 +23,11 @@ from pipeline.sandbox.policy import Layer
 from pipeline.sources.procedural import procedural
 from schemas.codec import decode, encode
 from schemas.dataset import part_path, read_ledger_part, shard_path
-from schemas.ledger import MAX_DETAIL_CHARS, Reason, Rejected, Status
+from schemas.ledger import MAX_DETAIL_CHARS, Counts, Reason, Rejected, Status
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
 from schemas.sample import Regime, TextureSample
+from schemas.shards import read_shard
 from tests.support.small_gltf import box
 
 SMALL = BuildConfig(

@@ -1,6 +1,7 @@
 """What a watcher of a build is told is true at every moment."""
 
-from pipeline.executor.progress import BuildEvent, Counts, Progress
+from pipeline.executor.progress import BuildEvent, Progress
+from schemas.ledger import Counts
 
 
 def test_jobs_done_again_for_duplicates_turn_no_rate_negative():

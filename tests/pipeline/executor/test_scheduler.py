@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.dataset.plan import ShardJob
 from pipeline.executor.scheduler import Loss, Policy, RunConfig, Schedule, Start
 from schemas.errors import UsageError
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
 
 ROOM = Policy(at_once=2, largest_gb=8.0, nodes=2)
 RUN = RunConfig(min_in_flight=1, straggler_s=10.0)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from geometry.mesh import face_vectors
 from pipeline.config import BuildConfig
-from pipeline.dataset.plan import ShardJob, plan_jobs, read_plan
-from pipeline.dataset.shards import read_shard
+from pipeline.dataset.plan import plan_jobs, read_plan
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
 from pipeline.executor.job import process_job
@@ -21,7 +21,6 @@ from pipeline.filter.duplicates import DuplicatesConfig, duplicates, known_ahead
 from pipeline.filter.signature import is_signature, numbers_of, signature
 from pipeline.filter.surface_samples import sample_surface
 from pipeline.mesh_io.load import load_asset
-from pipeline.mesh_io.parts import face_vectors
 from pipeline.mesh_io.preflight import PreflightConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
@@ -30,7 +29,9 @@ from pipeline.sources.procedural import procedural
 from schemas.dataset import LedgerPart, file_sha256, read_ledger, read_parquet, shard_path
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import MeshRef, TexturedMesh
+from schemas.plan import ShardJob
 from schemas.sample import Regime
+from schemas.shards import read_shard
 
 CFG = BuildConfig(
     assets_per_job=3, views=RenderConfig(resolution=48), uv=BakeConfig(resolution=64), preflight=PreflightConfig()

@@ -11,7 +11,6 @@ import pytest
 from pipeline.config import BuildConfig
 from pipeline.dataset.lock import lock
 from pipeline.dataset.plan import plan_jobs
-from pipeline.dataset.shards import read_shard
 from pipeline.dataset.state import finish, planned_jobs, replan, settle, writable
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import added, build, extend
@@ -25,6 +24,7 @@ from pipeline.sources.procedural import procedural
 from schemas.dataset import read_dataset_json, read_ledger, read_parquet, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Outcome, Reason, Status
+from schemas.shards import read_shard
 from seqtex.cli.main import main
 from tests.pipeline.filter.test_duplicates import exported_again
 from training.data.datamodule import BatchStream, DataConfig
@@ -66,7 +66,7 @@ def dataset(assets: Path, out: Path, cfg: BuildConfig = CFG) -> Path:
     """As a build without duplicates makes it."""
     with writable(out), lock(out):
         jobs = plan_jobs(folder(assets), cfg.assets_per_job)
-        info = settle(out, jobs, cfg)
+        info = settle(out, jobs, cfg.recorded())
         (out / ".work").mkdir(exist_ok=True)
         for job in jobs:
             process_job(job, out, cfg)

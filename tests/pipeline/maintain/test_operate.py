@@ -16,8 +16,7 @@ import duckdb
 import pytest
 
 from pipeline.config import BuildConfig
-from pipeline.dataset.plan import ShardJob, plan_jobs, read_plan
-from pipeline.dataset.shards import read_shard
+from pipeline.dataset.plan import plan_jobs, read_plan
 from pipeline.dataset.state import finish, settle
 from pipeline.dataset.verify import verify
 from pipeline.executor.job import process_job
@@ -30,6 +29,8 @@ from pipeline.sources.procedural import procedural
 from schemas.dataset import file_sha256, part_path, read_ledger, read_ledger_part, shard_path
 from schemas.errors import UserError
 from schemas.ledger import Reason, Status
+from schemas.plan import ShardJob
+from schemas.shards import read_shard
 from seqtex.cli.main import main
 
 REPO = Path(__file__).resolve().parents[3]
@@ -78,7 +79,7 @@ def built(tmp_path_factory) -> Built:
     jobs, out = plan_jobs(refs, CFG.assets_per_job), folder / "out"
     for name in ("shards", "ledger", ".work"):
         (out / name).mkdir(parents=True)
-    info = settle(out, jobs, CFG)
+    info = settle(out, jobs, CFG.recorded())
     for job in jobs:
         process_job(job, out, CFG, "poison:run", (folder,))
     finish(out, info, jobs, len(jobs))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.shards import read_shard
 from pipeline.filter.rules import FilterConfig
 from pipeline.mesh_io.load import load_mesh
 from pipeline.report.asset_table import measurement_groups
@@ -23,6 +22,7 @@ from schemas.dataset import part_path, read_ledger, shard_path
 from schemas.ledger import LEDGER_SCHEMA, Measurements
 from schemas.mesh import TexturedMesh
 from schemas.sample import Regime, Views
+from schemas.shards import read_shard
 from seqtex.cli.main import main
 from tests.support.gallery_dataset import HOSTILE, synthetic_outcome, synthetic_ref, write_dataset
 

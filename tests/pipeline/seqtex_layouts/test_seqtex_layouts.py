@@ -16,7 +16,7 @@ from geometry.cameras import RigConfig, project
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.dataset.plan import plan_bytes, plan_jobs, read_plan
-from pipeline.dataset.shards import commit, read_shard
+from pipeline.dataset.shards import commit
 from pipeline.dataset.verify import verify
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, psnr_db
@@ -32,6 +32,7 @@ from schemas.errors import UserError
 from schemas.ledger import Measurements, Outcome, Reason, Rejected, Status
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
+from schemas.shards import read_shard
 from seqtex.cli.main import main
 from training.data.datamodule import BatchStream, DataConfig
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config import BuildConfig
 from pipeline.dataset.plan import plan_jobs
-from pipeline.dataset.shards import committed, read_shard
+from pipeline.dataset.shards import committed
 from pipeline.executor.job import process_job
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
@@ -28,6 +28,7 @@ from schemas.dataset import file_sha256, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason, Rejected, Status
 from schemas.mesh import MeshRef
+from schemas.shards import read_shard
 from tests.support.objaverse_server import LICENCES, World, make_world, packed, serving
 
 REPO = Path(__file__).resolve().parents[3]

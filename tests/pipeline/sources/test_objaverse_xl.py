@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import BuildConfig
 from pipeline.dataset.plan import plan_jobs
-from pipeline.dataset.shards import committed, read_shard
+from pipeline.dataset.shards import committed
 from pipeline.executor.job import process_job
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
@@ -22,6 +22,7 @@ from schemas.dataset import shard_path
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason, Rejected, Status
 from schemas.mesh import MeshRef
+from schemas.shards import read_shard
 from tests.support.objaverse_server import COMMIT, FAULTS, World, XlRow, make_xl_world, serving, xl_row
 
 OBJ = b"mtllib look.mtl\nusemtl skin\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nf 1/1 2/2 3/3\n"

@@ -36,6 +36,7 @@ FULL = ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
 RANK = """
 import os, sys
 from pathlib import Path
+from tests.training.loop.test_strategies import scenarios
 scenarios(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

@@ -198,6 +198,7 @@ class Operations(TorchDispatchMode):
 
 COMPILED = """
 import torch
+from tests.training.model.test_model_switches import inputs, loss_of, tiny_model
 
 model, arguments = tiny_model(num_layers=1), inputs(batch=1)
 model.checkpoint_blocks("full")
