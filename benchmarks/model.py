@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.literal import literal_forward
-from training.config import PRESETS, ModelConfig
+from training.config import PRESETS
 from training.cost import count_tokens
 from training.data.mixture import ImageSizes
+from training.model.init import ModelConfig
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import trainable_parameters
 

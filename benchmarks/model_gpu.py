@@ -104,7 +104,7 @@ def on_gpu(
     vae: torch.nn.Module | None = None,
 ) -> None:
     """The whole report. case, device and vae exist so that a machine without a GPU can run every line of it."""
-    case = replace(case, batch=batch, model=replace(case.model, checkpointing=checkpointing))
+    case = replace(case, batch=batch, model=replace(case.model, activation_checkpointing=checkpointing))
     model = build(case.model, device).train()
     model.checkpoint_blocks(checkpointing)
     if compiled:

@@ -81,7 +81,7 @@ def stepper(cfg: TrainConfig, batch: LatentBatch, autocast: torch.dtype | None) 
 def measure(name: str, rounds: int) -> tuple[str, float, float, float]:
     """Milliseconds of a step both ways, medians, and their ratio."""
     cfg = PRESETS[name]
-    model = replace(cfg.model, start="scratch", compile_blocks=False, checkpointing="none")
+    model = replace(cfg.model, start="scratch", compile_blocks=False, activation_checkpointing="none")
     cfg = replace(cfg, model=replace(model, num_layers=1) if name == "full" else model)
     cfg = replace(cfg, tasks=replace(cfg.tasks, textured={"img2tex": 1.0}))
     batch = batch_of(name, cfg.model.text_dim)

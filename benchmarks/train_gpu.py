@@ -29,11 +29,11 @@ from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
 from schemas.sample import TextureSample
 from tests.support.small_dataset import write_samples
-from training.config import ModelConfig
 from training.cost import count_flops, count_tokens
 from training.data.mixture import ImageSizes
 from training.loop.callbacks import read_losses
 from training.loop.throughput import peak_flops
+from training.model.init import ModelConfig
 from training.model.weights import save_model
 
 SMALL = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 48, "ffn_dim": 64, "lora_rank": 4}
@@ -122,7 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     work, small, batch = options.work.resolve(), options.small, options.batch
     architecture: dict[str, Any] = SMALL if small else {}
-    model = ModelConfig(**({"start": "scratch", "checkpointing": "full"} | architecture))
+    model = ModelConfig(**({"start": "scratch", "activation_checkpointing": "full"} | architecture))
     sizes = ImageSizes(views=4, view_resolution=32 if small else 512, uv_resolution=64 if small else 1024)
     device, start = ("cpu" if small else "gpu"), time.monotonic()
     work.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 # Trains on several nodes and goes on after preemption or the time limit, exactly where it stopped:
 #   sbatch --nodes 4 deploy/slurm_train.sh --preset full --data.directory /data/forge --run.directory /data/run \
 #     --data.batch_size 32
-# The batch is shared out: a multiple of nodes x GPUs of a node x run.accumulate.
+# The batch is shared out: a multiple of nodes x GPUs of a node x run.accumulate_grad_batches.
 # Two minutes before the limit SLURM signals the ranks (on preemption too, with SlurmctldParameters
 # preempt_send_user_signal and a GraceTime); they save their state at the end of the batch and exit with 75, upon which
 # this job queues itself again. Any other failure ends it.

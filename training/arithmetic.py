@@ -29,7 +29,7 @@ def is_step_end(trainer: lightning.Trainer) -> bool:
 
 def count_batches_anew(trainer: lightning.Trainer) -> None:
     """To be called as the first batch starts. Lightning steps when the batches that it counts fill a step; after a
-    resume it counts one too many, or counts by the `run.accumulate` of an earlier run."""
+    resume it counts one too many, or counts by the `run.accumulate_grad_batches` of an earlier run."""
     current = trainer.fit_loop.epoch_loop.batch_progress.current
     done = trainer.global_step * trainer.accumulate_grad_batches
     current.reset()

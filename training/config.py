@@ -1,67 +1,17 @@
 """Training configurations: every option of a run in one frozen record, and three named ones."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from schemas.errors import UsageError, require_between
 from training.data.datamodule import DataConfig
 from training.diffusion.tasks import OFFICIAL_TASKS, TaskConfig
+from training.model.init import ModelConfig
 from training.model.optimizers import OptimizerConfig
 from training.module import FlowConfig
 
-NOT_ARCHITECTURE = {"start", "start_path", "trained", "checkpointing", "checkpoint_every", "compile_blocks"}
-"""Fields of `ModelConfig` that do not describe the network."""
-
 MOST_STEPS = 10**9
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Size of the transformer and what it starts from. Defaults: Wan2.1-T2V-1.3B with the released LoRA."""
-
-    num_layers: int = 30
-    num_attention_heads: int = 12
-    attention_head_dim: int = 128
-    ffn_dim: int = 8960
-    text_dim: int = 4096
-    freq_dim: int = 256
-    """Width of the timestep's sinusoidal embedding."""
-    lora_rank: int = 128
-    """Of the view branch's adapters; 0: none (released code)."""
-    lora_alpha: int = 64
-    """Released code."""
-    start: Literal["scratch", "wan", "seqtex"] = "wan"
-    """Random weights, a Wan2.1 transformer, or a SeqTex checkpoint."""
-    start_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-    """Directory or hub repository of the weights to start from."""
-    trained: Literal["released", "all"] = "released"
-    """`released`: LoRA, UV branch and geometry (paper); `all`: every weight."""
-    geometry_attention: Literal["off", "mv", "mv_uv"] = "mv_uv"
-    """Ablation: tokens whose queries and keys carry the geometry embedding; `mv_uv`: all (released weights)."""
-    uv_branch: Literal["decoupled", "shared"] = "decoupled"
-    """Ablation: UV tokens have weights of their own (paper), or go through the view branch with its LoRA."""
-    view_hint: bool = False
-    """The network also gets the given views' colours, carried over the surface to every image (ours). Off in the
-    released weights, which can be fine-tuned with it: its layer starts at zero."""
-    position_rope: bool = False
-    """Tokens turn with their mean 3D position instead of their place in the image (ours; off in the released
-    weights)."""
-    rope_max_seq_len: int = 1024
-    """Longest side of a token grid, and most frames (Wan)."""
-    checkpointing: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again to save memory: nothing, a block except its attention, or all of it."""
-    checkpoint_every: int = 1
-    """Of so many successive blocks one is computed again."""
-    compile_blocks: bool = False
-    """torch.compile for each block: faster steps after some minutes; needs a C++ compiler on a CPU."""
-
-    def __post_init__(self) -> None:
-        require_between("model.checkpoint_every", self.checkpoint_every, 1, 1000)
-
-    def architecture(self) -> dict[str, Any]:
-        """Arguments of `SeqTexTransformer3DModel`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ARCHITECTURE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +52,7 @@ class RunConfig:
     strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
     """`ddp`: a copy of everything per device. `fsdp`: weights, gradients and optimiser state sharded over all of them.
     `auto`: one device alone; several with ddp where a GPU holds it, else fsdp."""
-    accumulate: int = 1
+    accumulate_grad_batches: int = 1
     """Parts that a device's share of a batch is worked through in, for batches that memory does not hold: equal steps,
     less memory."""
     logger: Literal["tensorboard", "wandb", "none"] = "tensorboard"
@@ -113,7 +63,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         require_between("run.max_steps", self.max_steps, 1, MOST_STEPS)
         require_between("run.state_every", self.state_every, 1, MOST_STEPS)
-        require_between("run.accumulate", self.accumulate, 1, MOST_STEPS)
+        require_between("run.accumulate_grad_batches", self.accumulate_grad_batches, 1, MOST_STEPS)
         require_between("run.devices", self.devices, 1, 1024)
         require_between("run.nodes", self.nodes, 1, 100_000)
         require_between("run.threads", self.threads, 0, 4096)
@@ -165,7 +115,7 @@ class TrainConfig:
 BUILT_IN = LatentConfig(codec="dct", codec_path="", text_encoder="none", text_encoder_path="")
 
 FULL = TrainConfig(
-    model=ModelConfig(checkpointing="full", compile_blocks=True),
+    model=ModelConfig(activation_checkpointing="full", compile_blocks=True),
     data=DataConfig(batch_size=16, workers=4),
     run=RunConfig(precision="bfloat16"),
 )

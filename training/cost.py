@@ -10,11 +10,13 @@ counted).
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from training.config import ModelConfig, TrainConfig
+from training.config import TrainConfig
 from training.data.mixture import TOKEN, ImageSizes
 from training.diffusion.tasks import TASKS
+from training.model.init import ModelConfig
 from training.model.optimizers import part_of
-from training.model.weights import empty_model, trainable_parameters
+from training.model.seqtex import SeqTexTransformer3DModel
+from training.model.weights import trainable_parameters
 
 LATENT_CHANNELS = 16
 PATCH = 2
@@ -175,8 +177,8 @@ def count_flops(cfg: ModelConfig, tokens: Tokens) -> Flops:
     block_forward = sum(product.forward for product in rest)
     forward = sum(product.forward for product in outer) + cfg.num_layers * (block_forward + attention)
     backward = sum(product.backward for product in outer + first) + later * sum(product.backward for product in rest)
-    checkpointed = -(-cfg.num_layers // cfg.checkpoint_every)
-    again = {"none": 0, "selective": block_forward, "full": block_forward + attention}[cfg.checkpointing]
+    checkpointed = -(-cfg.num_layers // cfg.activation_checkpoint_every)
+    again = {"none": 0, "selective": block_forward, "full": block_forward + attention}[cfg.activation_checkpointing]
     backward += cfg.num_layers * attention_backward
     return Flops(forward=forward, backward=backward, recomputed=checkpointed * again)
 
@@ -213,16 +215,16 @@ def block_activations(cfg: ModelConfig, tokens: Tokens, compute_bytes: int) -> d
 def activation_bytes(cfg: ModelConfig, tokens: Tokens, compute_bytes: int) -> int:
     """Per sample, at the peak: what all blocks keep, and one block in full while it is computed again."""
     kept = block_activations(cfg, tokens, compute_bytes)
-    if cfg.checkpointing == "none":
+    if cfg.activation_checkpointing == "none":
         return cfg.num_layers * kept["all"]
-    checkpointed = -(-cfg.num_layers // cfg.checkpoint_every)
-    each = kept["input"] + (kept["attention"] if cfg.checkpointing == "selective" else 0)
+    checkpointed = -(-cfg.num_layers // cfg.activation_checkpoint_every)
+    each = kept["input"] + (kept["attention"] if cfg.activation_checkpointing == "selective" else 0)
     return checkpointed * each + (cfg.num_layers - checkpointed) * kept["all"] + kept["all"]
 
 
 def count_parameters(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
     """Parameters and those that train, by part of the model."""
-    model = empty_model(cfg.architecture())
+    model = SeqTexTransformer3DModel.empty(cfg.architecture())
     trained = trainable_parameters(model, cfg.trained)
     counts = dict.fromkeys(("view branch", "LoRA", "UV branch", "geometry", "embeddings and output"), (0, 0))
     for name, parameter in model.named_parameters():
@@ -294,7 +296,7 @@ def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
         tokens=tokens,
         flops=flops,
         memory={policy: _memory(cfg, parameters, tokens, policy) for policy in ("none", "selective", "full")},
-        batch_per_gpu=-(-cfg.data.batch_size // (cfg.run.ranks * cfg.run.accumulate)),
+        batch_per_gpu=-(-cfg.data.batch_size // (cfg.run.ranks * cfg.run.accumulate_grad_batches)),
     )
 
 
@@ -302,7 +304,7 @@ def _memory(cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: To
     total, trained = (sum(column) for column in zip(*parameters.values(), strict=True))
     half = cfg.run.precision == "bfloat16"
     state = 4 if cfg.optimizer.muon_learning_rate is not None else 2 if cfg.optimizer.eight_bit else 8
-    model = ModelConfig(**{**asdict(cfg.model), "checkpointing": policy})
+    model = ModelConfig(**{**asdict(cfg.model), "activation_checkpointing": policy})
     encoders = ENCODER_PARAMETERS[cfg.latents.codec] + ENCODER_PARAMETERS[cfg.latents.text_encoder]
     return Memory(
         weights=total * (6 if half else 4),

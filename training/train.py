@@ -129,7 +129,7 @@ def train_as_planned(
     data = TextureDataModule(
         cfg.data,
         seed=cfg.run.seed,
-        turns=cfg.run.accumulate,
+        turns=cfg.run.accumulate_grad_batches,
         encoder=encoder,
         codec=codec,
         hints_for=cfg.tasks if cfg.model.view_hint else None,
@@ -260,7 +260,7 @@ def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning
         num_nodes=cfg.run.nodes,
         max_epochs=-1,
         max_steps=cfg.run.max_steps,
-        accumulate_grad_batches=cfg.run.accumulate,
+        accumulate_grad_batches=cfg.run.accumulate_grad_batches,
         gradient_clip_val=cfg.optimizer.gradient_clip,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],

@@ -63,9 +63,10 @@ def weights(checkpoint: str, out: Path, lora: Literal["separate", "merged", "alo
         raise UsageError(f"--out {out} is the checkpoint itself; choose another directory")
     # Seconds to import, and not needed to print help.
     from training.model.lora import save_lora
-    from training.model.weights import export_released, load_model
+    from training.model.seqtex import SeqTexTransformer3DModel
+    from training.model.weights import export_released
 
-    model = load_model(checkpoint)
+    model = SeqTexTransformer3DModel.from_pretrained(checkpoint)
     if lora == "alone":
         save_lora(model, out)
     else:

@@ -111,7 +111,8 @@ def show_cost(plan: Plan, json: bool) -> int:
     tokens, sizes = cost.tokens, cost.sizes
     title = (
         f"A sample of {sizes.views} views of {sizes.view_resolution}^2 and a UV map of {sizes.uv_resolution}^2: "
-        f"{tokens.mv} + {tokens.uv} tokens, {tokens.text} of text. TFLOP, checkpointing {cfg.model.checkpointing}"
+        f"{tokens.mv} + {tokens.uv} tokens, {tokens.text} of text. TFLOP, "
+        f"activation checkpointing {cfg.model.activation_checkpointing}"
     )
     rows = [
         (name, f.forward / 1e12, f.backward / 1e12, f.recomputed / 1e12, f.total / 1e12)

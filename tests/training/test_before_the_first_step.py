@@ -14,14 +14,14 @@ from seqtex.cli.main import main
 from seqtex.cli.train import own_sizes, size_warning
 from tests.support.small_dataset import small_sample, write_dataset, write_samples
 from tests.training.test_training import load_state, small_config
-from training.config import ModelConfig, TrainConfig
+from training.config import TrainConfig
 from training.cost import count_parameters
 from training.data.batch import to_uint8
 from training.data.mixture import ImageSizes, image_sizes
 from training.diffusion.encoders import DctCodec
 from training.loop.checkpoints import AtomicCheckpointIO
 from training.loop.validation import Validation, texture
-from training.model.init import make_model, with_architecture
+from training.model.init import ModelConfig, make_model, with_architecture
 from training.model.weights import export_released, save_model
 from training.train import make_module, plan_run, train
 
@@ -137,11 +137,11 @@ def test_sizes_that_no_token_fits_are_refused(tmp_path):
         ("run.max_steps", -1),
         ("run.max_seconds", 0.0),
         ("run.state_every", 0),
-        ("run.accumulate", 0),
+        ("run.accumulate_grad_batches", 0),
         ("data.batch_size", 0),
         ("data.window", 0),
         ("validation.steps", 0),
-        ("model.checkpoint_every", 0),
+        ("model.activation_checkpoint_every", 0),
         ("optimizer.warmup_steps", -1),
     ],
 )

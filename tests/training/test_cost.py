@@ -9,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import training.cost
 from seqtex.cli.main import main
-from training.config import PRESETS, ModelConfig
+from training.config import PRESETS
 from training.cost import block_activations, count_flops, count_parameters, count_tokens, estimate
 from training.data.mixture import ImageSizes
 from training.loop.strategies import choose
+from training.model.init import ModelConfig
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import trainable_parameters
 
@@ -36,7 +37,7 @@ def run(cfg, tokens):
     torch.manual_seed(0)
     model = SeqTexTransformer3DModel(**cfg.architecture())
     trainable_parameters(model, cfg.trained)
-    model.checkpoint_blocks(cfg.checkpointing, cfg.checkpoint_every)
+    model.checkpoint_blocks(cfg.activation_checkpointing, cfg.activation_checkpoint_every)
     uv = torch.randn(1, 48, 1, 16, 16) if tokens.uv else None
     arguments = torch.randn(1, 48, 4, 8, 8), uv, torch.rand(1, 5) * 1000, torch.randn(1, tokens.text, 32)
     return lambda: sum(flow.sum() for flow in model(*arguments) if flow is not None)
@@ -51,7 +52,7 @@ def run(cfg, tokens):
         replace(RELEASED, uv_branch="shared"),
         replace(SCRATCH, geometry_attention="mv"),
         replace(SCRATCH, geometry_attention="off"),
-        replace(RELEASED, checkpointing="full", checkpoint_every=2),
+        replace(RELEASED, activation_checkpointing="full", activation_checkpoint_every=2),
     ],
 )
 @pytest.mark.parametrize("text", ["none", "umt5"])
@@ -65,7 +66,7 @@ def test_operations_agree_with_a_count_of_them(monkeypatch, cfg, text, needs_uv)
         loss_of().backward()
     assert found.forward == pytest.approx(forward.get_total_flops(), rel=0.01)
     assert found.total == pytest.approx(both.get_total_flops(), rel=0.01)
-    assert (found.recomputed > 0) == (cfg.checkpointing != "none")
+    assert (found.recomputed > 0) == (cfg.activation_checkpointing != "none")
 
 
 @pytest.mark.parametrize("trained", ["all", "released"])

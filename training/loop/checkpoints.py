@@ -20,7 +20,7 @@ from training.diffusion.encoders import DctCodec, LatentCodec, NullTextEncoder, 
 from training.diffusion.flow import SHIFT
 from training.model.files import replaced_directory
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import is_released, load_model, write_model
+from training.model.weights import is_released, write_model
 
 CARD = "seqtex.json"
 SUM = ".sha256"
@@ -179,7 +179,7 @@ def load_checkpoint(
         raise UserError(
             f"{directory / CARD}: trained with other latent statistics than this version's {card.codec}; train again"
         )
-    model = load_model(directory, dtype=dtype)
+    model = SeqTexTransformer3DModel.from_pretrained(directory, torch_dtype=dtype)
     model.requires_grad_(False).eval()
     torch.nn.Module.to(model, device)
     text_dim = int(model.config["text_dim"])

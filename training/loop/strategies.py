@@ -61,7 +61,7 @@ def choose(cfg: TrainConfig, cost: Cost, device_bytes: int | None) -> Choice:
 def check_run(cfg: TrainConfig) -> None:
     """Raises UsageError naming the options that contradict each other."""
     name, ranks = cfg.run.strategy, cfg.run.ranks
-    parts = ranks * cfg.run.accumulate
+    parts = ranks * cfg.run.accumulate_grad_batches
     if name == "single" and ranks > 1:
         raise UsageError(f"run.strategy single is for one device; {ranks} are asked for (run.devices, run.nodes)")
     if name == "fsdp" and ranks == 1:
@@ -79,13 +79,14 @@ def check_run(cfg: TrainConfig) -> None:
         )
     if cfg.data.batch_size % parts:
         raise UsageError(
-            f"data.batch_size {cfg.data.batch_size} is not {ranks} devices x run.accumulate {cfg.run.accumulate} "
+            f"data.batch_size {cfg.data.batch_size} is not {ranks} devices x "
+            f"run.accumulate_grad_batches {cfg.run.accumulate_grad_batches} "
             f"equal parts; use a multiple of {parts}"
         )
 
 
 def bytes_needed(cfg: TrainConfig, cost: Cost, name: str, ranks: int) -> int:
-    memory = cost.memory[cfg.model.checkpointing]
+    memory = cost.memory[cfg.model.activation_checkpointing]
     fixed = memory.fixed
     if name == "fsdp":
         fixed = (memory.fixed - memory.encoders) // ranks + memory.encoders

@@ -22,6 +22,9 @@ from schemas.errors import UserError
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+RELEASED_CLASS = "WanT2TexTransformer3DModel"
+CLASS_NAMES = ("SeqTexTransformer3DModel", RELEASED_CLASS)
+RELEASED_LORA_ALPHA = 64
 LISTED = 12
 """Names per kind that an error message spells out."""
 
@@ -159,3 +162,19 @@ def check_tensors(expected: Mapping[str, torch.Size], found: Mapping[str, torch.
 def _shortened(names: list[str]) -> str:
     rest = len(names) - LISTED
     return "; ".join(names[:LISTED]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def read_architecture(directory: Path) -> dict[str, Any]:
+    """The settings of the model in a directory. A released config does not mention LoRA: the rank then follows from the
+    tensors, and alpha is the released 64."""
+    config = read_config(directory)
+    if config.get("_class_name") not in CLASS_NAMES:
+        raise UserError(
+            f"{directory / CONFIG}: _class_name is {config.get('_class_name')!r}, not one of {CLASS_NAMES}; "
+            "start from Wan weights with from_wan instead"
+        )
+    if "lora_rank" not in config:
+        ranks = {shape[0] for name, shape in read_shapes(directory).items() if ".lora_A." in name}
+        if ranks:
+            config |= {"lora_rank": max(ranks), "lora_alpha": config.get("lora_alpha", RELEASED_LORA_ALPHA)}
+    return config

@@ -1,15 +1,15 @@
 """What the model of a run starts from: its architecture, known before a weight is read, and the model itself."""
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 
-from schemas.errors import UserError
-from training.config import ModelConfig
-from training.model.files import find_directory, read_config
+from schemas.errors import UserError, require_between
+from training.model.files import find_directory, read_architecture, read_config
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import from_wan, load_model, read_architecture, trainable_parameters
+from training.model.weights import from_wan, trainable_parameters
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +18,65 @@ WAN_FOLDER = "transformer"
 SIZES = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "text_dim", "freq_dim")
 LORA = ("lora_rank", "lora_alpha")
 POSITIONS = "position_rope"
+
+
+NOT_ARCHITECTURE = {
+    "start",
+    "start_path",
+    "trained",
+    "activation_checkpointing",
+    "activation_checkpoint_every",
+    "compile_blocks",
+}
+"""Fields of `ModelConfig` that do not describe the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Size of the transformer and what it starts from. Defaults: Wan2.1-T2V-1.3B with the released LoRA."""
+
+    num_layers: int = 30
+    num_attention_heads: int = 12
+    attention_head_dim: int = 128
+    ffn_dim: int = 8960
+    text_dim: int = 4096
+    freq_dim: int = 256
+    """Width of the timestep's sinusoidal embedding."""
+    lora_rank: int = 128
+    """Of the view branch's adapters; 0: none (released code)."""
+    lora_alpha: int = 64
+    """Released code."""
+    start: Literal["scratch", "wan", "seqtex"] = "wan"
+    """Random weights, a Wan2.1 transformer, or a SeqTex checkpoint."""
+    start_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    """Directory or hub repository of the weights to start from."""
+    trained: Literal["released", "all"] = "released"
+    """`released`: LoRA, UV branch and geometry (paper); `all`: every weight."""
+    geometry_attention: Literal["off", "mv", "mv_uv"] = "mv_uv"
+    """Ablation: tokens whose queries and keys carry the geometry embedding; `mv_uv`: all (released weights)."""
+    uv_branch: Literal["decoupled", "shared"] = "decoupled"
+    """Ablation: UV tokens have weights of their own (paper), or go through the view branch with its LoRA."""
+    view_hint: bool = False
+    """The network also gets the given views' colours, carried over the surface to every image (ours). Off in the
+    released weights, which can be fine-tuned with it: its layer starts at zero."""
+    position_rope: bool = False
+    """Tokens turn with their mean 3D position instead of their place in the image (ours; off in the released
+    weights)."""
+    rope_max_seq_len: int = 1024
+    """Longest side of a token grid, and most frames (Wan)."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again to save memory: nothing, a block except its attention, or all of it."""
+    activation_checkpoint_every: int = 1
+    """Of so many successive blocks one is computed again."""
+    compile_blocks: bool = False
+    """torch.compile for each block: faster steps after some minutes; needs a C++ compiler on a CPU."""
+
+    def __post_init__(self) -> None:
+        require_between("model.activation_checkpoint_every", self.activation_checkpoint_every, 1, 1000)
+
+    def architecture(self) -> dict[str, Any]:
+        """Arguments of `SeqTexTransformer3DModel`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ARCHITECTURE}
 
 
 def with_architecture(cfg: ModelConfig) -> ModelConfig:
@@ -56,10 +115,10 @@ def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
             seed=seed,
         )
     else:
-        model = load_model(cfg.start_path, add_view_hint=cfg.view_hint)
+        model = SeqTexTransformer3DModel.from_pretrained(cfg.start_path, add_view_hint=cfg.view_hint)
         check_switches(model, cfg)
     trainable_parameters(model, cfg.trained)
-    model.checkpoint_blocks(cfg.checkpointing, cfg.checkpoint_every)
+    model.checkpoint_blocks(cfg.activation_checkpointing, cfg.activation_checkpoint_every)
     if cfg.compile_blocks:
         model.compile_repeated_blocks()
     return model.train()

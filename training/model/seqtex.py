@@ -1,6 +1,9 @@
 """The SeqTex transformer: views and one UV map denoised together (https://arxiv.org/abs/2507.04285)."""
 
+import logging
+from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from itertools import accumulate
 from os import PathLike
 from typing import Any, Literal, get_args
@@ -15,8 +18,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from training.model.block import Block, Branch, GeometryAttention, UvBranch
+from training.model.files import check_tensors, find_directory, read_architecture, read_tensors
+from training.model.files import shapes as shapes_of
 from training.model.layers import TimeTextEmbedding, modulated_norm
 from training.model.rope import Rope, joined, mean_points, rope_dims, rope_of_both, rope_of_grid, rope_of_points
+
+HINT = "hint_patch_embedding"
+"""The layer of the view hint, which no released weights have."""
+
+log = logging.getLogger(__name__)
 
 LORA_TARGETS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
 """Layers of the view branch that carry LoRA in the released weights (regular expression on module names)."""
@@ -247,11 +257,44 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         subfolder: str = "",
         revision: str | None = None,
         torch_dtype: torch.dtype = torch.float32,
+        add_view_hint: bool = False,
     ) -> "SeqTexTransformer3DModel":
-        """The model in a local directory or hub repository, ours or the released layout: `checkpoint.load_model`."""
-        from training.model.weights import load_model
+        """Load the model of a local directory or hub repository, in our layout or the released one.
 
-        return load_model(pretrained_model_name_or_path, subfolder=subfolder, revision=revision, dtype=torch_dtype)
+        Norms, time embedder and modulation tables stay float32 at any dtype. add_view_hint: where the weights have no
+        view hint, add its layer with zeros, which leaves the output the same until it is trained. Raises UserError
+        where the directory holds no such model.
+        """
+        directory = find_directory(pretrained_model_name_or_path, subfolder, revision)
+        architecture, state = read_architecture(directory), read_tensors(directory)
+        added = add_view_hint and not architecture.get("view_hint", False)
+        model = cls.empty(architecture | {"view_hint": True} if added else architecture)
+        shapes = shapes_of(model.state_dict())
+        if added:
+            state |= {name: torch.zeros(shape) for name, shape in shapes.items() if name.startswith(HINT)}
+        check_tensors(shapes, shapes_of(state), str(directory))
+        return model.filled(state, torch_dtype)
+
+    @classmethod
+    def empty(cls, config: Mapping[str, Any]) -> "SeqTexTransformer3DModel":
+        """Make the model of a config on the meta device. Settings that the model does not have are skipped with a
+        warning."""
+        known = set(signature(cls.__init__).parameters) - {"self"}
+        unknown = {key for key, value in config.items() if key not in known and key[0] != "_" and value is not None}
+        if unknown:
+            log.warning("skipped settings that SeqTexTransformer3DModel does not have: %s", sorted(unknown))
+        with torch.device("meta"):
+            return cls(**{key: value for key, value in config.items() if key in known})
+
+    def filled(self, state: Mapping[str, Tensor], dtype: torch.dtype) -> "SeqTexTransformer3DModel":
+        """Put tensors into a model on the meta device without a second copy; sensitive parts stay float32."""
+        wide = set(self._keep_in_fp32_modules)
+        cast = {
+            name: tensor.to(dtype if wide.isdisjoint(name.split(".")) else torch.promote_types(dtype, torch.float32))
+            for name, tensor in state.items()
+        }
+        self.load_state_dict(cast, assign=True)
+        return self
 
 
 def _linear(tokens: Tensor, convolution: nn.Conv3d) -> Tensor:

@@ -1,7 +1,6 @@
 """Weights in and out: models of the released layout, the start from Wan's weights, and what is trained."""
 
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -18,16 +17,17 @@ from schemas.errors import UserError
 from training.model.block import GeometryAttention, UvBranch
 from training.model.files import (
     CONFIG,
+    RELEASED_CLASS,
+    RELEASED_LORA_ALPHA,
     check_tensors,
     find_directory,
     read_config,
-    read_shapes,
     read_tensors,
     replaced_directory,
 )
 from training.model.files import shapes as shapes_of
 from training.model.lora import check_unmerged, merged_state
-from training.model.seqtex import SeqTexTransformer3DModel
+from training.model.seqtex import HINT, SeqTexTransformer3DModel
 
 KEY = "frozen_sha256"
 """Entry of a trainer state."""
@@ -55,59 +55,14 @@ def check_frozen(state: Mapping[str, Any], fingerprint: str) -> None:
         )
 
 
-RELEASED_CLASS = "WanT2TexTransformer3DModel"
-CLASS_NAMES = ("SeqTexTransformer3DModel", RELEASED_CLASS)
 RELEASED_LORA_RANK = 128
-RELEASED_LORA_ALPHA = 64
 OUR_SETTINGS = ("lora_rank", "lora_alpha", "geometry_attention", "uv_branch", "view_hint", "position_rope")
 """Settings that a released config does not mention."""
 UV_MODULES = {"attnuv": "attn1", "ffnuv": "ffn", "normuv2": "norm2", "scale_shift_table_uv": "scale_shift_table"}
 """UV branch, and the view branch's twin it starts as."""
 GEOMETRY_EMBEDDINGS = {"pos_patch_embedding": "patch_embedding", "norm_patch_embedding": "patch_embedding"}
-HINT = "hint_patch_embedding"
-"""The layer of the view hint, which no released weights have."""
 
 logger = logging.getLogger(__name__)
-
-
-def load_model(
-    path: str | os.PathLike[str],
-    *,
-    subfolder: str = "",
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    add_view_hint: bool = False,
-) -> SeqTexTransformer3DModel:
-    """The model in a local directory or, if there is none of that name, in a hub repository.
-
-    Norms, time embedder and modulation tables stay float32 at any dtype. add_view_hint: where the weights know no view
-    hint, give them its layer, at zero: the same output until it is trained.
-    """
-    directory = find_directory(path, subfolder, revision)
-    architecture, state = read_architecture(directory), read_tensors(directory)
-    added = add_view_hint and not architecture.get("view_hint", False)
-    model = empty_model(architecture | {"view_hint": True} if added else architecture)
-    if added:
-        hint = {name: shape for name, shape in shapes_of(model.state_dict()).items() if name.startswith(HINT)}
-        state |= {name: torch.zeros(shape) for name, shape in hint.items()}
-    check_tensors(shapes_of(model.state_dict()), shapes_of(state), str(directory))
-    return _fill(model, state, dtype)
-
-
-def read_architecture(directory: Path) -> dict[str, Any]:
-    """The settings of the model in a directory. A released config does not mention LoRA: the rank then follows from the
-    tensors, and alpha is the released 64."""
-    config = read_config(directory)
-    if config.get("_class_name") not in CLASS_NAMES:
-        raise UserError(
-            f"{directory / CONFIG}: _class_name is {config.get('_class_name')!r}, not one of {CLASS_NAMES}; "
-            "start from Wan weights with from_wan instead"
-        )
-    if "lora_rank" not in config:
-        ranks = {shape[0] for name, shape in read_shapes(directory).items() if ".lora_A." in name}
-        if ranks:
-            config |= {"lora_rank": max(ranks), "lora_alpha": config.get("lora_alpha", RELEASED_LORA_ALPHA)}
-    return config
 
 
 def from_wan(
@@ -145,7 +100,7 @@ def from_wan(
         "rope_max_seq_len": rope_max_seq_len,
         "view_hint": view_hint,
     }
-    model = empty_model(dict(config) | {"lora_rank": lora_rank, "lora_alpha": lora_alpha} | switches)
+    model = SeqTexTransformer3DModel.empty(dict(config) | {"lora_rank": lora_rank, "lora_alpha": lora_alpha} | switches)
     shapes = shapes_of(model.state_dict())
     sources = {name: source for name in shapes if (source := wan_name(name)) is not None}
     expected = {source: shapes[name] for name, source in sources.items()}
@@ -159,7 +114,7 @@ def from_wan(
             state[name] = nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=generator)
         else:
             state[name] = torch.zeros(shape)
-    return _fill(model, state, dtype)
+    return model.filled(state, dtype)
 
 
 def wan_name(name: str) -> str | None:
@@ -189,7 +144,8 @@ def is_released(directory: Path) -> bool:
 
 
 def save_model(model: SeqTexTransformer3DModel, directory: str | os.PathLike[str], max_shard_size: str = "5GB") -> None:
-    """Write a model directory that `load_model` reads, whole or not at all; an earlier one of that name is replaced."""
+    """Write a model directory for `SeqTexTransformer3DModel.from_pretrained`, whole or not at all. Replaces an earlier
+    one."""
     with replaced_directory(directory) as fresh:
         write_model(model, fresh, max_shard_size)
 
@@ -223,7 +179,7 @@ def export_released(
         "lora_rank": RELEASED_LORA_RANK if rank and lora == "separate" else 0,
         "lora_alpha": RELEASED_LORA_ALPHA,
     }
-    twin = empty_model(config | settings)
+    twin = SeqTexTransformer3DModel.empty(config | settings)
     twin.load_state_dict(state, assign=True)
     with replaced_directory(directory) as fresh:
         twin.save_pretrained(fresh, max_shard_size=max_shard_size, safe_serialization=True)
@@ -252,24 +208,3 @@ def _at_released_rank(name: str, tensor: Tensor, config: Mapping[str, Any]) -> T
         scale = config["lora_alpha"] / config["lora_rank"] * RELEASED_LORA_RANK / RELEASED_LORA_ALPHA
         return nn.functional.pad(tensor * scale, (0, missing))
     return tensor
-
-
-def empty_model(config: Mapping[str, Any]) -> SeqTexTransformer3DModel:
-    """The model of a config, on the meta device. Settings that the model does not have are left out with a warning."""
-    known = set(inspect.signature(SeqTexTransformer3DModel.__init__).parameters) - {"self"}
-    unknown = {key for key, value in config.items() if key not in known and key[0] != "_" and value is not None}
-    if unknown:
-        logger.warning("settings that SeqTexTransformer3DModel does not have are left out: %s", sorted(unknown))
-    with torch.device("meta"):
-        return SeqTexTransformer3DModel(**{key: value for key, value in config.items() if key in known})
-
-
-def _fill(model: SeqTexTransformer3DModel, state: Mapping[str, Tensor], dtype: torch.dtype) -> SeqTexTransformer3DModel:
-    """Put tensors into a meta model without a second copy; sensitive parts stay float32."""
-    wide = set(model._keep_in_fp32_modules)
-    cast = {
-        name: tensor.to(dtype if wide.isdisjoint(name.split(".")) else torch.promote_types(dtype, torch.float32))
-        for name, tensor in state.items()
-    }
-    model.load_state_dict(cast, assign=True)
-    return model

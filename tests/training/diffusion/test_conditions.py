@@ -8,12 +8,12 @@ from einops import rearrange
 
 from schemas.errors import UserError
 from tests.support.tiny_transformer import TINY
-from training.config import PRESETS, ModelConfig
+from training.config import PRESETS
 from training.data.batch import BranchLatents, Extras
-from training.model.init import make_model
+from training.model.init import ModelConfig, make_model
 from training.model.rope import mean_points, rope_of_points, rotate
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import export_released, load_model, save_model, trainable_parameters
+from training.model.weights import export_released, save_model, trainable_parameters
 
 RGB, GEOMETRY, HINT, POINTS = 4, 8, 5, 4
 """Channels of the tiny model's input, in order."""
@@ -60,7 +60,7 @@ def test_the_input_is_as_deep_as_what_the_model_takes(changes, depth):
 def test_released_weights_with_a_view_hint_give_the_same_output_before_training(tmp_path):
     released = tiny_model()
     save_model(released, tmp_path / "released")
-    model = load_model(tmp_path / "released", add_view_hint=True)
+    model = SeqTexTransformer3DModel.from_pretrained(tmp_path / "released", add_view_hint=True)
     arguments = inputs(RGB + GEOMETRY + HINT)
     for found, expected in zip(model(*arguments), released(*released_part(arguments)), strict=True):
         assert torch.equal(found, expected)
@@ -68,7 +68,7 @@ def test_released_weights_with_a_view_hint_give_the_same_output_before_training(
     sum(flow.square().mean() for flow in model(*arguments)).backward()
     assert model.hint_patch_embedding.weight.grad.abs().max() > 0, "it learns from the first step on"
     save_model(model, tmp_path / "own")
-    again = load_model(tmp_path / "own")
+    again = SeqTexTransformer3DModel.from_pretrained(tmp_path / "own")
     assert again.config["view_hint"] is True
     assert all(torch.equal(a, b) for a, b in zip(again(*arguments), model(*arguments), strict=True))
 

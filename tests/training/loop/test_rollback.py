@@ -28,7 +28,11 @@ def unforgiving(cfg: TrainConfig, budget: int = 0) -> TrainConfig:
 def test_the_parts_of_the_batch_that_failed_are_not_in_the_next_row(dataset, tmp_path, monkeypatch):
     broken_at(monkeypatch, {2})
     rows = [
-        train(unforgiving(small_config(dataset, tmp_path / str(parts), max_steps=4, state_every=1, accumulate=parts)))
+        train(
+            unforgiving(
+                small_config(dataset, tmp_path / str(parts), max_steps=4, state_every=1, accumulate_grad_batches=parts)
+            )
+        )
         for parts in (1, 2)
     ]
     whole, in_parts = ([row["loss"] for row in result.losses] for result in rows)

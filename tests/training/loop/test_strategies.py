@@ -98,7 +98,7 @@ def scenarios(dataset: Path, runs: Path) -> None:
     two = {"devices": 2}
     found = {}
     for name in ("ddp", "fsdp"):
-        found[name] = recorded(config(dataset, runs / name, **two, strategy=name, accumulate=2))
+        found[name] = recorded(config(dataset, runs / name, **two, strategy=name, accumulate_grad_batches=2))
         for part in (2, 4):
             found[f"{name} {part}"] = recorded(
                 config(dataset, runs / f"{name}_parts", **two, strategy=name, max_steps=part, state_every=2)
@@ -110,7 +110,7 @@ def scenarios(dataset: Path, runs: Path) -> None:
         torch._dynamo.reset()
         counters.clear()
         cfg = config(dataset, runs / f"{name}_compiled", **two, strategy=name, precision="bfloat16", max_steps=3)
-        recorded(replace(cfg, model=replace(cfg.model, checkpointing="full", compile_blocks=True)))
+        recorded(replace(cfg, model=replace(cfg.model, activation_checkpointing="full", compile_blocks=True)))
         found[f"{name} graphs"] = counters["stats"]["unique_graphs"]
     found["broken"] = recorded(unforgiving(config(dataset, runs / "broken", **two, state_every=1)), broken=2)
     (runs / f"rank{rank}.json").write_text(json.dumps(found))
@@ -248,8 +248,8 @@ def test_two_ranks_go_back_together_when_one_of_them_breaks(together, dataset, t
 def test_a_batch_in_parts_is_the_same_batch(alone, dataset, tmp_path):
     """Also where a run changes the number of parts on its way."""
     run, seen = alone
-    recorded(config(dataset, tmp_path, accumulate=2, max_steps=3, state_every=3))
-    rest = recorded(config(dataset, tmp_path, accumulate=4))
+    recorded(config(dataset, tmp_path, accumulate_grad_batches=2, max_steps=3, state_every=3))
+    rest = recorded(config(dataset, tmp_path, accumulate_grad_batches=4))
     assert [number for number, _, _ in rest] == [3] * 4 + [4] * 4
     assert by_batch([rest]) == {number: by_batch([seen])[number] for number in (3, 4)}
     assert losses(tmp_path) == pytest.approx(losses(run), rel=1e-5)
@@ -276,7 +276,7 @@ def test_the_choice_follows_devices_and_memory():
         ({"strategy": "single", "devices": 2}, "one device"),
         ({"strategy": "fsdp"}, "run.devices"),
         ({"strategy": "fsdp", "devices": 2}, "muon_learning_rate"),
-        ({"accumulate": 3}, "multiple of 3"),
+        ({"accumulate_grad_batches": 3}, "multiple of 3"),
     ],
 )
 def test_options_that_contradict_each_other_are_named(options, message, tmp_path, dataset):

@@ -12,7 +12,8 @@ from tests.support.small_dataset import write_dataset
 from tests.training.test_training import load_state, small_config, weights
 from training.config import TrainConfig
 from training.model.init import make_model
-from training.model.weights import frozen_fingerprint, load_model, save_model, trainable_parameters
+from training.model.seqtex import SeqTexTransformer3DModel
+from training.model.weights import frozen_fingerprint, save_model, trainable_parameters
 from training.train import train
 
 FROZEN = "blocks.1.attn1.to_q.base_layer.weight"
@@ -47,7 +48,7 @@ def test_a_state_holds_what_trains_and_resumes_exactly(dataset: Path, start: Pat
     train(config(dataset, tmp_path / "parts", start, steps=2))
     resumed = train(config(dataset, tmp_path / "parts", start))
     assert all(torch.equal(value, weights(straight)[name]) for name, value in weights(resumed).items())
-    assert torch.equal(weights(resumed)[FROZEN], load_model(start).state_dict()[FROZEN])
+    assert torch.equal(weights(resumed)[FROZEN], SeqTexTransformer3DModel.from_pretrained(start).state_dict()[FROZEN])
     model = make_model(config(dataset, tmp_path, start).model, seed=0)
     trained = trainable_parameters(model, "released")
     state = load_state(tmp_path / "parts", 4)
@@ -58,7 +59,7 @@ def test_a_state_holds_what_trains_and_resumes_exactly(dataset: Path, start: Pat
 
 def test_a_run_does_not_go_on_from_other_frozen_weights(dataset: Path, start: Path, tmp_path: Path) -> None:
     train(config(dataset, tmp_path / "run", start, steps=2))
-    model = load_model(start)
+    model = SeqTexTransformer3DModel.from_pretrained(start)
     with torch.no_grad():
         model.get_parameter(FROZEN)[0, 0] += 1e-6
     save_model(model, tmp_path / "other")

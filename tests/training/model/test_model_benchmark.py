@@ -5,8 +5,8 @@ from diffusers import AutoencoderKLWan
 
 from benchmarks.model import CASES, compare, on_cpu
 from benchmarks.model_gpu import on_gpu
-from training.config import ModelConfig
 from training.data.mixture import ImageSizes
+from training.model.init import ModelConfig
 
 SMALL = ModelConfig(
     num_layers=1,

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.literal import literal_forward
 from tests.support.tiny_transformer import TINY
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import load_model, save_model, trainable_parameters
+from training.model.weights import save_model, trainable_parameters
 
 REPO = Path(__file__).resolve().parents[3]
 SWITCHES = [
@@ -84,7 +84,7 @@ def test_a_switch_trains_and_survives_saving(tmp_path, changes):
     }
     assert not silent
     save_model(model, tmp_path / "model")
-    again = load_model(tmp_path / "model")
+    again = SeqTexTransformer3DModel.from_pretrained(tmp_path / "model")
     assert {name: again.config[name] for name in changes} == changes
     assert all(torch.equal(a, b) for a, b in zip(model(*arguments), again(*arguments), strict=True))
     names = set(model.state_dict())

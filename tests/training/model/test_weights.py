@@ -17,15 +17,7 @@ from tests.support.tiny_transformer import TINY
 from training.model.files import WEIGHTS, remove_leftovers
 from training.model.lora import load_lora, merge_lora, save_lora
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import (
-    RELEASED_CLASS,
-    export_released,
-    from_wan,
-    load_model,
-    save_model,
-    trainable_parameters,
-    wan_name,
-)
+from training.model.weights import RELEASED_CLASS, export_released, from_wan, save_model, trainable_parameters, wan_name
 
 
 def randomise(model, seed=0):
@@ -141,7 +133,7 @@ def test_from_wan_takes_a_state_dict_and_a_directory(wan, tmp_path):
     wan.save_pretrained(tmp_path / "wan")
     assert states_equal(model, from_wan(tmp_path / "wan", lora_rank=2))
     with pytest.raises(UserError, match="from_wan"):
-        load_model(tmp_path / "wan")
+        SeqTexTransformer3DModel.from_pretrained(tmp_path / "wan")
 
 
 def test_from_wan_refuses_other_weights_in_one_message(wan):
@@ -167,11 +159,11 @@ def test_save_and_load(tmp_path, lora_rank, max_shard_size):
     else:
         assert f"{WEIGHTS}.index.json" in files
         assert sum("-of-" in name for name in files) >= 2
-    for loaded in (load_model(tmp_path / "model"), SeqTexTransformer3DModel.from_pretrained(tmp_path / "model")):
-        assert states_equal(model, loaded)
-        assert loaded.config["lora_rank"] == lora_rank
-        assert torch.equal(model(*inputs())[1], loaded(*inputs())[1])
-        assert all(parameter.device.type == "cpu" for parameter in loaded.parameters())
+    loaded = SeqTexTransformer3DModel.from_pretrained(tmp_path / "model")
+    assert states_equal(model, loaded)
+    assert loaded.config["lora_rank"] == lora_rank
+    assert torch.equal(model(*inputs())[1], loaded(*inputs())[1])
+    assert all(parameter.device.type == "cpu" for parameter in loaded.parameters())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -203,7 +195,7 @@ def test_the_reference_survives_every_layout(golden, tmp_path):
     export_released(model, tmp_path / "separate", max_shard_size="100KB")
     export_released(model, tmp_path / "merged", lora="merged")
     for layout, rank in (("ours", 128), ("separate", 128), ("merged", 0)):
-        again = load_model(tmp_path / layout)
+        again = SeqTexTransformer3DModel.from_pretrained(tmp_path / layout)
         assert again.config["lora_rank"] == rank
         assert golden_error(again, tensors) < 1e-5, layout
         assert states_equal(model, again) == (rank > 0)
@@ -220,7 +212,7 @@ def test_the_reference_survives_every_layout(golden, tmp_path):
 def test_another_rank_and_alpha_are_exported_as_the_released_ones(tmp_path, lora):
     model = tiny_model(lora_rank=3, lora_alpha=5)
     export_released(model, tmp_path / "out", lora=lora)
-    again = load_model(tmp_path / "out")
+    again = SeqTexTransformer3DModel.from_pretrained(tmp_path / "out")
     assert again.config["lora_rank"] == (128 if lora == "separate" else 0)
     with torch.no_grad():
         for found, expected in zip(again(*inputs()), model(*inputs()), strict=True):
@@ -271,7 +263,7 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
     first, second = tiny_model(), randomise(tiny_model(), seed=9)
     save_model(first, tmp_path / "model")
     save_model(second, tmp_path / "model")
-    assert states_equal(load_model(tmp_path / "model"), second)
+    assert states_equal(SeqTexTransformer3DModel.from_pretrained(tmp_path / "model"), second)
     (tmp_path / "photos").mkdir()
     with pytest.raises(UserError, match="not a model directory"):
         save_model(first, tmp_path / "photos")
@@ -287,7 +279,7 @@ def test_what_a_kill_left_is_cleared_away_and_nothing_is_lost(tmp_path):
     (tmp_path / ".model.between").mkdir()
     (tmp_path / "model").rename(tmp_path / ".model.between" / "old")
     remove_leftovers(tmp_path / "model")
-    assert states_equal(load_model(tmp_path / "model"), model)
+    assert states_equal(SeqTexTransformer3DModel.from_pretrained(tmp_path / "model"), model)
     assert {path.name for path in tmp_path.iterdir()} == {"model", ".models"}
 
 
@@ -302,7 +294,7 @@ def test_a_merged_model_is_not_saved(tmp_path):
 def test_low_precision_keeps_sensitive_parts_in_float32(tmp_path):
     model = tiny_model()
     save_model(model, tmp_path / "model")
-    half = load_model(tmp_path / "model", dtype=torch.bfloat16)
+    half = SeqTexTransformer3DModel.from_pretrained(tmp_path / "model", torch_dtype=torch.bfloat16)
     dtypes = {name: parameter.dtype for name, parameter in half.named_parameters()}
     wide = {name for name, dtype in dtypes.items() if dtype == torch.float32}
     parts = ("time_embedder", "scale_shift_table", "norm2", "normuv2", "norm_q", "norm_k")
@@ -350,13 +342,13 @@ def test_damaged_models_are_refused_by_name(tmp_path, case, message):
     (tmp_path / WEIGHTS).write_bytes((directory / WEIGHTS).read_bytes())
     corrupt(directory, case)
     with pytest.raises(UserError, match=message) as caught:
-        load_model(directory)
+        SeqTexTransformer3DModel.from_pretrained(directory)
     assert str(directory) in str(caught.value)
 
 
 def test_a_path_that_is_neither_directory_nor_repository_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
-        load_model(tmp_path / "absent")
+        SeqTexTransformer3DModel.from_pretrained(tmp_path / "absent")
 
 
 def test_released_training_split_has_the_released_sizes(golden_dir):
@@ -400,7 +392,7 @@ def test_the_weights_command(tmp_path, capsys, lora):
         load_lora(twin, tmp_path / "out")
         assert states_equal(twin, model)
     else:
-        again = load_model(tmp_path / "out")
+        again = SeqTexTransformer3DModel.from_pretrained(tmp_path / "out")
         with torch.no_grad():
             assert relative_error(again(*inputs())[0], model(*inputs())[0]) < 1e-5
     assert main(["weights", str(tmp_path / "run"), "--out", str(tmp_path / "run")]) == 2
