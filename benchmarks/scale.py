@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.executor.scheduler import Loss, Policy, RunConfig, Schedule, Start
+from pipeline.executor.scheduler import Capacity, Loss, RunConfig, Schedule, Start
 from schemas.dataset import read_ledger
 from schemas.mesh import MeshRef
 from schemas.plan import ShardJob
@@ -121,8 +121,10 @@ class Simulation:
         self._at(self.rng.exponential(self.world.hours_to_loss * 3600), "lost", name)
 
     def _start_jobs(self) -> None:
-        room = Policy(at_once=len(self._nodes) * self.world.cores, largest_gb=float("inf"), nodes=len(self._nodes))
-        while start := self.schedule.next(room, self.now):
+        capacity = Capacity(
+            at_once=len(self._nodes) * self.world.cores, largest_gb=float("inf"), nodes=len(self._nodes)
+        )
+        while start := self.schedule.next(capacity, self.now):
             self.result.second_starts += start.beside is not None
             self._queue.append(start)
         free = deque((name, node) for name, node in self._nodes.items() if node.free)

@@ -1,4 +1,4 @@
-"""Jobs over Ray, on this machine or a cluster. The only `import ray`."""
+"""Run jobs as Ray tasks, on this machine or a cluster. The only module that imports Ray."""
 
 import atexit
 import functools
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import BuildConfig
 from pipeline.executor.compile_kernels import compiling
 from pipeline.executor.job import JobReport, asset_fork_server, process_job
 from pipeline.executor.progress import Progress
-from pipeline.executor.scheduler import GivenUp, Loss, Policy, RunConfig, Schedule, Start
+from pipeline.executor.scheduler import Capacity, GivenUp, Loss, RunConfig, Schedule, Start
 from pipeline.sandbox.child import LimitsConfig
 from pipeline.sandbox.fork_server import ForkServer, MachineError
 from pipeline.sandbox.policy import REPO
@@ -32,9 +32,6 @@ LOOK_AROUND_S = 5.0
 """Seconds after which the size of the cluster, and who is slow, is looked at again."""
 NODE_LOSS_S = 2.0
 """Seconds within which a cluster knows that a node is gone whose worker processes have vanished."""
-
-OPEN = "open"
-"""Key that is there while starts may commit."""
 
 Task = Callable[..., JobReport | None]
 """`process_job`, as far as it is called here."""
@@ -61,7 +58,7 @@ def run_jobs(
         while jobs:
             crew = _Crew(out, cfg, run, do)
             schedule = Schedule(jobs, run)
-            progress.begin(crew.room().at_once, dashboard)
+            progress.begin(crew.capacity().at_once, dashboard)
             try:
                 _work_off(schedule, crew, progress)
             finally:
@@ -73,16 +70,16 @@ def run_jobs(
 
 def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:
     running: dict[ray.ObjectRef, Start] = {}
-    looked, room = time.monotonic(), crew.room()
+    looked, capacity = time.monotonic(), crew.capacity()
     while schedule:
         now = time.monotonic()
         if now - looked >= LOOK_AROUND_S:
-            looked, before, room = now, room, crew.room()
-            if room.at_once != before.at_once:
-                progress.running_at_once = room.at_once
-                progress.tell("nodes", detail=f"{room.nodes} nodes have room for {room.at_once} jobs at once")
-            _take_back(running, room, schedule, crew, progress)
-        while start := schedule.next(room, now):
+            looked, before, capacity = now, capacity, crew.capacity()
+            if capacity.at_once != before.at_once:
+                progress.running_at_once = capacity.at_once
+                progress.tell("nodes", detail=f"{capacity.nodes} nodes have room for {capacity.at_once} jobs at once")
+            _take_back(running, capacity, schedule, crew, progress)
+        while start := schedule.next(capacity, now):
             running[crew.submit(start)] = start
             if start.beside:
                 progress.tell("straggler", start.job.index, "takes long; started a second time")
@@ -91,12 +88,14 @@ def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:
 
 
 def _take_back(
-    running: dict[ray.ObjectRef, Start], room: Policy, schedule: Schedule, crew: "_Crew", progress: Progress
+    running: dict[ray.ObjectRef, Start], capacity: Capacity, schedule: Schedule, crew: "_Crew", progress: Progress
 ) -> None:
     """Jobs that wait for more memory than any node has, now that the one which had it is gone, are started anew."""
-    if not room.nodes:
+    if not capacity.nodes:
         return
-    too_large = [ref for ref, start in running.items() if start.memory_gb > room.largest_gb and not crew.began(start)]
+    too_large = [
+        ref for ref, start in running.items() if start.memory_gb > capacity.largest_gb and not crew.began(start)
+    ]
     for ref in too_large:
         ray.cancel(ref, force=True)
         start = running.pop(ref)
@@ -154,8 +153,7 @@ class _Crew:
         self.run = run
         self._gpu = run.gpu_share if cfg.rasterizer == "cuda" else 0.0
         self._order = (out, cfg, do)
-        self._name = uuid.uuid4().hex
-        _internal_kv_put(_key(self._name, OPEN), b"")
+        self._attempts = _attempts_actor()
         self._left_out: set[str] = set()
         """Nodes that cannot process assets."""
         # a worker that has served many jobs is replaced, whatever it has leaked
@@ -166,13 +164,13 @@ class _Crew:
         beside = self._node_of(start.beside) if start.beside else None
         if unwanted := self._left_out | ({beside} if beside else set()):
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(unwanted))})"}
-        return self._task.options(**options).remote(self._order, start.job, self._name, start.number, start.round)
+        return self._task.options(**options).remote(self._order, start.job, self._attempts, start.number, start.round)
 
-    def room(self) -> Policy:
+    def capacity(self) -> Capacity:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._left_out]
         able = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= self._gpu]
         if not able:
-            return Policy(at_once=0, largest_gb=float("inf"), nodes=0)
+            return Capacity(at_once=0, largest_gb=float("inf"), nodes=0)
         largest_gb = max(node.get("memory", 0) for node in able) / 2**30
         job_gb = min(self.run.job_memory_gb, largest_gb)
         at_once = 0
@@ -181,7 +179,7 @@ class _Crew:
             limits += [node.get("memory", 0) / 2**30 / job_gb] if job_gb else []
             limits += [node["GPU"] / self._gpu] if self._gpu else []
             at_once += int(min(limits) + 1e-9)
-        return Policy(at_once=at_once, largest_gb=largest_gb, nodes=len(able))
+        return Capacity(at_once=at_once, largest_gb=largest_gb, nodes=len(able))
 
     def loss(self, start: Start, error: RayError) -> Loss:
         """Why a start gave no result. Its process is found dead before the cluster knows that the node is."""
@@ -197,7 +195,7 @@ class _Crew:
         them. Raises the fault where there is no other node."""
         if node := self._node_of(start):
             self._left_out.add(node)
-        if not self.room().nodes:
+        if not self.capacity().nodes:
             raise fault
 
     def began(self, start: Start) -> bool:
@@ -205,14 +203,12 @@ class _Crew:
 
     def _node_of(self, start: Start) -> str | None:
         """None for a start that has not begun to run."""
-        found = _internal_kv_get(_key(self._name, "node", start.number))
-        return found.decode() if found else None
+        return ray.get(self._attempts.node_of.remote(start.number))
 
     def clear_up(self) -> None:
-        """Nothing is committed from now on, by a start that is still running either: it finds the build closed before
-        the claims are gone that would have refused it."""
-        _internal_kv_del(_key(self._name, OPEN))
-        _internal_kv_del(_key(self._name), del_by_prefix=True)
+        """Let nothing be committed from now on, not by an attempt that is still running either: without the actor it
+        has no leave."""
+        ray.kill(self._attempts)
 
 
 def _outlives(node: str, seconds: float) -> bool:
@@ -225,9 +221,32 @@ def _outlives(node: str, seconds: float) -> bool:
     return False
 
 
-def _key(build: str, *rest: object) -> bytes:
-    """In the key-value store of the cluster's head, which every process reaches and which keeps one order of events."""
-    return ":".join(["seqtex", build, *map(str, rest)]).encode()
+class Attempts:
+    """The attempts of one build, kept by an actor: the node that each runs on, and which one commits a job."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, str] = {}
+        self._committing: dict[tuple[int, int], int] = {}
+
+    def begin(self, number: int, node: str) -> None:
+        """Record that attempt `number` runs on a node."""
+        self._nodes[number] = node
+
+    def node_of(self, number: int) -> str | None:
+        """Return the node of an attempt, None while it waits."""
+        return self._nodes.get(number)
+
+    def may_commit(self, job: int, round: int, number: int) -> bool:
+        """Give the first attempt that asks for a job, in a round of its attempts, leave to commit it; no other."""
+        return self._committing.setdefault((job, round), number) == number
+
+
+def _attempts_actor() -> Any:
+    """Start the actor on the driver's own node: no loss of another node ends it, and it ends with the driver. A named
+    actor is registered with the cluster before its handle can reach a worker."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    name = f"seqtex-attempts-{uuid.uuid4().hex}"
+    return ray.remote(Attempts).options(name=name, num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextmanager
@@ -271,24 +290,25 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _job_task(
-    order: tuple[Location, BuildConfig, Task], job: ShardJob, build: str, number: int, round: int
+    order: tuple[Location, BuildConfig, Task], job: ShardJob, attempts: Any, number: int, round: int
 ) -> tuple[JobReport | None, float]:
-    """The job's report, None where another start of it counts, and its seconds."""
+    """Process a job: its report, None where another attempt commits it, and its seconds."""
     began = time.monotonic()
     out, cfg, do = order
-    _internal_kv_put(_key(build, "node", number), ray.get_runtime_context().get_node_id().encode())
-    claim = functools.partial(_claim, build, job.index, round, number)
+    ray.get(attempts.begin.remote(number, ray.get_runtime_context().get_node_id()))
+    claim = functools.partial(_may_commit, attempts, job.index, round, number)
     report = do(
         job, out, cfg, fork_server=_fork_server(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES")), may_commit=claim
     )
     return report, time.monotonic() - began
 
 
-def _claim(build: str, job: int, round: int, number: int) -> bool:
-    """Whether this start is the one that commits: the first to ask, and the build goes on."""
-    key, mine = _key(build, "claim", job, round), str(number).encode()
-    _internal_kv_put(key, mine, overwrite=False)
-    return _internal_kv_get(key) == mine and _internal_kv_get(_key(build, OPEN)) is not None
+def _may_commit(attempts: Any, job: int, round: int, number: int) -> bool:
+    """Ask for leave to commit a job. False where another attempt has it, or where the build is over."""
+    try:
+        return ray.get(attempts.may_commit.remote(job, round, number))
+    except RayActorError:
+        return False
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from schemas.errors import require_between
 from schemas.plan import ShardJob
 
 JOBS_IN_FLIGHT = 2
-"""Times the room of the machines: one running, one waiting, so that no worker idles and the queue stays short."""
+"""Times the capacity of the machines: one running, one waiting, so that no worker idles and the queue stays short."""
 JOBS_TO_COMPARE = 3
 """Finished jobs before another one can be called slow."""
 JOBS_THAT_TELL = 1001
@@ -68,7 +68,7 @@ class Loss(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Capacity:
     """What the machines have room for at the moment."""
 
     at_once: int
@@ -129,31 +129,31 @@ class Schedule:
         """Starts that have not ended, by number."""
         self._queued: deque[int] = deque()
         self._since: dict[int, float] = {}
-        """When starts began to run, as far as can be told: the longest-waiting ones fill the room there is."""
+        """When starts began to run, as far as can be told: the longest-waiting ones fill the capacity there is."""
         self._seconds_per_asset: deque[float] = deque(maxlen=JOBS_THAT_TELL)
         self._numbers = itertools.count(1)
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._at_work)
 
-    def next(self, room: Policy, now: float) -> Start | None:
+    def next(self, capacity: Capacity, now: float) -> Start | None:
         """What to start now; None: nothing, until something ends or time passes."""
-        while self._queued and len(self._since) < room.at_once:
+        while self._queued and len(self._since) < capacity.at_once:
             if (number := self._queued.popleft()) in self._at_work:
                 self._since[number] = now
         if self._waiting:
-            if len(self._at_work) >= max(self.cfg.min_in_flight, JOBS_IN_FLIGHT * room.at_once):
+            if len(self._at_work) >= max(self.cfg.min_in_flight, JOBS_IN_FLIGHT * capacity.at_once):
                 return None
-            return self._start(self._waiting.popleft(), room)
-        if len(self._at_work) >= room.at_once or room.nodes < 2:
+            return self._start(self._waiting.popleft(), capacity)
+        if len(self._at_work) >= capacity.at_once or capacity.nodes < 2:
             return None
         slow = self._slowest(now)
-        return self._start(slow.job, room, beside=slow) if slow else None
+        return self._start(slow.job, capacity, beside=slow) if slow else None
 
-    def _start(self, job: ShardJob, room: Policy, beside: Start | None = None) -> Start:
+    def _start(self, job: ShardJob, capacity: Capacity, beside: Start | None = None) -> Start:
         tries = self._tries.setdefault(job.index, _Tries(memory_gb=self.cfg.job_memory_gb))
         tries.started += beside is None
-        memory_gb, number = min(tries.memory_gb, room.largest_gb), next(self._numbers)
+        memory_gb, number = min(tries.memory_gb, capacity.largest_gb), next(self._numbers)
         start = Start(job=job, number=number, round=tries.round, memory_gb=memory_gb, beside=beside)
         tries.at_work.append(start)
         self._at_work[number] = start

@@ -230,7 +230,9 @@ def change_row(change: Change) -> dict[str, Any]:
 def write_changes(path: Path, found: Sequence[Change]) -> None:
     """Write one row per change to a Parquet file."""
     texts = [pa.field(name, pa.string()) for name in ("uid", "kind", "rule", "before", "after")]
-    table = pa.Table.from_pylist(map(change_row, found), pa.schema([*texts, pa.field("needs_rebuild", pa.bool_())]))
+    table = pa.Table.from_pylist(
+        list(map(change_row, found)), pa.schema([*texts, pa.field("needs_rebuild", pa.bool_())])
+    )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_file(path, sink.getvalue().to_pybytes())

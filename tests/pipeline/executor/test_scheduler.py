@@ -2,12 +2,12 @@
 
 import pytest
 
-from pipeline.executor.scheduler import Loss, Policy, RunConfig, Schedule, Start
+from pipeline.executor.scheduler import Capacity, Loss, RunConfig, Schedule, Start
 from schemas.errors import UsageError
 from schemas.mesh import MeshRef
 from schemas.plan import ShardJob
 
-ROOM = Policy(at_once=2, largest_gb=8.0, nodes=2)
+CAPACITY = Capacity(at_once=2, largest_gb=8.0, nodes=2)
 RUN = RunConfig(min_in_flight=1, straggler_s=10.0)
 
 
@@ -17,10 +17,10 @@ def jobs(count: int) -> list[ShardJob]:
     ]
 
 
-def started(schedule: Schedule, room: Policy = ROOM, now: float = 0.0) -> list[Start]:
+def started(schedule: Schedule, capacity: Capacity = CAPACITY, now: float = 0.0) -> list[Start]:
     """All that is started at this time."""
     starts = []
-    while start := schedule.next(room, now):
+    while start := schedule.next(capacity, now):
         starts.append(start)
     return starts
 
@@ -28,13 +28,13 @@ def started(schedule: Schedule, room: Policy = ROOM, now: float = 0.0) -> list[S
 def test_jobs_in_flight_are_twice_the_room_and_grow_with_it():
     schedule = Schedule(jobs(100), RUN)
     assert [start.job.index for start in started(schedule)] == [0, 1, 2, 3]
-    assert len(started(schedule, Policy(at_once=10, largest_gb=8.0, nodes=6))) == 16
+    assert len(started(schedule, Capacity(at_once=10, largest_gb=8.0, nodes=6))) == 16
     assert started(schedule) == []  # nodes have left: nothing more until jobs end
 
 
 def test_a_cluster_without_workers_is_offered_jobs():
     schedule = Schedule(jobs(100), RunConfig(min_in_flight=16))
-    assert len(started(schedule, Policy(at_once=0, largest_gb=float("inf"), nodes=0))) == 16
+    assert len(started(schedule, Capacity(at_once=0, largest_gb=float("inf"), nodes=0))) == 16
 
 
 def test_every_job_ends_done_or_given_up():
@@ -76,7 +76,7 @@ def test_want_of_memory_doubles_what_a_job_reserves_up_to_a_whole_node():
 
 def slow(schedule: Schedule) -> Start:
     """The one job of five that is left; the others took a second each."""
-    (*quick, left) = sorted(started(schedule, Policy(at_once=5, largest_gb=8.0, nodes=2)), key=lambda s: s.job.index)
+    (*quick, left) = sorted(started(schedule, Capacity(at_once=5, largest_gb=8.0, nodes=2)), key=lambda s: s.job.index)
     for start in quick:
         schedule.done(start, 1.0)
     return left
@@ -86,8 +86,8 @@ def test_a_slow_job_is_started_a_second_time_where_another_node_idles():
     schedule = Schedule(jobs(5), RUN)
     first = slow(schedule)
     assert started(schedule, now=10.0) == []
-    assert started(schedule, Policy(at_once=2, largest_gb=8.0, nodes=1), now=100.0) == []
-    assert started(schedule, Policy(at_once=1, largest_gb=8.0, nodes=2), now=100.0) == []
+    assert started(schedule, Capacity(at_once=2, largest_gb=8.0, nodes=1), now=100.0) == []
+    assert started(schedule, Capacity(at_once=1, largest_gb=8.0, nodes=2), now=100.0) == []
     (second,) = started(schedule, now=10.5)
     assert second.job is first.job and second.beside is first and second.round == first.round
     assert started(schedule, now=1000.0) == []  # no third one
