@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test trust lint type bench blender clean
 
-help:  ## show the targets
+help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
 
 $(STAMP): pyproject.toml constraints.txt
@@ -19,24 +19,24 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP)  ## create .venv with pinned packages
 
-demo: $(STAMP)  ## the whole path on procedural meshes: build, train, texture, report (out/demo)
+demo: $(STAMP)  ## build, train and texture on procedural meshes (out/demo)
 	$(BIN)/seqtex demo --out out/demo
 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-trust: $(STAMP)  ## the fault matrix at full counts (half an hour or more)
+trust: $(STAMP)  ## run the fault matrix at full counts (half an hour or more)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m trust --full-counts --trust-table=out/trust.md --timeout 7200
 
-lint: $(STAMP)  ## style and import contracts
+lint: $(STAMP)  ## check style and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-type: $(STAMP)  ## static types
+type: $(STAMP)  ## check static types
 	$(BIN)/mypy
 
-blender: .venv-blender/.installed  ## Blender's interpreter in .venv-blender (870 MB, GPL-3): more formats, Cycles views
+blender: .venv-blender/.installed  ## install Blender's module in .venv-blender (870 MB, GPL-3): more formats, Cycles views
 	@.venv-blender/bin/python -I pipeline/blender/check.py
 
 .venv-blender/.installed: pipeline/blender/requirements.txt
@@ -45,7 +45,7 @@ blender: .venv-blender/.installed  ## Blender's interpreter in .venv-blender (87
 	.venv-blender/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-bench: $(STAMP)  ## side-by-side benchmarks; prints tables
+bench: $(STAMP)  ## run side-by-side benchmarks and print tables
 	$(BIN)/python -m benchmarks.raster
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.blender
 

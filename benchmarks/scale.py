@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--hours_to_loss", type=float, default=World.hours_to_loss, help="mean life of a node")
     parser.add_argument("--slow_share", type=float, default=World.slow_share, help="share of starts that run slow")
     parser.add_argument("--seed", type=int, default=2507)
-    parser.add_argument("--plan", action="store_true", help="the planning table of docs/scale.md instead")
+    parser.add_argument("--plan", action="store_true", help="the planning table of docs/benchmarks.md instead")
     parser.add_argument("--utilisation", type=float, default=0.90, help="of the workers' time, for --plan")
     options = parser.parse_args()
     costs = read_costs(options.ledger)

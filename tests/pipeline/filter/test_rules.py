@@ -130,7 +130,7 @@ def test_details_of_other_origin_name_no_rule() -> None:
 
 
 def test_the_guide_names_every_rule_with_its_default_and_every_measurement() -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs" / "details.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs" / "building.md").read_text()
     rows = re.findall(
         r"^\| `((?:min|max)_\w+)` \| (\S+) \| `(\w+)` \| `(\w+)` \| (views|nothing) \|$", text, re.MULTILINE
     )

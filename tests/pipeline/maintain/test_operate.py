@@ -277,7 +277,7 @@ def test_a_folder_that_is_no_dataset(command, tmp_path, capsys):
 
 
 def test_the_questions_of_the_docs_are_answered(built, monkeypatch):
-    pages = "".join((REPO / "docs" / name).read_text() for name in ("details.md", "building.md"))
+    pages = "".join((REPO / "docs" / name).read_text() for name in ("reliability.md", "operating.md"))
     queries = re.findall(r"```sql\n(.*?)```", pages, flags=re.DOTALL)
     monkeypatch.chdir(built.out)
     answers = [duckdb.sql(query).fetchall() for query in queries]
