@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemas.errors import UsageError, require_between
-from training.data.datamodule import DataConfig
+from training.data.mixture import DataConfig
+from training.diffusion.flow import FlowConfig
 from training.diffusion.tasks import OFFICIAL_TASKS, TaskConfig
 from training.model.optimizers import OptimizerConfig
-from training.module import FlowConfig
 
 NOT_ARCHITECTURE = {"start", "start_path", "trained", "checkpointing", "checkpoint_every", "compile_blocks"}
 """Fields of `ModelConfig` that do not describe the network."""

@@ -21,7 +21,6 @@ from pipeline.executor.build import build
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
-from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import read_ledger, write_file
 from schemas.errors import UserError, require_between
 from schemas.mesh import MeshRef
@@ -29,7 +28,7 @@ from schemas.sample import Regime, TextureSample
 from seqtex.cli.build import some_samples
 from seqtex.cli.console import build_progress, log_event, logs_json, print_table, training_progress
 from seqtex.cli.demo_report import Trial, write_report, write_results
-from seqtex.texturing import Condition, open_subject, texture_subjects
+from seqtex.texturing import prepare_mesh, texture_meshes
 from training.config import preset
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
@@ -189,15 +188,13 @@ def unseen_meshes(out: Path, cfg: DemoConfig) -> Iterator[tuple[Path, TextureSam
 def run_trial(path: Path, sample: TextureSample, network: Checkpoint, cfg: DemoConfig) -> Trial:
     """Textures the mesh in `path` from the sample's front view, as `seqtex texture` does."""
     assert sample.uv is not None
-    subject = open_subject(path, UnwrapConfig(), network.card)
-    condition, sampler = Condition(images={0: sample.views.rgb[0]}), SamplerConfig(steps=cfg.sample_steps)
-    (result,) = texture_subjects([subject], [condition], network, sampler, seeds=[0])
+    prepared = prepare_mesh(path, network.card, pictures={0: sample.views.rgb[0]})
+    (result,) = texture_meshes([prepared], network, SamplerConfig(steps=cfg.sample_steps))
     base = baselines(sample.views.rgb[:1], sample)
     return Trial(
         sample=sample,
-        subject=subject,
         result=result,
-        psnr_db=psnr(result.uv_rgb, sample.uv.rgb, sample.uv.mask),
+        psnr_db=psnr(result.uv, sample.uv.rgb, sample.uv.mask),
         nearest_db=psnr(base["nearest"], sample.uv.rgb, sample.uv.mask),
         fill_db=psnr(base["fill"], sample.uv.rgb, sample.uv.mask),
     )

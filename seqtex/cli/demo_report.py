@@ -9,13 +9,12 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from geometry.raster_cpu import CpuRasterizer
-from pipeline.mesh_io.write_glb import write_glb
 from pipeline.render.views import RenderConfig, render_baked
 from pipeline.report.images import data_uri, side_by_side
 from pipeline.report.page import Figure, Section, loss_curve, render_page
 from schemas.dataset import read_ledger, write_file
 from schemas.sample import TextureSample
-from seqtex.texturing import Subject, TexturedSubject
+from seqtex.texturing import MeshTexture
 from training.train import TrainResult
 
 PICTURE = RenderConfig(resolution=256, supersample=2)
@@ -31,8 +30,7 @@ class Trial:
 
     sample: TextureSample
     """The truth."""
-    subject: Subject
-    result: TexturedSubject
+    result: MeshTexture
     psnr_db: float
     """Generated UV map against the true one, over covered texels."""
     nearest_db: float
@@ -56,7 +54,7 @@ class Renders:
 
 def write_results(trial: Trial, out: Path, name: str) -> None:
     """Write the textured mesh, and the image it was textured from."""
-    write_glb(out / f"{name}.glb", trial.subject.uv_mesh, trial.result.uv_rgb, trial.subject.frame)
+    trial.result.save(out / f"{name}.glb")
     Image.fromarray(trial.sample.views.rgb[0]).save(out / f"{name}_image.png")
 
 
@@ -100,11 +98,11 @@ def write_report(
 
 
 def render_trial(trial: Trial) -> Renders:
-    rasterizer, cameras = CpuRasterizer(threads=2), trial.subject.cameras
+    rasterizer, cameras = CpuRasterizer(threads=2), trial.result.cameras
     assert trial.sample.uv is not None
     opacity = trial.sample.uv.opacity
-    after = render_baked(trial.subject.uv_mesh, trial.result.uv_rgb, cameras, PICTURE, rasterizer, opacity)
-    truth = render_baked(trial.subject.uv_mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer, opacity)
+    after = render_baked(trial.result.mesh, trial.result.uv, cameras, PICTURE, rasterizer, opacity)
+    truth = render_baked(trial.result.mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer, opacity)
     return Renders(before=clay(after.normal), after=after.rgb, truth=truth.rgb)
 
 
@@ -116,7 +114,7 @@ def trial_section(title: str, trial: Trial, renders: Renders) -> Section:
         "before: the bare mesh": side_by_side(renders.before),
         "after: the generated texture on the mesh": side_by_side(renders.after),
         "truth": side_by_side(renders.truth),
-        "UV map, generated": trial.result.uv_rgb,
+        "UV map, generated": trial.result.uv,
         "UV map, true": trial.sample.uv.rgb,
     }
     figures = [Figure(src=data_uri(picture), caption=caption) for caption, picture in pictures.items()]

@@ -29,8 +29,8 @@ from schemas.errors import UserError
 from schemas.sample import Regime
 from tests.support.small_dataset import small_sample, write_dataset
 from tests.trust.trust import Trust
-from training.data.datamodule import BatchStream, DataConfig
-from training.data.mixture import decode_pixels
+from training.data.datamodule import BatchStream
+from training.data.mixture import DataConfig, decode_pixels
 from training.data.shard_reader import ShardFile
 
 Members = list[tuple[str, bytes]]

@@ -33,7 +33,8 @@ from schemas.ledger import Measurements, Outcome, Reason, Rejected, Status
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from seqtex.cli.main import main
-from training.data.datamodule import BatchStream, DataConfig
+from training.data.datamodule import BatchStream
+from training.data.mixture import DataConfig
 
 SIZE = 96
 CFG = BuildConfig(views=RenderConfig(resolution=SIZE), uv=BakeConfig(resolution=256))
