@@ -19,10 +19,10 @@ import webdataset as wds
 
 from schemas.sample import Regime
 from training.data.batch import Prepared, join, stack_samples
-from training.data.datamodule import BatchStream, DataConfig
+from training.data.datamodule import BatchStream
 from training.data.dataset_files import LocalFiles
 from training.data.latent_shards import LatentDecoder, codec_header, find_latents
-from training.data.mixture import decode_pixels, shards_by_regime
+from training.data.mixture import DataConfig, decode_pixels, shards_by_regime
 from training.diffusion.encoders import DctCodec
 
 BATCH = 8

@@ -19,8 +19,9 @@ from schemas.sample import Regime
 from seqtex.cli.console import print_table
 from training.arithmetic import arithmetic, autocast_dtype, decisions, fast_dtype
 from training.config import PRESETS, TrainConfig
-from training.data.batch import BranchLatents, LatentBatch, TextFeatures
+from training.data.batch import LatentBatch, TextFeatures
 from training.diffusion.encoders import DctCodec
+from training.diffusion.latents import BranchLatents
 from training.module import TextureModule
 from training.train import make_module
 

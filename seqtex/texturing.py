@@ -1,10 +1,10 @@
-"""A mesh on its way to a texture: opened, textured by a network, written."""
+"""Texture meshes with a trained network: from a mesh file and an image or a text to a textured .glb."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,138 +12,222 @@ from jaxtyping import UInt8
 
 from geometry.cameras import RigConfig, rig_cameras
 from geometry.frames import Frame, bounding_box, normalise
+from geometry.nearest import Surface
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.filter.measure_mesh import measure
 from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.write_glb import write_glb
 from pipeline.render.uv_maps import bake_geometry
 from pipeline.render.views import render_geometry
 from pipeline.unwrap.unwrap import UnwrapConfig, unwrap
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.ledger import Rejected
 from schemas.mesh import UvMesh
 from schemas.sample import Cameras
-from training.data.batch import Extras, to_uint8, uv_to_image, uv_to_model
-from training.diffusion.sampler import Geometry, Given, SamplerConfig, Text, prepare_image, resident, sample
-from training.loop.checkpoints import Card, Checkpoint
+from training.data.mixture import require_tokens
+from training.diffusion.latents import Extras
+from training.diffusion.sampler import SamplerConfig, TexturingInput, sample
+from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
+
+UNWRAP_TIMEOUT_S = 600.0
+"""Longer than in a build: here someone waits for one mesh."""
+MAX_UNWRAP_FACES = 200_000
+
+Picture = str | Path | UInt8[np.ndarray, "_ _ _"]
+"""An image file, or sRGB pixels [h, w, 3] or [h, w, 4] with straight alpha."""
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A `trimesh.Trimesh`, or anything that exports itself in the same way."""
+
+    def export(self, *, file_type: str) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class PreparedMesh:
     """A mesh that is ready to be textured, in the dataset frame."""
 
-    uv_mesh: UvMesh
+    mesh: UvMesh
     frame: Frame
+    """The way back to the frame of the mesh file."""
     cameras: Cameras
+    """The cameras of the views."""
+    input: TexturingInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """What a texture should look like."""
+class MeshTexture(PreparedMesh):
+    """A mesh with its generated texture and views, sRGB."""
 
-    images: dict[int, UInt8[np.ndarray, "_ _ _"]] = field(default_factory=dict)
-    """View number -> what that view shows (RGB or RGBA, any size)."""
-    prompt: str = ""
+    views: UInt8[np.ndarray, "views h w 3"]
+    """Given views come back as the codec keeps them."""
+    uv: UInt8[np.ndarray, "uv_h uv_w 3"]
+    """The texture in image orientation (row 0 is v = 1)."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TexturedSubject:
-    """Colours for a `Subject`, sRGB."""
-
-    uv_rgb: UInt8[np.ndarray, "uv_h uv_w 3"]
-    """Image orientation, row 0 at v = 1."""
-    views_rgb: UInt8[np.ndarray, "views h w 3"]
+    def save(self, path: str | Path) -> None:
+        """Write the textured mesh as .glb, at its place and size in the mesh file."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_glb(Path(path), self.mesh, self.uv, self.frame)
 
 
-def open_subject(path: Path, cfg: UnwrapConfig, card: Card) -> Subject:
-    """Checks, loads, normalises and unwraps a mesh, and puts the cameras around it that the network knows. Raises
-    UserError where it cannot be textured."""
-    assert card.uv_resolution is not None
-    loaded = load_mesh(path)
-    if isinstance(loaded, Rejected):
-        raise UserError(f"{path}: {loaded.reason} ({loaded.detail}); mend the file or export it again")
-    mesh, frame = normalise(loaded)
-    uv_mesh = unwrap(mesh, measure(mesh, None), cfg, card.uv_resolution)
-    if isinstance(uv_mesh, Rejected):
-        raise UserError(f"{path}: {uv_mesh.reason} ({uv_mesh.detail}); give it a UV layout or raise --max_unwrap_faces")
-    return Subject(
-        uv_mesh=uv_mesh,
-        frame=frame,
-        cameras=rig_cameras(RigConfig(**card.rig), *bounding_box(mesh.vertices, mesh.faces)),
+def texture(
+    mesh: str | Path | UvMesh | Exportable,
+    *,
+    image: Picture | Mapping[int, Picture] | None = None,
+    view: int = 0,
+    prompt: str = "",
+    checkpoint: str | Path | Checkpoint = "checkpoint",
+    out: str | Path | None = None,
+    steps: int = 30,
+    solver: Literal["euler", "adams"] = "euler",
+    guidance: float = 1.0,
+    seed: int = 0,
+    device: str = "cpu",
+    uv_resolution: int | None = None,
+    max_unwrap_faces: int = MAX_UNWRAP_FACES,
+) -> MeshTexture:
+    """Texture a mesh so that it looks like one image, several views, or a text.
+
+    Equal arguments give equal results on one machine. The result has the texture (`uv`, uint8 [H, W, 3], row 0 is
+    v = 1), the generated views (`views`, uint8 [V, h, w, 3]), the mesh with its UV layout (`mesh`), and `save(path)`.
+
+    Args:
+        mesh: a file (.glb, .gltf, .obj), a `trimesh.Trimesh` with glTF's axes (Y up), or a `UvMesh` in the dataset
+            frame; an existing texture is ignored
+        image: what view `view` shows, or pictures of several views by their numbers
+        view: 0 is the front (azimuth -90 degrees), then each a quarter turn on
+        prompt: text, for checkpoints trained with a text encoder; alone or with images
+        checkpoint: folder `checkpoint` of a training run, folder with released weights, or what `load_checkpoint`
+            returned
+        out: also write the textured mesh to this .glb file
+        steps: denoising steps
+        solver: `euler` (as released), or `adams`, which needs fewer steps
+        guidance: classifier-free guidance; 1 is off
+        seed: seed of the noise
+        device: device of a checkpoint that is loaded: cpu, cuda, cuda:1, ...
+        uv_resolution: texels a side; None: as trained
+        max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one
+
+    Raises:
+        UsageError: options contradict each other.
+        UserError: a file is missing or damaged, or the mesh cannot be textured; the message says what to do.
+    """
+    network = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(Path(checkpoint), device)
+    network = for_textures(network, uv_resolution)
+    pictures = {} if image is None else image if isinstance(image, Mapping) else {view: image}
+    if not (pictures or prompt):
+        raise UsageError("nothing says what the texture should look like; give an image or a prompt")
+    prepared = prepare_mesh(
+        mesh, network.card, pictures=pictures, prompt=prompt, seed=seed, max_unwrap_faces=max_unwrap_faces
     )
+    cfg = SamplerConfig(steps=steps, solver=solver, guidance=guidance)
+    (result,) = texture_meshes([prepared], network, cfg, device=str(network.model.device))
+    if out is not None:
+        result.save(out)
+    return result
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "height width 4"]:
-    """Raises UserError naming the file where it is no image."""
+def for_textures(network: Checkpoint, uv_resolution: int | None) -> Checkpoint:
+    """Set the resolution of the UV map; None: as trained. Raises UserError if the network cannot make one."""
+    if uv_resolution is not None:
+        require_tokens("uv_resolution", uv_resolution)
+        network = replace(network, card=replace(network.card, uv_resolution=uv_resolution))
+    if network.card.uv_resolution is None:
+        raise UserError("the checkpoint was trained without UV maps; train on a dataset with textured samples")
+    return network
+
+
+def prepare_mesh(
+    mesh: str | Path | UvMesh | Exportable,
+    card: Card,
+    *,
+    pictures: Mapping[int, Picture] | None = None,
+    prompt: str = "",
+    seed: int = 0,
+    cameras: Cameras | None = None,
+    max_unwrap_faces: int = MAX_UNWRAP_FACES,
+) -> PreparedMesh:
+    """Load, normalise and unwrap a mesh, and render its geometry in the sizes of a checkpoint. cameras: those of the
+    views; None: as trained. Other arguments and errors: see `texture`.
+    """
+    assert card.uv_resolution is not None
+    for view in pictures or {}:
+        if not 0 <= view < card.views:
+            raise UsageError(f"view {view}: the checkpoint has views 0 to {card.views - 1}")
+    images = {view: read_image(picture) for view, picture in (pictures or {}).items()}
+    frame = Frame(center=np.zeros(3), scale=1.0)
+    if not isinstance(mesh, UvMesh):
+        mesh, frame = open_mesh(mesh, card.uv_resolution, max_unwrap_faces)
+    cameras = cameras or rig_cameras(RigConfig(**card.rig), *bounding_box(mesh.vertices, mesh.faces))
+    rasterizer = CpuRasterizer(threads=2)
+    position, normal, _ = render_geometry(mesh, cameras, card.view_resolution, rasterizer)
+    uv_position, uv_normal, _ = bake_geometry(mesh, card.uv_resolution, rasterizer)
+    subject = TexturingInput(
+        views=Surface(position=position, normal=normal),
+        uv=Surface(position=uv_position, normal=uv_normal),
+        images=images,
+        prompt=prompt,
+        seed=seed,
+    )
+    return PreparedMesh(mesh=mesh, frame=frame, cameras=cameras, input=subject)
+
+
+def open_mesh(mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_faces: int) -> tuple[UvMesh, Frame]:
+    """Load, normalise and unwrap a mesh. Raises UserError if that is not possible."""
+    if isinstance(mesh, Exportable):
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "mesh.glb"
+            path.write_bytes(mesh.export(file_type="glb"))
+            return open_mesh(path, uv_resolution, max_unwrap_faces)
+    loaded = load_mesh(Path(mesh))
+    if isinstance(loaded, Rejected):
+        raise UserError(f"{mesh}: {loaded.reason} ({loaded.detail}); fix the file or export it again")
+    normalised, frame = normalise(loaded)
+    cfg = UnwrapConfig(max_faces=max_unwrap_faces, timeout_s=UNWRAP_TIMEOUT_S)
+    uv_mesh = unwrap(normalised, measure(normalised, None), cfg, uv_resolution)
+    if isinstance(uv_mesh, Rejected):
+        raise UserError(f"{mesh}: {uv_mesh.reason} ({uv_mesh.detail}); give it a UV layout or raise --max_unwrap_faces")
+    return uv_mesh, frame
+
+
+def read_image(picture: Picture) -> UInt8[np.ndarray, "height width _"]:
+    """Read an image. Raises UserError naming the file if it is none."""
+    if isinstance(picture, np.ndarray):
+        return picture
     try:
-        return decode_image(path.read_bytes(), str(path))
+        return decode_image(Path(picture).read_bytes(), str(picture))
     except (OSError, AssetError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); give a PNG, JPEG or WebP file") from error
+        raise UserError(f"{picture}: cannot be read as an image ({error}); give a PNG, JPEG or WebP file") from error
 
 
-def texture_subjects(
-    subjects: Sequence[Subject],
-    conditions: Sequence[Condition],
+def texture_meshes(
+    meshes: Sequence[PreparedMesh],
     network: Checkpoint,
     cfg: SamplerConfig,
     *,
-    seeds: Sequence[int],
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     offload: bool = False,
     progress: Callable[[int], None] = lambda step: None,
-) -> list[TexturedSubject]:
-    """Views and UV textures of several meshes in one batch; all conditions give the same views.
-
-    offload: text encoder, codec and transformer are on the device one at a time, while they work."""
-    hold = partial(resident, device=device) if offload else nullcontext
-    prompts = [condition.prompt for condition in conditions]
-    with hold(network.text_encoder):
-        text = Text(
-            prompt=network.text_encoder.encode(prompts).to(device),
-            empty=network.text_encoder.encode([""] * len(prompts)).to(device),
-        )
-    result = sample(
+) -> list[MeshTexture]:
+    """Texture a batch of meshes that give the same views; options: see `training.diffusion.sampler.sample`."""
+    results = sample(
         network.model,
         network.codec,
-        geometry_of(subjects, network, device),
-        given_of(conditions, network, device),
-        text,
+        network.text_encoder,
+        [one.input for one in meshes],
         cfg,
-        seeds=seeds,
         shift=network.card.shift,
         extras=Extras.of(network.model.config),
+        device=device,
+        offload=offload,
         progress=progress,
-        hold=hold,
     )
-    assert result.uv_rgb is not None
-    return [
-        TexturedSubject(uv_rgb=uv_to_image(uv), views_rgb=to_uint8(mv))
-        for uv, mv in zip(result.uv_rgb, result.mv_rgb, strict=True)
-    ]
-
-
-def geometry_of(subjects: Sequence[Subject], network: Checkpoint, device: str) -> Geometry:
-    card, rasterizer = network.card, CpuRasterizer(threads=2)
-    assert card.uv_resolution is not None
-    views = [render_geometry(s.uv_mesh, s.cameras, card.view_resolution, rasterizer) for s in subjects]
-    maps = [bake_geometry(s.uv_mesh, card.uv_resolution, rasterizer) for s in subjects]
-    return Geometry(
-        mv_position=torch.stack([torch.from_numpy(position) for position, _, _ in views]).to(device),
-        mv_normal=torch.stack([torch.from_numpy(normal) for _, normal, _ in views]).to(device),
-        uv_position=torch.stack([uv_to_model(position) for position, _, _ in maps]).to(device),
-        uv_normal=torch.stack([uv_to_model(normal) for _, normal, _ in maps]).to(device),
-    )
-
-
-def given_of(conditions: Sequence[Condition], network: Checkpoint, device: str) -> Given:
-    numbers, size = sorted(conditions[0].images), network.card.view_resolution
-    if any(sorted(condition.images) != numbers for condition in conditions):
-        raise ValueError("conditions of one batch must give the same views")
-    rgb = torch.zeros(len(conditions), network.card.views, size, size, 3)
-    for row, condition in zip(rgb, conditions, strict=True):
-        for number, image in condition.images.items():
-            row[number] = prepare_image(image, size)
-    views = torch.zeros(network.card.views, dtype=torch.bool)
-    views[numbers] = True
-    return Given(rgb=rgb.to(device), views=views)
+    textures = []
+    for one, result in zip(meshes, results, strict=True):
+        assert result.uv is not None
+        prepared = {f.name: getattr(one, f.name) for f in fields(one)}
+        textures.append(MeshTexture(**prepared, views=result.views, uv=result.uv))
+    return textures

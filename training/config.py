@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemas.errors import UsageError, require_between
-from training.data.datamodule import DataConfig
+from training.data.mixture import DataConfig
+from training.diffusion.flow import FlowConfig
 from training.diffusion.tasks import OFFICIAL_TASKS, TaskConfig
 from training.model.init import ModelConfig
 from training.model.optimizers import OptimizerConfig
-from training.module import FlowConfig
 
 MOST_STEPS = 10**9
 

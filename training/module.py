@@ -1,16 +1,16 @@
 """One training step of SeqTex, as the paper's algorithm box: encode, draw the task, interpolate, predict, loss, log."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from training.data.batch import Batch, Extras, LatentBatch, encode_batch
+from training.data.batch import Batch, LatentBatch, encode_batch
 from training.diffusion.encoders import LatentCodec, TextEncoder
-from training.diffusion.flow import SHIFT, draw, interpolate, logit_normal, masked_mse, shift_sigma, velocity
+from training.diffusion.flow import FlowConfig, draw, interpolate, masked_mse, velocity
+from training.diffusion.latents import Extras
 from training.diffusion.tasks import TaskConfig, draw_task, given_views, plan_frames
 from training.model.fsdp import shard
 from training.model.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
@@ -18,32 +18,8 @@ from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import KEY, check_frozen, frozen_fingerprint
 
 
-@dataclass(frozen=True, kw_only=True)
-class FlowConfig:
-    """Noise levels and loss."""
-
-    shift: float = SHIFT
-    """Of the noise levels, in training and sampling (released code)."""
-    levels: Literal["uniform", "logit_normal"] = "uniform"
-    """How a sample's noise level is drawn before the shift: evenly, or mostly in the middle (Esser 2024)."""
-    logit_mean: float = 0.0
-    """Of logit_normal: below 0 little noise, above 0 much."""
-    logit_std: float = 1.0
-    """Of logit_normal: the smaller, the closer to the middle."""
-    uv_weight: float = 1.0
-    """Of the UV map's mean squared error; that of the views has weight 1 (ours)."""
-    text_dropout: float = 0.1
-    """Share of captions replaced by "", for classifier-free guidance (ours)."""
-
-    def sigma(self, uniform: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """Noise levels, from one number in [0, 1) each."""
-        if self.levels == "logit_normal":
-            uniform = logit_normal(uniform, self.logit_mean, self.logit_std)
-        return shift_sigma(uniform, self.shift)
-
-
 class TextureModule(lightning.LightningModule):
-    """The model in training. Which parameters train is decided before: those that require a gradient."""
+    """The model in training. Its trained parameters are those that require a gradient."""
 
     def __init__(
         self,
@@ -57,7 +33,7 @@ class TextureModule(lightning.LightningModule):
         seed: int,
         autocast: torch.dtype | None = None,
     ) -> None:
-        """text_encoder: None where all captions come encoded."""
+        """text_encoder: None if all captions come encoded."""
         super().__init__()
         self.model = model
         self.codec = codec
@@ -71,6 +47,7 @@ class TextureModule(lightning.LightningModule):
         self.frozen = frozen_fingerprint(model)
 
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
+        """Return the losses of a batch (`loss`, `loss_mv`, `loss_uv` if the task has a UV map), its task and regime."""
         latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
         task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
         branches = [latents.mv, latents.uv] if task.needs_uv and latents.uv else [latents.mv]
@@ -85,8 +62,8 @@ class TextureModule(lightning.LightningModule):
             for branch, noise, at in zip(branches, draws.noise, frames, strict=False)
         ]
         text = self.embed_text(latents, draws.drop_text)
-        said = self.predict(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
-        flows = [flow for flow in said if flow is not None]
+        predicted = self.predict(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
+        flows = [flow for flow in predicted if flow is not None]
         losses = [
             masked_mse(flow, velocity(branch.rgb, noise), plan.generated[:, at])
             for flow, branch, noise, at in zip(flows, branches, draws.noise, frames, strict=False)
@@ -102,7 +79,7 @@ class TextureModule(lightning.LightningModule):
         timestep: Float[Tensor, "b frames"],
         text: Float[Tensor, "b l d"],
     ) -> tuple[Tensor, Tensor | None]:
-        """What the model says, in the precision of the run."""
+        """Predict the flow of both branches, in the precision of the run."""
         # A narrow copy of every weight, kept for the whole pass, would undo what sharding saves.
         keep = self.device_mesh is None
         with torch.autocast(self.device.type, self.autocast, self.autocast is not None, cache_enabled=keep):
@@ -110,6 +87,7 @@ class TextureModule(lightning.LightningModule):
         return flows
 
     def embed_text(self, latents: LatentBatch, drop: Float[Tensor, " batch"]) -> Float[Tensor, "batch l d"]:
+        """Return features of the captions; those whose number `drop` is below the dropout rate are replaced by ""."""
         kept = [d >= self.flow.text_dropout for d in drop.tolist()]
         if latents.text is not None:
             return latents.text.tokens(kept).to(self.device)
@@ -118,15 +96,19 @@ class TextureModule(lightning.LightningModule):
         return self.text_encoder.encode(prompts).to(self.device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make the optimizer of the trained parameters."""
         return make_optimizer(self.optimizer_cfg, trained_parameters(self))
 
     def configure_model(self) -> None:
+        """Shard the model, if the strategy does."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the fingerprint of the frozen weights to a trainer state."""
         checkpoint[KEY] = self.frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise UserError if a trainer state belongs to other frozen weights or another optimizer."""
         check_frozen(checkpoint, self.frozen)
         check_optimizer(self.optimizer_cfg, checkpoint["optimizer_states"][0])

@@ -18,10 +18,9 @@ from schemas.errors import UserError
 from training.arithmetic import StepCallback, ThreadChoice, arithmetic, autocast_dtype
 from training.config import TrainConfig
 from training.cost import Cost, estimate
-from training.data.batch import encode_batch
-from training.data.datamodule import TextureDataModule, leading_dataset, open_datasets
+from training.data.datamodule import TextureDataModule
 from training.data.latent_shards import LatentHeader
-from training.data.mixture import ImageSizes, image_sizes, stored_text
+from training.data.mixture import ImageSizes, image_sizes, leading_dataset, open_datasets, stored_text
 from training.diffusion.encoders import LatentCodec
 from training.loop.callbacks import AveragedWeights, Clock, LearningRate, LossLog, SavedStates, read_losses
 from training.loop.checkpoints import (
@@ -125,12 +124,10 @@ def train_as_planned(
 ) -> TrainResult:
     cfg, device = plan.cfg, own_device(plan.cfg.run.accelerator)
     codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
-    encoder = partial(encode_batch, codec=codec) if cfg.data.keep_latents else None
     data = TextureDataModule(
         cfg.data,
         seed=cfg.run.seed,
-        turns=cfg.run.accumulate_grad_batches,
-        encoder=encoder,
+        accumulate_grad_batches=cfg.run.accumulate_grad_batches,
         codec=codec,
         hints_for=cfg.tasks if cfg.model.view_hint else None,
     )

@@ -22,7 +22,7 @@ from schemas.sample import Regime
 from schemas.shards import stored_samples
 from seqtex.ablation.table import COMPARED, Outcome, write_results
 from seqtex.cli.console import bar, build_progress, log_event, training_note
-from seqtex.cli.evaluate import judge_group
+from seqtex.cli.evaluate import measure_group
 from training.config import TrainConfig, preset
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import load_checkpoint
@@ -246,7 +246,7 @@ def measure(cfg: AblateConfig, held_out: Path, checkpoint: Path) -> list[dict[st
     for first in range(0, len(samples), BATCH):
         group = samples[first : first + BATCH]
         seeds = [first + place for place in range(len(group))]
-        judged = judge_group(group, network, SamplerConfig(steps=cfg.sample_steps), TASK, seeds, "cpu")
-        rows += [{"uid": one.uid} | one.figures for one in judged]
+        measured = measure_group(group, network, SamplerConfig(steps=cfg.sample_steps), TASK, seeds, "cpu")
+        rows += [{"uid": one.uid} | one.figures for one in measured]
     losses = held_out_losses(network, samples, TASK)
     return [row | loss for row, loss in zip(rows, losses, strict=True)]

@@ -21,21 +21,19 @@ from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
-from pipeline.mesh_io.write_glb import write_glb
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, render_baked
 from pipeline.report.charts import loss_curve
 from pipeline.report.gallery import Section, write_gallery, write_page
 from pipeline.report.images import side_by_side
 from pipeline.sources.procedural import procedural
-from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import read_ledger, write_file
 from schemas.errors import UserError, require_between
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from seqtex.cli.console import bar, build_progress, log_event, logs_json, print_table, training_progress
-from seqtex.texturing import Condition, Subject, TexturedSubject, open_subject, texture_subjects
+from seqtex.texturing import MeshTexture, prepare_mesh, texture_meshes
 from training.config import preset
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
@@ -96,8 +94,7 @@ class Trial:
 
     sample: TextureSample
     """The mesh with its true texture."""
-    subject: Subject
-    result: TexturedSubject
+    result: MeshTexture
     psnr_db: float
     """PSNR of the generated UV map over covered texels."""
     nearest_db: float
@@ -137,7 +134,7 @@ def demo(cfg: DemoConfig, out: Path = Path("out/demo")) -> int:
         known = [run_trial(path, sample, network, cfg) for path, sample in known_meshes(dataset, cfg)]
         unseen = [run_trial(path, sample, network, cfg) for path, sample in unseen_meshes(out, cfg)]
         for trial, name in ((known[0], "training"), (unseen[0], "held-out")):
-            write_glb(out / f"{name}.glb", trial.subject.uv_mesh, trial.result.uv_rgb, trial.subject.frame)
+            trial.result.save(out / f"{name}.glb")
             Image.fromarray(trial.sample.views.rgb[0]).save(out / f"{name}_image.png")
     scores = [score(f"{len(known)} training meshes", known), score(f"{len(unseen)} held-out meshes", unseen)]
     summary = summarise(scores, len(trained.losses), cfg)
@@ -222,15 +219,13 @@ def unseen_meshes(out: Path, cfg: DemoConfig) -> Iterator[tuple[Path, TextureSam
 def run_trial(path: Path, sample: TextureSample, network: Checkpoint, cfg: DemoConfig) -> Trial:
     """Texture the mesh in `path` from the sample's front view, as `seqtex texture` does."""
     assert sample.uv is not None
-    subject = open_subject(path, UnwrapConfig(), network.card)
-    condition, sampler = Condition(images={0: sample.views.rgb[0]}), SamplerConfig(steps=cfg.sample_steps)
-    (result,) = texture_subjects([subject], [condition], network, sampler, seeds=[0])
+    prepared = prepare_mesh(path, network.card, pictures={0: sample.views.rgb[0]})
+    (result,) = texture_meshes([prepared], network, SamplerConfig(steps=cfg.sample_steps))
     base = baselines(sample.views.rgb[:1], sample)
     return Trial(
         sample=sample,
-        subject=subject,
         result=result,
-        psnr_db=psnr(result.uv_rgb, sample.uv.rgb, sample.uv.mask),
+        psnr_db=psnr(result.uv, sample.uv.rgb, sample.uv.mask),
         nearest_db=psnr(base["nearest"], sample.uv.rgb, sample.uv.mask),
         fill_db=psnr(base["fill"], sample.uv.rgb, sample.uv.mask),
     )
@@ -333,11 +328,11 @@ class Renders:
 
 def render_trial(trial: Trial) -> Renders:
     """Render a trial's mesh."""
-    rasterizer, cameras = CpuRasterizer(threads=2), trial.subject.cameras
+    rasterizer, cameras = CpuRasterizer(threads=2), trial.result.cameras
     assert trial.sample.uv is not None
     opacity = trial.sample.uv.opacity
-    after = render_baked(trial.subject.uv_mesh, trial.result.uv_rgb, cameras, PICTURE, rasterizer, opacity)
-    truth = render_baked(trial.subject.uv_mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer, opacity)
+    after = render_baked(trial.result.mesh, trial.result.uv, cameras, PICTURE, rasterizer, opacity)
+    truth = render_baked(trial.result.mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer, opacity)
     return Renders(before=clay(after.normal), after=after.rgb, truth=truth.rgb)
 
 
@@ -346,7 +341,7 @@ def trial_section(title: str, trial: Trial, renders: Renders) -> Section:
     assert trial.sample.uv is not None
     pictures = {
         "the image given": enlarged(trial.sample.views.rgb[0]),
-        "UV map, generated": enlarged(trial.result.uv_rgb),
+        "UV map, generated": enlarged(trial.result.uv),
         "UV map, true": enlarged(trial.sample.uv.rgb),
         "before: the bare mesh": side_by_side(renders.before),
         "after: the generated texture on the mesh": side_by_side(renders.after),

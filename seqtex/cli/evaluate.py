@@ -1,5 +1,4 @@
-"""`seqtex evaluate`: how good the textures of a checkpoint are on the meshes of a dataset, image by image and on the
-surface."""
+"""`seqtex evaluate`: measure the textures of a checkpoint on the meshes of a dataset."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from geometry.frames import Frame
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.render.views import RenderConfig, render_baked
 from schemas.dataset import write_file
@@ -20,7 +18,7 @@ from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import Location
 from seqtex.cli.console import bar, log_event, logs_json, print_table
-from seqtex.texturing import Condition, Subject, TexturedSubject, texture_subjects
+from seqtex.texturing import MeshTexture, prepare_mesh, texture_meshes
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
 from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
@@ -31,9 +29,9 @@ from training.metrics.lpips import SMALLEST, Lpips, PerceptualDistance
 from training.metrics.surface import Seen, cross_view_consistency, seam_step, visible_texels
 
 BEST_DB = 100.0
-"""What equal images count as, so that means exist."""
+"""PSNR of equal images, so that means exist."""
 GIVEN = {"img2tex": 1, "mv2tex": None, "geo2mvtex": 0}
-"""Views given, the front first; None: all."""
+"""Number of views given, the front first; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +63,12 @@ METRICS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """One mesh: its figures, and the pictures that distributions are made of."""
+class Measured:
+    """Figures of one mesh, and the pictures that distributions are made of."""
 
     uid: str
     figures: dict[str, float]
-    """By the names of `METRICS`; a figure that does not exist for this mesh is left out."""
+    """By the names of `METRICS`; a figure that does not exist for this mesh is absent."""
     renders: UInt8[np.ndarray, "views h w 3"]
     true_views: UInt8[np.ndarray, "views h w 3"]
 
@@ -94,7 +92,7 @@ def evaluate(
     meshes with 95 % bootstrap intervals.
 
     Args:
-        dataset: folder that `seqtex build` wrote, or its address, with textured samples of the checkpoint's resolution
+        dataset: folder that `seqtex build` wrote, or its URL, with textured samples of the checkpoint's resolution
         checkpoint: folder `checkpoint` of a training run
         out: also write every mesh's figures to this file (.json)
         meshes: how many meshes, from the first
@@ -106,8 +104,8 @@ def evaluate(
         batch_size: meshes sampled together
         device: cpu, cuda, or auto
         features: network for FID, KID and, with clip, CMMD of renders against true views: clip:PATH (directory or hub
-            repository) or inception:FILE (weights of the original Inception, needs the `metrics` extra); empty: neither
-        lpips: torchvision's AlexNet weights (alexnet-owt-7be5be79.pth), for LPIPS; not given: none
+            repository) or inception:FILE (weights of the original Inception, needs the `metrics` extra); empty: none
+        lpips: torchvision's AlexNet weights (alexnet-owt-7be5be79.pth), for LPIPS; default: no LPIPS
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -115,24 +113,24 @@ def evaluate(
     extractor = load_features(features, device) if features else None
     perceptual = Lpips(lpips, device) if lpips else None
     samples = islice(stored_samples(dataset, Regime.TEXTURED), meshes)
-    cfg, judged = SamplerConfig(steps=steps, solver=solver, guidance=guidance), list[Judged]()
+    cfg, measured = SamplerConfig(steps=steps, solver=solver, guidance=guidance), list[Measured]()
     with bar("evaluating", meshes, "meshes") as update:
         while group := list(islice(samples, batch_size)):
-            seeds = [seed + len(judged) + i for i in range(len(group))]
-            judged += judge_group(group, network, cfg, task, seeds, device, perceptual)
-            update(len(judged), group[-1].uid)
-    if not judged:
+            seeds = [seed + len(measured) + i for i in range(len(group))]
+            measured += measure_group(group, network, cfg, task, seeds, device, perceptual)
+            update(len(measured), group[-1].uid)
+    if not measured:
         raise UserError(f"{dataset}: no textured sample; build a dataset with textured meshes")
-    summary = summarise(judged) | (compare_sets(judged, extractor) if extractor else {})
-    show(summary, len(judged), task)
+    summary = summarise(measured) | (compare_sets(measured, extractor) if extractor else {})
+    show(summary, len(measured), task)
     if out is not None:
-        rows = [{"uid": one.uid} | one.figures for one in judged]
+        rows = [{"uid": one.uid} | one.figures for one in measured]
         text = json.dumps({"summary": {name: asdict(i) for name, i in summary.items()}, "meshes": rows}, indent=1)
         write_file(out, text.encode() + b"\n")
     return 0
 
 
-def judge_group(
+def measure_group(
     samples: list[TextureSample],
     network: Checkpoint,
     cfg: SamplerConfig,
@@ -140,21 +138,22 @@ def judge_group(
     seeds: list[int],
     device: str,
     perceptual: PerceptualDistance | None = None,
-) -> list[Judged]:
-    for sample in samples:
+) -> list[Measured]:
+    """Texture samples together and measure the results."""
+    meshes = []
+    for sample, seed in zip(samples, seeds, strict=True):
         check_size(sample, network.card)
-    results = texture_subjects(
-        [subject_of(sample) for sample in samples],
-        [condition_of(sample, task) for sample in samples],
-        network,
-        cfg,
-        seeds=seeds,
-        device=device,
-    )
-    return [judge_result(sample, result, task, perceptual) for sample, result in zip(samples, results, strict=True)]
+        assert sample.mesh is not None
+        caption, given = str(sample.meta.get("caption", "")), dict(enumerate(sample.views.rgb[: GIVEN[task]]))
+        meshes.append(
+            prepare_mesh(sample.mesh, network.card, cameras=sample.cameras, pictures=given, prompt=caption, seed=seed)
+        )
+    results = texture_meshes(meshes, network, cfg, device=device)
+    return [measure_result(sample, result, task, perceptual) for sample, result in zip(samples, results, strict=True)]
 
 
 def check_size(sample: TextureSample, card: Card) -> None:
+    """Raise UserError if a sample does not have the sizes of the checkpoint."""
     assert sample.uv is not None
     found = (len(sample.views.mask), sample.views.mask.shape[1], len(sample.uv.mask))
     wanted = (card.views, card.view_resolution, card.uv_resolution)
@@ -165,83 +164,72 @@ def check_size(sample: TextureSample, card: Card) -> None:
         )
 
 
-def subject_of(sample: TextureSample) -> Subject:
-    assert sample.mesh is not None
-    place = sample.meta["frame"]
-    frame = Frame(center=np.array(place["center"], np.float64), scale=float(place["scale"]))
-    return Subject(uv_mesh=sample.mesh, frame=frame, cameras=sample.cameras)
-
-
-def condition_of(sample: TextureSample, task: str) -> Condition:
-    given = GIVEN[task]
-    views = sample.views.rgb[: len(sample.views.rgb) if given is None else given]
-    return Condition(images=dict(enumerate(views)), prompt=str(sample.meta.get("caption", "")))
-
-
-def judge_result(
-    sample: TextureSample, result: TexturedSubject, task: str, perceptual: PerceptualDistance | None = None
-) -> Judged:
+def measure_result(
+    sample: TextureSample, result: MeshTexture, task: str, perceptual: PerceptualDistance | None = None
+) -> Measured:
+    """Compare a generated texture and its views with the true ones."""
     assert sample.uv is not None and sample.mesh is not None
     views, uv = sample.views, sample.uv
     render = RenderConfig(resolution=views.mask.shape[1])
-    renders = render_baked(sample.mesh, result.uv_rgb, sample.cameras, render, CpuRasterizer(), uv.opacity).rgb
+    renders = render_baked(sample.mesh, result.uv, sample.cameras, render, CpuRasterizer(), uv.opacity).rgb
     seen = Seen(position=views.position, normal=views.normal, mask=views.mask, cameras=sample.cameras)
     unseen = uv.mask & ~visible_texels(uv.position, uv.normal, uv.mask, seen)
     given = GIVEN[task]
-    base = baselines(views.rgb[: max(1, len(views.rgb) if given is None else given)], sample)
+    base = baselines(views.rgb[: None if given is None else max(1, given)], sample)
     figures = {
-        "uv_psnr": capped_psnr(result.uv_rgb, uv.rgb, uv.mask),
-        "uv_ssim": ssim(result.uv_rgb, uv.rgb, uv.mask),
+        "uv_psnr": capped_psnr(result.uv, uv.rgb, uv.mask),
+        "uv_ssim": ssim(result.uv, uv.rgb, uv.mask),
         "fill_psnr": capped_psnr(base["fill"], uv.rgb, uv.mask),
         "nearest_psnr": capped_psnr(base["nearest"], uv.rgb, uv.mask),
         "render_psnr": capped_psnr(renders, views.rgb, views.mask),
-        "view_to_uv_psnr": capped_psnr(result.views_rgb, renders, views.mask),
-        "cross_view_step": cross_view_consistency(result.views_rgb, seen).step,
+        "view_to_uv_psnr": capped_psnr(result.views, renders, views.mask),
+        "cross_view_step": cross_view_consistency(result.views, seen).step,
         "true_cross_view_step": cross_view_consistency(views.rgb, seen).step,
-        "seam_step": seam_step(sample.mesh, result.uv_rgb),
+        "seam_step": seam_step(sample.mesh, result.uv),
         "true_seam_step": seam_step(sample.mesh, uv.rgb),
         "unseen_share": float(unseen.sum() / uv.mask.sum()),
     }
     if unseen.any():
-        figures["unseen_psnr"] = capped_psnr(result.uv_rgb, uv.rgb, unseen)
+        figures["unseen_psnr"] = capped_psnr(result.uv, uv.rgb, unseen)
     if perceptual and min(uv.mask.shape) >= SMALLEST:
-        figures["uv_lpips"] = perceptual(result.uv_rgb, uv.rgb, uv.mask)
+        figures["uv_lpips"] = perceptual(result.uv, uv.rgb, uv.mask)
     made = slice(given, None) if given is not None else slice(0)
     if len(views.mask[made]):
-        pairs = list(zip(result.views_rgb[made], views.rgb[made], views.mask[made], strict=True))
-        figures["view_psnr"] = capped_psnr(result.views_rgb[made], views.rgb[made], views.mask[made])
+        pairs = list(zip(result.views[made], views.rgb[made], views.mask[made], strict=True))
+        figures["view_psnr"] = capped_psnr(result.views[made], views.rgb[made], views.mask[made])
         figures["view_ssim"] = float(np.mean([ssim(*pair) for pair in pairs]))
         if perceptual and min(views.mask.shape[1:]) >= SMALLEST:
             figures["view_lpips"] = float(np.mean([perceptual(*pair) for pair in pairs]))
-    return Judged(uid=sample.uid, figures=figures, renders=renders, true_views=views.rgb)
+    return Measured(uid=sample.uid, figures=figures, renders=renders, true_views=views.rgb)
 
 
 def capped_psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    """Return the PSNR, at most that of equal images."""
     return min(psnr(image, truth, mask), BEST_DB)
 
 
-def summarise(judged: list[Judged]) -> dict[str, Interval]:
-    """Means over meshes; a mesh that lacks a figure does not count in it."""
+def summarise(measured: list[Measured]) -> dict[str, Interval]:
+    """Average figures over the meshes that have them."""
     summary = {}
     for name in METRICS:
-        values = np.array([one.figures[name] for one in judged if name in one.figures])
+        values = np.array([one.figures[name] for one in measured if name in one.figures])
         if len(values):
             summary[name] = bootstrap(values)
     return summary
 
 
-def compare_sets(judged: list[Judged], extractor: ImageFeatures) -> dict[str, Interval]:
-    """FID, KID and CMMD (the last two times 1000, as published) of all renders against all true views; FID bootstrapped
-    over meshes, the others with the jackknife's interval."""
-    made = [extractor(one.renders) for one in judged]
-    true = [extractor(one.true_views) for one in judged]
+def compare_sets(measured: list[Measured], extractor: ImageFeatures) -> dict[str, Interval]:
+    """Measure FID, KID and CMMD (the last two times 1000, as published) of all renders against all true views; FID is
+    bootstrapped over meshes, the others have the jackknife's interval."""
+    made = [extractor(one.renders) for one in measured]
+    true = [extractor(one.true_views) for one in measured]
 
     def fid(rows: np.ndarray) -> float:
         return frechet_distance(pooled(made[i] for i in rows), pooled(true[i] for i in rows))
 
     name = extractor.name
-    found = {f"fid ({name})": bootstrap(np.arange(len(judged)), fid, resamples=20)}
-    if len(judged) >= FEWEST:
+    found = {f"fid ({name})": bootstrap(np.arange(len(measured)), fid, resamples=20)}
+    if len(measured) >= FEWEST:
         found[f"kid x 1000 ({name})"] = thousandfold(kernel_distance_by_mesh(made, true, cubic))
         if name == "clip":
             found["cmmd (clip)"] = thousandfold(kernel_distance_by_mesh(made, true, gaussian))
@@ -249,10 +237,12 @@ def compare_sets(judged: list[Judged], extractor: ImageFeatures) -> dict[str, In
 
 
 def thousandfold(interval: Interval) -> Interval:
+    """Multiply an interval by 1000."""
     return Interval(value=1000 * interval.value, low=1000 * interval.low, high=1000 * interval.high)
 
 
 def show(summary: dict[str, Interval], count: int, task: str) -> None:
+    """Print the summary as a table, and log it."""
     log_event("evaluated", meshes=count, task=task, **{name: round(i.value, 5) for name, i in summary.items()})
     rows = [
         (METRICS[name].title if name in METRICS else name, f"{i.value:.4g}", f"{i.low:.4g} to {i.high:.4g}")

@@ -21,8 +21,7 @@ from seqtex.cli.console import log_event, logs_json, print_table, training_progr
 from training.config import TrainConfig
 from training.config import preset as named_preset
 from training.cost import GPU_GB, count_tokens
-from training.data.datamodule import open_datasets
-from training.data.mixture import ImageSizes, readable_samples
+from training.data.mixture import ImageSizes, open_datasets, readable_samples
 from training.loop.strategies import is_first_process, own_device
 from training.loop.throughput import Work
 from training.loop.validation import Validation

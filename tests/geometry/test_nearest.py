@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from geometry.nearest import NORMAL_WEIGHT, Surface, VisibleColors
-from training.data.batch import surface_points, uv_to_model
 from training.diffusion.encoders import DctCodec
-from training.diffusion.sampler import Geometry, Given, carried
+from training.diffusion.latents import Extras, surface_points, uv_to_model
+from training.diffusion.sampler import TexturingInput, encode_condition
 from training.diffusion.view_hint import REACH, encode_hint, view_hint
 
 torch = pytest.importorskip("torch")
@@ -170,16 +170,10 @@ def test_sampling_and_training_have_the_same_hint_of_a_map():
     x, y = np.meshgrid(place, place)
     maps = np.stack([x, 0.2 * np.sin(5 * x * y), y], axis=-1).astype(np.float32)
     normal = np.broadcast_to(np.array([0, -1, 0], np.float32), maps.shape)
-    rgb = rng.random((1, size, size, 3)).astype(np.float32)
-    _, trained = view_hint(
-        rgb, Surface(position=maps[None], normal=normal[None]), (0,), Surface(position=maps, normal=normal)
-    )
-    geometry = Geometry(
-        mv_position=torch.from_numpy(maps)[None, None],
-        mv_normal=torch.from_numpy(normal.copy())[None, None],
-        uv_position=uv_to_model(maps)[None],
-        uv_normal=uv_to_model(normal)[None],
-    )
-    given = Given(rgb=torch.from_numpy(rgb)[None], views=torch.tensor([True]))
-    _, sampled = carried(geometry, given, [0])
-    assert torch.equal(sampled[0], uv_to_model(trained))
+    image = (256 * rng.random((size, size, 3))).astype(np.uint8)
+    views, uv = Surface(position=maps[None], normal=normal[None]), Surface(position=maps, normal=normal)
+    _, trained = view_hint(image[None].astype(np.float32) / 255, views, (0,), uv)
+    one, text = TexturingInput(views=views, uv=uv, images={0: image}), torch.zeros(1, 1, 8)
+    codec = DctCodec()
+    sampled = encode_condition(codec, [one], text, text, Extras(view_hint=True)).branches[1][:, 32:]
+    assert torch.equal(sampled, encode_hint(uv_to_model(trained)[None], codec))

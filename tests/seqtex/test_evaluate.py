@@ -17,8 +17,9 @@ from schemas.sample import TextureSample
 from seqtex.cli.main import main
 from tests.support.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint
 from tests.support.small_dataset import write_samples
-from training.data.batch import encode_batch, to_model, to_uint8, uv_to_image
+from training.data.batch import encode_batch, to_model
 from training.diffusion.encoders import DctCodec
+from training.diffusion.latents import to_uint8, uv_to_image
 from training.loop.checkpoints import load_checkpoint
 from training.metrics.images import psnr
 from training.metrics.lpips import AlexFeatures

@@ -16,16 +16,15 @@ from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.mesh_io.load import load_mesh
-from pipeline.mesh_io.write_glb import write_glb
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, psnr_db, render_views
 from pipeline.sources.procedural import procedural
-from pipeline.unwrap.unwrap import UnwrapConfig
+from schemas.errors import UsageError, UserError
 from schemas.mesh import MeshRef, TexturedMesh
 from schemas.sample import TextureSample
 from seqtex.cli.main import main
 from seqtex.cli.texture import weights_dtype
-from seqtex.texturing import Condition, open_subject, texture_subjects
+from seqtex.texturing import prepare_mesh, texture, texture_meshes
 from tests.support.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import load_checkpoint
@@ -188,11 +187,10 @@ def test_the_right_flow_ends_in_the_assets_own_texture_upright_on_the_mesh(meshe
     assert isinstance(sample, TextureSample)
     network = load_checkpoint(checkpoint)
     network.model.forward = TrueFlow(sample)  # type: ignore[method-assign]
-    subject = open_subject(Path(ref.uri), UnwrapConfig(), network.card)
-    condition = Condition(images={0: sample.views.rgb[0]})
-    (result,) = texture_subjects([subject], [condition], network, SamplerConfig(steps=4), seeds=[0])
-    write_glb(tmp_path / "out.glb", subject.uv_mesh, result.uv_rgb, subject.frame)
-    write_glb(tmp_path / "flipped.glb", subject.uv_mesh, result.uv_rgb[::-1].copy(), subject.frame)
+    prepared = prepare_mesh(ref.uri, network.card, pictures={0: sample.views.rgb[0]})
+    (result,) = texture_meshes([prepared], network, SamplerConfig(steps=4))
+    result.save(tmp_path / "out.glb")
+    replace(result, uv=result.uv[::-1].copy()).save(tmp_path / "flipped.glb")
 
     def pictures(path: Path):
         mesh = load_mesh(path)
@@ -213,12 +211,11 @@ def test_the_right_flow_ends_in_the_assets_own_texture_upright_on_the_mesh(meshe
 def test_cameras_are_those_of_the_data_that_was_trained_on(meshes, checkpoint):
     card = load_checkpoint(checkpoint).card
     path = Path(meshes[0].uri)
-    plain = open_subject(path, UnwrapConfig(), card).cameras
-    assert len(plain.projection) == 4
-    six = open_subject(path, UnwrapConfig(), replace(card, rig={"name": "ortho6"})).cameras
+    assert len(prepare_mesh(path, card).cameras.projection) == 4
+    six = prepare_mesh(path, replace(card, rig={"name": "ortho6"})).cameras
     assert len(six.projection) == 6
     assert (six.projection[:, 3, 3] == 1).all(), "parallel projection"
-    raised = open_subject(path, UnwrapConfig(), replace(card, rig={"name": "seqtex4", "elevation_deg": 25.0})).cameras
+    raised = prepare_mesh(path, replace(card, rig={"name": "seqtex4", "elevation_deg": 25.0})).cameras
     assert raised.world_to_cam[0, 1, 2] == pytest.approx(np.cos(np.radians(25.0)), abs=1e-6)
 
 
@@ -228,3 +225,32 @@ def test_slow_bfloat16_is_replaced_by_float32_with_a_word(fast, monkeypatch, cap
     assert weights_dtype("bfloat16", "cpu") is (torch.bfloat16 if fast else torch.float32)
     assert ("no fast bfloat16" in capsys.readouterr().out) == (not fast)
     assert weights_dtype("float32", "cpu") is torch.float32 and not capsys.readouterr().out
+
+
+def test_the_function_gives_what_the_command_gives(meshes, checkpoint, pictures, tmp_path):
+    path, image = meshes[0].uri, pictures / "view_0.png"
+    assert command(checkpoint, path, "--out", tmp_path / "command.glb", "--image", image, "--view", 1) == 0
+    options = {"checkpoint": checkpoint, "steps": 2}
+    result = texture(path, image=image, view=1, out=tmp_path / "out" / "function.glb", **options)
+    assert (tmp_path / "out" / "function.glb").read_bytes() == (tmp_path / "command.glb").read_bytes()
+    assert result.uv.shape == (UV, UV, 3) and result.views.shape == (4, VIEW, VIEW, 3)
+    network = load_checkpoint(checkpoint)
+    again = texture(path, image={1: np.asarray(Image.open(image))}, checkpoint=network, steps=2)
+    np.testing.assert_array_equal(again.uv, result.uv)
+    with pytest.raises(UsageError, match="give an image or a prompt"):
+        texture(path, checkpoint=network)
+    with pytest.raises(UsageError, match="view 4: the checkpoint has views 0 to 3"):
+        texture(path, image=image, view=4, checkpoint=network)
+    with pytest.raises(UserError, match="trained without UV maps"):
+        texture(path, prompt="x", checkpoint=replace(network, card=replace(network.card, uv_resolution=None)))
+
+
+def test_meshes_in_memory_are_textured_too(meshes, checkpoint, tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    network = load_checkpoint(checkpoint)
+    loaded = trimesh.load(meshes[0].uri, force="mesh")
+    result = texture(loaded, prompt="x", checkpoint=network, steps=1, out=tmp_path / "trimesh.glb")
+    np.testing.assert_allclose(trimesh.load(tmp_path / "trimesh.glb", force="mesh").bounds, loaded.bounds, atol=1e-4)
+    again = texture(result.mesh, prompt="x", checkpoint=network, steps=1, uv_resolution=64)
+    assert again.mesh is result.mesh and again.uv.shape == (64, 64, 3)
+    np.testing.assert_array_equal(again.input.views.position, result.input.views.position)

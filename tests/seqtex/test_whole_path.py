@@ -16,7 +16,8 @@ from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
 from schemas.codec import decode, encode
 from schemas.mesh import MeshRef
 from schemas.sample import TextureSample
-from training.data.batch import to_model, uv_to_image
+from training.data.batch import to_model
+from training.diffusion.latents import uv_to_image
 
 RED, GREEN, BLUE, YELLOW, GREY = (220, 30, 30), (30, 190, 40), (30, 50, 220), (230, 210, 20), (120, 120, 120)
 CELL = 64

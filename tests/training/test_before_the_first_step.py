@@ -16,9 +16,9 @@ from tests.support.small_dataset import small_sample, write_dataset, write_sampl
 from tests.training.test_training import load_state, small_config
 from training.config import TrainConfig
 from training.cost import count_parameters
-from training.data.batch import to_uint8
 from training.data.mixture import ImageSizes, image_sizes
 from training.diffusion.encoders import DctCodec
+from training.diffusion.latents import to_uint8
 from training.loop.checkpoints import AtomicCheckpointIO
 from training.loop.validation import Validation, texture
 from training.model.init import ModelConfig, make_model, with_architecture
@@ -176,6 +176,6 @@ def test_pictures_are_coded_in_full_precision(dataset, tmp_path):
     keeps it."""
     cfg = small_config(dataset, tmp_path, precision="bfloat16")
     module, stored, codec = make_module(cfg, DctCodec(), "cpu"), small_sample("t0", Regime.TEXTURED, 0), DctCodec()
-    views, _ = texture(module, stored, steps=1, seed=0)
+    views = texture(module, stored, steps=1, seed=0).views
     rgb = torch.from_numpy(stored.views.rgb[:1, :, :].astype(np.float32) / 255)[None]
     assert np.array_equal(views[0], to_uint8(codec.decode(codec.encode(rgb)).clamp(0, 1)[0])[0])

@@ -20,14 +20,13 @@ from tests.training.test_training import small_config
 from training.config import TrainConfig
 from training.cost import count_flops, count_tokens
 from training.data.mixture import ImageSizes
-from training.diffusion.flow import logit_normal, shift_sigma
+from training.diffusion.flow import FlowConfig, logit_normal, shift_sigma
 from training.loop.loggers import open_board
 from training.loop.run_directory import dataset_hash
 from training.loop.throughput import Meter, RunningMeans, Work, peak_flops
 from training.loop.validation import Validation, framed, grid
 from training.model.optimizers import BatchedMuon, OptimizerConfig, make_optimizer, orthogonalized, part_of
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.module import FlowConfig
 from training.train import train
 
 
@@ -137,7 +136,7 @@ def test_noise_levels_follow_the_distribution_that_was_asked_for():
     assert logits.mean().item() == pytest.approx(-0.5, abs=0.01)
     assert logits.std().item() == pytest.approx(0.8, abs=0.01)
     assert (levels[uniform.argsort()].diff() >= 0).all(), "each sample's own number decides"
-    cfg = FlowConfig(levels="logit_normal", logit_mean=-0.5, logit_std=0.8, shift=1.0)
+    cfg = FlowConfig(timestep_sampling="logit_normal", logit_mean=-0.5, logit_std=0.8, shift=1.0)
     assert torch.equal(cfg.sigma(uniform), levels)
     ends = logit_normal(torch.tensor([0.0, 0.5, 1 - 2**-24]), 0.0, 1.0)
     assert ends[0] == 0 and ends[1] == 0.5 and 0.99 < ends[2] < 1

@@ -29,8 +29,8 @@ from schemas.sample import Regime
 from schemas.shards import read_shard
 from tests.support.small_dataset import small_sample, write_dataset
 from tests.trust.trust import Trust
-from training.data.datamodule import BatchStream, DataConfig
-from training.data.mixture import decode_pixels
+from training.data.datamodule import BatchStream
+from training.data.mixture import DataConfig, decode_pixels
 from training.data.shard_reader import ShardFile
 
 Members = list[tuple[str, bytes]]

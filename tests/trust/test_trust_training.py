@@ -330,7 +330,7 @@ def met_at(cfg: TrainConfig, rank: int) -> dict[str, int]:
     stream = BatchStream(cfg.data, seed=cfg.run.seed, rank=rank, ranks=2)
     found: dict[str, int] = {}
     for number in range(16):
-        for name in stream[number].passed_over:
+        for name in stream[number].skipped:
             found.setdefault(name, number)
     return found
 

@@ -1,9 +1,8 @@
-"""What may happen to a sample on its way into a batch. Drawn once per sample from its number in the stream, the same
-for all its images."""
+"""Augment samples. What is done is drawn once per sample from its number in the stream, the same for all its images."""
 
 import io
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,28 +15,29 @@ from schemas.sample import Cameras, TextureSample, Views
 BACKGROUNDS = {"black": 0, "grey": 128, "white": 255}
 STREAM = 7
 """Keeps these draws apart from others by (seed, sample number)."""
+Arrays = TypeVar("Arrays", Views, Cameras)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Probabilities per sample; all off by default (all ours). What is done to the given view is done to the image that
-    enters as condition alone, never to what is to be generated."""
+    """Probabilities per sample; all off by default (all ours). Changes to the given view concern only the image that
+    enters as condition, never what is to be generated."""
 
     rotate_views: float = 0.0
-    """Shifts the order of the views, cameras and geometry with them, by a random number: any view may be the first."""
+    """Shift the order of the views, cameras and geometry with them, by a random number: any view may be the first."""
     background: Literal["black", "grey", "white", "random"] = "black"
-    """Behind the given view (released code: black, which also `seqtex texture` puts there)."""
+    """Background of the given view (released code: black, as in `seqtex texture`)."""
     lit: float = 0.0
-    """The given view as lit, where the sample has lit views."""
+    """Use the lit view as the given one, if the sample has lit views."""
     jpeg: float = 0.0
-    """Compresses the given view."""
+    """Compress the given view as JPEG."""
     jpeg_quality: tuple[int, int] = (40, 95)
     blur: float = 0.0
-    """Blurs the given view."""
+    """Blur the given view."""
     blur_sigma: tuple[float, float] = (0.3, 1.5)
     """Pixels of a view 512 pixels wide."""
     exposure: float = 0.0
-    """Brightens or darkens the given view in linear light."""
+    """Brighten or darken the given view in linear light."""
     exposure_stops: float = 0.5
     """Largest change, either way."""
 
@@ -52,13 +52,13 @@ class AugmentConfig:
 
     @property
     def condition(self) -> bool:
-        """Whether the given view may differ from the true one."""
+        """Return whether the given view may differ from the true one."""
         return self.background != "black" or max(self.lit, self.jpeg, self.blur, self.exposure) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """What was drawn for one sample; None: left as it is."""
+    """Changes drawn for one sample; None: unchanged."""
 
     shift: int
     """View i becomes view (i + shift) modulo their number."""
@@ -71,7 +71,7 @@ class Augmentation:
 
 
 def draw_augmentation(cfg: AugmentConfig, views: int, seed: int, sample: int) -> Augmentation:
-    """Switching one augmentation on or off changes no other's draws."""
+    """Draw the changes of a sample. Switching one augmentation on or off changes no other's draws."""
     rng = np.random.default_rng((seed, sample, STREAM))
     rotated, lit, jpeg, blurred, exposed = rng.random(5) < (cfg.rotate_views, cfg.lit, cfg.jpeg, cfg.blur, cfg.exposure)
     shift, quality, sigma, stops, red, green, blue = rng.random(7)
@@ -88,26 +88,24 @@ def draw_augmentation(cfg: AugmentConfig, views: int, seed: int, sample: int) ->
 
 
 def rotate_views(sample: TextureSample, shift: int) -> TextureSample:
-    """The same sample with its views in another order."""
+    """Change the order of a sample's views: view i becomes view (i + shift) modulo their number."""
     if shift == 0:
         return sample
-    views, old = sample.views, sample.cameras
-    turned = Views(
-        rgb=np.roll(views.rgb, shift, axis=0),
-        mask=np.roll(views.mask, shift, axis=0),
-        coverage=np.roll(views.coverage, shift, axis=0),
-        position=np.roll(views.position, shift, axis=0),
-        normal=np.roll(views.normal, shift, axis=0),
-        lit=None if views.lit is None else np.roll(views.lit, shift, axis=0),
+    rotated = rolled(sample.views, shift)
+    cameras = rolled(sample.cameras, shift)
+    return replace(sample, views=rotated, cameras=cameras, meta=sample.meta | {"cameras": cameras_json(cameras)})
+
+
+def rolled(arrays: Arrays, shift: int) -> Arrays:
+    """Roll each array along its first axis."""
+    found = {f.name: getattr(arrays, f.name) for f in fields(arrays)}
+    return replace(
+        arrays, **{name: np.roll(array, shift, axis=0) for name, array in found.items() if array is not None}
     )
-    cameras = Cameras(
-        world_to_cam=np.roll(old.world_to_cam, shift, axis=0), projection=np.roll(old.projection, shift, axis=0)
-    )
-    return replace(sample, views=turned, cameras=cameras, meta=sample.meta | {"cameras": cameras_json(cameras)})
 
 
 def condition_images(views: Views, drawn: Augmentation) -> UInt8[np.ndarray, "views height width 3"]:
-    """The views as they would be given: each as its camera's picture of the object might reach a user."""
+    """Return the views as they enter if they are given: as pictures that users might have."""
     images = views.lit if drawn.lit and views.lit is not None else views.rgb
     if drawn.stops is not None:
         images = _exposure(drawn.stops)[images]
@@ -120,7 +118,7 @@ def condition_images(views: Views, drawn: Augmentation) -> UInt8[np.ndarray, "vi
 
 
 def _exposure(stops: float) -> UInt8[np.ndarray, "256"]:
-    """sRGB byte to sRGB byte after so many stops in linear light."""
+    """Return a table from sRGB byte to sRGB byte after so many stops in linear light."""
     from geometry.texture import linear_to_srgb, srgb_to_linear  # compiles kernels, which training else does without
 
     linear = srgb_to_linear(np.arange(256, dtype=np.float32) / 255) * np.float32(2**stops)

@@ -1,4 +1,4 @@
-"""Writing the latents of a dataset: a tar per shard, its record beside it, `latents.json` last. Every file is written
+"""Write the latents of a dataset: a tar per shard, its record beside it, `latents.json` last. Every file is written
 beside, flushed and renamed (or uploaded whole), so that a run that was killed goes on with the next shard."""
 
 import hashlib
@@ -16,7 +16,7 @@ from schemas.dataset import ShardRecord, canonical_json, code_version, file_sha2
 from schemas.errors import UsageError, UserError
 from schemas.sample import TextureSample
 from schemas.storage import Location, ObjectPath, location
-from training.data.batch import Maps, surface_points, to_model
+from training.data.batch import to_model
 from training.data.dataset_files import DatasetFiles, read_json
 from training.data.latent_shards import (
     EMPTY_TEXT,
@@ -32,6 +32,7 @@ from training.data.latent_shards import (
 from training.data.mixture import shards_by_regime
 from training.data.shard_reader import ShardReader
 from training.diffusion.encoders import LatentCodec, TextEncoder
+from training.diffusion.latents import Maps, surface_points
 from training.diffusion.view_hint import encode_hint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -39,7 +40,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoders:
-    """What makes the latents."""
+    """Codec and text encoder, and the header that describes them."""
 
     codec: LatentCodec
     text_encoder: TextEncoder | None
@@ -51,7 +52,7 @@ class Encoders:
 def make_encoders(
     codec: LatentCodec, text_encoder: TextEncoder | None, device: str, dtype: str, view_hint: bool = False
 ) -> Encoders:
-    """view_hint: also the hints of each view and of all, for models that take them."""
+    """Describe what encodes. view_hint: also the hints of each view and of all, for models that take them."""
     header = replace(codec_header(codec, dtype), view_hint=view_hint)
     if text_encoder is not None:
         length = text_encoder.encode([""]).shape[1]
@@ -66,14 +67,14 @@ def encode_dataset(
     parts: int = 1,
     notify: Callable[[int, int], None] = lambda done, of: None,
 ) -> Location | None:
-    """The folder of the latents of a dataset, or None where other parts are not done yet. What is done already, and
-    fits the dataset as it is, is kept.
+    """Encode a dataset and return the folder of its latents; None if other parts are not done yet. Finished shards that
+    still fit the dataset are kept.
 
     part, parts: encode every `parts`-th shard only; the process that finds all done writes the record. notify: called
-    with the shards done and how many there are.
+    with the number of finished shards and of all.
 
     Raises:
-        UserError: no dataset there, or a shard of it is missing or damaged.
+        UserError: there is no dataset, or a shard of it is missing or damaged.
     """
     if not 0 <= part < parts:
         raise UsageError(f"part {part} of {parts}: parts count from 0")
@@ -92,8 +93,8 @@ def encode_dataset(
 
 
 def finished(folder: Location, source: ShardRecord, header: LatentHeader) -> LatentShard | None:
-    """The record of a shard's latents, if they are whole and of that source and header. In an object store their
-    size will do: an object is whole or not there, and training checks the rest."""
+    """Return the record of a shard's latents, if they are whole and of that source and header. In an object store their
+    size suffices: an object is whole or not there, and training checks the rest."""
     path = _record_path(folder, source.name)
     try:
         entries = read_json(path.read_bytes(), str(path))
@@ -149,7 +150,7 @@ def _encode_shard(files: DatasetFiles, folder: Location, source: ShardRecord, en
 
 
 def tar_bytes(samples: Iterator[tuple[str, Mapping[str, bytes]]]) -> bytes:
-    """Equal samples give equal bytes: no times, no owners."""
+    """Write samples as a tar. Equal samples give equal bytes: no times, no owners."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for uid, fields in samples:
@@ -162,7 +163,7 @@ def tar_bytes(samples: Iterator[tuple[str, Mapping[str, bytes]]]) -> bytes:
 
 @torch.no_grad()
 def encode_sample(sample: TextureSample, encoders: Encoders) -> tuple[dict[str, bytes], dict[str, list[int]]]:
-    """Fields of a sample's latents, and the shape of each tensor."""
+    """Encode a sample: fields of its latents, and the shape of each tensor."""
     batch = to_model(sample)
     means: dict[str, Tensor] = {}
     spreads: dict[str, Tensor] = {}
@@ -171,7 +172,7 @@ def encode_sample(sample: TextureSample, encoders: Encoders) -> tuple[dict[str, 
             posterior = encoders.codec.posterior(images.to(encoders.device))
             means[f"{name}_{kind}"] = posterior.mean[0]
             spread = posterior.log_variance[0]
-            constant = bool((spread == spread.flatten()[0]).all())  # of a codec that is certain: one number will do
+            constant = bool((spread == spread.flatten()[0]).all())  # of a codec without variance: one number suffices
             spreads[f"{name}_{kind}"] = spread[:1, :1, :1, :1] if constant else spread
         if maps:
             means[f"{name}_points"] = surface_points(maps.position, maps.normal, encoders.codec.downscale)[0]
@@ -201,12 +202,12 @@ def _hints(sample: TextureSample, encoders: Encoders) -> dict[str, Tensor]:
 
 
 def _modalities(maps: Maps) -> tuple[tuple[str, Tensor], ...]:
-    """Images as they enter the codec, in [0, 1]."""
+    """Return the images as they enter the codec, in [0, 1]."""
     return ("rgb", maps.rgb), ("position", (maps.position + 1) / 2), ("normal", (maps.normal + 1) / 2)
 
 
 def _features(prompt: str, encoders: Encoders) -> Tensor:
-    """[tokens, dim], without the zeros at the end."""
+    """Encode a prompt: features [tokens, dim], without the zeros at the end."""
     assert encoders.text_encoder is not None
     features = encoders.text_encoder.encode([prompt])[0]
     used = features.abs().sum(dim=1).nonzero()

@@ -1,9 +1,9 @@
-"""Latents made once, beside the shards they were made from: `DATASET/latents/CODEC/`, one tar per shard and
-`latents.json`, written last, which alone makes them count. Tensors are safetensors, nothing is unpickled.
+"""Stored latents of a dataset: `DATASET/latents/CODEC/` holds one tar per shard and `latents.json`, which is written
+last and without which they do not count. Tensors are safetensors, nothing is unpickled.
 
 A sample has `mean.safetensors` and `log_variance.safetensors` (`mv_rgb`, `mv_position`, `mv_normal` [16, V, h, w] and
 `uv_*` [16, 1, H, W], normalised), the first of them `mv_points` and `uv_points` too (`BranchLatents.points`), `json`
-(uid, regime, caption), `text.safetensors` where captions were encoded, and `hint.safetensors` where view hints were:
+(uid, regime, caption), `text.safetensors` if captions were encoded, and `hint.safetensors` if view hints were:
 `mv_GIVEN` and `uv_GIVEN` for each view given alone, and for all."""
 
 import hashlib
@@ -21,10 +21,11 @@ from schemas.dataset import ShardRecord, canonical_json
 from schemas.errors import UserError
 from schemas.images import field_bytes
 from schemas.sample import Regime
-from training.data.batch import BranchLatents, LatentBatch, TextFeatures
+from training.data.batch import LatentBatch, TextFeatures
 from training.data.dataset_files import DatasetFiles, read_json
 from training.diffusion.encoders import KEPT, RGB_TO_YCBCR, ZIGZAG, LatentCodec, Posterior, WanCodec
 from training.diffusion.flow import seeded
+from training.diffusion.latents import BranchLatents, map_tensors
 
 FORMAT = 2
 """Version of the layout of latent shards."""
@@ -38,17 +39,17 @@ DRAW_STREAM = 11
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentHeader:
-    """What latents were made with. Training asks for the codec's part of it to be that of its own codec."""
+    """Codec and text encoder of stored latents. The codec must be that of the training run."""
 
     codec: str
     weights_sha256: str
-    """Of the codec's weights as loaded, or of the constants of one without weights."""
+    """Hash of the codec's weights as loaded, or of the constants of one without weights."""
     scaling: tuple[tuple[float, ...], tuple[float, ...]]
     """Mean and standard deviation by channel that the latents were normalised with."""
     channels: int
     downscale: int
     dtype: str = "bfloat16"
-    """Of what is stored."""
+    """Type of the stored numbers."""
     text_encoder: str = ""
     """Empty: captions were not encoded."""
     text_dim: int = 0
@@ -60,29 +61,31 @@ class LatentHeader:
 
     @property
     def folder(self) -> str:
+        """Return the folder of the latents in their dataset."""
         return f"latents/{self.codec}-{self.weights_sha256[:12]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentShard:
-    """A tar of latents as the record vouches for it."""
+    """A tar of latents as recorded."""
 
     name: str
     regime: Regime
     source_sha256: str
-    """Of the shard that it was made from."""
+    """Hash of the shard that it was made from."""
     sha256: str
     bytes: int
     count: int
     shapes: dict[str, list[int]]
-    """Of each tensor of a sample."""
+    """Shape of each tensor of a sample."""
 
     def record(self) -> ShardRecord:
+        """Return the record that a reader needs."""
         return ShardRecord(name=self.name, regime=self.regime, sha256=self.sha256, bytes=self.bytes, count=self.count)
 
 
 def codec_header(codec: LatentCodec, dtype: str = "bfloat16") -> LatentHeader:
-    """The codec's part of a header."""
+    """Describe a codec, without text encoder and view hints."""
     digest = hashlib.sha256()
     if isinstance(codec, WanCodec):
         for name, tensor in sorted(codec.vae.state_dict().items()):
@@ -104,7 +107,7 @@ def codec_header(codec: LatentCodec, dtype: str = "bfloat16") -> LatentHeader:
 
 
 def record_json(header: LatentHeader, shards: list[LatentShard], code_version: str) -> bytes:
-    """The text of `latents.json`, with the sum of everything in it."""
+    """Return the text of `latents.json`, with a hash of its contents."""
     entries: dict[str, Any] = {"header": asdict(header), "shards": [asdict(shard) for shard in shards]}
     entries["code_version"] = code_version
     entries["sha256"] = hashlib.sha256(canonical_json(entries)).hexdigest()
@@ -112,30 +115,32 @@ def record_json(header: LatentHeader, shards: list[LatentShard], code_version: s
 
 
 def parse_record(data: bytes, name: str) -> tuple[LatentHeader, dict[str, LatentShard]]:
-    """Header and shards by name. Raises UserError naming the file where its text is not what was written."""
+    """Return header and shards by name. Raises UserError naming the file if its text has changed."""
     entries = read_json(data, name)
     try:
         claimed = entries.pop("sha256")
         if hashlib.sha256(canonical_json(entries)).hexdigest() != claimed:
-            raise ValueError("its text is not what was written")
+            raise ValueError("its text has changed")
         return parse_header(entries["header"]), {s.name: s for s in map(parse_shard, entries["shards"])}  # type: ignore
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{name}: damaged ({error}); delete it and run `seqtex encode` again") from error
 
 
 def parse_header(entries: dict[str, Any]) -> LatentHeader:
+    """Read a header. Raises KeyError, TypeError or ValueError if it is damaged."""
     mean, std = entries["scaling"]
     return LatentHeader(**(entries | {"scaling": (tuple(mean), tuple(std))}))
 
 
 def parse_shard(entries: dict[str, Any]) -> LatentShard:
+    """Read the record of a shard. Raises KeyError, TypeError or ValueError if it is damaged."""
     return LatentShard(**(entries | {"regime": Regime(entries["regime"])}))
 
 
 def find_latents(
     files: DatasetFiles, codec: LatentHeader, sources: list[ShardRecord]
 ) -> tuple[LatentHeader, dict[str, LatentShard]]:
-    """The latents of a dataset that fit `codec` and the shards `sources` of its ledger.
+    """Find the latents of a dataset that fit `codec` and the shards `sources` of its ledger.
 
     Raises:
         UserError: there are none, or they were made by another codec or from another state of the dataset.
@@ -160,14 +165,13 @@ def find_latents(
     )
     for name, value in asdict(wanted).items():
         if asdict(header)[name] != value:
-            hint = (
-                " with --view_hint, which encodes all anew, or set model.view_hint false" if name == "view_hint" else ""
-            )
-            redo = again.split(" (")[0] + hint
-            raise UserError(f"{place}: {name} is {asdict(header)[name]}, this run has {value}; {redo}")
+            remedy = again.partition(" (")[0]
+            if name == "view_hint":
+                remedy += " with --view_hint, which encodes all anew, or set model.view_hint false"
+            raise UserError(f"{place}: {name} is {asdict(header)[name]}, this run has {value}; {remedy}")
     for source in sources:
         if source.name not in shards:
-            raise UserError(f"{place}: the dataset has grown, {source.name} is not in it; {again}")
+            raise UserError(f"{place}: the dataset has new shards, {source.name} is not in it; {again}")
         if shards[source.name].source_sha256 != source.sha256:
             raise UserError(f"{place}: the dataset has changed, {source.name} is another shard now; {again}")
     return header, shards
@@ -180,10 +184,10 @@ def _others(files: DatasetFiles) -> str:
 
 
 class LatentDecoder:
-    """Fields of a stored sample to a batch of one: posterior means, float32."""
+    """Decodes the fields of a stored sample to a batch of one: posterior means, float32."""
 
     def __init__(self, header: LatentHeader, empty: Tensor | None, with_variance: bool, with_hint: bool) -> None:
-        """empty: features of the empty prompt, where captions were encoded. with_variance: read what a draw needs.
+        """empty: features of the empty prompt, if captions were encoded. with_variance: read what a draw needs.
         with_hint: read view hints."""
         self.header = header
         self.empty = empty
@@ -193,13 +197,11 @@ class LatentDecoder:
     def __call__(self, fields: Mapping[str, bytes]) -> "StoredLatents":
         """Raises ValueError naming the field that is missing or damaged."""
         meta = read_meta(fields)
-        mean = read_tensors(fields, "mean.safetensors")
         regime = Regime(meta["regime"])
         branches = ("mv", "uv") if regime is Regime.TEXTURED else ("mv",)
         kinds = dict.fromkeys(("rgb", "position", "normal"), self.header.channels) | {"points": POINTS}
-        expected = {f"{branch}_{kind}": depth for branch in branches for kind, depth in kinds.items()}
-        if {name: len(t) for name, t in mean.items() if t.ndim == 4} != expected:
-            raise ValueError(f"field 'mean.safetensors' holds { {n: tuple(t.shape) for n, t in mean.items()} }")
+        depths = {f"{branch}_{kind}": depth for branch in branches for kind, depth in kinds.items()}
+        mean = _read_images(fields, "mean.safetensors", depths)
         text = None
         if self.empty is not None:
             own = read_tensors(fields, "text.safetensors")["caption"].float()
@@ -213,14 +215,11 @@ class LatentDecoder:
             text=text,
         )
         spread = read_tensors(fields, "log_variance.safetensors") if self.with_variance else {}
-        hints = read_tensors(fields, "hint.safetensors") if self.with_hint else {}
+        hints: dict[str, Tensor] = {}
         if self.with_hint:
-            views = range(mean["mv_rgb"].shape[1])
-            names = {f"{branch}_{given}" for branch in branches for given in (*map(str, views), "all")}
-            if {name: len(t) for name, t in hints.items() if t.ndim == 4} != dict.fromkeys(
-                names, 1 + self.header.channels
-            ):
-                raise ValueError(f"field 'hint.safetensors' holds { {n: tuple(t.shape) for n, t in hints.items()} }")
+            given = (*map(str, range(mean["mv_rgb"].shape[1])), "all")
+            names = [f"{branch}_{views}" for branch in branches for views in given]
+            hints = _read_images(fields, "hint.safetensors", dict.fromkeys(names, 1 + self.header.channels))
         return StoredLatents(
             batch=batch,
             log_variance={name: value[None].float() for name, value in spread.items()},
@@ -230,30 +229,28 @@ class LatentDecoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredLatents:
-    """One sample, read."""
+    """The latents of one sample."""
 
     batch: LatentBatch
-    log_variance: dict[str, Tensor]
-    """By tensor name, with a batch of one; empty where no draw is wanted."""
+    """A batch of one, without view hints."""
+    log_variance: dict[str, Tensor] = field(default_factory=dict)
+    """By tensor name, with a batch of one; empty if no draw is wanted."""
     hints: dict[str, Tensor] = field(default_factory=dict)
-    """By tensor name, with a batch of one; empty where none are wanted."""
+    """View hints by branch and given views (`mv_0`, `uv_all`), with a batch of one; empty if none are wanted."""
 
     def hinted(self, batch: LatentBatch, given: tuple[int, ...]) -> LatentBatch:
-        """Add the hint of these views (one, all or none) to `batch`, which is this sample."""
-        name = given_name(given, batch.mv.rgb.shape[2])
+        """Add the hint of these views to `batch`, which is this sample; zeros if no view is given."""
 
-        def hint(branch: BranchLatents, of: str) -> BranchLatents:
+        def hint(branch: BranchLatents, name: str) -> BranchLatents:
             if given:
-                return replace(branch, hint=self.hints[f"{of}_{name}"])
-            return replace(
-                branch, hint=torch.cat([torch.zeros_like(branch.rgb), torch.zeros_like(branch.rgb[:, :1])], 1)
-            )
+                return replace(branch, hint=self.hints[f"{name}_{given_name(given, batch.mv.rgb.shape[2])}"])
+            return replace(branch, hint=torch.zeros_like(torch.cat([branch.rgb, branch.rgb[:, :1]], dim=1)))
 
         return replace(batch, mv=hint(batch.mv, "mv"), uv=hint(batch.uv, "uv") if batch.uv else None)
 
     def drawn(self, seed: int, sample: int) -> LatentBatch:
-        """With colours drawn from their posterior; geometry keeps its mean, as a condition should. Equal seeds and
-        sample numbers give equal draws."""
+        """Draw the colours from their posterior; geometry keeps its mean, as a condition should. Equal seeds and sample
+        numbers give equal draws."""
         generator = seeded(seed, sample, DRAW_STREAM)
 
         def draw(branch: BranchLatents, name: str) -> BranchLatents:
@@ -270,11 +267,9 @@ def given_name(given: tuple[int, ...], views: int) -> str:
     return "all" if len(given) == views else "_".join(map(str, given))
 
 
-def rotated(batch: LatentBatch, shift: int) -> LatentBatch:
-    """With the views in another order: view i becomes view (i + shift) modulo their number."""
-    if shift == 0:
-        return batch
-    return replace(batch, mv=batch.mv.map(lambda x: x.roll(shift, dims=2)))
+def rotate_latents(batch: LatentBatch, shift: int) -> LatentBatch:
+    """Change the order of the views: view i becomes view (i + shift) modulo their number."""
+    return replace(batch, mv=map_tensors(batch.mv, lambda x: x.roll(shift, dims=2))) if shift else batch
 
 
 def _branch(mean: dict[str, Tensor], name: str) -> BranchLatents:
@@ -286,7 +281,16 @@ def _branch(mean: dict[str, Tensor], name: str) -> BranchLatents:
     )
 
 
+def _read_images(fields: Mapping[str, bytes], name: str, depths: dict[str, int]) -> dict[str, Tensor]:
+    """Read tensors [depth, frames, h, w]. Raises ValueError if others than these are there."""
+    tensors = read_tensors(fields, name)
+    if {key: len(tensor) for key, tensor in tensors.items() if tensor.ndim == 4} != depths:
+        raise ValueError(f"field {name!r} holds { {key: tuple(tensor.shape) for key, tensor in tensors.items()} }")
+    return tensors
+
+
 def read_meta(fields: Mapping[str, bytes]) -> dict[str, str]:
+    """Read uid, regime and caption of a sample. Raises ValueError if they are missing or damaged."""
     try:
         meta = json.loads(field_bytes(fields, "json"))
         if {name: type(value) for name, value in meta.items()} == dict.fromkeys(("uid", "regime", "caption"), str):
@@ -297,6 +301,7 @@ def read_meta(fields: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def read_tensors(fields: Mapping[str, bytes], name: str) -> dict[str, Tensor]:
+    """Read a field of tensors. Raises ValueError if it is missing or damaged."""
     try:
         return safetensors.torch.load(field_bytes(fields, name))
     except (SafetensorError, KeyError) as error:
@@ -304,7 +309,7 @@ def read_tensors(fields: Mapping[str, bytes], name: str) -> dict[str, Tensor]:
 
 
 def read_empty_text(files: DatasetFiles, header: LatentHeader) -> Tensor | None:
-    """Features of the empty prompt [tokens, dim], where captions were encoded."""
+    """Read the features of the empty prompt [tokens, dim]; None if captions were not encoded."""
     if not header.text_encoder:
         return None
     name = f"{header.folder}/{EMPTY_TEXT}"

@@ -1,4 +1,4 @@
-"""The datasets of a mixture: what each can give, and that they fit together."""
+"""Datasets of a mixture: how they are mixed, their sizes, and the sources of each regime."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -6,46 +6,92 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, Protocol, runtime_checkable
+from typing import Any, Generic
 
 from schemas.codec import LIT, decode
 from schemas.dataset import ShardRecord, read_dataset_json, read_ledger
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError, require_between
 from schemas.sample import Regime, TextureSample
-from training.data.dataset_files import REMEDY, DatasetFiles, LocalFiles, ShardError
-from training.data.latent_shards import (
-    LatentDecoder,
-    LatentHeader,
-    StoredLatents,
-    codec_header,
-    find_latents,
-    read_empty_text,
-)
-from training.data.shard_reader import Sample, SampleOrder, ShardReader, SkipBudget
+from training.data.augment import AugmentConfig
+from training.data.dataset_files import REMEDY, DatasetFiles, LocalFiles, ShardError, open_dataset
+from training.data.latent_shards import LatentDecoder, LatentHeader, codec_header, find_latents, read_empty_text
+from training.data.order import SampleOrder
+from training.data.shard_reader import Sample, ShardReader, SkipBudget
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.tasks import MAX_VIEWS
 
+TOKEN = 16
+"""Pixels a side of what becomes one token: 8 of the codec by 2 of the model's patch."""
 log = logging.getLogger(__name__)
 
 
-TOKEN = 16
-"""Pixels a side of what becomes one token: 8 of the codec by 2 of the model's patch."""
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Options of the data: which datasets, in which mixture, and how they are read."""
+
+    directory: Path = Path("dataset")
+    """A directory made by `seqtex build`."""
+    directories: dict[str, float] = field(default_factory=dict)
+    """Several datasets, each with its weight, in place of `directory`: paths, or URLs such as s3://bucket/forge. A
+    sample comes from a dataset with the probability that its weight has among those with samples of that regime."""
+    batch_size: int = 16
+    """Samples in a global batch, over all ranks."""
+    mv_only_ratio: float = 0.3
+    """Share of batches that are multi-view-only, if there are samples of both regimes (ours)."""
+    window: int = 16
+    """Shards per dataset and regime that are open at a time, among which samples are shuffled (ours)."""
+    keep_latents: bool = False
+    """Encode every sample once, by the codec `dct`, and keep its latents in memory: for datasets of some thousand small
+    samples. No effect with `latents`, or if `augment` makes new images of a sample every time."""
+    latents: bool = False
+    """Read the latents that `seqtex encode` wrote instead of the images."""
+    draw_posterior: bool = False
+    """With `latents`: draw colours from the codec's posterior, anew in every epoch, instead of taking its mean."""
+    workers: int = 0
+    """Processes that read and decode; 0: the training process itself."""
+    skip_budget: int = 0
+    """Shards that may be missing or damaged, all ranks and workers together; other samples replace theirs. One more
+    ends the run, on every rank at the same batch."""
+    cache_directory: Path = Path("~/.cache/seqtex")
+    """Receives the shards of remote datasets; ranks and runs of a machine share it."""
+    cache_gb: float = 50.0
+    """Size of the cache, 10^9 bytes; the shards used longest ago are deleted first."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation of samples."""
+
+    def __post_init__(self) -> None:
+        require_between("data.mv_only_ratio", self.mv_only_ratio, 0, 1)
+        require_between("data.batch_size", self.batch_size, 1, 1_000_000)
+        require_between("data.window", self.window, 1, 1_000_000)
+        require_between("data.workers", self.workers, 0, 1024)
+        require_between("data.skip_budget", self.skip_budget, 0, 1_000_000)
+        require_between("data.cache_gb", self.cache_gb, 0, 1e9)
+        if ":/" in str(self.directory):  # a Path has lost the second slash of a URL
+            raise UsageError(f"data.directory is {self.directory}: give URLs in data.directories, with a weight")
+        if any(not weight > 0 for weight in self.directories.values()):
+            raise UsageError(f"data.directories is {self.directories}; give every dataset a weight above 0")
+        if self.latents and self.augment.condition:
+            raise UsageError("data.augment changes the given view, which needs its image: set data.latents false")
+        if self.draw_posterior and not self.latents:
+            raise UsageError("data.draw_posterior draws from stored latents: set data.latents true")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each dataset by its location."""
+        return self.directories or {str(self.directory): 1.0}
 
 
-@runtime_checkable
-class SourceOptions(Protocol):
-    """What of `training.data.datamodule.DataConfig` is needed here."""
+def open_datasets(cfg: DataConfig) -> list[DatasetFiles]:
+    """Open the files of every dataset, in their order."""
+    return [open_dataset(location, cfg.cache_directory, int(cfg.cache_gb * 1e9)) for location in cfg.weights]
 
-    @property
-    def weights(self) -> dict[str, float]: ...
-    @property
-    def window(self) -> int: ...
-    @property
-    def latents(self) -> bool: ...
-    @property
-    def draw_posterior(self) -> bool: ...
-    @property
-    def augment(self) -> Any: ...
+
+def leading_dataset(cfg: DataConfig) -> DatasetFiles:
+    """Return the dataset whose sizes and rig count for all: the first one with textured samples, which have UV maps, or
+    else the first one."""
+    datasets = open_datasets(cfg)
+    textured = (files for files in datasets if Regime.TEXTURED in shards_by_regime(files.folder))
+    return next(textured, datasets[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,29 +99,29 @@ class Source(Generic[Sample]):
     """The samples of one regime of one dataset."""
 
     name: str
-    """Where the dataset is."""
+    """Location of the dataset."""
     weight: float
     order: SampleOrder
     reader: ShardReader[Sample]
 
     def places(self, position: int) -> Iterator[tuple[int, int]]:
-        """Where the sample at a position is; then, for when it cannot be read, what stands in for it."""
+        """Yield the place of the sample at a position, then those of its replacements if it cannot be read."""
         return chain((self.order(position),), self.order.replacements(position))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSizes:
-    """Of the samples of a dataset."""
+    """Sizes of the samples of a dataset."""
 
     views: int
     view_resolution: int
     """Pixels."""
     uv_resolution: int | None
-    """Texels; None where no sample has a UV map."""
+    """Texels; None if no sample has a UV map."""
 
 
 def shards_by_regime(directory: Path) -> dict[Regime, tuple[ShardRecord, ...]]:
-    """The shards that the ledger vouches for, by name; regimes without a sample are left out.
+    """List the shards with samples of each regime that the ledger records.
 
     Raises:
         UserError: no dataset, a damaged ledger, or no sample in it.
@@ -89,7 +135,7 @@ def shards_by_regime(directory: Path) -> dict[Regime, tuple[ShardRecord, ...]]:
 
 
 def image_sizes(dataset: Path | DatasetFiles) -> ImageSizes:
-    """As the first readable sample of each regime has them; a dataset is built at one resolution."""
+    """Read the sizes of the first readable sample of each regime; a dataset is built at one resolution."""
     files = LocalFiles(dataset) if isinstance(dataset, Path) else dataset
     first = {
         regime: _first(ShardReader(files, "shards", shards, 1, decode_pixels))
@@ -109,13 +155,13 @@ def image_sizes(dataset: Path | DatasetFiles) -> ImageSizes:
 
 
 def require_tokens(name: str, size: int) -> None:
-    """Raises UserError where an image of this size cannot be cut into tokens."""
+    """Raise UserError if an image of this size cannot be cut into tokens."""
     if size < TOKEN or size % TOKEN:
         raise UserError(f"{name} is {size}; the model takes multiples of {TOKEN}")
 
 
 def readable_samples(files: DatasetFiles, regime: Regime) -> Iterator[TextureSample]:
-    """The samples of a regime in ledger order; of a shard that is missing or damaged, those before the fault."""
+    """Yield the samples of a regime in ledger order; of a shard that is missing or damaged, those before the error."""
     shards = shards_by_regime(files.folder).get(regime, ())
     reader = ShardReader(files, "shards", shards, 1, decode_pixels)
     for number, shard in enumerate(shards):
@@ -123,7 +169,7 @@ def readable_samples(files: DatasetFiles, regime: Regime) -> Iterator[TextureSam
             try:
                 sample = reader(number, index)
             except ShardError as error:
-                log.warning("passed over: %s", error)
+                log.warning("skipped: %s", error)
                 break
             yield sample
 
@@ -138,7 +184,7 @@ def _first(reader: ShardReader[TextureSample]) -> TextureSample:
 
 
 def decode_pixels(fields: Mapping[str, bytes], lit: bool = False) -> TextureSample:
-    """lit: whether the lit views are wanted, which cost as much as the others."""
+    """Decode a sample. lit: with the lit views, which cost as much as the others."""
     return decode(fields if lit else {name: fields[name] for name in fields if name != LIT})
 
 
@@ -147,30 +193,31 @@ class _Opened:
     """A dataset, ready to read."""
 
     folder: str
-    """Of its shards."""
+    """Folder of its shards."""
     shards: dict[Regime, tuple[ShardRecord, ...]]
     decode: Callable[[Mapping[str, bytes]], Any]
-    sizes: dict[str, Any] = field(default_factory=dict)
-    """What must be the same for samples to share a batch, as far as it is on record."""
+    sizes: dict[str, Any]
+    """Recorded sizes, which must be equal for samples to share a batch."""
 
 
 def open_sources(
-    cfg: SourceOptions, datasets: list[DatasetFiles], seed: int, codec: LatentHeader | None, budget: SkipBudget
+    cfg: DataConfig, seed: int, codec: LatentHeader | None, budget: SkipBudget
 ) -> dict[Regime, list[Source[Any]]]:
-    """The sources of each regime that any dataset has.
+    """Open the sources of each regime that any dataset has.
 
     Raises:
         UserError: a dataset or its latents are missing or do not fit, two datasets differ in size or rig, or more
             shards than the budget allows are missing.
     """
     sources: dict[Regime, list[Source[Any]]] = {}
+    datasets = open_datasets(cfg)
     opened = [_open(files, cfg, codec) for files in datasets]
     _check_alike([files.location for files in datasets], [each.sizes for each in opened])
-    for number, (files, each) in enumerate(zip(datasets, opened, strict=True)):
+    for number, (files, each, weight) in enumerate(zip(datasets, opened, cfg.weights.values(), strict=True)):
         for regime, shards in each.shards.items():
             source = Source(
                 name=files.location,
-                weight=cfg.weights[list(cfg.weights)[number]],
+                weight=weight,
                 order=SampleOrder(tuple(shard.count for shard in shards), seed, cfg.window, number),
                 reader=ShardReader(files, each.folder, shards, cfg.window, each.decode),
             )
@@ -182,25 +229,22 @@ def open_sources(
     return {regime: sources[regime] for regime in Regime if regime in sources}
 
 
-def _open(files: DatasetFiles, cfg: SourceOptions, codec: LatentHeader | None) -> _Opened:
-    by_regime = shards_by_regime(files.folder)
+def _open(files: DatasetFiles, cfg: DataConfig, codec: LatentHeader | None) -> _Opened:
+    by_regime, sizes = shards_by_regime(files.folder), built_sizes(files)
     if not cfg.latents:
-        lit = cfg.augment.lit > 0
-        return _Opened("shards", by_regime, partial(decode_pixels, lit=lit), built_sizes(files))
+        return _Opened("shards", by_regime, partial(decode_pixels, lit=cfg.augment.lit > 0), sizes)
     if codec is None:
-        raise ValueError("latents are wanted, but not said of which codec")
+        raise ValueError("data.latents needs a codec")
     header, made = find_latents(files, codec, [shard for group in by_regime.values() for shard in group])
     shards = {regime: tuple(made[shard.name].record() for shard in group) for regime, group in by_regime.items()}
     shapes = {name: shape for shard in made.values() for name, shape in shard.shapes.items()}
     text = {"text": (header.text_encoder, header.text_dim, header.text_length)}
-    decoder: Callable[[Mapping[str, bytes]], StoredLatents] = LatentDecoder(
-        header, read_empty_text(files, header), with_variance=cfg.draw_posterior, with_hint=codec.view_hint
-    )
-    return _Opened(header.folder, shards, decoder, built_sizes(files) | shapes | text)
+    decoder = LatentDecoder(header, read_empty_text(files, header), cfg.draw_posterior, codec.view_hint)
+    return _Opened(header.folder, shards, decoder, sizes | shapes | text)
 
 
 def stored_text(datasets: list[DatasetFiles], codec: LatentCodec, text_encoder: str) -> LatentHeader | None:
-    """What the captions were encoded with, where those of all datasets come with their latents; None otherwise.
+    """Return what the captions were encoded with, if those of all datasets come with their latents; else None.
 
     Raises:
         UserError: no latents by this codec, or captions by another text encoder than that of the run.
@@ -216,7 +260,7 @@ def stored_text(datasets: list[DatasetFiles], codec: LatentCodec, text_encoder: 
 
 
 def built_sizes(files: DatasetFiles) -> dict[str, Any]:
-    """Resolutions and camera rig that a dataset was built with, jitter aside."""
+    """Return the resolutions and camera rig that a dataset was built with, without jitter."""
     config = read_dataset_json(files.folder).config
     rig = {name: value for name, value in config.get("rig", {}).items() if not name.startswith("jitter_")}
     sizes = {f"{part}.resolution": config.get(part, {}).get("resolution") for part in ("views", "uv")}

@@ -1,105 +1,16 @@
-"""Which sample comes when, and where it is read. Regime, source and order are pure functions of the seed, so that a
-stream is resumed by one number: the samples consumed so far."""
+"""Read samples of shards: by place, in any order."""
 
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, Generic, TypeVar
-
-import numpy as np
-from jaxtyping import Int
 
 from schemas.dataset import ShardRecord
 from schemas.errors import UserError
-from schemas.sample import Regime
 from training.data.dataset_files import REMEDY, DatasetFiles, ShardError
 
-CHUNK = 4096
-"""Draws that are made by one generator."""
 Sample = TypeVar("Sample")
-
-
-class Draws:
-    """An endless row of independent draws among a few kinds, by weight. A pure function of the place in it."""
-
-    def __init__(self, seed: tuple[int, ...], weights: Sequence[float]) -> None:
-        """seed: (seed, what is drawn); what is drawn may be left out where it is 0."""
-        self.seed = seed
-        self.bounds = np.cumsum(weights)[:-1] / np.sum(weights)
-        self._counts = [np.zeros(len(weights), dtype=np.int64)]
-        self._chunk = lru_cache(maxsize=4)(self._draw)
-
-    def __call__(self, number: int) -> tuple[int, int]:
-        """Kind of draw `number`, and how many draws of that kind came before it."""
-        chunk, within = divmod(number, CHUNK)
-        while len(self._counts) <= chunk:
-            kinds = self._draw(len(self._counts) - 1)
-            self._counts.append(self._counts[-1] + np.bincount(kinds, minlength=len(self._counts[0])))
-        kinds = self._chunk(chunk)
-        kind = int(kinds[within])
-        return kind, int(self._counts[chunk][kind] + np.count_nonzero(kinds[:within] == kind))
-
-    def _draw(self, chunk: int) -> Int[np.ndarray, " draws"]:
-        seed, *rest = self.seed
-        return np.searchsorted(self.bounds, np.random.default_rng((seed, chunk, *rest)).random(CHUNK), side="right")
-
-
-class Schedule:
-    """The regime of every batch, and which batch of its regime it is."""
-
-    def __init__(self, seed: int, mv_only_ratio: float) -> None:
-        self._draws = Draws((seed,), (mv_only_ratio, 1 - mv_only_ratio))
-
-    def __call__(self, number: int) -> tuple[Regime, int]:
-        """Regime of batch `number`, and how many batches of that regime came before it."""
-        kind, earlier = self._draws(number)
-        return (Regime.TEXTURED if kind else Regime.MV_ONLY), earlier
-
-
-class SampleOrder:
-    """The order of one source's samples of one regime: every epoch each sample once. Shards are shuffled, then the
-    samples within windows of `window` shards, so that only so many need to be at hand."""
-
-    def __init__(self, counts: tuple[int, ...], seed: int, window: int, source: int = 0) -> None:
-        self.counts = np.array(counts)
-        self.total = sum(counts)
-        self.seed = seed
-        self.window = window
-        self.source = source
-        self._epoch = lru_cache(maxsize=2)(self._shuffle)
-
-    def __call__(self, position: int) -> tuple[int, int]:
-        """(shard, sample within it) at a position of the endless stream."""
-        epoch, within = divmod(position, self.total)
-        shard, sample = self._epoch(epoch)[0][within]
-        return int(shard), int(sample)
-
-    def replacements(self, position: int) -> Iterator[tuple[int, int]]:
-        """What to read where the sample at a position cannot be read: a random one of the same window, and so on; then
-        of the same epoch. A pure function of seed and position, too: every rank comes to the same without asking."""
-        epoch, within = divmod(position, self.total)
-        places, starts = self._epoch(epoch)
-        end = np.searchsorted(starts, within, side="right")
-        start, stop = starts[end - 1], starts[end] if end < len(starts) else self.total
-        rng = np.random.default_rng((self.seed, position, self.source, 1))
-        for at in chain(start + rng.permutation(stop - start), rng.permutation(self.total)):
-            yield int(places[at][0]), int(places[at][1])
-
-    def _shuffle(self, epoch: int) -> tuple[Int[np.ndarray, "samples 2"], Int[np.ndarray, " windows"]]:
-        """Places in their order, and where each window starts."""
-        rng = np.random.default_rng((self.seed, epoch, self.source))
-        shards = rng.permutation(len(self.counts))
-        windows = []
-        for start in range(0, len(shards), self.window):
-            chosen = shards[start : start + self.window]
-            counts = self.counts[chosen]
-            samples = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            windows.append(rng.permutation(np.stack([np.repeat(chosen, counts), samples], axis=1).astype(np.int32)))
-        starts = np.cumsum([0, *(len(window) for window in windows[:-1])])
-        return np.concatenate(windows), starts
 
 
 class ShardFile:

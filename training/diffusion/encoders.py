@@ -23,20 +23,20 @@ MAX_CACHED_PROMPTS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Posterior:
-    """What a codec knows of the latents of images: a normal distribution of every element, normalised."""
+    """Distribution of the latents of images: a normal one for every element, normalised."""
 
     mean: Float[Tensor, "b 16 f lat_h lat_w"]
     log_variance: Float[Tensor, "b 16 f lat_h lat_w"]
 
     def draw(self, generator: torch.Generator) -> Float[Tensor, "b 16 f lat_h lat_w"]:
-        """A sample; equal generators give equal ones on every device."""
+        """Draw latents; equal generators give equal ones on every device."""
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
         return self.mean + torch.exp(self.log_variance / 2) * noise
 
 
 @runtime_checkable
 class LatentCodec(Protocol):
-    """Every frame on its own: images [b, f, h, w, 3] in [0, 1] to normalised latents [b, 16, f, h / 8, w / 8] and back.
+    """A codec of single frames: images [b, f, h, w, 3] in [0, 1] to normalised latents [b, 16, f, h / 8, w / 8].
 
     Position and normal maps in [-1, 1] enter as (x + 1) / 2. Decoded images are not clamped.
     """
@@ -46,7 +46,7 @@ class LatentCodec(Protocol):
     channels: int
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the weights, where there are any."""
+        """Move the weights, if there are any."""
         ...
 
     def posterior(self, images: Float[Tensor, "b f h w 3"]) -> Posterior: ...
@@ -58,13 +58,13 @@ class LatentCodec(Protocol):
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Prompts to features [b, length, text_dim], zero after each prompt's last token."""
+    """An encoder of prompts: features [b, length, text_dim], zero after each prompt's last token."""
 
     name: str
     text_dim: int
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the weights, where there are any."""
+        """Move the weights, if there are any."""
         ...
 
     def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]: ...
@@ -83,11 +83,11 @@ RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418
 # (row frequency, column frequency) in JPEG's zig-zag order.
 ZIGZAG = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
 KEPT = (10, 3, 3)
-"""Coefficients kept of Y, Cb and Cr."""
+"""Numbers of coefficients kept of Y, Cb and Cr."""
 
 
 def _basis_blocks(colors: Float[np.ndarray, "3 rgb"]) -> Float[np.ndarray, "16 192"]:
-    """Blocks (row, column, rgb) of the orthonormal DCT-II's kept waves, each in its component's colour; float64."""
+    """Return blocks (row, column, rgb) of the kept waves of the orthonormal DCT-II, in their components' colours."""
     places = np.arange(DOWNSCALE)
     waves = np.cos(np.pi * np.outer(places, places + 0.5) / DOWNSCALE) * np.sqrt(2 / DOWNSCALE)
     waves[0] /= math.sqrt(2)
@@ -126,10 +126,10 @@ class DctCodec:
         self._decode_bias = torch.from_numpy(mean @ synthesis)
 
     def to(self, device: torch.device | str) -> None:
-        """Nothing to move: its matrix follows its input."""
+        """Do nothing: the matrix follows its input."""
 
     def posterior(self, images: Float[Tensor, "b f h w 3"]) -> Posterior:
-        """Certain: the smallest variance that diffusers' posteriors have."""
+        """Return a posterior with the smallest variance that diffusers' have."""
         mean = self.encode(images)
         return Posterior(mean=mean, log_variance=torch.full_like(mean, MIN_LOG_VARIANCE))
 
@@ -212,7 +212,7 @@ class NullTextEncoder:
         self.length = length
 
     def to(self, device: torch.device | str) -> None:
-        """Nothing to move."""
+        """Do nothing: there are no weights."""
 
     def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]:
         return torch.zeros(len(prompts), self.length, self.text_dim)
@@ -266,11 +266,11 @@ class Umt5Encoder:
 
 
 def _clean(prompt: str) -> str:
-    """Character entities resolved, runs of white space made one, as Wan's pipeline does."""
+    """Resolve character entities and make runs of white space one, as Wan's pipeline does."""
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
 def _subfolder(path: str | Path, name: str) -> dict[str, Any]:
-    """Where in a Wan repository a part lies: its own folder, unless path is that part's own directory."""
+    """Return the folder of a part in a Wan repository, unless path is that part's own directory."""
     own_directory = Path(path).is_dir() and not (Path(path) / name).is_dir()
     return {} if own_directory else {"subfolder": name}

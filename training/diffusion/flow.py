@@ -4,6 +4,7 @@ Latents are [batch, channels, frames, h, w]; noise levels are per frame, [batch,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor
 SHIFT = 5.0
 """Released code."""
 FIRST_VIEW = 2
-"""Place of the views' order among a sample's first draws."""
+"""Index of the views' order among a sample's first draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
-    """The randomness of a training step, one row per sample."""
+    """Random numbers of a training step, one row per sample."""
 
     level: Float[Tensor, " batch"]
     """Noise level before the shift, uniform in [0, 1)."""
@@ -39,9 +40,9 @@ class Draws:
 
 
 def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> Draws:
-    """Each sample's randomness comes from its own generator, seeded by its number in the stream: it depends neither on
-    the rank or process that asks nor on what was drawn before. `shapes`: of the latents of each branch, views first,
-    without the batch: (channels, frames, h, w)."""
+    """Draw each sample's numbers from a generator of its own, seeded by its number in the stream: they do not depend on
+    rank, process or earlier draws. shapes: those of the latents of each branch, views first, without the batch:
+    (channels, frames, h, w)."""
     numbers, noise = [], []
     for sample in samples:
         generator = seeded(seed, sample)
@@ -67,75 +68,94 @@ def draw_view_order(seed: int, sample: int, views: int) -> Float[Tensor, " views
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A CPU generator of its own for these numbers."""
+    """Make a CPU generator that these numbers seed."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
 def logit_normal(uniform: Float[Tensor, " batch"], mean: float, std: float) -> Float[Tensor, " batch"]:
-    """Uniform numbers as noise levels in [0, 1) whose logit is normally distributed: the inverse of that distribution's
-    function, so that each sample still takes one number from its generator."""
+    """Turn uniform numbers into noise levels in [0, 1) whose logit is normally distributed, by the inverse of that
+    distribution's function, so that each sample still takes one number from its generator."""
     return torch.sigmoid(mean + std * torch.special.ndtri(uniform.double())).to(uniform)
 
 
 def shift_sigma(s: Float[Tensor, "*shape"], shift: float = SHIFT) -> Float[Tensor, "*shape"]:
-    """Moves a uniform level s in [0, 1] towards noise: 5 s / (1 + 4 s) at shift 5."""
+    """Move a uniform level s in [0, 1] towards noise: 5 s / (1 + 4 s) at shift 5."""
     return shift * s / (1 + (shift - 1) * s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Options of the noise levels and the loss."""
+
+    shift: float = SHIFT
+    """Shift of the noise levels, in training and sampling (released code)."""
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    """How a sample's noise level is drawn before the shift: evenly, or mostly in the middle (Esser 2024)."""
+    logit_mean: float = 0.0
+    """Mean of logit_normal: below 0 little noise, above 0 much."""
+    logit_std: float = 1.0
+    """Standard deviation of logit_normal: the smaller, the closer to the middle."""
+    uv_weight: float = 1.0
+    """Weight of the UV map's mean squared error; that of the views has weight 1 (ours)."""
+    text_dropout: float = 0.1
+    """Share of captions replaced by "", for classifier-free guidance (ours)."""
+
+    def sigma(self, uniform: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Turn one number in [0, 1) per sample into noise levels."""
+        if self.timestep_sampling == "logit_normal":
+            uniform = logit_normal(uniform, self.logit_mean, self.logit_std)
+        return shift_sigma(uniform, self.shift)
 
 
 def interpolate(
     clean: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"], sigma: Float[Tensor, "b f"]
 ) -> Float[Tensor, "b c f h w"]:
+    """Mix latents and noise: z_t."""
     level = sigma[:, None, :, None, None]
     return (1 - level) * clean + level * noise
 
 
 def velocity(clean: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-    """What the network learns to predict: d z_t / d sigma."""
+    """Return the flow that the network learns to predict: d z_t / d sigma."""
     return noise - clean
 
 
 def masked_mse(
     predicted: Float[Tensor, "b c f h w"], target: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b f"]
 ) -> Float[Tensor, ""]:
-    """Mean squared error over the elements of the frames in `mask`; 0 when there is none."""
+    """Return the mean squared error over the elements of the frames in `mask`; 0 when there is none."""
     per_frame = (predicted.float() - target.float()).square().mean(dim=(1, 3, 4))
     return (per_frame * mask).sum() / mask.sum().clamp(min=1)
 
 
-def euler_step(
-    latent: Float[Tensor, "b c f h w"], velocity: Float[Tensor, "b c f h w"], sigma: float, sigma_next: float
-) -> Float[Tensor, "b c f h w"]:
-    return latent + (sigma_next - sigma) * velocity
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slope:
-    """What a multistep solver remembers of its last step."""
+    """The last step of a multistep solver."""
 
     velocity: Float[Tensor, "b c f h w"]
     width: float
     """sigma_next - sigma of that step."""
 
 
-def adams_step(
+def solver_step(
     latent: Float[Tensor, "b c f h w"],
     velocity: Float[Tensor, "b c f h w"],
     sigma: float,
     sigma_next: float,
-    before: Slope | None,
+    before: Slope | None = None,
 ) -> tuple[Float[Tensor, "b c f h w"], Slope]:
-    """One step of the Adams-Bashforth method of second order with variable width: the velocity is extrapolated to the
-    middle of the step from this one and the last. (DPM-Solver++(2M), which extrapolates in log-SNR, is worse than Euler
-    on these shifted levels, whose last step is long.)"""
+    """Take one step of the Euler method, or after a step `before` of the Adams-Bashforth method of second order with
+    variable width: the velocity is extrapolated to the middle of the step from this one and the last.
+    (DPM-Solver++(2M), which extrapolates in log-SNR, is worse than Euler on these shifted levels, whose last step is
+    long.)"""
     now = Slope(velocity=velocity, width=sigma_next - sigma)
-    middle = velocity
     if before is not None:
-        middle = velocity + now.width / (2 * before.width) * (velocity - before.velocity)
-    return latent + now.width * middle, now
+        velocity = velocity + now.width / (2 * before.width) * (velocity - before.velocity)
+    return latent + now.width * velocity, now
 
 
 def inference_sigmas(steps: int, shift: float = SHIFT) -> Float[Tensor, " levels"]:
-    """The `steps + 1` noise levels of a sampling run, 1 first and 0 last: those of diffusers'
+    """Return the `steps + 1` noise levels of a sampling run, 1 first and 0 last: those of diffusers'
     `FlowMatchEulerDiscreteScheduler(shift=shift)`, which shifts a range that ends at the shifted first of 1000."""
     last = shift_sigma(torch.tensor(1 / 1000, dtype=torch.float64), shift)
     s = torch.linspace(1.0, float(last), steps, dtype=torch.float64)

@@ -1,24 +1,25 @@
-"""From geometry, any number of given views and a prompt to all views and a UV map."""
+"""Sample views and UV maps of a batch of meshes from geometry, given views and prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
 from geometry.nearest import Surface
 from schemas.errors import require_between
-from training.data.batch import BranchLatents, Extras, encode_geometry, surface_points
-from training.diffusion.encoders import LatentCodec
-from training.diffusion.flow import SHIFT, Slope, adams_step, euler_step, inference_sigmas, interpolate, seeded
-from training.diffusion.tasks import CONDITION_SIGMA, Task, plan_frames, sampling_task
-from training.diffusion.view_hint import encode_hint, view_hint
+from training.diffusion.encoders import LatentCodec, TextEncoder
+from training.diffusion.flow import SHIFT, Slope, inference_sigmas, interpolate, seeded, solver_step
+from training.diffusion.latents import Extras, encode_branch, stack, to_uint8, uv_to_image
+from training.diffusion.tasks import CONDITION_SIGMA, plan_frames, sampling_task
+from training.diffusion.view_hint import view_hint
 
 RELEASED_INPUT = Extras()
 
@@ -37,37 +38,34 @@ class FlowModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Geometry:
-    """What the meshes look like. Dataset frame, 0 outside the mask; UV maps have row 0 at v = 0 (`uv_to_model`)."""
+class TexturingInput:
+    """Geometry of one mesh, and what its texture should look like."""
 
-    mv_position: Float[Tensor, "batch views h w 3"]
-    mv_normal: Float[Tensor, "batch views h w 3"]
-    uv_position: Float[Tensor, "batch 1 uv_h uv_w 3"] | None = None
-    """None: views alone are wanted, and the UV branch does not run."""
-    uv_normal: Float[Tensor, "batch 1 uv_h uv_w 3"] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """The condition: what some of the views show."""
-
-    rgb: Float[Tensor, "batch views h w 3"]
-    """Over black, [0, 1]; not looked at where no view is given."""
-    views: Bool[Tensor, " views"]
-    """Which are given, the same for the whole batch; all False: text and geometry alone."""
+    views: Surface
+    """What each view shows [views, h, w, 3]; views are square."""
+    uv: Surface | None
+    """The UV map [uv_h, uv_w, 3] in image orientation (row 0 is v = 1); None: only views are generated."""
+    images: dict[int, UInt8[np.ndarray, "_ _ _"]] = field(default_factory=dict)
+    """The given views: RGB, or RGBA with straight alpha, of any size, by number of the view. None given: text and
+    geometry alone decide."""
+    prompt: str = ""
+    seed: int = 0
+    """Decides the noise: a mesh gets the same noise alone and in any batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """Features of the prompts, and of the empty prompt for guidance."""
+class TexturingResult:
+    """Generated colours of one mesh, sRGB."""
 
-    prompt: Float[Tensor, "batch l d"]
-    empty: Float[Tensor, "batch l d"]
+    views: UInt8[np.ndarray, "views h w 3"]
+    """Given views come back as the codec keeps them."""
+    uv: UInt8[np.ndarray, "uv_h uv_w 3"] | None
+    """Image orientation, row 0 at v = 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How the noise is taken away."""
+    """Options of denoising."""
 
     steps: int = 30
     """Evaluations of the model, twice as many with guidance (released code)."""
@@ -82,37 +80,59 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Textured:
-    """Colours in [0, 1]."""
+class Condition:
+    """Everything that a batch is conditioned on, encoded."""
 
-    mv_rgb: Float[Tensor, "batch views h w 3"]
-    """The given views come back as the codec keeps them."""
-    uv_rgb: Float[Tensor, "batch 1 uv_h uv_w 3"] | None
-    """Row 0 at v = 0 (`uv_to_image` turns it)."""
+    branches: list[Float[Tensor, "batch channels _ _ _"]]
+    """What the model gets beside the noisy colours of the views and, if it is wanted, of the UV map."""
+    clean: Float[Tensor, "batch 16 views h w"]
+    """Latents of the given views, 0 for the others."""
+    given: Bool[Tensor, " views"]
+    prompt: Float[Tensor, "batch l d"]
+    empty: Float[Tensor, "batch l d"]
+    """Features of the empty prompt, for guidance."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Branch:
-    """One branch of a sampling run: what conditions it, and its current noisy colour."""
+@torch.no_grad()
+def sample(
+    model: FlowModel,
+    codec: LatentCodec,
+    text_encoder: TextEncoder,
+    inputs: Sequence[TexturingInput],
+    cfg: SamplerConfig,
+    *,
+    shift: float = SHIFT,
+    extras: Extras = RELEASED_INPUT,
+    device: torch.device | str = "cpu",
+    offload: bool = False,
+    progress: Callable[[int], None] = lambda step: None,
+) -> list[TexturingResult]:
+    """Generate the views and UV maps of a batch of meshes. Equal arguments give equal results on one machine.
 
-    conditions: Float[Tensor, "batch channels frames h w"]
-    """Geometry, and what else the model takes (`BranchLatents.conditions`)."""
-    rgb: Float[Tensor, "batch 16 frames h w"]
-    before: Slope | None = None
-
-    def input(self) -> Float[Tensor, "batch channels frames h w"]:
-        return torch.cat([self.rgb, self.conditions], dim=1)
-
-    def step(self, velocity: Tensor, sigma: float, sigma_next: float, solver: str) -> "Branch":
-        if solver == "euler":
-            return Branch(conditions=self.conditions, rgb=euler_step(self.rgb, velocity, sigma, sigma_next))
-        rgb, before = adams_step(self.rgb, velocity, sigma, sigma_next, self.before)
-        return Branch(conditions=self.conditions, rgb=rgb, before=before)
+    Args:
+        inputs: meshes of equal sizes that give the same views
+        extras: what the model takes beyond the released one's input (`Extras.of` its configuration)
+        device: where model, codec and text encoder are, or with `offload` where they work
+        offload: text encoder, codec and model are on the device one at a time, for small GPUs
+        progress: called with the number of steps done
+    """
+    hold = partial(resident, device=device) if offload else nullcontext
+    with hold(text_encoder):
+        prompt = text_encoder.encode([one.prompt for one in inputs]).to(device)
+        empty = text_encoder.encode([""] * len(inputs)).to(device)
+    with hold(codec):
+        condition = encode_condition(codec, inputs, prompt, empty, extras)
+    with hold(model):
+        latents = denoise(model, condition, cfg, seeds=[one.seed for one in inputs], shift=shift, progress=progress)
+    with hold(codec):
+        mv, *uv = (codec.decode(branch).float() for branch in latents)
+    maps = [uv_to_image(image) for image in uv[0]] if uv else [None] * len(inputs)
+    return [TexturingResult(views=to_uint8(views), uv=image) for views, image in zip(mv, maps, strict=True)]
 
 
 @contextmanager
 def resident(part: Any, device: torch.device | str) -> Iterator[None]:
-    """A model, codec or encoder on the device for the time of the block, on the CPU afterwards."""
+    """Keep a model, codec or encoder on the device during the block, on the CPU afterwards."""
     part.to(device)
     try:
         yield
@@ -122,158 +142,98 @@ def resident(part: Any, device: torch.device | str) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-class Noise:
-    """Standard normal latents, each mesh of the batch from a generator of its own: what a mesh gets does not depend on
-    the batch that it is in."""
+def encode_condition(
+    codec: LatentCodec, inputs: Sequence[TexturingInput], prompt: Tensor, empty: Tensor, extras: Extras
+) -> Condition:
+    """Encode geometry, given views and, for models that take them, view hints, on the device of the prompts."""
+    given, shape = sorted(inputs[0].images), inputs[0].views.position.shape
+    if any(sorted(one.images) != given for one in inputs):
+        raise ValueError("meshes of one batch must give the same views")
+    rgb = np.zeros((len(inputs), *shape), np.float32)
+    for row, one in zip(rgb, inputs, strict=True):
+        for view, image in one.images.items():
+            row[view] = prepare_image(image, shape[1])
+    hints = []
+    if extras.view_hint:
+        hints = [view_hint(row, one.views, given, one.uv) for row, one in zip(rgb, inputs, strict=True)]
 
-    def __init__(self, seeds: Sequence[int], channels: int, device: torch.device) -> None:
-        self.generators = [seeded(seed) for seed in seeds]
-        self.channels = channels
-        self.device = device
+    def conditions(surfaces: list[Surface], hints: list[np.ndarray], is_uv: bool) -> Tensor:
+        def tensor(images: list[np.ndarray]) -> Tensor:
+            stacked = stack(images, upside_down=is_uv).to(prompt.device)
+            return stacked[:, None] if is_uv else stacked
 
-    def __call__(self, *shape: int) -> Float[Tensor, "batch c frames h w"]:
-        drawn = [torch.randn(self.channels, *shape, generator=generator) for generator in self.generators]
-        return torch.stack(drawn).to(self.device)
+        position, normal = tensor([each.position for each in surfaces]), tensor([each.normal for each in surfaces])
+        branch = encode_branch(None, position, normal, tensor(hints) if hints else None, codec)
+        return branch.conditions(extras)
+
+    branches = [conditions([one.views for one in inputs], [mv for mv, _ in hints], is_uv=False)]
+    if maps := [one.uv for one in inputs if one.uv is not None]:
+        branches.append(conditions(maps, [uv for _, uv in hints if uv is not None], is_uv=True))
+    clean = torch.zeros_like(branches[0][:, : codec.channels])
+    if given:
+        clean[:, :, given] = codec.encode(torch.from_numpy(rgb[:, given]).to(clean.device)).to(clean)
+    is_given = torch.zeros(shape[0], dtype=torch.bool, device=clean.device)
+    is_given[given] = True
+    return Condition(branches=branches, clean=clean, given=is_given, prompt=prompt, empty=empty)
 
 
-def prepare_image(image: UInt8[np.ndarray, "height width channels"], size: int) -> Float[Tensor, "size size 3"]:
-    """A condition image (RGB, or RGBA with straight alpha) over black, resized to the views."""
+def prepare_image(image: UInt8[np.ndarray, "height width channels"], size: int) -> Float32[np.ndarray, "size size 3"]:
+    """Lay an image (RGB, or RGBA with straight alpha) over black and resize it to the size of the views."""
     rgba = Image.fromarray(image).convert("RGBA")
     black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
     rgb = Image.alpha_composite(black, rgba).convert("RGB").resize((size, size), Image.Resampling.BOX)
-    return torch.from_numpy(np.asarray(rgb, dtype=np.float32) / 255)
-
-
-@torch.no_grad()
-def sample(
-    model: FlowModel,
-    codec: LatentCodec,
-    geometry: Geometry,
-    given: Given,
-    text: Text,
-    cfg: SamplerConfig,
-    *,
-    seeds: Sequence[int],
-    shift: float = SHIFT,
-    extras: Extras = RELEASED_INPUT,
-    progress: Callable[[int], None] = lambda step: None,
-    hold: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
-) -> Textured:
-    """Views and UV maps of a batch of meshes, one seed each. Equal arguments give equal results on one machine.
-
-    `extras`: what the model takes beyond the released one's input (`Extras.of` its configuration).
-    `progress` hears of each step done. Codec and model are used inside `hold(part)` only, one after the other: on a
-    small GPU a place to move them in and out (`resident`)."""
-    with hold(codec):
-        start = encode_condition(codec, geometry, given, extras)
-    with hold(model):
-        mv, uv = denoise(model, start, given, text, cfg, seeds=seeds, shift=shift, progress=progress)
-    with hold(codec):
-        mv_rgb = codec.decode(mv).float().clamp(0, 1)
-        return Textured(mv_rgb=mv_rgb, uv_rgb=None if uv is None else codec.decode(uv).float().clamp(0, 1))
+    return np.asarray(rgb, dtype=np.float32) / 255
 
 
 def denoise(
     model: FlowModel,
-    start: tuple[Branch, Branch | None, Tensor],
-    given: Given,
-    text: Text,
+    condition: Condition,
     cfg: SamplerConfig,
     *,
     seeds: Sequence[int],
-    shift: float,
-    progress: Callable[[int], None],
-) -> tuple[Float[Tensor, "batch 16 views h w"], Float[Tensor, "batch 16 1 uv_h uv_w"] | None]:
-    """From noise to the latents of both branches. Given views are kept at the condition's noise level, with fresh noise
-    every step, and come back as they were given."""
-    mv, uv, clean = start
-    task = sampling_task(int(given.views.sum()), len(given.views), uv is not None)
-    noise = Noise(seeds, clean.shape[1], clean.device)
-    mv = replace(mv, rgb=noise(*mv.rgb.shape[2:]))
-    uv = replace(uv, rgb=noise(*uv.rgb.shape[2:])) if uv else None
-    is_given = given.views.to(clean.device)
-    frames = is_given[None, None, :, None, None]
+    shift: float = SHIFT,
+    progress: Callable[[int], None] = lambda step: None,
+) -> list[Float[Tensor, "batch 16 _ _ _"]]:
+    """Turn noise into latents of the views and, if it is wanted, of the UV map. Given views are kept at the condition's
+    noise level, with fresh noise every step, and come back as they were given."""
+    clean, given = condition.clean, condition.given
+    count, generators = int(given.sum()), [seeded(seed) for seed in seeds]
+
+    def noise(shape: Sequence[int]) -> Tensor:
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(clean.device)
+
+    latents = [noise((clean.shape[1], *branch.shape[2:])) for branch in condition.branches]
+    slopes: list[Slope | None] = [None] * len(latents)
+    task = sampling_task(count, len(given), len(latents) == 2)
+    frames = given[None, None, :, None, None]
     level = torch.full(clean.shape[:1] + clean.shape[2:3], CONDITION_SIGMA, device=clean.device)
     for step, (sigma, sigma_next) in enumerate(pairwise(inference_sigmas(cfg.steps, shift).tolist())):
-        if bool(given.views.any()):
-            renoised = interpolate(clean, noise(*clean.shape[2:]), level)
-            mv = replace(mv, rgb=torch.where(frames, renoised, mv.rgb))
-        timestep = timesteps(task, is_given, sigma, len(clean))
-        mv_flow, uv_flow = guided_flow(model, mv, uv, timestep, text, cfg.guidance)
-        mv = mv.step(mv_flow, sigma, sigma_next, cfg.solver)
-        uv = uv.step(uv_flow, sigma, sigma_next, cfg.solver) if uv is not None and uv_flow is not None else None
+        if count:
+            latents[0] = torch.where(frames, interpolate(clean, noise(clean.shape[1:]), level), latents[0])
+        sigmas = torch.full((len(clean),), sigma, device=clean.device)
+        timestep = plan_frames(task, given.expand(len(clean), -1), sigmas).timestep
+        for branch, velocity in enumerate(guided_flow(model, latents, condition, timestep, cfg.guidance)):
+            before = slopes[branch] if cfg.solver == "adams" else None
+            latents[branch], slopes[branch] = solver_step(latents[branch], velocity, sigma, sigma_next, before)
         progress(step + 1)
-    return torch.where(frames, clean, mv.rgb), uv.rgb if uv else None
-
-
-def encode_condition(
-    codec: LatentCodec, geometry: Geometry, given: Given, extras: Extras
-) -> tuple[Branch, Branch | None, Float[Tensor, "batch 16 views h w"]]:
-    """Both branches without noise yet, and the latents of the given views (0 for the others)."""
-    places = given.views.nonzero().flatten().tolist()
-    of_views, of_maps = carried(geometry, given, places) if extras.view_hint else (None, None)
-    mv = encode_maps(codec, geometry.mv_position, geometry.mv_normal, of_views, extras)
-    clean = torch.zeros_like(mv.rgb)
-    if places:
-        clean[:, :, places] = codec.encode(given.rgb[:, places]).to(clean)
-    if geometry.uv_position is None or geometry.uv_normal is None:
-        return mv, None, clean
-    return mv, encode_maps(codec, geometry.uv_position, geometry.uv_normal, of_maps, extras), clean
-
-
-def encode_maps(codec: LatentCodec, position: Tensor, normal: Tensor, hint: Tensor | None, extras: Extras) -> Branch:
-    """A branch whose colour is still to come."""
-    latents = encode_geometry(position, normal, codec)
-    branch = BranchLatents(
-        rgb=torch.zeros_like(latents[:, : codec.channels]),
-        geometry=latents,
-        points=surface_points(position, normal, codec.downscale),
-        hint=None if hint is None else encode_hint(hint.to(position), codec),
-    )
-    return Branch(conditions=branch.conditions(extras), rgb=branch.rgb)
-
-
-def carried(
-    geometry: Geometry, given: Given, places: list[int]
-) -> tuple[Float[Tensor, "batch views h w 4"], Float[Tensor, "batch 1 uv_h uv_w 4"] | None]:
-    """View hints of a batch of meshes."""
-    of_views, of_maps = [], []
-    for mesh in range(len(given.rgb)):
-        views = Surface(position=plain(geometry.mv_position[mesh]), normal=plain(geometry.mv_normal[mesh]))
-        uv = None
-        if geometry.uv_position is not None and geometry.uv_normal is not None:
-            position, normal = plain(geometry.uv_position[mesh, 0]), plain(geometry.uv_normal[mesh, 0])
-            uv = Surface(position=position[::-1], normal=normal[::-1])  # in image orientation, as in training
-        of_mesh, of_map = view_hint(plain(given.rgb[mesh]), views, places, uv)
-        of_views.append(torch.from_numpy(of_mesh))
-        of_maps += [torch.from_numpy(of_map[::-1].copy())[None]] if of_map is not None else []
-    return torch.stack(of_views), torch.stack(of_maps) if of_maps else None
-
-
-def plain(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().float().cpu().numpy()
-
-
-def timesteps(task: Task, given: Bool[Tensor, " views"], sigma: float, batch: int) -> Float[Tensor, "batch frames"]:
-    level = torch.full((batch,), sigma, device=given.device)
-    return plan_frames(task, given.expand(batch, -1), level).timestep
+    latents[0] = torch.where(frames, clean, latents[0])
+    return latents
 
 
 def guided_flow(
     model: FlowModel,
-    mv: Branch,
-    uv: Branch | None,
+    latents: list[Tensor],
+    condition: Condition,
     timestep: Float[Tensor, "batch frames"],
-    text: Text,
     guidance: float,
-) -> tuple[Tensor, Tensor | None]:
-    """The flow of both branches in float32; with guidance other than 1 moved away from that of the empty prompt."""
+) -> list[Tensor]:
+    """Predict the flow of each branch, float32; with guidance other than 1 moved away from that of the empty prompt."""
+    mv, *uv = (torch.cat(pair, dim=1) for pair in zip(latents, condition.branches, strict=True))
 
-    def ask(features: Tensor) -> list[Tensor]:
-        flows = model(mv.input(), uv.input() if uv else None, timestep, features)
-        return [flow.float() for flow in flows if flow is not None]
+    def predict(text: Tensor) -> list[Tensor]:
+        return [flow.float() for flow in model(mv, uv[0] if uv else None, timestep, text) if flow is not None]
 
-    flows = ask(text.prompt)
+    flows = predict(condition.prompt)
     if guidance != 1.0:
-        flows = [free + guidance * (flow - free) for flow, free in zip(flows, ask(text.empty), strict=True)]
-    return flows[0], flows[1] if uv else None
+        flows = [free + guidance * (flow - free) for flow, free in zip(flows, predict(condition.empty), strict=True)]
+    return flows

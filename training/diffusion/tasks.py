@@ -1,8 +1,8 @@
-"""The tasks one network serves: which frames are given, which are generated, which carry nothing.
+"""Tasks of the network: which frames are given, which are generated, which are unused.
 
 A sample's frames are its V views followed by the UV map (V + 1 frames, UV last). Each frame has its own noise level: a
 condition frame sits at `CONDITION_SIGMA`, a generated frame at the level drawn for its sample, and a UV frame that
-takes no part is pure noise."""
+is unused is pure noise."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,13 +20,13 @@ TRAIN_STEPS = 1000
 """timestep = TRAIN_STEPS * sigma (released code)."""
 CONDITION_SIGMA = 0.0707547
 """Noise level of a condition frame: the 15th smallest training step at shift 5 (released code), 0.075 / 1.06."""
-
-
 MAX_VIEWS = 12
 """The most views that a sample may have."""
 
 
 class Role(StrEnum):
+    """Use of a frame; `NOISE`: none."""
+
     CONDITION = "condition"
     GENERATED = "generated"
     NOISE = "noise"
@@ -34,19 +34,20 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One row of the task table."""
+    """A task: which frames are given and which are generated."""
 
     name: str
     condition_views: int
     """How many views are given, drawn at random; at most all of them (`MAX_VIEWS`: always all). The other views are
     generated."""
     uv: Role
-    """Part of the UV frame; `NOISE`: none, the UV branch need not run."""
+    """Use of the UV frame; `NOISE`: the UV branch need not run."""
     regimes: tuple[Regime, ...]
-    """Samples that can teach it."""
+    """Regimes whose samples can be trained on."""
 
     @property
     def needs_uv(self) -> bool:
+        """Return whether the UV branch runs."""
         return self.uv is not Role.NOISE
 
 
@@ -64,7 +65,7 @@ TASKS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FramePlan:
-    """What happens to each frame of a batch."""
+    """Use and noise level of each frame of a batch."""
 
     condition: Bool[Tensor, "batch frames"]
     generated: Bool[Tensor, "batch frames"]
@@ -79,14 +80,14 @@ class FramePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """How often each task is drawn, as weights."""
+    """Weights with which tasks are drawn."""
 
     textured: dict[str, float] = field(
         default_factory=lambda: {"img2tex": 0.5, "geo2mvtex": 0.2, "mv2tex": 0.1, "geo2mv": 0.1, "img2mv": 0.1}
     )
-    """For batches of textured samples (ours)."""
+    """Weights for batches of textured samples (ours)."""
     mv_only: dict[str, float] = field(default_factory=lambda: {"geo2mv": 0.5, "img2mv": 0.5})
-    """For multi-view-only batches (ours)."""
+    """Weights for multi-view-only batches (ours)."""
 
     def __post_init__(self) -> None:
         for regime in Regime:
@@ -96,6 +97,7 @@ class TaskConfig:
                     raise UsageError(f"{name!r} is no task for {regime} samples; there are: {known}")
 
     def weights(self, regime: Regime) -> dict[str, float]:
+        """Return the weights for batches of a regime."""
         return self.textured if regime is Regime.TEXTURED else self.mv_only
 
 
@@ -104,7 +106,7 @@ OFFICIAL_TASKS = TaskConfig(textured={"img2tex": 1.0}, mv_only={"geo2mv": 1.0})
 
 
 def draw_task(cfg: TaskConfig, regime: Regime, seed: int, batch_number: int) -> Task:
-    """The task of a global batch: every rank draws the same."""
+    """Draw the task of a global batch: every rank draws the same."""
     weights = cfg.weights(regime)
     shares = np.array(list(weights.values()), dtype=np.float64)
     draw = np.random.default_rng((seed, batch_number)).choice(len(shares), p=shares / shares.sum())
@@ -112,7 +114,7 @@ def draw_task(cfg: TaskConfig, regime: Regime, seed: int, batch_number: int) -> 
 
 
 def sampling_task(views_given: int, views: int, with_uv: bool) -> Task:
-    """The task of a sampling run, from what the user gives and wants. Two or three given views of four were not trained
+    """Choose the task of a sampling run by what is given and wanted. Two or three given views of four were not trained
     as such; they are the same to the network as one."""
     if not with_uv:
         return TASKS["img2mv" if views_given else "geo2mv"]
@@ -122,20 +124,20 @@ def sampling_task(views_given: int, views: int, with_uv: bool) -> Task:
 
 
 def given_views(task: Task, view_order: Float[Tensor, "batch views"]) -> Bool[Tensor, "batch views"]:
-    """The condition views: those that rank first in `view_order`, one random number per view."""
+    """Choose the condition views: those that rank first in `view_order`, one random number per view."""
     return view_order.argsort(dim=1).argsort(dim=1) < task.condition_views
 
 
 def views_given(cfg: TaskConfig, regime: Regime, seed: int, batch: int, sample: int, views: int) -> tuple[int, ...]:
-    """Numbers of the views that a sample is given in training, known before its batch is made: those that `draw_task`
-    and `given_views` choose then."""
+    """Choose the views that a sample is given in training before its batch is made: their numbers are those that
+    `draw_task` and `given_views` choose then."""
     task = draw_task(cfg, regime, seed, batch)
     chosen = given_views(task, draw_view_order(seed, sample, views)[None])[0]
     return tuple(chosen.nonzero().flatten().tolist())
 
 
 def plan_frames(task: Task, given: Bool[Tensor, "batch views"], sigma: Float[Tensor, " batch"]) -> FramePlan:
-    """Roles and noise levels when the views `given` are the condition and what is generated is at `sigma`."""
+    """Assign roles and noise levels: the views `given` are the condition, what is generated is at `sigma`."""
     uv = torch.ones_like(given[:, :1])
     condition = torch.cat([given, uv & (task.uv is Role.CONDITION)], dim=1)
     generated = torch.cat([~given, uv & (task.uv is Role.GENERATED)], dim=1)

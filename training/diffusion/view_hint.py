@@ -1,4 +1,4 @@
-"""The view hint: colours of the given views, carried over the surface to every other view and to the UV map.
+"""The view hint: colours of the given views, projected over the surface onto every other view and the UV map.
 
 What the network would otherwise have to learn, which point of a given view a texel is, geometry knows. The hint is an
 image beside each image that is generated: at every pixel the colour of the nearest point that a given view shows, and
@@ -20,12 +20,12 @@ from training.diffusion.encoders import LatentCodec
 REACH = 0.2
 """Distance at which closeness has fallen to 1/e, in the dataset frame's units (ours)."""
 MOST_PIXELS = 128
-"""Of a side of the views between which colours are carried; larger ones are thinned out first. A hint need not be
-sharper: what is sharp, the network reads in the given view."""
+"""Largest side of the views between which colours are projected; larger ones are subsampled first. A hint need not be
+sharper: the network reads fine detail in the given view."""
 MOST_TEXELS = 256
-"""The same of a UV map."""
+"""Largest side of a UV map, in the same way."""
 CHANNELS = 4
-"""Of a hint: colour, closeness."""
+"""Channels of a hint: colour, closeness."""
 
 Hint = Float32[np.ndarray, "*shape 4"]
 """sRGB in [0, 1] and closeness in [0, 1], which is 0 where no surface or no given view is."""
@@ -37,30 +37,30 @@ def view_hint(
     """Make the hints of one mesh for its views and its UV map.
 
     Args:
-        rgb: what the given views show, sRGB over black in [0, 1]; the others are not looked at
+        rgb: the given views, sRGB over black in [0, 1]; the others are ignored
         views: geometry of all views
         given: numbers of the given views; none: there is no hint, all is 0
         uv: geometry of the UV map in image orientation (row 0 is v = 1), as its hint will be
     """
     step = -(-rgb.shape[1] // MOST_PIXELS)
-    thin = thinned(views, step)
+    small = subsampled(views, step)
     places = list(given)
-    known = Surface(position=thin.position[places], normal=thin.normal[places])
+    known = Surface(position=small.position[places], normal=small.normal[places])
     if not known.mask.any():
         return np.zeros((*rgb.shape[:3], CHANNELS), np.float32), None if uv is None else _nothing(uv)
     colors = VisibleColors(known, rgb[places, step // 2 :: step, step // 2 :: step])
-    mv = _enlarged(_hint(colors, thin), rgb.shape[1:3])
+    mv = _enlarged(_hint(colors, small), rgb.shape[1:3])
     if uv is None:
         return mv, None
     step = -(-len(uv.position) // MOST_TEXELS)
-    thin = thinned(uv, step)
-    hint = _hint(colors, thin)
+    small = subsampled(uv, step)
+    hint = _hint(colors, small)
     # as the map's own colours, the hint's go on beyond what faces cover
-    hint[..., :3] = dilate(np.ascontiguousarray(hint[..., :3]), thin.mask)
+    hint[..., :3] = dilate(np.ascontiguousarray(hint[..., :3]), small.mask)
     return mv, _enlarged(hint[None], uv.position.shape[:2])[0]
 
 
-def thinned(surface: Surface, step: int) -> Surface:
+def subsampled(surface: Surface, step: int) -> Surface:
     """Keep the middle pixel of every `step` by `step` of them."""
     rows = columns = slice(step // 2, None, step)
     return Surface(position=surface.position[..., rows, columns, :], normal=surface.normal[..., rows, columns, :])
@@ -76,7 +76,7 @@ def _nothing(surface: Surface) -> Hint:
 
 
 def _enlarged(
-    images: Float32[np.ndarray, "n thin_h thin_w 4"], size: tuple[int, ...]
+    images: Float32[np.ndarray, "n small_h small_w 4"], size: tuple[int, ...]
 ) -> Float32[np.ndarray, "n h w 4"]:
     if images.shape[1:3] == size:
         return images

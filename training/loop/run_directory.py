@@ -19,7 +19,7 @@ from schemas.dataset import code_version, file_sha256, part_paths, write_file
 from schemas.errors import UserError
 from training.arithmetic import decisions
 from training.config import TrainConfig, as_json
-from training.data.datamodule import open_datasets
+from training.data.mixture import open_datasets
 
 LOCK = ".lock"
 """In the run directory; holds the name of who trains there, or trained last."""

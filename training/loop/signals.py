@@ -12,10 +12,9 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from training.arithmetic import StepCallback
+from training.data.datamodule import STOP_SIGNALS
 from training.model.fsdp import local
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""A scheduler's last warning (SLURM's --signal=USR1@120, Kubernetes' SIGTERM), and Ctrl-C."""
 SKIP_WINDOW = 1000
 """Steps over which the skip budget counts."""
 
@@ -48,7 +47,7 @@ class StopSignals(StepCallback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # Over Lightning's own handlers: those save inside the handler, or not at all.
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._note) for number in heard}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -62,7 +61,7 @@ class StopSignals(StepCallback):
         if trainer.should_stop or trainer.global_step >= trainer.max_steps:
             return  # it ends here anyway, and with a finished checkpoint
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            self.stopped_by = self.received or SIGNALS[0]
+            self.stopped_by = self.received or STOP_SIGNALS[0]
             trainer.should_stop = True
 
     def on_exception(
@@ -82,13 +81,6 @@ class StopSignals(StepCallback):
         """Raises Interrupted where the run was stopped by a signal."""
         if self.stopped_by is not None:
             raise Interrupted(signal.Signals(self.stopped_by), trainer.global_step)
-
-
-def leave_signals_to_trainer(worker: int) -> None:
-    """For processes that read data: a terminal or scheduler signals them together with the one that they read for,
-    which asks for batches up to its end. They end with it."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 class FiniteGuard(lightning.Callback):

@@ -1,4 +1,4 @@
-"""Validation while training goes on: a few samples textured by the averaged weights, as pictures and PSNR."""
+"""Validation during training: texture a few samples with the averaged weights; pictures and PSNR."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
+from geometry.nearest import Surface
 from schemas.sample import TextureSample
 from training.arithmetic import StepCallback
 from training.config import TrainConfig
-from training.data.batch import to_model, to_uint8, uv_to_image
-from training.diffusion.sampler import Geometry, Given, SamplerConfig, Text, sample
+from training.diffusion.sampler import SamplerConfig, TexturingInput, TexturingResult, sample
 from training.loop.callbacks import AveragedWeights
 from training.loop.loggers import Curves
 from training.loop.throughput import Meter
@@ -22,7 +22,7 @@ from training.metrics.images import baselines, psnr
 from training.module import TextureModule
 
 Render = Callable[[TextureSample, UInt8[np.ndarray, "uv uv 3"]], UInt8[np.ndarray, "h w 3"]]
-"""A sample's mesh with a UV map on it, from where none of its own cameras stands."""
+"""Renders a sample's mesh with a UV map on it from a new viewpoint."""
 FOLDER = "pictures"
 FRAME = 40
 """Grey between the cells of a picture."""
@@ -30,44 +30,35 @@ FRAME = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """What is textured while training goes on."""
+    """Samples that are textured during training."""
 
     samples: Sequence[TextureSample]
-    """With UV maps."""
+    """Samples with UV maps."""
     render: Render
 
 
-def texture(
-    module: TextureModule, stored: TextureSample, steps: int, seed: int
-) -> tuple[UInt8[np.ndarray, "views h w 3"], UInt8[np.ndarray, "uv uv 3"]]:
-    """Views and UV map of a sample from its first view."""
-    batch = to_model(stored).to(module.device)
-    assert batch.uv is not None
-    geometry = Geometry(
-        mv_position=batch.mv.position,
-        mv_normal=batch.mv.normal,
-        uv_position=batch.uv.position,
-        uv_normal=batch.uv.normal,
+def texture(module: TextureModule, stored: TextureSample, steps: int, seed: int) -> TexturingResult:
+    """Texture a sample from its first view."""
+    views, uv = stored.views, stored.uv
+    assert uv is not None and module.text_encoder is not None
+    subject = TexturingInput(
+        views=Surface(position=views.position, normal=views.normal),
+        uv=Surface(position=uv.position, normal=uv.normal),
+        images={0: views.rgb[0]},
+        prompt=str(stored.meta.get("caption", "")),
+        seed=seed,
     )
-    views = torch.arange(batch.mv.rgb.shape[1]) == 0
-    encoder = module.text_encoder
-    assert encoder is not None
-    text = Text(
-        prompt=encoder.encode(list(batch.captions)).to(module.device), empty=encoder.encode([""]).to(module.device)
-    )
-    result = sample(
+    (result,) = sample(
         module.predict,
         module.codec,
-        geometry,
-        Given(rgb=batch.mv.rgb, views=views),
-        text,
+        module.text_encoder,
+        [subject],
         SamplerConfig(steps=steps),
-        seeds=[seed],
         shift=module.flow.shift,
         extras=module.extras,
+        device=module.device,
     )
-    assert result.uv_rgb is not None
-    return to_uint8(result.mv_rgb[0]), uv_to_image(result.uv_rgb[0])
+    return result
 
 
 def grid(
@@ -76,7 +67,7 @@ def grid(
     uv: UInt8[np.ndarray, "uv uv 3"],
     render: Render,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Two rows, generated and true: condition, views, UV map, and the mesh that wears it from a new viewpoint."""
+    """Draw two rows, generated and true: condition, views, UV map, and the mesh with it from a new viewpoint."""
     assert stored.uv is not None
     size = stored.views.rgb.shape[1]
     rows = []
@@ -87,14 +78,14 @@ def grid(
 
 
 def framed(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "cell cell 3"]:
-    """The image at this size, with a line around it."""
+    """Resize an image, with a line around it."""
     scaled = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
     return np.pad(scaled, ((1, 1), (1, 1), (0, 0)), constant_values=FRAME)
 
 
 class Pictures(StepCallback):
-    """Every so many steps, one picture a sample, and the mean PSNR of generated views and UV maps, with the averaged
-    weights. All ranks sample, since the model may be sharded; rank 0 writes."""
+    """Writes a picture of each sample every so many steps, and the mean PSNR of generated views and UV maps, with the
+    averaged weights. All ranks sample, since the model may be sharded; rank 0 writes."""
 
     def __init__(
         self, cfg: TrainConfig, shown: Validation, average: AveragedWeights, curves: Curves, meter: Meter
@@ -116,11 +107,12 @@ class Pictures(StepCallback):
             self._write(trainer.global_step, made)
         self.meter.leave_out()
 
-    def _write(self, step: int, made: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    def _write(self, step: int, made: list[TexturingResult]) -> None:
         self.directory.mkdir(exist_ok=True)
         figures: defaultdict[str, list[float]] = defaultdict(list)
-        for stored, (views, uv) in zip(self.shown.samples, made, strict=True):
-            assert stored.uv is not None
+        for stored, result in zip(self.shown.samples, made, strict=True):
+            views, uv = result.views, result.uv
+            assert stored.uv is not None and uv is not None
             picture = grid(stored, views, uv, self.shown.render)
             Image.fromarray(picture).save(self.directory / f"step-{step:08d}-{stored.uid}.png")
             self.curves.board.picture(step, f"samples/{stored.uid}", picture)

@@ -36,7 +36,8 @@ from seqtex.cli.main import main
 from tests.support import flaky_store
 from tests.support.small_build import CFG, commit_again
 from training.data.batch import LatentBatch
-from training.data.datamodule import BatchStream, DataConfig
+from training.data.datamodule import BatchStream
+from training.data.mixture import DataConfig
 from training.diffusion.encoders import DctCodec
 
 REPO = Path(__file__).resolve().parents[3]

@@ -27,7 +27,8 @@ from schemas.ledger import Outcome, Reason, Status
 from schemas.shards import read_shard
 from seqtex.cli.main import main
 from tests.pipeline.filter.test_duplicates import exported_again
-from training.data.datamodule import BatchStream, DataConfig
+from training.data.datamodule import BatchStream
+from training.data.mixture import DataConfig
 
 CFG = BuildConfig(assets_per_job=2, views=RenderConfig(resolution=48), uv=BakeConfig(resolution=64))
 

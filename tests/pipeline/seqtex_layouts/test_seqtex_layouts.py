@@ -34,7 +34,8 @@ from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from schemas.shards import read_shard
 from seqtex.cli.main import main
-from training.data.datamodule import BatchStream, DataConfig
+from training.data.datamodule import BatchStream
+from training.data.mixture import DataConfig
 
 SIZE = 96
 CFG = BuildConfig(views=RenderConfig(resolution=SIZE), uv=BakeConfig(resolution=256))

@@ -12,9 +12,10 @@ from schemas.errors import UsageError
 from schemas.sample import Regime, TextureSample
 from tests.support.small_dataset import small_sample, write_samples
 from training.data.augment import Augmentation, AugmentConfig, condition_images, draw_augmentation, rotate_views
-from training.data.batch import Batch, LatentBatch, encode_batch, to_model
-from training.data.datamodule import BatchStream, DataConfig
-from training.data.latent_shards import rotated
+from training.data.batch import Batch, encode_batch, to_model
+from training.data.datamodule import BatchStream
+from training.data.latent_shards import rotate_latents
+from training.data.mixture import DataConfig
 from training.diffusion.encoders import DctCodec
 
 PLAIN = Augmentation(shift=0, background=(0, 0, 0), lit=False, jpeg_quality=None, blur_sigma=None, stops=None)
@@ -39,7 +40,7 @@ def test_views_turn_with_their_cameras_and_geometry(sample: TextureSample) -> No
     assert np.array_equal(turned.cameras.world_to_cam[0], sample.cameras.world_to_cam[3])
     assert turned.meta["cameras"] == cameras_json(turned.cameras)
     # what a camera sees lies where it says: positions project onto the same pixels as before
-    latents = rotated(encode_batch(to_model(sample), DctCodec()), 1)
+    latents = rotate_latents(encode_batch(to_model(sample), DctCodec()), 1)
     direct = encode_batch(to_model(turned), DctCodec())
     assert torch.equal(latents.mv.rgb, direct.mv.rgb) and torch.equal(latents.mv.geometry, direct.mv.geometry)
 
@@ -93,7 +94,7 @@ def dataset(sample: TextureSample, tmp_path: Path) -> Path:
 
 
 def batches(dataset: Path, cfg: AugmentConfig, **options: object) -> list[Batch]:
-    data = DataConfig(directory=dataset, batch_size=4, augment=cfg)
+    data = DataConfig(directory=dataset, batch_size=4, augment=cfg, keep_latents="codec" in options)
     stream = BatchStream(data, seed=2, **options)
     return [stream[number] for number in range(4)]
 
@@ -125,15 +126,12 @@ def test_ranks_draw_alike_and_a_run_resumes_with_the_same_draws(dataset: Path) -
 
 
 def test_kept_latents_turn_too_and_degraded_images_are_not_kept(dataset: Path) -> None:
-    def encoder(batch: Batch) -> LatentBatch:
-        return encode_batch(batch, DctCodec())
-
     turning = AugmentConfig(rotate_views=1.0)
-    for pixels, kept in zip(batches(dataset, turning), batches(dataset, turning, encoder=encoder), strict=True):
+    for pixels, kept in zip(batches(dataset, turning), batches(dataset, turning, codec=DctCodec()), strict=True):
         direct = encode_batch(pixels, DctCodec())
         assert torch.allclose(kept.mv.rgb, direct.mv.rgb, atol=1e-5)
         assert torch.allclose(kept.mv.geometry, direct.mv.geometry, atol=1e-5)
-    assert isinstance(batches(dataset, EVERYTHING, encoder=encoder)[0], Batch)
+    assert isinstance(batches(dataset, EVERYTHING, codec=DctCodec())[0], Batch)
 
 
 def test_impossible_augmentations_are_refused(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
 from tests.support.small_dataset import write_dataset
 from training.data import dataset_files as storage
-from training.data.datamodule import BatchStream, DataConfig, TextureDataModule
+from training.data.datamodule import BatchStream, TextureDataModule
 from training.data.dataset_files import FileCache, ShardError
+from training.data.mixture import DataConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,10 +23,11 @@ from training.config import TrainConfig, preset
 from training.data import encode_latents as latent_encode
 from training.data.augment import AugmentConfig
 from training.data.batch import LatentBatch, TextFeatures, encode_batch
-from training.data.datamodule import BatchStream, DataConfig
+from training.data.datamodule import BatchStream
 from training.data.dataset_files import LocalFiles
 from training.data.encode_latents import Encoders, encode_dataset, make_encoders
 from training.data.latent_shards import RECORD, codec_header, parse_record
+from training.data.mixture import DataConfig
 from training.diffusion.encoders import DctCodec, LatentCodec, Posterior, WanCodec
 from training.diffusion.flow import draw
 from training.diffusion.tasks import TaskConfig, draw_task, given_views
@@ -96,18 +96,17 @@ def test_view_hints_are_the_same_from_images_from_memory_and_stored(dataset: Pat
     """Of the views that the training step gives, in its own order."""
     codec, tasks, seed = DctCodec(), TaskConfig(), 1
     encode_dataset(LocalFiles(dataset), dct(view_hint=True))
-    encoder = partial(encode_batch, codec=codec)
     pixels, stored = config(dataset, augment=augment), config(dataset, augment=augment, latents=True)
     kept = config(dataset, augment=augment, keep_latents=True)
     streams = [
         BatchStream(pixels, seed=seed, hints_for=tasks),
-        BatchStream(kept, seed=seed, hints_for=tasks, encoder=encoder),
+        BatchStream(kept, seed=seed, hints_for=tasks, codec=codec),
         BatchStream(stored, seed=seed, hints_for=tasks, codec=codec),
     ]
     given_counts = set()
     for number in range(24):
         batch = streams[0][number]
-        direct, memory, disk = encoder(batch), streams[1][number], streams[2][number]
+        direct, memory, disk = encode_batch(batch, codec), streams[1][number], streams[2][number]
         task = draw_task(tasks, direct.regime, seed, number)
         views = direct.mv.rgb.shape[2]
         order = draw(seed, direct.samples, [direct.mv.rgb.shape[1:]]).view_order
@@ -237,7 +236,7 @@ def test_latents_that_do_not_fit_are_refused_by_name(dataset: Path, vae: Path) -
         batches(dataset, OtherDct())
     record = (folder / RECORD).read_bytes()
     write_file(folder / RECORD, record.replace(b'"downscale": 8', b'"downscale": 4'))
-    with pytest.raises(UserError, match=r"latents\.json: damaged \(its text is not what was written\)"):
+    with pytest.raises(UserError, match=r"latents\.json: damaged \(its text has changed\)"):
         batches(dataset, DctCodec())
     write_file(folder / RECORD, record[: len(record) // 2])
     with pytest.raises(UserError, match=r"latents\.json: damaged"):
@@ -256,7 +255,8 @@ def test_a_changed_dataset_is_noticed_and_only_what_changed_is_done_again(tmp_pa
     write_samples(tmp_path / "other", [samples(50), second])
     for name in ("grown", "other"):
         (tmp_path / "data" / "latents").rename(tmp_path / name / "latents")
-        with pytest.raises(UserError, match=rf"the dataset has {'grown' if name == 'grown' else 'changed'}.*textured-"):
+        change = "new shards" if name == "grown" else "changed"
+        with pytest.raises(UserError, match=rf"the dataset has {change}.*textured-"):
             batches(tmp_path / name, DctCodec())
         (tmp_path / name / "latents").rename(tmp_path / "data" / "latents")
     (tmp_path / "data" / "latents").rename(tmp_path / "grown" / "latents")
@@ -272,7 +272,7 @@ def test_a_changed_dataset_is_noticed_and_only_what_changed_is_done_again(tmp_pa
     }
 
 
-def test_a_damaged_latent_shard_is_passed_over_or_refused(dataset: Path) -> None:
+def test_a_damaged_latent_shard_is_skipped_or_refused(dataset: Path) -> None:
     folder = encode_dataset(LocalFiles(dataset), dct())
     assert folder is not None
     path = folder / "textured-000000.tar"
@@ -283,7 +283,7 @@ def test_a_damaged_latent_shard_is_passed_over_or_refused(dataset: Path) -> None
         batches(dataset, DctCodec())
     seen = {uid for batch in batches(dataset, DctCodec(), skip_budget=1) for uid in batch.uids}
     assert seen == {"t2", "m0", "m1", "m2"}
-    encode_dataset(LocalFiles(dataset), dct())  # mends it
+    encode_dataset(LocalFiles(dataset), dct())  # repairs it
     assert {uid for batch in batches(dataset, DctCodec(), 12) for uid in batch.uids} >= {"t0", "t1"}
 
 

@@ -20,10 +20,11 @@ from schemas.dataset import DatasetInfo, dataset_json, shard_path, write_file
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
 from tests.support.small_dataset import write_dataset
-from training.data.datamodule import BatchStream, DataConfig, TextureDataModule
+from training.data.datamodule import BatchStream, TextureDataModule
 from training.data.latent_shards import LatentDecoder, codec_header
-from training.data.mixture import decode_pixels
-from training.data.shard_reader import Draws, SampleOrder, ShardFile
+from training.data.mixture import DataConfig, decode_pixels
+from training.data.order import Draws, SampleOrder
+from training.data.shard_reader import ShardFile
 from training.diffusion.encoders import DctCodec
 from training.diffusion.tasks import TaskConfig, draw_task
 
@@ -120,14 +121,14 @@ def test_the_first_of_several_datasets_keeps_its_own_order(pair: tuple[Path, Pat
 def test_ranks_and_turns_divide_the_same_global_batch(pair: tuple[Path, Path]) -> None:
     cfg = config(dict.fromkeys(pair, 1.0))
     whole = BatchStream(cfg, seed=2)
-    shares = [BatchStream(cfg, seed=2, rank=rank, ranks=2, turns=3) for rank in range(2)]
+    shares = [BatchStream(cfg, seed=2, rank=rank, ranks=2, accumulate_grad_batches=3) for rank in range(2)]
     for number in range(6):
         parts = [share[3 * number + turn] for share in shares for turn in range(3)]
         assert {part.number for part in parts} == {number}
         assert sum((part.uids for part in parts), ()) == whole[number].uids
         assert sum((part.samples for part in parts), ()) == whole[number].samples
-    with pytest.raises(UserError, match="among 2 ranks in 2 turns"):
-        BatchStream(cfg, seed=2, ranks=2, turns=2)
+    with pytest.raises(UserError, match="among 2 ranks by 2 accumulated batches"):
+        BatchStream(cfg, seed=2, ranks=2, accumulate_grad_batches=2)
 
 
 def test_elastic_ranks_see_one_stream(pair: tuple[Path, Path]) -> None:
@@ -179,7 +180,7 @@ def test_a_bad_shard_is_passed_over_within_the_budget_and_named(
         for uid, wanted in zip(batch.uids, expected, strict=True):
             assert uid == wanted or (wanted[0] == "y" and uid[0] in "xz")  # the others stay where they were
     assert [name.rpartition("/")[2] for name in module.budget.passed_over] == ["textured-000001.tar"]
-    messages = [record.message for record in caplog.records if "passed over" in record.message]
+    messages = [record.message for record in caplog.records if "skipped" in record.message]
     assert len(messages) == 1 and "1 of at most 1" in messages[0] and "textured-000001.tar" in messages[0]
 
 

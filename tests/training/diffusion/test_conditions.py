@@ -9,7 +9,7 @@ from einops import rearrange
 from schemas.errors import UserError
 from tests.support.tiny_transformer import TINY
 from training.config import PRESETS
-from training.data.batch import BranchLatents, Extras
+from training.diffusion.latents import BranchLatents, Extras
 from training.model.init import ModelConfig, make_model
 from training.model.rope import mean_points, rope_of_points, rotate
 from training.model.seqtex import SeqTexTransformer3DModel

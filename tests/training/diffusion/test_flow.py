@@ -5,13 +5,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from training.diffusion.flow import (
-    adams_step,
     draw,
-    euler_step,
     inference_sigmas,
     interpolate,
     masked_mse,
     shift_sigma,
+    solver_step,
     velocity,
 )
 
@@ -44,7 +43,7 @@ def test_levels_are_per_frame() -> None:
 def test_one_step_along_the_true_velocity_arrives_at_any_other_level() -> None:
     clean, noise = latents(0), latents(1)
     start = interpolate(clean, noise, torch.full((2, 3), 0.8))
-    arrived = euler_step(start, velocity(clean, noise), 0.8, 0.3)
+    arrived, _ = solver_step(start, velocity(clean, noise), 0.8, 0.3)
     assert torch.allclose(arrived, interpolate(clean, noise, torch.full((2, 3), 0.3)), atol=1e-6)
 
 
@@ -70,10 +69,7 @@ def solution_error(steps: int, solver: str, shift: float) -> float:
 def solved(x: torch.Tensor, steps: int, solver: str, shift: float) -> torch.Tensor:
     before = None
     for sigma, sigma_next in pairwise(inference_sigmas(steps, shift).double().tolist()):
-        if solver == "euler":
-            x = euler_step(x, mixture_velocity(x, sigma), sigma, sigma_next)
-        else:
-            x, before = adams_step(x, mixture_velocity(x, sigma), sigma, sigma_next, before)
+        x, before = solver_step(x, mixture_velocity(x, sigma), sigma, sigma_next, before if solver == "adams" else None)
     return x
 
 

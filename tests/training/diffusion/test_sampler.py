@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.sample import Regime
+from geometry.nearest import Surface
+from schemas.sample import Regime, TextureSample
 from tests.support.small_dataset import VIEW_SIZE, small_sample
-from training.data.batch import Batch, LatentBatch, encode_batch, join, to_model
-from training.diffusion.encoders import DctCodec
+from training.data.batch import LatentBatch, encode_batch, to_model
+from training.diffusion.encoders import DctCodec, NullTextEncoder
+from training.diffusion.latents import Extras, to_uint8, uv_to_image
 from training.diffusion.sampler import (
     FlowModel,
-    Geometry,
-    Given,
     SamplerConfig,
-    Text,
-    Textured,
+    TexturingInput,
+    TexturingResult,
+    denoise,
+    encode_condition,
     prepare_image,
     resident,
     sample,
@@ -25,17 +27,17 @@ from training.diffusion.sampler import (
 from training.diffusion.tasks import CONDITION_SIGMA
 
 CODEC = DctCodec()
-NO_TEXT = Text(prompt=torch.zeros(1, 1, 8), empty=torch.zeros(1, 1, 8))
+NO_TEXT = NullTextEncoder(8)
 
 
 @pytest.fixture(scope="module")
-def batch() -> Batch:
-    return to_model(small_sample("a", Regime.TEXTURED, 1))
+def stored() -> TextureSample:
+    return small_sample("a", Regime.TEXTURED, 1)
 
 
 @pytest.fixture(scope="module")
-def latents(batch: Batch) -> LatentBatch:
-    return encode_batch(batch, CODEC)
+def latents(stored: TextureSample) -> LatentBatch:
+    return encode_batch(to_model(stored), CODEC)
 
 
 class TrueFlow:
@@ -61,53 +63,68 @@ class TrueFlow:
         return mv_flow, (uv[:, :16] - self.latents.uv.rgb) / sigma[:, :, -1:]
 
 
-def geometry_of(batch: Batch, *, with_uv: bool = True) -> Geometry:
-    assert batch.uv is not None
-    return Geometry(
-        mv_position=batch.mv.position,
-        mv_normal=batch.mv.normal,
-        uv_position=batch.uv.position if with_uv else None,
-        uv_normal=batch.uv.normal if with_uv else None,
+def subject(stored: TextureSample, views: Sequence[int], seed: int = 0, with_uv: bool = True) -> TexturingInput:
+    assert stored.uv is not None
+    return TexturingInput(
+        views=Surface(position=stored.views.position, normal=stored.views.normal),
+        uv=Surface(position=stored.uv.position, normal=stored.uv.normal) if with_uv else None,
+        images={view: stored.views.rgb[view] for view in views},
+        seed=seed,
     )
 
 
-def given_of(batch: Batch, views: Sequence[int]) -> Given:
-    is_given = torch.zeros(batch.mv.rgb.shape[1], dtype=torch.bool)
-    is_given[list(views)] = True
-    return Given(rgb=batch.mv.rgb, views=is_given)
-
-
 def run(
-    batch: Batch,
+    stored: TextureSample,
     model: FlowModel,
     views: Sequence[int] = (2,),
     seed: int = 0,
     with_uv: bool = True,
     **options: Any,
-) -> Textured:
+) -> TexturingResult:
     cfg = SamplerConfig(**({"steps": 6} | options))
-    geometry = geometry_of(batch, with_uv=with_uv)
-    return sample(model, CODEC, geometry, given_of(batch, views), NO_TEXT, cfg, seeds=[seed])
+    (result,) = sample(model, CODEC, NO_TEXT, [subject(stored, views, seed, with_uv)], cfg)
+    return result
+
+
+def denoised(
+    stored: TextureSample, model: FlowModel, views: Sequence[int], seeds: Sequence[int] = (0,), **options: Any
+) -> list[Tensor]:
+    """Latents of the views and the UV map."""
+    text = NO_TEXT.encode([""] * len(seeds))
+    condition = encode_condition(CODEC, [subject(stored, views)] * len(seeds), text, text, Extras())
+    return denoise(model, condition, SamplerConfig(**({"steps": 6} | options)), seeds=seeds)
+
+
+def images(latents: LatentBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Views and UV map as the codec keeps them."""
+    assert latents.uv is not None
+    return to_uint8(CODEC.decode(latents.mv.rgb)[0]), uv_to_image(CODEC.decode(latents.uv.rgb)[0])
+
+
+def close(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(one.astype(int) - other).max() <= 1)
 
 
 @pytest.mark.parametrize("views", [(), (2,), (0, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize(("solver", "steps"), [("euler", 30), ("adams", 30), ("adams", 5), ("euler", 1)])
 def test_a_perfect_model_leads_to_the_true_images(
-    batch: Batch, latents: LatentBatch, views: tuple[int, ...], solver: str, steps: int
+    stored: TextureSample, latents: LatentBatch, views: tuple[int, ...], solver: str, steps: int
 ) -> None:
-    result = run(batch, TrueFlow(latents), views, solver=solver, steps=steps)
-    assert latents.uv is not None and result.uv_rgb is not None
-    assert torch.allclose(result.uv_rgb, CODEC.decode(latents.uv.rgb).clamp(0, 1), atol=1e-4)
-    assert torch.allclose(result.mv_rgb, CODEC.decode(latents.mv.rgb).clamp(0, 1), atol=1e-4)
+    mv, uv = denoised(stored, TrueFlow(latents), views, solver=solver, steps=steps)
+    assert latents.uv is not None
+    assert torch.allclose(CODEC.decode(uv), CODEC.decode(latents.uv.rgb), atol=1e-4)
+    assert torch.allclose(CODEC.decode(mv), CODEC.decode(latents.mv.rgb), atol=1e-4)
+    result = run(stored, TrueFlow(latents), views, solver=solver, steps=steps)
+    assert all(map(close, (result.views, result.uv), images(latents)))
 
 
 @pytest.mark.parametrize("views", [(), (2,), (0, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize("solver", ["euler", "adams"])
 def test_given_views_stay_at_their_level_with_fresh_noise_and_come_back(
-    batch: Batch, latents: LatentBatch, views: tuple[int, ...], solver: str
+    stored: TextureSample, latents: LatentBatch, views: tuple[int, ...], solver: str
 ) -> None:
     model = TrueFlow(latents)
-    result = run(batch, model, views, solver=solver)
+    result = run(stored, model, views, solver=solver)
     levels = torch.stack(model.timesteps)
     assert levels.shape == (6, 5)
     for frame in range(5):
@@ -121,20 +138,20 @@ def test_given_views_stay_at_their_level_with_fresh_noise_and_come_back(
         noise = [(seen[:, view] - (1 - CONDITION_SIGMA) * clean) / CONDITION_SIGMA for seen in model.seen]
         assert all(abs(n.std().item() - 1) < 0.2 for n in noise)
         assert not torch.allclose(noise[0], noise[1], atol=0.1)
-        assert torch.equal(result.mv_rgb[:, view], CODEC.decode(latents.mv.rgb)[:, view].clamp(0, 1))
+        assert np.array_equal(result.views[view], images(latents)[0][view])
 
 
 @pytest.mark.parametrize("views", [(), (1,)])
 def test_views_alone_are_sampled_without_the_uv_branch(
-    batch: Batch, latents: LatentBatch, views: tuple[int, ...]
+    stored: TextureSample, latents: LatentBatch, views: tuple[int, ...]
 ) -> None:
     """And are the views that come with a UV map: they never read it."""
     model = TrueFlow(latents)
-    result = run(batch, model, views, with_uv=False)
-    assert result.uv_rgb is None
+    result = run(stored, model, views, with_uv=False)
+    assert result.uv is None
     assert model.uv_seen == [None] * 6
     assert all(timestep[4] == 1000.0 for timestep in model.timesteps)
-    assert torch.allclose(result.mv_rgb, CODEC.decode(latents.mv.rgb).clamp(0, 1), atol=1e-4)
+    assert close(result.views, images(latents)[0])
 
 
 class Half(TrueFlow):
@@ -147,21 +164,31 @@ class Half(TrueFlow):
 @pytest.mark.parametrize("views", [(), (1,)])
 @pytest.mark.parametrize("solver", ["euler", "adams"])
 def test_seeds_reproduce_alone_and_in_a_batch(
-    batch: Batch, latents: LatentBatch, views: tuple[int, ...], solver: str
+    stored: TextureSample, latents: LatentBatch, views: tuple[int, ...], solver: str
 ) -> None:
-    one, same, other = (run(batch, Half(latents), views, seed=seed, solver=solver).uv_rgb for seed in (4, 4, 5))
-    assert one is not None and same is not None and other is not None
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    pair = join([batch, batch])
+    one, same, other = (run(stored, Half(latents), views, seed=seed, solver=solver).uv for seed in (4, 4, 5))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
     cfg = SamplerConfig(steps=6, solver=solver)  # type: ignore[arg-type]
-    text = Text(prompt=torch.zeros(2, 1, 8), empty=torch.zeros(2, 1, 8))
-    both = sample(Half(latents), CODEC, geometry_of(pair), given_of(pair, views), text, cfg, seeds=[5, 4])
-    assert both.uv_rgb is not None
-    assert torch.allclose(both.uv_rgb, torch.cat([other, one]), atol=1e-6)
+    both = sample(Half(latents), CODEC, NO_TEXT, [subject(stored, views, seed) for seed in (5, 4)], cfg)
+    assert close(both[0].uv, other) and close(both[1].uv, one)
+    alone = [denoised(stored, Half(latents), views, (seed,), solver=solver)[1] for seed in (5, 4)]
+    assert torch.allclose(denoised(stored, Half(latents), views, (5, 4), solver=solver)[1], torch.cat(alone), atol=1e-6)
 
 
-def test_guidance_moves_away_from_the_answer_without_text(batch: Batch, latents: LatentBatch) -> None:
+def test_meshes_of_one_batch_give_the_same_views(stored: TextureSample, latents: LatentBatch) -> None:
+    with pytest.raises(ValueError, match="same views"):
+        sample(Half(latents), CODEC, NO_TEXT, [subject(stored, [0]), subject(stored, [1])], SamplerConfig(steps=1))
+
+
+class Words(NullTextEncoder):
+    """A prompt is a number, the empty one 0.04."""
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        return torch.tensor([float(prompt or 0.04) for prompt in prompts])[:, None, None].expand(-1, 1, self.text_dim)
+
+
+def test_guidance_moves_away_from_the_answer_without_text(stored: TextureSample, latents: LatentBatch) -> None:
     class Worded(TrueFlow):
         def __call__(
             self, mv: Tensor, uv: Tensor | None, timestep: Tensor, text: Tensor
@@ -169,31 +196,35 @@ def test_guidance_moves_away_from_the_answer_without_text(batch: Batch, latents:
             assert uv is not None
             return torch.full_like(mv[:, :16], text.mean().item()), torch.full_like(uv[:, :16], text.mean().item())
 
-    def textured(word: float, guidance: float) -> Tensor:
-        text = Text(prompt=torch.full((1, 1, 8), word), empty=torch.full((1, 1, 8), 0.002))
+    def textured(word: float, guidance: float) -> np.ndarray:
+        worded = replace(subject(stored, [2]), prompt=str(word))
         cfg = SamplerConfig(steps=2, guidance=guidance)
-        arguments = (geometry_of(batch), given_of(batch, [2]), text, cfg)
-        result = sample(Worded(latents), CODEC, *arguments, seeds=[0]).uv_rgb
-        assert result is not None
-        return result
+        (result,) = sample(Worded(latents), CODEC, Words(8), [worded], cfg)
+        assert result.uv is not None
+        return result.uv
 
-    # 0.002 + 3 (0.01 - 0.002) = 0.026
-    assert torch.allclose(textured(0.01, guidance=3.0), textured(0.026, guidance=1.0), atol=1e-5)
-    assert not torch.allclose(textured(0.01, guidance=1.0), textured(0.026, guidance=1.0), atol=1e-3)
+    # 0.04 + 3 (0.2 - 0.04) = 0.52
+    assert close(textured(0.2, guidance=3.0), textured(0.52, guidance=1.0))
+    assert not close(textured(0.2, guidance=1.0), textured(0.52, guidance=1.0))
 
 
-def test_parts_are_held_one_at_a_time(batch: Batch, latents: LatentBatch) -> None:
-    model, held = TrueFlow(latents), []
+def test_parts_are_on_the_device_one_at_a_time(stored: TextureSample, latents: LatentBatch) -> None:
+    moved: list[str] = []
 
-    @contextmanager
-    def hold(part):
-        held.append(part)
-        yield
-        held.append(None)
+    class Text(NullTextEncoder):
+        def to(self, device: object) -> None:
+            moved.append("text")
 
-    cfg, given = SamplerConfig(steps=2), given_of(batch, [0])
-    sample(model, CODEC, geometry_of(batch), given, NO_TEXT, cfg, seeds=[0], hold=hold)
-    assert held == [CODEC, None, model, None, CODEC, None]
+    class Codec(DctCodec):
+        def to(self, device: object) -> None:
+            moved.append("codec")
+
+    class Model(TrueFlow):
+        def to(self, device: object) -> None:
+            moved.append("model")
+
+    sample(Model(latents), Codec(), Text(8), [subject(stored, [0])], SamplerConfig(steps=2), offload=True)
+    assert moved == ["text", "text", "codec", "codec", "model", "model", "codec", "codec"], "there and back"
 
 
 class Recorder:
@@ -220,6 +251,6 @@ def test_condition_images_are_laid_over_black_and_resized() -> None:
     image[:, 64:] = (255, 255, 255, 0)
     prepared = prepare_image(image, VIEW_SIZE)
     assert prepared.shape == (VIEW_SIZE, VIEW_SIZE, 3)
-    assert torch.allclose(prepared[:, :16], torch.tensor([200.0, 100.0, 50.0]) / 255)
+    assert np.allclose(prepared[:, :16], np.array([200, 100, 50]) / 255)
     assert (prepared[:, 16:] == 0).all()
-    assert torch.equal(prepare_image(image[..., :3], VIEW_SIZE)[:, 16:], torch.ones(VIEW_SIZE, 16, 3))
+    assert (prepare_image(image[..., :3], VIEW_SIZE)[:, 16:] == 1).all()

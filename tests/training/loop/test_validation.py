@@ -58,7 +58,7 @@ def test_samples_of_the_data_are_shown(data: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("damage", ["a bit", "cut", "missing"])
-def test_a_bad_shard_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+def test_a_bad_shard_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     write_dataset(tmp_path / "data", TEXTURED)
     shard = shard_path(tmp_path / "data", "textured-000000.tar")
     content = bytearray(shard.read_bytes())
