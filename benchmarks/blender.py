@@ -22,6 +22,7 @@ import numpy as np
 
 from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
+from geometry.image_metrics import capped_psnr
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import pack_surface
 from pipeline.blender.host import REMEDY, BlenderConfig, run_worker
@@ -30,7 +31,7 @@ from pipeline.mesh_io.load import load_asset
 from pipeline.mesh_io.preflight import PreflightConfig
 from pipeline.render.cycles import describe, read_views, scene
 from pipeline.render.uv_maps import BakeConfig, bake_uv
-from pipeline.render.views import RenderConfig, psnr_db, render_views
+from pipeline.render.views import RenderConfig, render_views
 from pipeline.unwrap.unwrap import UnwrapConfig, unwrap
 from schemas.ledger import Rejected
 from schemas.mesh import TexturedMesh, UvMesh
@@ -149,7 +150,7 @@ def compare(path: Path, cfg: BlenderConfig, rounds: int) -> Row | Rejected:
         bake_single=best["single"],
         start=best["start"],
         scene=best["scene"],
-        psnr=psnr_db(pixels[..., :3], views.rgb, views.mask & (pixels[..., 3] == 255)),
+        psnr=capped_psnr(pixels[..., :3], views.rgb, views.mask & (pixels[..., 3] == 255)),
     )
 
 

@@ -21,10 +21,10 @@ def require_between(name: str, value: int | float, lowest: int | float, highest:
 
 
 def storable(text: str) -> str:
-    """With ? for lone surrogates: JSON can bring them, UTF-8 cannot hold them."""
+    """Replace lone surrogates by ?: JSON can bring them, UTF-8 cannot hold them."""
     return text.encode(errors="replace").decode()
 
 
 def printable(text: str) -> str:
-    """With ? for all that would move a terminal's cursor or change its colours; lines stay."""
+    """Replace by ? all that would move a terminal's cursor or change its colours; lines stay."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

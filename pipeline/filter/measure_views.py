@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float32, Float64
 
 from geometry.cameras import project
 from geometry.kernels.measure import sum_gradients
+from geometry.mesh import corner_vectors
 from pipeline.filter.measure_mesh import topology
 from pipeline.unwrap.uv_metrics import density_spread, layout_stretch, signed_areas
 from schemas.ledger import Measurements
@@ -44,7 +45,7 @@ def measure_views(measurements: Measurements, views: Views, cameras: Cameras) ->
 def measure_map(measurements: Measurements, uv_mesh: UvMesh, maps: UvMaps) -> Measurements:
     """With the measurements of the final layout filled in; `uv_mesh` in the dataset frame."""
     corners = uv_mesh.vertices.astype(np.float64)[uv_mesh.faces]
-    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    areas = np.linalg.norm(corner_vectors(corners), axis=1) / 2
     uv_areas = signed_areas(uv_mesh.uv, uv_mesh.faces)
     median, spread = density_spread(uv_areas, areas)
     return replace(

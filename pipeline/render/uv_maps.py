@@ -6,9 +6,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from geometry.gutter import dilate
+from geometry.image_metrics import capped_psnr
+from geometry.mesh import corner_vectors
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import PackedSurface, encode_srgb8, pack_surface, surface_color, texel_color
-from pipeline.render.views import RenderConfig, interpolate_geometry, psnr_db, render_colors, wear
+from pipeline.render.views import RenderConfig, interpolate_geometry, render_colors, wear
 from schemas.errors import require_between
 from schemas.mesh import TexturedMesh, UvMesh
 from schemas.sample import Cameras, UvMaps, Views
@@ -106,7 +108,7 @@ def points_along(
     """Points a texel apart on the median over the shortest side of each face in the layout: face and weights of its
     corners 0 and 1. Faces without area in space, which nobody sees, and those without a place get none."""
     corners = uv_mesh.vertices[uv_mesh.faces[faces]].astype(np.float64)
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    area = np.linalg.norm(corner_vectors(corners), axis=1)
     uv = uv_mesh.uv[uv_mesh.faces[faces]].astype(np.float64)
     real = (area > 0) & np.isfinite(uv).all(axis=(1, 2))
     faces, uv = faces[real], uv[real]
@@ -150,6 +152,6 @@ def round_trip(
     """Views from the baked map against views of the source."""
     rgb, mask = render_colors(wear(uv_mesh, maps.rgb, maps.opacity), cameras, cfg, rasterizer)
     covered = views.mask | mask
-    psnr = psnr_db(views.rgb, rgb, covered)
+    psnr = capped_psnr(views.rgb, rgb, covered)
     difference = np.abs(views.rgb[covered].astype(np.int16) - rgb[covered])
     return RoundTrip(psnr_db=psnr, off_share=float((difference.max(axis=-1) > OFF_LEVELS).mean()))

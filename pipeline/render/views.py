@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from geometry.cameras import project
 from geometry.kernels.raster import coverage_rows, normalise_rows
+from geometry.mesh import unit_normals
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import (
     PackedSurface,
@@ -177,22 +178,5 @@ def interpolate_geometry(
     normalise_rows(normal.reshape(-1, 3), SHORTEST_NORMAL, lost.reshape(-1))
     lost &= fragments.face >= 0
     if lost.any():
-        normal[lost] = face_normals(mesh, fragments.face[lost])
+        normal[lost] = unit_normals(mesh.vertices[mesh.faces[fragments.face[lost]]])
     return position, normal
-
-
-def face_normals(mesh: TexturedMesh | UvMesh, faces: np.ndarray) -> Float32[np.ndarray, "n 3"]:
-    """Unit geometric normals of some faces; +Z for those without area."""
-    corners = mesh.vertices[mesh.faces[faces]].astype(np.float64)
-    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    length = np.linalg.norm(cross, axis=1, keepdims=True)
-    return np.where(length > 0.0, cross / np.where(length > 0.0, length, 1.0), (0.0, 0.0, 1.0)).astype(np.float32)
-
-
-def psnr_db(first: UInt8[np.ndarray, "*n 3"], second: UInt8[np.ndarray, "*n 3"], mask: Bool[np.ndarray, "*n"]) -> float:
-    """Peak signal-to-noise ratio of 8-bit colours over a mask; equal images have 100 dB."""
-    if not mask.any():
-        raise ValueError("no pixel to compare: the views show nothing")
-    error = first[mask].astype(np.float64) - second[mask]
-    mean_square = float(np.mean(error * error))
-    return min(10.0 * float(np.log10(255.0**2 / mean_square)), 100.0) if mean_square > 0.0 else 100.0

@@ -16,6 +16,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
+from geometry.image_metrics import psnr
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
@@ -37,7 +38,7 @@ from seqtex.texturing import MeshTexture, prepare_mesh, texture_meshes
 from training.config import preset
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
-from training.metrics.images import baselines, psnr
+from training.metrics.images import baselines
 from training.train import TrainResult, train
 
 HELD_OUT_SEED = 1

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from geometry.image_metrics import capped_psnr
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.render.views import RenderConfig, render_baked
 from schemas.dataset import write_file
@@ -23,13 +24,11 @@ from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
 from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
 from training.metrics.features import ImageFeatures, load_features
-from training.metrics.images import baselines, psnr, ssim
+from training.metrics.images import baselines, ssim
 from training.metrics.kernels import FEWEST, cubic, gaussian, kernel_distance_by_mesh
 from training.metrics.lpips import SMALLEST, Lpips, PerceptualDistance
 from training.metrics.surface import Seen, cross_view_consistency, seam_step, visible_texels
 
-BEST_DB = 100.0
-"""PSNR of equal images, so that means exist."""
 GIVEN = {"img2tex": 1, "mv2tex": None, "geo2mvtex": 0}
 """Number of views given, the front first; None: all."""
 
@@ -201,11 +200,6 @@ def measure_result(
         if perceptual and min(views.mask.shape[1:]) >= SMALLEST:
             figures["view_lpips"] = float(np.mean([perceptual(*pair) for pair in pairs]))
     return Measured(uid=sample.uid, figures=figures, renders=renders, true_views=views.rgb)
-
-
-def capped_psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
-    """Return the PSNR, at most that of equal images."""
-    return min(psnr(image, truth, mask), BEST_DB)
 
 
 def summarise(measured: list[Measured]) -> dict[str, Interval]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import seqtex.cli.evaluate
+from geometry.image_metrics import psnr
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.render.uv_maps import BakeConfig
@@ -21,7 +22,6 @@ from training.data.batch import encode_batch, to_model
 from training.diffusion.encoders import DctCodec
 from training.diffusion.latents import to_uint8, uv_to_image
 from training.loop.checkpoints import load_checkpoint
-from training.metrics.images import psnr
 from training.metrics.lpips import AlexFeatures
 from training.metrics.surface import Seen, cross_view_consistency
 

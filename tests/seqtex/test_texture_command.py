@@ -12,12 +12,13 @@ from PIL import Image
 import training.arithmetic
 from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
+from geometry.image_metrics import capped_psnr
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.mesh_io.load import load_mesh
 from pipeline.render.uv_maps import BakeConfig
-from pipeline.render.views import RenderConfig, psnr_db, render_views
+from pipeline.render.views import RenderConfig, render_views
 from pipeline.sources.procedural import procedural
 from schemas.errors import UsageError, UserError
 from schemas.mesh import MeshRef, TexturedMesh
@@ -204,7 +205,7 @@ def test_the_right_flow_ends_in_the_assets_own_texture_upright_on_the_mesh(meshe
     )
     assert (source.mask == written.mask).mean() > 0.999
     both = source.mask & written.mask
-    shown, control = psnr_db(source.rgb, written.rgb, both), psnr_db(source.rgb, flipped.rgb, both)
+    shown, control = capped_psnr(source.rgb, written.rgb, both), capped_psnr(source.rgb, flipped.rgb, both)
     assert shown > 40 and control < 20, "as close as the codec keeps it, and not so with the map upside down"
 
 

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from training.metrics.images import mean_color_fill, psnr, ssim
+from geometry.image_metrics import mean_color_fill, psnr
+from training.metrics.images import ssim
 
 
 def test_psnr_counts_the_mask_only() -> None:

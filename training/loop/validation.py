@@ -10,6 +10,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
+from geometry.image_metrics import psnr
 from geometry.nearest import Surface
 from schemas.sample import TextureSample
 from training.arithmetic import StepCallback
@@ -18,7 +19,7 @@ from training.diffusion.sampler import SamplerConfig, TexturingInput, TexturingR
 from training.loop.callbacks import AveragedWeights
 from training.loop.loggers import Curves
 from training.loop.throughput import Meter
-from training.metrics.images import baselines, psnr
+from training.metrics.images import baselines
 from training.module import TextureModule
 
 Render = Callable[[TextureSample, UInt8[np.ndarray, "uv uv 3"]], UInt8[np.ndarray, "h w 3"]]

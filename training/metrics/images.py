@@ -1,28 +1,13 @@
 """Image against truth, over covered pixels alone. Colours are 8-bit sRGB."""
 
-import math
-
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from geometry.image_metrics import mean_color_fill
 from geometry.nearest import Surface, VisibleColors
 from schemas.sample import TextureSample
-
-
-def psnr(
-    image: UInt8[np.ndarray, "*shape 3"], truth: UInt8[np.ndarray, "*shape 3"], mask: Bool[np.ndarray, "*shape"]
-) -> float:
-    """Peak signal-to-noise ratio in dB over the pixels of the mask, sRGB; infinite for equal images.
-
-    Raises:
-        ValueError: the mask is empty.
-    """
-    if not mask.any():
-        raise ValueError("PSNR over an empty mask")
-    error = np.square(image[mask].astype(np.float64) - truth[mask].astype(np.float64)).mean()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def ssim(
@@ -43,16 +28,6 @@ def ssim(
     )
     _, local = structural_similarity_index_measure(first, second, data_range=1.0, return_full_image=True)
     return float(local[0].mean(dim=0).numpy()[mask].mean())
-
-
-def mean_color_fill(
-    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], height: int, width: int
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Fill a map with the mean colour of the image's foreground: the humblest baseline. Black without a foreground."""
-    if not mask.any():
-        return np.zeros((height, width, 3), np.uint8)
-    color = image[mask].mean(axis=0).round().astype(np.uint8)
-    return np.broadcast_to(color, (height, width, 3)).copy()
 
 
 def nearest_pixel_fill(

@@ -16,7 +16,7 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_bytes())
     import bpy
     from convert import convert
-    from fault import Fault
+    from materials import AssetError
     from render import bake, render
 
     commands = {"convert": convert, "render": render, "bake": bake}
@@ -27,7 +27,7 @@ def main() -> None:
             factory_settings(request["threads"])
         try:
             result = {"fault": None, "seconds": commands[command["command"]](command)}
-        except Fault as fault:
+        except AssetError as fault:
             result = {"fault": [fault.reason, fault.detail], "seconds": {}}
         answer["results"].append(result)
     Path(request["answer"]).write_text(json.dumps(answer))

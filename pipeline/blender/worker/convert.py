@@ -8,8 +8,7 @@ from typing import Any
 
 import bpy
 import numpy as np
-from fault import Fault
-from materials import check_material
+from materials import AssetError, check_material
 
 READERS = {
     ".fbx": ("fbx_import", {"use_anim": False}),
@@ -45,12 +44,14 @@ def read(source: Path) -> None:
             return
         name, options = READERS[".usd" if suffix.startswith(".usd") else suffix]
         if name not in dir(bpy.ops.wm):
-            raise Fault("unsupported_format", f"Blender {bpy.app.version_string} reads no {suffix}; save it as glTF")
+            raise AssetError(
+                "unsupported_format", f"Blender {bpy.app.version_string} reads no {suffix}; save it as glTF"
+            )
         done = getattr(bpy.ops.wm, name)(filepath=str(source), **options)
     except RuntimeError as error:  # what an operator raises where it reports an error
-        raise Fault("load_error", f"Blender: {str(error).strip()[:500]}") from error
+        raise AssetError("load_error", f"Blender: {str(error).strip()[:500]}") from error
     if done != {"FINISHED"}:
-        raise Fault("load_error", f"Blender: {name} ended with {sorted(done)}")
+        raise AssetError("load_error", f"Blender: {name} ended with {sorted(done)}")
 
 
 def check_references(folder: Path) -> None:
@@ -61,7 +62,7 @@ def check_references(folder: Path) -> None:
     for name in files:
         path = Path(bpy.path.abspath(name)).resolve()
         if path.exists() and not path.is_relative_to(folder):
-            raise Fault("unsafe_uri", f"refers to {name[:200]!r}, outside the folder of the asset")
+            raise AssetError("unsafe_uri", f"refers to {name[:200]!r}, outside the folder of the asset")
 
 
 def flatten() -> list[bpy.types.Object]:
@@ -81,7 +82,7 @@ def flatten() -> list[bpy.types.Object]:
             check_finite(meshes[key])
         placed.append((meshes[key], instance.matrix_world.copy()))
     if not sum(len(mesh.polygons) for mesh, _ in placed):
-        raise Fault("no_geometry", f"Blender finds {len(placed)} visible meshes, and no face in them")
+        raise AssetError("no_geometry", f"Blender finds {len(placed)} visible meshes, and no face in them")
     for obj in list(bpy.data.objects):
         bpy.data.objects.remove(obj)
     objects = []
@@ -99,7 +100,9 @@ def check_finite(mesh: bpy.types.Mesh) -> None:
     mesh.vertices.foreach_get("co", positions.reshape(-1))
     wrong = np.flatnonzero(~np.isfinite(positions).all(axis=1))
     if len(wrong):
-        raise Fault("non_finite", f"mesh {mesh.name[:100]!r}: vertex {wrong[0]} is at {positions[wrong[0]].tolist()}")
+        raise AssetError(
+            "non_finite", f"mesh {mesh.name[:100]!r}: vertex {wrong[0]} is at {positions[wrong[0]].tolist()}"
+        )
 
 
 def write(target: Path) -> None:
@@ -117,7 +120,7 @@ def write(target: Path) -> None:
             export_extras=False,
         )
     except RuntimeError as error:
-        raise Fault("load_error", f"Blender's glTF writer: {str(error).strip()[-500:]}") from error
+        raise AssetError("load_error", f"Blender's glTF writer: {str(error).strip()[-500:]}") from error
 
 
 def check_textures(target: Path, textured: set[str]) -> None:
@@ -130,4 +133,4 @@ def check_textures(target: Path, textured: set[str]) -> None:
         if "baseColorTexture" in material.get("pbrMetallicRoughness", {})
     }
     if lost := sorted(textured - written):
-        raise Fault("unsupported_material", f"material {lost[0][:100]!r}: glTF cannot carry its texture")
+        raise AssetError("unsupported_material", f"material {lost[0][:100]!r}: glTF cannot carry its texture")

@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bpy
-from fault import Fault
+
+
+class AssetError(Exception):
+    """An asset that Blender cannot process. `reason` is a value of `schemas.ledger.Reason`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
 
 CARRIED = {"TEX_IMAGE", "MIX", "RGB", "VERTEX_COLOR", "REROUTE"}
 """Nodes between an image and a base colour that the glTF writer understands (MIX: where it multiplies)."""
@@ -49,11 +58,11 @@ def check_image_node(material: bpy.types.Material, node: bpy.types.ShaderNodeTex
     """An image that decodes, laid on by a UV map."""
     image = node.image
     if image is None:
-        raise Fault("missing_file", f"material {material.name[:100]!r}: its image is gone")
+        raise AssetError("missing_file", f"material {material.name[:100]!r}: its image is gone")
     if 0 in image.size:
         there = image.packed_file is not None or Path(bpy.path.abspath(image.filepath)).is_file()
         reason, what = ("bad_image", "cannot be decoded") if there else ("missing_file", "does not exist")
-        raise Fault(reason, f"material {material.name[:100]!r}: image {image.filepath[:200]!r} {what}")
+        raise AssetError(reason, f"material {material.name[:100]!r}: image {image.filepath[:200]!r} {what}")
     if image.source not in ("FILE", "GENERATED"):
         raise unsupported(material, f"its image is of the kind {image.source.lower()}")
     if node.projection != "FLAT":
@@ -64,5 +73,5 @@ def check_image_node(material: bpy.types.Material, node: bpy.types.ShaderNodeTex
             raise unsupported(material, f"the node {place.bl_label!r} ({link.from_socket.name}) places its image")
 
 
-def unsupported(material: bpy.types.Material, what: str) -> Fault:
-    return Fault("unsupported_material", f"material {material.name[:100]!r}: {what}; glTF cannot carry that")
+def unsupported(material: bpy.types.Material, what: str) -> AssetError:
+    return AssetError("unsupported_material", f"material {material.name[:100]!r}: {what}; glTF cannot carry that")

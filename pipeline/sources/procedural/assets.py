@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from geometry.mesh import corner_vectors
 from pipeline.sources.procedural.atlas import Cell, Part, layout, paint, part
 from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
 from pipeline.sources.procedural.objects import BUILDERS, HARD_EDGED
@@ -98,7 +99,7 @@ def _samples(
         mean = patch.normals.reshape(-1, 3)[faces].mean(axis=1)
         centers.append(corners.mean(axis=1))
         normals.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9))
-        areas.append(np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2)
+        areas.append(np.linalg.norm(corner_vectors(corners), axis=1) / 2)
     return np.concatenate(centers), np.concatenate(normals), np.concatenate(areas)
 
 

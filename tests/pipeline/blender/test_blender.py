@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from geometry.cameras import seqtex4
+from geometry.image_metrics import capped_psnr
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import sample_image
 from pipeline.asset import process_asset
@@ -19,7 +20,7 @@ from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.write_glb import write_glb
 from pipeline.render.cycles import describe, read_views, render_cycles, scene
 from pipeline.render.uv_maps import BakeConfig
-from pipeline.render.views import RenderConfig, psnr_db, render_views, wear
+from pipeline.render.views import RenderConfig, render_views, wear
 from pipeline.sources.folder import folder, passed_over
 from schemas.codec import encode
 from schemas.errors import UserError
@@ -310,7 +311,7 @@ def test_cycles_shows_what_the_rasteriser_shows(blender, tmp_path):
     assert (mask & views.mask).sum() / (mask | views.mask).sum() > 0.98
     assert np.abs(pixels[..., 3].astype(int) - views.coverage).mean() < 1.0
     inside = (pixels[..., 3] == 255) & (views.coverage == 255)
-    assert psnr_db(pixels[..., :3], views.rgb, inside) > 30
+    assert capped_psnr(pixels[..., :3], views.rgb, inside) > 30
 
 
 def test_lit_views_register_and_repeat(blender):

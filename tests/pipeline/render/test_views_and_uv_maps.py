@@ -7,11 +7,12 @@ import pytest
 
 from geometry.cameras import project, seqtex4
 from geometry.frames import bounding_box, normalise
+from geometry.image_metrics import capped_psnr
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import sample_image, srgb_to_linear
 from pipeline.mesh_io.load import load_mesh
 from pipeline.render.uv_maps import BakeConfig, bake_geometry, bake_uv, round_trip
-from pipeline.render.views import RenderConfig, psnr_db, render_baked, render_views
+from pipeline.render.views import RenderConfig, render_baked, render_views
 from schemas.mesh import AlphaMode, Material, Texture, TexturedMesh, UvMesh, Wrap
 
 RASTERIZER = CpuRasterizer()
@@ -235,7 +236,7 @@ def test_a_baked_checkerboard_looks_like_its_source():
     np.testing.assert_array_equal(baked.mask, views.mask)
     np.testing.assert_array_equal(baked.position, views.position)
     proof = round_trip(views, UV_BOX, maps, CAMERAS, VIEWS, RASTERIZER)
-    assert proof.psnr_db == psnr_db(views.rgb, baked.rgb, views.mask)
+    assert proof.psnr_db == capped_psnr(views.rgb, baked.rgb, views.mask)
     off = (np.abs(views.rgb.astype(int) - baked.rgb).max(axis=-1) > 8)[views.mask]
     assert proof.off_share == pytest.approx(off.mean())
     assert proof.psnr_db > 33.0
@@ -249,10 +250,10 @@ def test_psnr_is_that_of_the_mask():
     second = first.copy()
     second[0, 0], second[1, 1] = 255, 51
     mask = np.array([[False, True], [True, True]])
-    assert psnr_db(first, second, mask) == pytest.approx(10 * np.log10(255**2 / (51**2 / 3)))
-    assert psnr_db(first, first, mask) == 100.0
+    assert capped_psnr(first, second, mask) == pytest.approx(10 * np.log10(255**2 / (51**2 / 3)))
+    assert capped_psnr(first, first, mask) == 100.0
     with pytest.raises(ValueError, match="no pixel"):
-        psnr_db(first, second, np.zeros((2, 2), bool))
+        capped_psnr(first, second, np.zeros((2, 2), bool))
 
 
 def test_an_unwrap_of_other_faces_is_refused():

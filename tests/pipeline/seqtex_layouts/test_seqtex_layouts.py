@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from geometry.cameras import RigConfig, project
+from geometry.image_metrics import capped_psnr
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.dataset.plan import plan_bytes, plan_jobs, read_plan
 from pipeline.dataset.shards import commit
 from pipeline.dataset.verify import verify
 from pipeline.render.uv_maps import BakeConfig
-from pipeline.render.views import RenderConfig, psnr_db
+from pipeline.render.views import RenderConfig
 from pipeline.seqtex_layouts.export import export
 from pipeline.seqtex_layouts.exr import read_depth, write_depth
 from pipeline.seqtex_layouts.layout import Layout, item_folder, items
@@ -149,7 +150,7 @@ def test_models_come_back_in_place_upright_and_with_their_texture(models, refs, 
     for ref, before in zip(listed, samples, strict=True):
         assert before.uv is not None and before.mesh is not None
         with Image.open(Path(ref.uri).with_name("model.jpeg")) as jpeg:
-            assert psnr_db(np.asarray(jpeg), before.uv.rgb, before.uv.mask) > 35
+            assert capped_psnr(np.asarray(jpeg), before.uv.rgb, before.uv.mask) > 35
         after = made(ref)
         assert after.uv is not None and after.mesh is not None
         assert after.mesh.layout == "authored"
@@ -158,8 +159,8 @@ def test_models_come_back_in_place_upright_and_with_their_texture(models, refs, 
         np.testing.assert_array_equal(after.mesh.faces, before.mesh.faces)
         np.testing.assert_allclose(after.meta["frame"]["center"], before.meta["frame"]["center"], atol=1e-5)
         assert after.meta["frame"]["scale"] == pytest.approx(before.meta["frame"]["scale"], rel=1e-6)
-        assert psnr_db(after.uv.rgb, before.uv.rgb, before.uv.mask) > 35
-        assert psnr_db(after.views.rgb, before.views.rgb, before.views.mask & after.views.mask) > 30
+        assert capped_psnr(after.uv.rgb, before.uv.rgb, before.uv.mask) > 35
+        assert capped_psnr(after.views.rgb, before.views.rgb, before.views.mask & after.views.mask) > 30
 
 
 def without_texture(glb: bytes) -> bytes:
@@ -185,7 +186,7 @@ def test_a_model_without_texture_wears_the_jpeg(models, samples, tmp_path):
     jpeg = (source / "model.jpeg").read_bytes()
     (folder / "model.jpeg").write_bytes(jpeg)
     after = made(ref)
-    assert psnr_db(after.views.rgb, before.views.rgb, before.views.mask & after.views.mask) > 30
+    assert capped_psnr(after.views.rgb, before.views.rgb, before.views.mask & after.views.mask) > 30
     (folder / "model.jpeg").write_bytes(jpeg[:2000])
     broken = process_asset(ref, CFG).result
     assert isinstance(broken, Rejected) and broken.reason is Reason.BAD_IMAGE
