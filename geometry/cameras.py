@@ -104,7 +104,7 @@ ORTHO6 = (*SEQTEX4, (FRONT_DEG, 90.0), (FRONT_DEG, -90.0))
 
 @dataclass(frozen=True, kw_only=True)
 class RigConfig:
-    """Which cameras look at an asset."""
+    """The cameras that look at an asset."""
 
     name: Literal["seqtex4", "ortho6", "hammersley", "turntable"] = "seqtex4"
     """`seqtex4`: the four released ones. `ortho6`: front, right, back, left, top, bottom in parallel projection.

@@ -71,7 +71,7 @@ def grow(values: np.ndarray, known: np.ndarray, rings: int) -> None:
 
 @njit(nogil=True, cache=True)
 def touches(known: np.ndarray, row: int, column: int) -> bool:
-    """Whether one of the 8 neighbours is known."""
+    """Return whether one of the 8 neighbours is known."""
     for y in range(max(row - 1, 0), min(row + 2, known.shape[0])):
         for x in range(max(column - 1, 0), min(column + 2, known.shape[1])):
             if known[y, x]:

@@ -1,4 +1,4 @@
-"""What a rasteriser is. Two backends: `geometry.raster_cpu` (numba) and, on a GPU, nvdiffrast."""
+"""The rasteriser's interface. Two backends: `geometry.raster_cpu` (numba) and, on a GPU, nvdiffrast."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable

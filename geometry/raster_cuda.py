@@ -179,7 +179,7 @@ def _modules() -> tuple[Any, Any]:
 
 
 def _context(nvdiffrast: Any, device: str) -> Any:
-    """Of this process: made when it is first needed."""
+    """Return this process's rasteriser context, made when it is first needed."""
     key = (os.getpid(), device)
     if any(process != os.getpid() for process, _ in _CONTEXTS):
         raise UserError("CUDA was used before this process was forked and cannot be used after; start a new process")

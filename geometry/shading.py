@@ -49,7 +49,7 @@ class Light:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedShading:
-    """What decides how a mesh answers light, as flat arrays for the compiled loop."""
+    """The materials of a mesh under light, as flat arrays for the compiled loop."""
 
     parameters: Float32[np.ndarray, "m 6"]
     """Per material: metallic, roughness, emissive RGB, normal scale."""

@@ -49,7 +49,7 @@ def encode_srgb8(linear: Float32[np.ndarray, "*n channels"]) -> UInt8[np.ndarray
 
 
 class PackedSurface(NamedTuple):
-    """What decides the colour of a mesh, as flat arrays: a compiled loop takes all of it as one argument."""
+    """The colours of a mesh as flat arrays: a compiled loop takes all of it as one argument."""
 
     faces: Int32[np.ndarray, "f 3"]
     uv: Float32[np.ndarray, "v 2"]
@@ -75,7 +75,7 @@ class PackedSurface(NamedTuple):
     """Linear light of each 8-bit level."""
 
     def has_holes(self) -> bool:
-        """Whether some material can be looked through."""
+        """Return whether some material can be looked through."""
         return bool((self.cutoffs >= 0.0).any())
 
 

@@ -35,7 +35,7 @@ from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processed:
-    """What became of one asset."""
+    """The result of processing one asset."""
 
     result: TextureSample | Rejected
     measurements: Measurements
@@ -88,7 +88,7 @@ def _open(path: Path, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Reje
 
 
 def seed_of(uid: str) -> int:
-    """Of the random numbers of one asset: the same wherever and whenever it is processed."""
+    """Seed the random numbers of one asset: the same wherever and whenever it is processed."""
     return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8])
 
 

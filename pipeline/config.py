@@ -63,7 +63,8 @@ class BuildConfig:
             raise UsageError(f"views.lit is cycles, which needs Blender: {REMEDY}")
 
     def recorded(self) -> dict[str, Any]:
-        """What `dataset.json` holds. Mirror, cache and patience may change between two runs of one build."""
+        """Return the part of the configuration that `dataset.json` records. Mirror, cache and patience may change
+        between two runs of one build."""
         return {name: entry for name, entry in asdict(self).items() if name != "objaverse"}
 
 

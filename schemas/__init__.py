@@ -1,1 +1,1 @@
-"""What crosses a boundary between rooms: frozen, shaped, versioned records and their encodings."""
+"""Records that cross folders and processes: frozen, shaped, versioned, with their encodings."""

@@ -41,7 +41,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerPart:
-    """What became of the assets of one job."""
+    """The ledger of one job: the outcome of each of its assets, and its shards."""
 
     job: int
     outcomes: tuple[Outcome, ...]
@@ -77,7 +77,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Of everything that decides the bytes of a dataset, inputs aside."""
+    """Hash everything that decides the bytes of a dataset, inputs aside."""
     return hashlib.sha256(canonical_json(config)).hexdigest()
 
 
@@ -98,7 +98,7 @@ def write_file(path: Location, data: bytes) -> None:
 
 
 def staged(path: Location) -> Path:
-    """Where on this machine a file is written that `place` then gives its final name."""
+    """Return the place where a file is written before `place` gives it its final name."""
     name = f".{path.name}.{os.getpid()}.tmp"
     if isinstance(path, Path):
         return path.with_name(name)
@@ -133,7 +133,7 @@ def file_sha256(path: Location) -> str:
 
 
 def shard_name(regime: Regime, job: int) -> str:
-    """As `SHARD_NAME` reads it."""
+    """Return the name of a shard, as `SHARD_NAME` matches it."""
     return f"{regime}-{job:06d}.tar"
 
 

@@ -109,7 +109,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """What was measured on an asset; None where it does not apply or the pipeline did not get that far. One ledger
+    """Measurements of an asset; None where one does not apply or the pipeline did not get that far. One ledger
     column each, never NaN. Shares lie in [0, 1]; those "of the surface" are weighted by area. Definitions are ours
     where no source is named."""
 

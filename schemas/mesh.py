@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """Who made an asset and under which terms; carried into every sample."""
+    """Author and licence of an asset, carried into every sample."""
 
     name: str = ""
     """Of the collection."""
@@ -31,7 +31,7 @@ class Attribution:
 
 
 class AssetKind(StrEnum):
-    """What the main file of an asset is."""
+    """The kind of an asset's main file."""
 
     MESH = "mesh"
     OFFICIAL_MODEL = "official-model"
@@ -99,7 +99,7 @@ class Shading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """What a surface looks like: unlit base colour, and how it answers light."""
+    """The look of a surface: unlit base colour, and its answer to light."""
 
     base_color: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     """Linear RGBA factor."""

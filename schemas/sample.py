@@ -23,7 +23,7 @@ class Cameras:
 
 
 class Regime(StrEnum):
-    """What a sample can teach."""
+    """The training regime of a sample."""
 
     TEXTURED = "textured"
     """Views and a trustworthy UV texture."""

@@ -1,4 +1,4 @@
-"""Where a dataset lies: a folder (`pathlib.Path`), or an address that fsspec knows (`s3://bucket/forge`, `gs://...`).
+"""Location of a dataset: a folder (`pathlib.Path`), or a URL that fsspec knows (`s3://bucket/forge`, `gs://...`).
 Both have the methods of `Location`; what a folder does by renaming, an object store does by uploading in one piece."""
 
 import contextlib
@@ -21,7 +21,7 @@ SCRATCH = "SEQTEX_SCRATCH"
 
 
 class Facts(Protocol):
-    """What is known of a file without reading it."""
+    """Facts on a file that are known without reading it."""
 
     @property
     def st_size(self) -> int: ...
@@ -129,7 +129,8 @@ class ObjectPath:
         return _Found(int(info["size"]), at if isinstance(at, float) else at.timestamp())
 
     def _info(self) -> dict[str, Any] | None:
-        """None where nothing is. fsspec's own `exists` and `isfile` take any error for that."""
+        """Return facts on a file, None where there is none. fsspec's own `exists` and `isfile` take any error for
+        that."""
         with contextlib.suppress(FileNotFoundError), self._told() as store:
             return dict(store.info(self.url))
         return None
@@ -223,7 +224,7 @@ def file_system(url: str) -> Any:
 
 
 def location(text: str | Path) -> Path | ObjectPath:
-    """What a user calls a dataset. Raises UsageError where an address names no bucket."""
+    """Parse the location of a dataset that a user gives. Raises UsageError where a URL names no bucket."""
     if "://" not in str(text):
         return Path(text)
     scheme, _, rest = str(text).partition("://")

@@ -23,7 +23,7 @@ from schemas.dataset import write_file
 
 
 def is_step_end(trainer: lightning.Trainer) -> bool:
-    """Whether the batch that is at work completes an optimiser step."""
+    """Return whether the current batch completes an optimiser step."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
 
 

@@ -16,7 +16,7 @@ MOST_STEPS = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig:
-    """How images and captions enter the model."""
+    """The encoders of images and captions."""
 
     codec: Literal["dct", "wan"] = "wan"
     """`dct` is built in; `wan` is the VAE that the released weights use."""

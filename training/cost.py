@@ -1,4 +1,4 @@
-"""What a training run costs, from its configuration alone: parameters, tokens, floating-point operations, memory.
+"""Cost of a training run, from its configuration alone: parameters, tokens, floating-point operations, memory.
 
 No weight is made or read: the full preset takes a second. Operations are those of matrix products and attention, two
 per multiplication with its addition; everything else is small. A product of [n, i] by [i, o] costs 2 n i o, its
@@ -51,7 +51,7 @@ class Product:
     outer: int
     weight_trains: bool
     input_trains: bool = True
-    """Whether a gradient flows on to the layer's input."""
+    """Return whether a gradient flows on to the layer's input."""
 
     @property
     def forward(self) -> int:
@@ -64,7 +64,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flops:
-    """Of one sample."""
+    """Floating-point operations of training on one sample."""
 
     forward: int
     backward: int

@@ -49,7 +49,7 @@ from training.module import TextureModule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Of one run."""
+    """The plan of one run."""
 
     cfg: TrainConfig
     """With the architecture of the weights that it starts from."""
@@ -82,7 +82,7 @@ MAX_ROLLBACKS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """What a run leaves."""
+    """The result of a run."""
 
     checkpoint: Path
     """Directory for `seqtex texture --checkpoint`."""
@@ -92,7 +92,7 @@ class TrainResult:
     parameters: int
     seconds: float
     is_main: bool
-    """Whether this is the process that speaks for all ranks."""
+    """Return whether this is the process that speaks for all ranks."""
 
 
 def train(

@@ -43,7 +43,7 @@ def frame_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, fra
 
 @njit(forceinline=True, **BORROWING)
 def has_texture(surface: Any, f: int) -> bool:
-    """Whether a face shows a texture."""
+    """Return whether a face shows a texture."""
     return surface.material_sampler[surface.face_material[f]] >= 0 and surface.face_has_uv[f]
 
 

@@ -17,7 +17,7 @@ def fill_frame(
     clip: np.ndarray, i: int, j: int, k: int, u0: float, v0: float, u1: float, v1: float, u2: float, v2: float,
     frame: np.ndarray,
 ) -> None:  # fmt: skip
-    """What the derivatives of u and v need of a face: with homogeneous edge functions W_i(x, y), linear in normalised
+    """Set up the derivatives of u and v over a face: with homogeneous edge functions W_i(x, y), linear in normalised
     device coordinates, the weight of corner i is W_i / sum W and u = sum W_i u_i / sum W.
 
     frame: x and y slopes and constant of sum W; (u0, v0); slopes of sum W_i (u_i - u0), of sum W_i (v_i - v0); x and y

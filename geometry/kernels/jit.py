@@ -1,4 +1,4 @@
-"""How the kernels of texture look-up are compiled."""
+"""Compile options of the texture look-up kernels."""
 
 from typing import Any
 

@@ -36,7 +36,8 @@ def continues(
     surface: Any, f: int, g: int, frame: np.ndarray, ndc_x: float, ndc_y: float, step_x: float, step_y: float,
     u: float, v: float, at_x: float, at_y: float, b0: float, b1: float,
 ) -> bool:  # fmt: skip
-    """Whether face `g`, at its point (at_x, at_y), carries on the coordinates that `f` has around (ndc_x, ndc_y)."""
+    """Return whether face `g`, at its point (at_x, at_y), carries on the coordinates that `f` has around (ndc_x,
+    ndc_y)."""
     material = surface.face_material[f]
     if surface.has_colors or surface.face_material[g] != material or not surface.face_has_uv[g]:
         return False
@@ -55,8 +56,8 @@ def is_one_chart(
     surface: Any, f: int, b0: float, b1: float, frame: np.ndarray, face: np.ndarray, bary: np.ndarray,
     row: int, column: int, s: int, rim: int,
 ) -> bool:  # fmt: skip
-    """Whether every sample of a texel, and as many more around it as `rim` says, lies on the face at its centre or on
-    others that carry on its chart. Beyond the edge of the map all is well."""
+    """Return whether every sample of a texel, and as many more around it as `rim` says, lies on the face at its centre
+    or on others that carry on its chart. Beyond the edge of the map all is well."""
     step_y, step_x = 2.0 * s / face.shape[0], 2.0 * s / face.shape[1]
     ndc_x, ndc_y = (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0
     textured = has_texture(surface, f)

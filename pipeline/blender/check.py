@@ -1,5 +1,5 @@
-"""Whether Blender's module can be loaded here, and which Debian packages it lacks: `python -I check.py` in its own
-interpreter, as `make blender` ends with. Standard library alone."""
+"""Check that Blender's module can be loaded here, and list the Debian packages it lacks: `python -I check.py` in its
+own interpreter, as `make blender` ends with. Standard library alone."""
 
 import importlib.util
 import re

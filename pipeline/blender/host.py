@@ -45,7 +45,7 @@ class BlenderConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetResult:
-    """What Blender said."""
+    """The answer of Blender's worker."""
 
     version: str
     start_s: float

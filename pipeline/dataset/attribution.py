@@ -1,4 +1,4 @@
-"""Whom the samples of a dataset are owed to, as a table that can be published with it."""
+"""Attribution of a dataset's samples: title, author, licence and URL, as a table to publish with it."""
 
 from collections.abc import Iterable
 from dataclasses import asdict

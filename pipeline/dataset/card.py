@@ -30,7 +30,7 @@ MARKDOWN = re.compile(r"([\\`*_\[\]|~$:@])")
 
 @dataclass(kw_only=True)
 class CardFacts:
-    """What the card tells, gathered job by job."""
+    """The facts on a dataset card, gathered job by job."""
 
     counts: Counts = field(default_factory=Counts)
     sources: Counter[tuple[str, str]] = field(default_factory=Counter)

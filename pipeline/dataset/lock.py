@@ -95,7 +95,7 @@ def _folder_since(path: Path) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """What a lock object says."""
+    """The content of a lock object."""
 
     token: str
     """Of one build alone."""
@@ -240,7 +240,7 @@ def job_folder(out: Location, job: int) -> Iterator[Path]:
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether nobody works in it."""
+    """Return whether nobody works in it."""
     try:
         with (folder / _LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What is to be built: the assets of a source, dealt out to jobs. Written to `plan.parquet` before any work starts."""
+"""Plan a build: divide the assets of a source into jobs. Written to `plan.parquet` before any work starts."""
 
 import itertools
 from collections.abc import Iterable
@@ -74,7 +74,7 @@ def read_plan(path: Location) -> list[ShardJob]:
 
 
 def plan_difference(before: list[ShardJob], now: list[ShardJob]) -> str | None:
-    """What an earlier plan and a new one disagree on, for a person; None where they are the same."""
+    """Describe how an earlier plan and a new one differ; None where they are the same."""
     old = {ref.uid: (job.index, ref) for job in before for ref in job.refs}
     new = {ref.uid: (job.index, ref) for job in now for ref in job.refs}
     if gone := sorted(old.keys() - new.keys()):

@@ -104,7 +104,7 @@ def commit(
 
 
 def _same_results(out: Location, found: LedgerPart) -> LedgerPart | None:
-    """What is committed already, where it is the same but for the time that it took."""
+    """Return the committed ledger part if it holds the same results, whatever time they took; else None."""
     try:
         part = read_ledger_part(part_path(out, found.job))
     except UserError:
@@ -148,7 +148,7 @@ def unpack(out: Location, part: LedgerPart, uids: Set[str], directory: Path) -> 
 
 
 def remove_leftovers(out: Location, jobs: int) -> None:
-    """What an interrupted build has left half-written, and files of no planned job. Only for the holder of the build
+    """Remove half-written files of an interrupted build, and files of no planned job. Only for the holder of the build
     lock."""
     for folder, pattern in ((out / "shards", SHARD_NAME), (out / "ledger", PART_NAME)):
         for path in folder.iterdir():

@@ -168,7 +168,8 @@ def finished(out: Location, jobs: list[ShardJob]) -> dict[int, Counts]:
 
 
 def finish(out: Location, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) -> BuildReport:
-    """What belongs to the whole, once every job is committed: index, attribution, card, Croissant metadata."""
+    """Write the files of the whole dataset once every job is committed: index, attribution, card, Croissant
+    metadata."""
     shards, facts, owed = list[LedgerPart](), CardFacts(), AttributionTable()
     for job in jobs:
         part = read_ledger_part(part_path(out, job.index))

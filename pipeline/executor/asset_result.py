@@ -1,4 +1,4 @@
-"""What the process of an asset leaves behind for its parent: `outcome.json`, and one file per field of a sample. It has
+"""The result that an asset's process leaves for its parent: `outcome.json`, and one file per field of a sample. It has
 read untrusted bytes, so its parent believes nothing without a look."""
 
 import json
@@ -30,7 +30,7 @@ _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetResult:
-    """What became of an asset."""
+    """The result of one asset."""
 
     regime: Regime | None
     verdict: Rejected | None
@@ -58,8 +58,9 @@ def write_asset_result(directory: Path, answer: AssetResult, sample: dict[str, b
 
 
 def read_asset_result(directory: Path) -> AssetResult | None:
-    """None where there is none. Raises ValueError where it is not one that `write_asset_result` leaves: other types
-    or names, links and other things that are no files, sizes beyond every limit."""
+    """Read an asset's result; None where there is none. Raises ValueError where it is not one that
+    `write_asset_result` leaves: other types or names, links and other things that are no files, sizes beyond every
+    limit."""
     if not os.path.lexists(directory / OUTCOME):
         return None
     _check_file(directory / OUTCOME, MAX_OUTCOME_BYTES)

@@ -27,7 +27,7 @@ from schemas.storage import Location, workspace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addition:
-    """What a source brings to a plan."""
+    """The assets that a source adds to a plan."""
 
     jobs: tuple[ShardJob, ...]
     """Numbered after those of the plan."""
@@ -144,7 +144,7 @@ def extend(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What is asked of a build, whatever it is to do."""
+    """The options that building, extending and repairing share."""
 
     out: Location
     cfg: BuildConfig
@@ -198,7 +198,7 @@ def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
 
 
 def _progress(jobs: list[ShardJob], done: Collection[Counts], notify: Callable[[BuildEvent], None]) -> Progress:
-    """Of a build that has done some of its jobs before."""
+    """Make the progress of a build some of whose jobs are done already."""
     planned, counts = sum(len(job.refs) for job in jobs), sum(done, Counts())
     return Progress(
         jobs=len(jobs), planned=planned, notify=notify, clock=time.monotonic, jobs_done=len(done), counts=counts

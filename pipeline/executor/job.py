@@ -31,7 +31,7 @@ WARM_UP = "pipeline.executor.compile_kernels:warm_up"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    """What became of one job: paths and counts, never images."""
+    """The result of one job: paths and counts, never images."""
 
     job: int
     planned: int
@@ -93,7 +93,7 @@ def process_job(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Done:
-    """What a job has of one asset."""
+    """The outcome of one asset in a job, with the files of its sample."""
 
     outcome: Outcome
     files: list[Path] = field(default_factory=list)
@@ -180,7 +180,7 @@ def _outcome(ref: MeshRef, fault: Rejected | None) -> Outcome:
 
 
 def _answer(directory: Path) -> AssetResult | str:
-    """What an asset's process has left, or what is wrong with that."""
+    """Read the result of an asset's process, or describe what is wrong with it."""
     try:
         return read_asset_result(directory) or "the child ended without an outcome"
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How far a build is: counted as jobs end, in the same time and memory whatever the number of jobs."""
+"""Progress of a build, counted as jobs end, in the same time and memory whatever the number of jobs."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field

@@ -212,7 +212,7 @@ class _Crew:
 
 
 def _outlives(node: str, seconds: float) -> bool:
-    """Whether a node is still there after some seconds; False as soon as it is not."""
+    """Return whether a node is still there after some seconds; False as soon as it is not."""
     until = time.monotonic() + seconds
     while any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes()):
         if time.monotonic() > until:

@@ -1,4 +1,4 @@
-"""Which job is started next, and what becomes of a job whose worker is lost. No Ray, no clock: `ray_executor`
+"""Schedule jobs: choose what starts next, and start lost and slow jobs again. No Ray, no clock: `ray_executor`
 tells what happened and what time it is."""
 
 import itertools
@@ -21,7 +21,7 @@ JOBS_THAT_TELL = 1001
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How a build is carried out. None of it decides what a dataset holds, so a dataset does not record it."""
+    """Options of running a build. None of it decides what a dataset holds, so a dataset does not record it."""
 
     job_memory_gb: float = 1.5
     """Memory that a running job reserves on its node, GiB, so that a node gets no more jobs than fit (ours: a
@@ -69,7 +69,7 @@ class Loss(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What the machines have room for at the moment."""
+    """The capacity of the machines at the moment."""
 
     at_once: int
     """Jobs that can run at one time."""
@@ -137,7 +137,7 @@ class Schedule:
         return bool(self._waiting or self._at_work)
 
     def next(self, capacity: Capacity, now: float) -> Start | None:
-        """What to start now; None: nothing, until something ends or time passes."""
+        """Choose the attempt to start now; None: nothing, until one ends or time passes."""
         while self._queued and len(self._since) < capacity.at_once:
             if (number := self._queued.popleft()) in self._at_work:
                 self._since[number] = now

@@ -21,7 +21,7 @@ _SELF_CONTAINED = (".glb",)
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatesConfig:
-    """Which assets are left out since another one is in."""
+    """Options of rejecting assets that the dataset has already."""
 
     exact: bool = True
     """Those with the bytes of an earlier asset (.glb alone: other formats refer to further files)."""
@@ -61,7 +61,7 @@ def unsettled(jobs: Sequence[ShardJob], parts: Iterable[LedgerPart], cfg: Duplic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What counts of a ledger row; a plan may have millions."""
+    """The columns of a ledger row that duplicates depend on; a plan may have millions of rows."""
 
     uid: str
     key: str | None

@@ -35,7 +35,7 @@ from schemas.mesh import TexturedMesh, UvMesh
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """How the faces of a mesh hang together once vertices at one place are one."""
+    """Connectivity of a mesh's faces once vertices at one place are merged."""
 
     parts: int
     boundary_edges: int
@@ -60,7 +60,7 @@ def topology(mesh: TexturedMesh | UvMesh) -> Topology:
 
 
 def measure(mesh: TexturedMesh, facts: AssetFacts | None = None) -> Measurements:
-    """What can be told from an asset as loaded (its own frame and units)."""
+    """Measure an asset as loaded, in its own frame and units."""
     shape = topology(mesh)
     wide = mesh.vertices.astype(np.float64)
     used = wide[mesh.faces.reshape(-1)]

@@ -1,4 +1,4 @@
-"""What the views show of an asset, and what became of it in the map: the measurements taken after rendering."""
+"""Measurements taken after rendering: on the views and on the UV map."""
 
 from dataclasses import replace
 
@@ -95,7 +95,7 @@ def single_surface_share(views: Views, cameras: Cameras, pairs: list[tuple[int, 
 def look_up(
     views: Views, cameras: Cameras, view: int, points: Float32[np.ndarray, "n 3"]
 ) -> tuple[Float32[np.ndarray, "n 3"], Bool[np.ndarray, " n"]]:
-    """What a view shows at the pixels where points fall, and whether it shows anything."""
+    """Look up a view at the pixels where points fall, and return whether it shows anything there."""
     clip = project(np.ascontiguousarray(points), cameras.world_to_clip[view : view + 1])[0]
     size = np.array(views.mask.shape[:0:-1])
     pixel = np.floor((clip[:, :2] / clip[:, 3:] + 1) / 2 * size).astype(np.int64)

@@ -143,7 +143,7 @@ RULE_NAMES = frozenset({NO_FACES, NO_LAYOUT, *(rule.name for rule in RULES)})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What an asset may become."""
+    """The regime that an asset may have, and the reason where it has less than a texture."""
 
     regime: Regime | None
     """None: nothing."""
@@ -163,13 +163,13 @@ def rule_of(detail: str) -> str | None:
 
 
 def suspicions(measurements: Measurements, cfg: FilterConfig) -> tuple[str, ...]:
-    """What a person should look at; no reason to reject."""
+    """List what a person should look at; no reason to reject."""
     baked = measurements.baked_light is not None and measurements.baked_light >= cfg.suspect_baked_light
     return ("light may be baked in",) if baked else ()
 
 
 def _faults(m: Measurements, cfg: FilterConfig) -> Iterator[Verdict]:
-    """What every rule that fires leads to, in order."""
+    """Yield the result of every rule that fires, in order."""
     if m.faces == 0:
         yield Verdict(regime=None, fault=Rejected(reason=Reason.NO_GEOMETRY, detail=f"{NO_FACES}: 0 faces"))
     rejecting = [rule for rule in RULES if rule.regime is None]

@@ -1,4 +1,4 @@
-"""What stays of an asset when it is exported again: a few numbers on its shape and on where its colours lie, which do
+"""Signature of an asset that survives another export: numbers on its shape and on where its colours lie, which do
 not change with position, rotation, size, order of faces and vertices, texture layout or image format."""
 
 import numpy as np
@@ -77,7 +77,7 @@ def _text(numbers: UInt16[np.ndarray, " d"]) -> str:
 
 
 def is_signature(text: str) -> bool:
-    """Whether it may be one: `numbers_of` has no other check."""
+    """Return whether a text may be a signature: `numbers_of` has no other check."""
     return len(text) == _HEX_DIGITS * NUMBERS and not set(text) - set("0123456789abcdef")
 
 

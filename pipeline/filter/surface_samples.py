@@ -1,4 +1,4 @@
-"""What a surface looks like: colours of the source, sampled evenly over its area."""
+"""Colours of the source, sampled evenly over the area of its surface."""
 
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ def color_shares(srgb: UInt8[np.ndarray, "m 3"]) -> Float64[np.ndarray, " colors
 
 
 def num_colors(shares: Float64[np.ndarray, " colors"]) -> int:
-    """Those that cover a visible share."""
+    """Count the colours that cover a visible share."""
     return int((shares >= MIN_COLOR_SHARE).sum())
 
 

@@ -58,7 +58,7 @@ def process_alone(
     target: str = ASSET_TARGET,
     python_path: tuple[Path, ...] = (),
 ) -> Outcome:
-    """What becomes of one planned asset now, under the dataset's own configuration and limits: a job of its own, in a
+    """Process one planned asset again, under the dataset's own configuration and limits: a job of its own, in a
     folder that is thrown away. `objaverse`: where to download from, which a dataset does not record.
 
     Raises UsageError where no asset of that uid was planned."""

@@ -42,7 +42,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergePlan:
-    """What is to be put together."""
+    """The datasets to merge."""
 
     info: DatasetInfo
     moves: tuple[Move, ...]

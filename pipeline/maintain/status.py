@@ -1,4 +1,4 @@
-"""How far a dataset is, told by its plan and its ledger alone: of a finished one, or while a build is at work."""
+"""Status of a dataset from its plan and its ledger alone, finished or while a build runs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from schemas.storage import Location
 
 
 class Stage(StrEnum):
-    """Where assets are lost, in this order."""
+    """The stages at which assets are lost, in order."""
 
     PROCESS = "process"
     """Our own failures: they come from any stage."""
@@ -163,7 +163,7 @@ def status(out: Location, slowest: int, now: float) -> StatusReport:
 
 
 def funnel(outcomes: Sequence[Outcome]) -> list[Step]:
-    """What each stage let through. Ends with the textured samples."""
+    """Count the assets that pass each stage, down to the textured samples."""
     lost: dict[Stage, Counter[str]] = {stage: Counter() for stage in Stage}
     for outcome in outcomes:
         if outcome.reason is not None:

@@ -16,7 +16,7 @@ _UNWRAP = "unwrap."
 
 
 class ChangeKind(StrEnum):
-    """What would become of an asset."""
+    """The ways in which an asset's outcome would change."""
 
     REJECTED = "accepted -> rejected"
     MV_ONLY = "textured -> mv_only"
@@ -55,7 +55,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """What assets are judged by anew."""
+    """The thresholds to apply to recorded measurements."""
 
     filter: FilterConfig
     unwrap: UnwrapConfig
@@ -81,7 +81,7 @@ def changes(outcomes: Iterable[Outcome], cfg: Thresholds) -> Iterator[Change]:
 
 
 def _layout(m: Measurements, cfg: Thresholds) -> tuple[ChangeKind, str] | None:
-    """What other limits on layouts would change for an accepted asset, and by which: `unwrap.choose.unwrap` as far as
+    """Find what other limits on layouts would change for an accepted asset: `unwrap.choose.unwrap` as far as
     the ledger tells. Limits that are as they were change nothing."""
     now, built = cfg.unwrap, cfg.built
     if m.faces is None or now == built:

@@ -38,7 +38,7 @@ def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool =
 def load_asset(
     path: Path, cfg: PreflightConfig, *, shading: bool = False
 ) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
-    """What the preflight found and what `load_mesh` made of it, the file parsed once; why the preflight refused it."""
+    """Check and load an asset, parsing its file once: facts and mesh, or why the preflight refused it."""
     try:
         facts, content = open_checked(path, cfg)
     except AssetError as fault:
@@ -121,7 +121,7 @@ def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], ha
 
 
 def _with_uv(parts: list[Part], count: int) -> Bool[np.ndarray, " materials"]:
-    """Of each material, whether all its faces have texture coordinates."""
+    """Return for each material whether all its faces have texture coordinates."""
     mapped = np.ones(count, bool)
     for part in parts:
         mapped[part.face_material[~part.face_has_uv]] = False

@@ -54,7 +54,7 @@ class PreflightConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetFacts:
-    """What is known of a sound file without decoding it."""
+    """Facts on a sound file, known without decoding it."""
 
     format: str
     """`glb`, `gltf` or `obj`."""

@@ -41,7 +41,7 @@ def decode_data_uri(uri: str, where: str, max_bytes: int) -> bytes:
 
 
 def confined(uri: str, directory: Path, where: str, *, encoded: bool = True) -> Path:
-    """Where a relative reference leads, which must be inside `directory` (the file need not exist).
+    """Return the file that a relative reference names, which must be inside `directory` (the file need not exist).
 
     `encoded`: the reference is a URI with percent escapes (glTF) and not a plain file name (MTL).
     """

@@ -1,4 +1,4 @@
-"""What an asset's main file refers to, and one hash of it all, without loading anything."""
+"""The files that an asset's main file refers to, and one hash of them all, without loading anything."""
 
 import hashlib
 import mmap

@@ -21,7 +21,7 @@ OFF_LEVELS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class BakeConfig:
-    """How UV maps are made."""
+    """Options of baking UV maps."""
 
     resolution: int = 1024
     """Height and width of a map, texels (paper)."""
@@ -36,7 +36,8 @@ class BakeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTrip:
-    """How well views from a baked map reproduce views of the source, over the pixels that either covers."""
+    """The accuracy with which views from a baked map reproduce views of the source, over the pixels that either
+    covers."""
 
     psnr_db: float
     off_share: float

@@ -32,7 +32,7 @@ SHORTEST_NORMAL = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class RenderConfig:
-    """How views are made."""
+    """Options of rendering views."""
 
     resolution: int = 512
     """Height and width of a view, pixels (paper)."""
@@ -40,8 +40,8 @@ class RenderConfig:
     """Samples per pixel along each axis, of colour and coverage (ours: 2 x 2, so coverage has 5 levels); masks,
     positions and normals are taken at pixel centres."""
     lit: Literal["none", "pbr", "cycles"] = "none"
-    """Whether samples also hold the views under light: `pbr` is glTF's metallic-roughness model under sky, ground and a
-    lamp, without shadows; `cycles` is path tracing by Blender. The unlit base colour is always there."""
+    """Return whether samples also hold the views under light: `pbr` is glTF's metallic-roughness model under sky,
+    ground and a lamp, without shadows; `cycles` is path tracing by Blender. The unlit base colour is always there."""
 
     def __post_init__(self) -> None:
         require_between("views.resolution", self.resolution, 1, MAX_SIDE)

@@ -44,7 +44,7 @@ OUT_OF_MEMORY = ("std::bad_alloc", "Cannot allocate memory")
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """What one asset may use."""
+    """Limits on the process of one asset."""
 
     timeout_s: float = 300.0
     """Wall clock, seconds (ours: forty times what a 100k-face asset takes)."""
@@ -67,7 +67,7 @@ class LimitsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildResult:
-    """How a child ended."""
+    """The result of a child process."""
 
     reason: Reason | None
     """None: it did its work."""
@@ -85,7 +85,7 @@ there may be enough."""
 
 
 def insist(attempt: Callable[[], ChildResult]) -> ChildResult:
-    """How an attempt ended, and the seconds of all: one that somebody else has killed is made once more."""
+    """Make an attempt, and once more where somebody else has killed it; return its result with the seconds of both."""
     seconds = 0.0
     for _ in range(ATTEMPTS):
         ended = attempt()
@@ -189,7 +189,7 @@ def _watch(pid: int, channel: socket.socket, limits: LimitsConfig) -> _Watched:
 
 
 def _told(channel: socket.socket) -> tuple[str, int | None]:
-    """What a child says once it is shut in: its layers, and the handle over which it asks."""
+    """Receive a child's report once it is sandboxed: its layers, and the handle of its seccomp listener."""
     try:
         text, handles, _, _ = socket.recv_fds(channel, 4096, 1)
     except ConnectionResetError:

@@ -16,7 +16,8 @@ def prctl(option: int, value: int) -> None:
 
 
 def syscall(number: int, *arguments: int | ctypes.Array | ctypes.Structure | None) -> int:
-    """What the kernel answers; raises OSError. Structures and arrays are passed by address."""
+    """Make a system call and return the kernel's answer; raises OSError. Structures and arrays are passed by
+    address."""
     passed = [
         ctypes.c_long(argument) if isinstance(argument, int) else argument and ctypes.byref(argument)
         for argument in arguments

@@ -24,7 +24,7 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "dri", "dxg", "nvidia*"
 
 
 class Layer(StrEnum):
-    """What is in force, strongest last. The ledger column `sandbox` joins those reached by `+`."""
+    """The layers of the sandbox, strongest last. The ledger column `sandbox` joins those reached by `+`."""
 
     LIMITS = "limits"
     """Resource limits, wall clock, `no_new_privs`, an environment and a process group of its own: on every host."""
@@ -42,7 +42,7 @@ class Layer(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a process may touch, where the kernel can keep it to that."""
+    """The files and devices that a process may use, where the kernel can enforce it."""
 
     readable: tuple[Path, ...]
     """Files, and folders with all that they hold."""
@@ -74,8 +74,8 @@ def enter(room: Policy) -> tuple[list[Layer], int | None]:
 
 
 def program_files() -> tuple[Path, ...]:
-    """What this program needs to go on: the system's libraries, the interpreter, its packages, our own, and wherever
-    else it has loaded libraries from; never the folder we stand in. None lies in another one."""
+    """List the files that this program needs: the system's libraries, the interpreter, its packages, our own, and
+    wherever else it has loaded libraries from; never the folder we stand in. None lies in another one."""
     system = [Path("/") / name for name in _SYSTEM] + [Path("/etc") / name for name in _SETTINGS]
     packages = [Path(entry) for entry in sys.path if entry and Path(entry).resolve() not in (REPO, Path.cwd())]
     ours = [REPO / name for name in ("schemas", "geometry", "pipeline")]
@@ -85,12 +85,12 @@ def program_files() -> tuple[Path, ...]:
 
 
 def devices() -> tuple[Path, ...]:
-    """Those that a process may need, of those that there are."""
+    """List the devices that a process may need and that exist."""
     return tuple(sorted(device for pattern in _DEVICES for device in Path("/dev").glob(pattern)))
 
 
 def interpreter_files(python: str) -> tuple[Path, ...]:
-    """What another interpreter needs, that of a virtual environment and the one behind it."""
+    """List the folders that another interpreter needs: of its virtual environment and of the one behind it."""
     if not python:
         return ()
     path = Path(python).absolute()

@@ -129,7 +129,7 @@ _CLONES = (56, 220)
 
 @dataclass(kw_only=True)
 class Starts:
-    """What the child and its descendants have started so far, and may start in all."""
+    """Counts of processes and threads that a child has started so far, and may start in all."""
 
     max_processes: int
     max_threads: int

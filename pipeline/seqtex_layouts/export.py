@@ -68,7 +68,7 @@ def write_model(folder: Path, sample: TextureSample) -> None:
 
 
 def write_renders(folder: Path, sample: TextureSample) -> None:
-    """What the public renderer would have left: a scene of largest side 1 seen by the cameras of the sample."""
+    """Write what the public renderer would write: a scene of largest side 1 seen by the cameras of the sample."""
     views, cameras = sample.views, sample.cameras
     depth = view_depth(views.position, views.mask, cameras.world_to_cam) * np.float32(SCALE)
     if (depth[views.mask] <= 0).any():

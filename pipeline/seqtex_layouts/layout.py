@@ -1,4 +1,4 @@
-"""Where things lie in SeqTex's data layouts: `<2 hex>/<id>/` below a root, and a list of the ids beside them.
+"""Paths of SeqTex's data layouts: `<2 hex>/<id>/` below a root, and a list of the ids beside them.
 
 | layout | files of an item |
 |---|---|

@@ -42,7 +42,7 @@ SAME_SURFACE = 1.01
 
 @dataclass(frozen=True, kw_only=True)
 class RendersConfig:
-    """How renders of the image layout become samples."""
+    """Options of making samples from renders of the image layout."""
 
     views: tuple[int, ...] = ()
     """Which of an item's views are taken, by place in its meta.json; none given: all. Samples that are trained

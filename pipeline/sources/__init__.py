@@ -1,1 +1,1 @@
-"""Where assets come from: each source lists `MeshRef`s."""
+"""Sources of assets: each lists `MeshRef`s."""

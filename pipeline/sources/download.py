@@ -42,7 +42,7 @@ class DownloadError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig:
-    """How files are fetched. Not recorded: it decides when and whether they arrive, never what is in them."""
+    """Options of downloading files. Not recorded: it decides when and whether they arrive, never what is in them."""
 
     timeout_s: float = 60.0
     """Seconds without a byte after which a request is given up (ours)."""
@@ -129,7 +129,7 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file still has its name."""
+    """Return whether an open file still has its name."""
     try:
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino
     except FileNotFoundError:

@@ -75,7 +75,7 @@ def _default_cache() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjaverseConfig(DownloadConfig):
-    """Where Objaverse comes from and is kept. Not recorded: the same assets come from any mirror."""
+    """Options of Objaverse's server and cache. Not recorded: the same assets come from any mirror."""
 
     base_url: str = field(default_factory=_default_base_url)
     """Server with Objaverse's layout; unless told $SEQTEX_OBJAVERSE_URL, else Hugging Face."""
@@ -107,7 +107,7 @@ class ObjaverseConfig(DownloadConfig):
         return Path(self.cache).expanduser().absolute()
 
     def path(self, name: str) -> Path:
-        """Where a file of Objaverse 1.0's server lies in the cache."""
+        """Return the place in the cache of a file of Objaverse 1.0's server."""
         return self.root / _CACHE_FOLDER / name
 
     def url(self, name: str) -> str:
@@ -137,14 +137,14 @@ def objaverse(which: str, select: SelectConfig, cfg: ObjaverseConfig) -> Iterato
 
 
 def read_paths(cfg: ObjaverseConfig) -> dict[str, str]:
-    """Where every asset lies on the server, by uid."""
+    """Return the path of every asset on the server, by uid."""
     return _read_index("object-paths.json.gz", cfg)
 
 
 def annotated(
     wanted: Set[str], paths: dict[str, str], select: SelectConfig, cfg: ObjaverseConfig
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Those of `wanted` that fit, with their annotations."""
+    """Return the assets of `wanted` that fit, with their annotations."""
     if select.lvis:
         wanted = wanted & with_lvis(select.lvis, cfg)
     names = sorted({paths[uid].split("/")[1] for uid in wanted if _OBJECT_PATH.fullmatch(paths[uid])})
@@ -182,7 +182,7 @@ def with_lvis(categories: Sequence[str], cfg: ObjaverseConfig) -> set[str]:
 def _chosen(
     names: Sequence[str], wanted: Set[str], select: SelectConfig, cfg: ObjaverseConfig
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What fits, one file of annotations in memory at a time: together they take gigabytes."""
+    """Yield the assets that fit, with one file of annotations in memory at a time: together they take gigabytes."""
     files = [f"metadata/{name}.json.gz" for name in names]
     with ThreadPoolExecutor(cfg.concurrency) as pool:
         fetching = [pool.submit(_fetch_index, name, cfg) for name in files]
@@ -261,7 +261,8 @@ def _index_fault(path: Path) -> str | None:
 
 
 def glb_fault(path: Path) -> str | None:
-    """Whether a .glb is as long as its header says: what no server tells, and what a caching proxy gets wrong."""
+    """Return whether a .glb is as long as its header says: what no server tells, and what a caching proxy gets
+    wrong."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header = file.read(12)
@@ -285,6 +286,6 @@ def fetch_object(ref: MeshRef, cfg: ObjaverseConfig) -> MeshRef | Rejected:
 
 
 def sha256_fault(path: Path, expected: str | None) -> str | None:
-    """Whether a file is the one that was annotated, where that is known."""
+    """Return whether a file is the one that was annotated, where that is known."""
     found = file_sha256(path) if expected is not None else None
     return None if found == expected else f"its sha256 is {str(found)[:12]}..., annotated is {str(expected)[:12]}..."

@@ -47,7 +47,7 @@ class Entry:
 
     @property
     def names(self) -> set[str]:
-        """What a user's list may call it."""
+        """Return the names that a user's list may have for an asset."""
         return {self.uid, self.identifier, *filter(None, [self.sha256])}
 
 
@@ -89,8 +89,8 @@ def _candidates(
     cfg: ObjaverseConfig,
     told: dict[str, str],
 ) -> Iterator[MeshRef]:
-    """What fits, origin by origin; `found` gathers which of `wanted` are there at all. Of faces, tags and the like only
-    Sketchfab's annotations tell: where a condition asks for them, others do not fit."""
+    """Yield the assets that fit, origin by origin; `found` gathers which of `wanted` are there at all. Of faces, tags
+    and the like only Sketchfab's annotations tell: where a condition asks for them, others do not fit."""
     asks_no_more = not select.lvis and fits({}, replace(select, licences=()))
     for origin in select.origins or ORIGINS:
         entries = {}

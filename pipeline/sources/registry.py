@@ -1,4 +1,4 @@
-"""Where assets come from, as one word on the command line."""
+"""All sources of assets, each one word on the command line: list them and fetch their files."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Which assets of a collection are wanted, by their annotations alone: before anything is downloaded."""
+"""Select assets of a collection by their annotations alone, before anything is downloaded."""
 
 import hashlib
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ _NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
-    """Which assets of Objaverse are wanted; every condition must hold."""
+    """Conditions on assets of Objaverse; every one must hold."""
 
     licences: tuple[str, ...] = ()
     """Allowed ones: `by by-sa by-nd by-nc by-nc-sa by-nc-nd cc0`, for Objaverse-XL also SPDX identifiers (`MIT`) or the
@@ -75,7 +75,7 @@ class SelectConfig:
 
 
 def fits(annotation: Mapping[str, Any], cfg: SelectConfig) -> bool:
-    """Whether an annotation meets every condition but `lvis` and `sample`. What it does not say does not fit."""
+    """Return whether an annotation meets every condition but `lvis` and `sample`. What it does not say does not fit."""
     archive = (annotation.get("archives") or {}).get("glb") or {}
     faces, textures = annotation.get("faceCount"), archive.get("textureCount")
     animations = annotation.get("animationCount")
@@ -91,7 +91,7 @@ def fits(annotation: Mapping[str, Any], cfg: SelectConfig) -> bool:
 
 
 def licence_fits(told: str | None, cfg: SelectConfig) -> bool:
-    """Whether the allow-list has a licence by its name or its SPDX identifier."""
+    """Return whether the allow-list has a licence by its name or its SPDX identifier."""
     allowed = {form.lower() for word in cfg.licences for form in (word, spdx(word))}
     return not cfg.licences or not allowed.isdisjoint({(told or "").lower(), spdx(told or "").lower()} - {""})
 

@@ -44,7 +44,8 @@ def key_of(identifier: str) -> str:
 
 
 def uri_of(origin: str, identifier: str) -> str:
-    """Where an annotated file lies; what is no address of its origin is kept, and told when it is to be fetched."""
+    """Return the place of an annotated file; one that is no URL of its origin is kept, and reported when it is
+    fetched."""
     tail = identifier
     if origin == "github" and (found := _GITHUB.fullmatch(identifier)):
         tail = "/".join(found.groups())
@@ -110,7 +111,7 @@ def _from_github(tail: str, sha256: str | None, cfg: ObjaverseConfig) -> Path | 
 
 
 def _plain(parts: list[str]) -> bool:
-    """Whether a path goes down, step by step."""
+    """Return whether a path goes down, step by step."""
     return all(part not in ("", ".", "..") and not set(part) & set("\\\0") for part in parts)
 
 

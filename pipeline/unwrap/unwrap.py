@@ -169,7 +169,7 @@ def _poor(uv_mesh: UvMesh, charts: int, cfg: UnwrapConfig) -> Rejected | None:
 
 
 def layout_fault(found: dict[str, np.ndarray], faces: Int64[np.ndarray, "f 3"]) -> str | None:
-    """What is wrong with a layout of `faces`, which the makers of layouts do not report themselves."""
+    """Describe what is wrong with a layout of `faces`, which the makers of layouts do not report themselves."""
     uv, corners = found["uv"], found["faces"]
     if int(found["charts"]) < 1:
         return "no charts were made, or too many to pack"

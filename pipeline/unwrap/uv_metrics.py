@@ -37,7 +37,7 @@ def signed_areas(uv: Float32[np.ndarray, "v 2"], faces: Int32[np.ndarray, "f 3"]
 
 
 def inside_unit(uv: Float32[np.ndarray, "v 2"], faces: Int32[np.ndarray, "f 3"]) -> Bool[np.ndarray, " f"]:
-    """Whether all corners lie in the unit square, give or take the tolerance."""
+    """Return whether all corners lie in the unit square, give or take the tolerance."""
     good = (np.abs(uv - np.float32(0.5)) <= 0.5 + UV_TOLERANCE)[faces]
     return good.all(axis=(1, 2))
 
@@ -45,8 +45,8 @@ def inside_unit(uv: Float32[np.ndarray, "v 2"], faces: Int32[np.ndarray, "f 3"])
 def coverage(
     uv: Float32[np.ndarray, "v 2"], faces: Int32[np.ndarray, "f 3"], chosen: Bool[np.ndarray, " f"]
 ) -> Coverage | None:
-    """What the chosen faces cover, by the exact coverage of a rasteriser: faces that share an edge share no texel. None
-    where the layout is tiled so often that counting would take long."""
+    """Return the share that the chosen faces cover, by the exact coverage of a rasteriser: faces that share an edge
+    share no texel. None where the layout is tiled so often that counting would take long."""
     corners = uv.astype(np.float64)[faces[chosen]]
     layers = float(np.ptp(corners, axis=1).prod(axis=1).sum())
     side = int(OVERLAP_RESOLUTION * min(1.0, (OVERLAP_LAYERS / max(layers, 1e-6)) ** 0.5))

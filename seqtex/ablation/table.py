@@ -56,7 +56,7 @@ class Row:
     """Differences of `COMPARED` to the base with the same seed; empty for the base itself."""
 
     def differs(self, name: str) -> bool:
-        """Whether the interval of the difference leaves out zero."""
+        """Return whether the interval of the difference excludes zero."""
         gap = self.against_base.get(name)
         return gap is not None and not gap.low <= 0 <= gap.high
 

@@ -71,14 +71,15 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
 
 
 def own_sizes(preset: str) -> ImageSizes:
-    """What a preset is made for."""
+    """Return the image sizes that a preset is made for."""
     if preset == "tiny":
         return ImageSizes(views=4, view_resolution=64, uv_resolution=128)
     return ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
 
 
 def size_warning(plan: Plan) -> str | None:
-    """Where samples have far more tokens than the preset is made for: how many, how long that takes, what to do."""
+    """Warn where samples have far more tokens than the preset is made for: how many, how long that takes, what to
+    do."""
     cfg, own = plan.cfg, own_sizes(plan.cfg.preset)
     meant, found = count_tokens(own, cfg.latents.text_encoder), plan.cost.tokens
     times = (found.mv + found.uv) / (meant.mv + meant.uv)

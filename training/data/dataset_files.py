@@ -1,4 +1,4 @@
-"""Where the files of a dataset lie: in a directory, or at an address that fsspec reads (`s3://`, `gs://`, `https://`,
+"""The files of a dataset: in a directory, or at a URL that fsspec reads (`s3://`, `gs://`, `https://`,
 ...), whose shards pass through a bounded cache on this machine's disk."""
 
 import fcntl
@@ -45,7 +45,7 @@ class DatasetFiles(Protocol):
         ...
 
     def missing(self, name: str, size: int) -> bool:
-        """Whether a file is known, at no cost, to be missing or of another size."""
+        """Return whether a file is known, at no cost, to be missing or of another size."""
         ...
 
 

@@ -56,7 +56,7 @@ class LatentHeader:
     text_length: int = 0
     """Tokens that the model gets, zeros included."""
     view_hint: bool = False
-    """Whether view hints were encoded, for models that take them."""
+    """Return whether view hints were encoded, for models that take them."""
     format: int = FORMAT
 
     @property

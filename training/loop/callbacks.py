@@ -1,4 +1,4 @@
-"""What happens around a training step: learning rate, averaged weights, the record of losses, trainer states."""
+"""Callbacks around a training step: learning rate, averaged weights, the record of losses, trainer states."""
 
 import json
 import math

@@ -78,7 +78,7 @@ def sum_path(path: Path) -> Path:
 
 
 def verified(path: Path) -> bool:
-    """Whether a trainer state is there, whole, and as it was saved."""
+    """Return whether a trainer state is there, whole, and as it was saved."""
     sidecar = sum_path(path)
     if not path.is_file() or not sidecar.is_file():
         return False
@@ -152,7 +152,7 @@ class Checkpoint:
 
 
 def save_checkpoint(directory: Path, model: SeqTexTransformer3DModel, card: Card) -> None:
-    """Whole or not at all; an earlier checkpoint of that name is replaced."""
+    """Write a checkpoint, whole or not at all; an earlier one of that name is replaced."""
     entries = asdict(card) | {"code_version": code_version()}
     with replaced_directory(directory) as fresh:
         write_model(model, fresh)

@@ -1,4 +1,4 @@
-"""Where curves and pictures of a run go: TensorBoard, Weights & Biases, or nowhere."""
+"""Loggers for curves and pictures of a run: TensorBoard, Weights & Biases, or none."""
 
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ TENSORBOARD = "tensorboard"
 
 @runtime_checkable
 class Board(Protocol):
-    """What shows a run."""
+    """The logger of a run."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
 

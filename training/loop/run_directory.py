@@ -81,7 +81,7 @@ def write_record(cfg: TrainConfig, device: torch.device) -> None:
 
 
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Of this process."""
+    """Describe this process: code, packages, machine and ranks, for the record of a run."""
     return {
         "code_version": code_version(),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What protects a run: a signal becomes a saved state at the end of the batch, a gradient that is no number nothing."""
+"""Stop gracefully on signals, with the state saved, and skip non-finite gradients."""
 
 import os
 import signal

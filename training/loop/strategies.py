@@ -1,4 +1,5 @@
-"""How a run is spread over devices: one, copies that average their gradients (DDP), or shards of one model (FSDP2)."""
+"""Strategies that spread a run over devices: one, copies that average their gradients (DDP), or shards of one model
+(FSDP2)."""
 
 import os
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ class Choice:
 
 
 def choose(cfg: TrainConfig, cost: Cost, device_bytes: int | None) -> Choice:
-    """What `run.strategy` names; for `auto` the simplest that the memory of the devices allows."""
+    """Choose the strategy that `run.strategy` names; for `auto` the simplest that the memory of the devices allows."""
     ranks = cfg.run.ranks
     needs = {name: bytes_needed(cfg, cost, name, ranks) for name in get_args(Name)}
     name: Name
@@ -145,14 +146,14 @@ class Sharded(TrainedAlone, ModelParallelStrategy):
 
 
 def own_device(accelerator: str) -> torch.device:
-    """Of this process, as torchrun, SLURM and Lightning number them."""
+    """Return the rank of this process, as torchrun, SLURM and Lightning number them."""
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
 
 
 def is_first_process() -> bool:
-    """Whether this process, of those that train together, is the one that talks; known before they meet."""
+    """Return whether this process has rank 0, and so reports; known before the processes meet."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 

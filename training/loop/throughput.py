@@ -34,7 +34,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a sample of each task costs, and what a device can do."""
+    """The cost of a sample of each task, and the peak of a device."""
 
     samples: int
     """In a global batch."""

@@ -24,7 +24,7 @@ SMALLEST = 32
 
 @runtime_checkable
 class PerceptualDistance(Protocol):
-    """How different two pictures look over the pixels of a mask; 0 for equal ones."""
+    """Measure how different two pictures look over the pixels of a mask; 0 for equal ones."""
 
     def __call__(
         self,
@@ -103,7 +103,7 @@ class Lpips:
 
 
 def unit(features: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
-    """Of length 1 at every place."""
+    """Scale features to length 1 at every place."""
     return features / (features.square().sum(dim=1, keepdim=True).sqrt() + EPSILON)
 
 

@@ -1,4 +1,4 @@
-"""What an image metric cannot see: whether a texture is one picture on the surface that it lies on.
+"""Metrics on the surface: whether a texture is one picture on the mesh, which an image metric cannot see.
 
 UV maps are in image orientation (row 0 = v 1), colours 8-bit sRGB, differences in [0, 1] of the full range."""
 
@@ -34,7 +34,7 @@ class Seams:
 
 
 def find_seams(mesh: UvMesh) -> Seams:
-    """Where exactly two faces share an edge (vertices at one place are one) and disagree about its coordinates."""
+    """Find the edges that exactly two faces share (vertices at one place are one) with different coordinates."""
     _, point = np.unique(mesh.vertices, axis=0, return_inverse=True)
     corners = mesh.faces.astype(np.int64)
     start, end = corners.reshape(-1), np.roll(corners, -1, axis=1).reshape(-1)
@@ -83,7 +83,7 @@ class Seen:
     def places(
         self, points: Float32[np.ndarray, "n 3"], normals: Float32[np.ndarray, "n 3"], view: int
     ) -> tuple[Float64[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
-        """Where points of the surface appear in a view, (column, row) with pixel centres at .5, and whether the view
+        """Project points of the surface into a view: (column, row) with pixel centres at .5, and whether the view
         really shows them there: they are in the picture, nothing is in front, and it is not their back that is seen."""
         height, width = self.mask.shape[1:]
         camera = Cameras(
@@ -118,7 +118,7 @@ class Seen:
         return whole
 
     def pixel_size(self, points: Float32[np.ndarray, "n 3"], view: int) -> Float64[np.ndarray, " n"]:
-        """How much of the world a pixel spans at the distance of each point."""
+        """Return the length that a pixel spans at the distance of each point."""
         world_to_clip = self.cameras.world_to_clip[view].astype(np.float64)
         w = points @ world_to_clip[3, :3] + world_to_clip[3, 3]
         return 2 * np.abs(w) / (abs(float(self.cameras.projection[view, 1, 1])) * self.mask.shape[1])
@@ -136,7 +136,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossView:
-    """How far views agree about the points that they both show."""
+    """Measure how far views agree about the points that they both show."""
 
     step: float
     """Mean colour difference; 0 where no point is seen twice."""
@@ -169,7 +169,7 @@ def visible_texels(
     mask: Bool[np.ndarray, "height width"],
     seen: Seen,
 ) -> Bool[np.ndarray, "height width"]:
-    """Which covered texels of a UV map at least one view shows. The others had to be made up."""
+    """Return which covered texels of a UV map at least one view shows. The network invents the others."""
     found = np.zeros(int(mask.sum()), bool)
     for view in range(len(seen.mask)):
         found |= seen.places(position[mask], normal[mask], view)[1]

@@ -92,7 +92,7 @@ def mix(
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """What a block needs to know of one branch (views or UV map) and does not change."""
+    """Inputs of a block for one branch (views or UV map) that all blocks share."""
 
     geometry: Float[Tensor, "b n d"] | None
     """Embedding of the position and normal maps; None where queries and keys do without."""

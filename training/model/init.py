@@ -1,4 +1,4 @@
-"""What the model of a run starts from: its architecture, known before a weight is read, and the model itself."""
+"""The model of a run: its configuration, and the weights that it starts from."""
 
 import logging
 from dataclasses import asdict, dataclass, fields, replace

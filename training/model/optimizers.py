@@ -161,7 +161,7 @@ def import_torchao() -> Any:
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """What Muon is for: weights of linear layers inside the transformer blocks."""
+    """Select the weights that Muon trains: those of linear layers inside the transformer blocks."""
     return parameter.ndim == 2 and "blocks" in name.split(".")
 
 

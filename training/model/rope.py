@@ -28,7 +28,7 @@ class Rope:
 
 
 def rope_dims(head_dim: int) -> tuple[int, int, int]:
-    """How many of a head's channels turn with time, height and width."""
+    """Split a head's channels into those that rotate with time, height and width."""
     spatial = 2 * (head_dim // 6)
     return head_dim - 2 * spatial, spatial, spatial
 

@@ -206,7 +206,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return max(part.stop for part in self._parts().values())
 
     def _parts(self) -> dict[str, slice]:
-        """Where in the channels of an input each of its parts lies."""
+        """Return the range of channels of each part of an input."""
         channels = self.config["in_channels"]
         sizes = {"rgb": channels, "position": channels, "normal": channels}
         sizes |= {"hint": channels + 1} if self.config["view_hint"] else {}

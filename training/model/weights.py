@@ -139,7 +139,7 @@ def trainable_parameters(model: nn.Module, mode: Literal["released", "all"]) -> 
 
 
 def is_released(directory: Path) -> bool:
-    """Whether the directory says that it holds weights in the released layout, not a checkpoint of ours."""
+    """Return whether the directory says that it holds weights in the released layout, not a checkpoint of ours."""
     return (directory / CONFIG).is_file() and read_config(directory).get("_class_name") == RELEASED_CLASS
 
 

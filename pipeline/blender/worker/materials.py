@@ -1,4 +1,4 @@
-"""Whether glTF can carry the base colour of a Blender material. The writer ignores nodes that it does not know, and
+"""Check that glTF can carry the base colour of a Blender material. The writer ignores nodes that it does not know, and
 says nothing: an asset in wrong colours must not look like one in right colours."""
 
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ PLACED_BY = {"UVMAP", "MAPPING", "TEX_COORD", "REROUTE", "COMBXYZ", "SEPXYZ", "M
 
 
 def check_material(material: bpy.types.Material) -> bool:
-    """Whether the base colour has an image. Faults: a shader that is not Principled, colours that nodes make, images
-    that are missing or broken."""
+    """Return whether the base colour has an image. Faults: a shader that is not Principled, colours that nodes make,
+    images that are missing or broken."""
     if material.node_tree is None:
         return False
     output = material.node_tree.get_output_node("ALL")

@@ -47,7 +47,8 @@ class SceneMaterial:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class SceneShading:
-    """What only lit views need (glTF 2.0, 3.9); textures that do not share the base colour's coordinates left out."""
+    """Read what only lit views need (glTF 2.0, 3.9), skipping textures with other coordinates than the base
+    colour's."""
 
     metallic: float
     roughness: float

@@ -1,4 +1,4 @@
-"""What a glTF mesh holds: primitives with their attributes, morph targets and Draco streams, checked, not yet read."""
+"""Primitives of glTF meshes: parts with their attributes, morph targets and Draco streams, checked, not yet read."""
 
 from dataclasses import dataclass
 

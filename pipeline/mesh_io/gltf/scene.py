@@ -1,4 +1,4 @@
-"""What a glTF scene draws: primitives placed by nodes, instances and skins.
+"""Scenes of glTF: primitives placed by nodes, instances and skins.
 
 Everything is checked against the file's own lists; of accessors, only the transforms of instances are read here.
 """
@@ -85,7 +85,7 @@ def read_scene(container: Container, max_nodes: int, max_depth: int) -> Scene:
 def _instances(
     node: Json, world: Float64[np.ndarray, "4 4"], container: Container, limit: int
 ) -> list[Float64[np.ndarray, "4 4"]]:
-    """Where a node's mesh is drawn: once, or once for each row of EXT_mesh_gpu_instancing."""
+    """Yield the places where a node's mesh is drawn: once, or once for each row of EXT_mesh_gpu_instancing."""
     found = node.extension(INSTANCING)
     names = found.object("attributes") if found else None
     if names is None:

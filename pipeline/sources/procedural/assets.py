@@ -26,7 +26,7 @@ DENSE_FACES = 48_000
 
 
 class Kind(StrEnum):
-    """What an asset is for."""
+    """The purpose of a procedural asset."""
 
     TEXTURED = "textured"
     """One material, one texture, clean authored UVs."""

@@ -86,7 +86,7 @@ def layout(patches: Sequence[Patch]) -> list[Cell]:
 
 
 def _turned(patch: Patch, cell: Cell) -> bool:
-    """Whether t runs along u, so that the long side of the patch lies along the long side of its cell."""
+    """Return whether t runs along u, so that the long side of the patch lies along the long side of its cell."""
     return bool(_chord(patch, 0)[-1] > _chord(patch, 1)[-1]) != (cell.width >= cell.height)
 
 

@@ -175,7 +175,7 @@ def cap(outline: Float[np.ndarray, "_ 3"]) -> Patch:
 
 
 def fan(outline: Float[np.ndarray, "_ 3"], rings: int) -> Patch:
-    """As `cap`, but in rings about the centre: for outlines with dents, where a square grid would fold."""
+    """Make a cap in rings about the centre: for outlines with dents, where a square grid would fold."""
     center = outline.mean(axis=0)
     rim = np.concatenate([outline, outline[:1]])
     inward = np.linspace(0.0, 1.0, rings + 1)[:, None]

@@ -76,7 +76,7 @@ def connected_pieces(groups: np.ndarray, mates: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def faces_within(first: int, following: np.ndarray, normals: np.ndarray, axis: np.ndarray, cosine: float) -> bool:
-    """Whether all faces of a list look along an axis (any length), within a cone."""
+    """Return whether all faces of a list look along an axis (any length), within a cone."""
     limit = cosine * np.sqrt(axis[0] * axis[0] + axis[1] * axis[1] + axis[2] * axis[2])
     face = first
     while face >= 0:

@@ -109,7 +109,7 @@ def touched_texels(corners: np.ndarray, faces: np.ndarray, uv: np.ndarray) -> np
 
 @njit(nogil=True, cache=True, forceinline=True)
 def reaches(ex: float, ey: float, x: float, y: float) -> bool:
-    """Whether a square of side 1 around (x, y) reaches to the left of an edge (ex, ey) through the origin."""
+    """Return whether a square of side 1 around (x, y) reaches to the left of an edge (ex, ey) through the origin."""
     return ex * y - ey * x >= -0.5 * (abs(ex) + abs(ey)) - 1e-9
 
 

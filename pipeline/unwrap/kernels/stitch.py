@@ -107,7 +107,7 @@ def sew(
 def lies_well(
     corners: np.ndarray, rest: np.ndarray, areas: np.ndarray, uv: np.ndarray, texel: float, longest: float
 ) -> bool:
-    """Whether a chart has no face turned over, little stretch, a compact shape and no two faces in one place."""
+    """Return whether a chart has no face turned over, little stretch, a compact shape and no two faces in one place."""
     signed, largest, smallest = face_stretch(corners, rest, uv)
     total, energy, surface_area = 0.0, 0.0, 0.0
     for f in range(len(corners)):

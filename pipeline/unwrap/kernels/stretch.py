@@ -9,8 +9,8 @@ from numba import njit
 
 @njit(nogil=True, cache=True)
 def face_stretch(corners: np.ndarray, rest: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each face: signed area in the layout, and the largest and smallest factor by which lengths grow from layout
-    to surface (Sander et al. 2001; infinite where the layout leaves no area)."""
+    """Measure each face: signed area in the layout, and the largest and smallest factor by which lengths grow from
+    layout to surface (Sander et al. 2001; infinite where the layout leaves no area)."""
     signed, largest, smallest = np.empty(len(corners)), np.empty(len(corners)), np.empty(len(corners))
     for f in range(len(corners)):
         a, b, c = uv[corners[f, 0]], uv[corners[f, 1]], uv[corners[f, 2]]
@@ -79,7 +79,7 @@ def sound_charts(
 
 @njit(nogil=True, cache=True)
 def box_sides(uv: np.ndarray) -> tuple[float, float]:
-    """Of the bounding box along the axes of inertia."""
+    """Return the sides of the bounding box along the axes of inertia."""
     mx, my, xx, xy, yy = 0.0, 0.0, 0.0, 0.0, 0.0
     for v in range(len(uv)):
         mx, my = mx + uv[v, 0], my + uv[v, 1]
