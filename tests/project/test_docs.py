@@ -53,7 +53,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][\w.]*\*?")
 COMMAND = re.compile(r"^(?:[\w]+=\S+ +)*(?:\S*bin/)?seqtex +(?=[a-z])")
 NAME = re.compile(
     r"(?<![\w./-])(?:data|filter|flow|latents|model|optimizer|run|tasks|unwrap|validation)"
-    r"(?:\.(?!json\b|js\b|py\b)[a-z_]+)+(?![\w(/])"
+    r"(?:\.(?!glb\b|jpeg\b|js(?:on)?\b|py\b)[a-z_]+)+(?![\w(/])"
 )
 FOREIGN = re.compile(r"(?:\S*/)?(aws|flock|pip|ray|docker|kubectl|sbatch|tensorboard|git|srun|make)\b")
 
