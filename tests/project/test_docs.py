@@ -51,6 +51,10 @@ def test_the_readme_links_to_every_guide():
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.]*\*?")
 COMMAND = re.compile(r"^(?:[\w]+=\S+ +)*(?:\S*bin/)?seqtex +(?=[a-z])")
+NAME = re.compile(
+    r"(?<![\w./-])(?:data|filter|flow|latents|model|optimizer|run|tasks|unwrap|validation)"
+    r"(?:\.(?!glb\b|jpeg\b|js(?:on)?\b|py\b)[a-z_]+)+(?![\w(/])"
+)
 FOREIGN = re.compile(r"(?:\S*/)?(aws|flock|pip|ray|docker|kubectl|sbatch|tensorboard|git|srun|make)\b")
 
 
@@ -59,8 +63,10 @@ def options() -> dict[str, set[str]]:
     """Return every option of every command."""
     from jsonargparse import set_parsing_settings
 
-    from seqtex.cli.main import COMMANDS, build_parser
+    from seqtex.cli.main import COMMANDS, build_parser, main
 
+    with pytest.raises(SystemExit):
+        main(["--help"])  # registers the types of paths
     set_parsing_settings(docstring_parse_attribute_docstrings=False)  # names alone: without texts it is quick
     found = {}
     for name in COMMANDS:
@@ -106,11 +112,20 @@ def test_every_option_that_is_named_exists(page, options):
 
 
 @pages
+def test_every_option_in_a_sentence_exists(page, options):
+    """Options are named without dashes, too: `model.view_hint`."""
+    every = set().union(*options.values())
+    text = re.sub(r"^```\w*\n.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    names = {name for code in re.findall(r"`([^`]+)`", text) for name in NAME.findall(code)}
+    assert not {name for name in names if f"--{name}" not in every}
+
+
+@pages
 def test_every_command_line_parses(page, tmp_path, monkeypatch, options):
-    """Command lines of code blocks are complete; in a sentence the name of the command is enough."""
+    """In a code block, options and values too; in a sentence the name of the command."""
     from seqtex.cli.main import appending, build_parser
 
-    (tmp_path / "build.yaml").write_text("filter:\n  min_faces: 12\n")
+    (tmp_path / "build.yaml").write_text("source: folder:meshes\nout: forge\nfilter:\n  min_faces: 12\n")
     (tmp_path / "mine.yaml").write_text("run:\n  seed: 1\n")
     monkeypatch.chdir(tmp_path)
     for line in snippets(page.read_text()):
