@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Their message names the file, the reason and the remedy; the command line prints it
+"""Errors that a user can fix. Their message names the file, the reason and the remedy; the command line prints it
 without a traceback."""
 
 

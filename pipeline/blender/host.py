@@ -44,7 +44,7 @@ class BlenderConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AssetResult:
+class BlenderResult:
     """The answer of Blender's worker."""
 
     version: str
@@ -72,7 +72,7 @@ def convert(path: Path, target: Path, cfg: BlenderConfig, max_file_bytes: int) -
     return target
 
 
-def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> AssetResult | Rejected:
+def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> BlenderResult | Rejected:
     """Run commands in one Blender process. Rejected: the first fault of an asset, or why Blender itself failed.
     The caller must be single-threaded (`pipeline.sandbox.child.run_child`)."""
     if not os.access(cfg.python, os.X_OK):
@@ -122,7 +122,7 @@ def _environment(directory: Path) -> dict[str, str]:
     return {"HOME": str(directory), "TMPDIR": str(directory), "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
 
-def _read_answer(path: Path, count: int) -> AssetResult | Rejected:
+def _read_answer(path: Path, count: int) -> BlenderResult | Rejected:
     """A fault that the worker found, its timings, or BLENDER_FAILED where it wrote something else."""
     try:
         with path.open("rb") as file:
@@ -135,7 +135,7 @@ def _read_answer(path: Path, count: int) -> AssetResult | Rejected:
                 reason, detail = result["fault"]
                 return Rejected(reason=Reason(reason), detail=str(detail))
         seconds = tuple({str(k): float(v) for k, v in result["seconds"].items()} for result in results)
-        return AssetResult(version=str(told["blender"]), start_s=float(told["start_s"]), seconds=seconds)
+        return BlenderResult(version=str(told["blender"]), start_s=float(told["start_s"]), seconds=seconds)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         detail = f"Blender ended without an answer that can be read ({type(error).__name__}: {error})"
         return Rejected(reason=Reason.BLENDER_FAILED, detail=detail)

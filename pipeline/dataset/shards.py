@@ -94,7 +94,7 @@ def commit(
         write_ledger_part(out, ledger)
     except OSError as error:
         raise UserError(
-            f"{error.filename or out}: cannot write job {job} ({error.strerror or error}); mend that and run the same "
+            f"{error.filename or out}: cannot write job {job} ({error.strerror or error}); fix that and run the same "
             "command again, finished jobs are kept"
         ) from error
     finally:

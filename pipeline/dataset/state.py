@@ -52,7 +52,7 @@ class BuildReport:
 
 @contextlib.contextmanager
 def writable(out: Location) -> Iterator[None]:
-    """Errors of the file system, or of the object store, become messages that say what to mend. What is not of the
+    """Errors of the file system, or of the object store, become messages that say what to fix. What is not of the
     dataset, the source above all, has words of its own within."""
     try:
         for folder in (out, out / "shards", out / "ledger", working_folder(out)):
@@ -61,7 +61,7 @@ def writable(out: Location) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{error.filename or out}: the dataset cannot be read or written ({reason}); mend permissions or space "
+            f"{error.filename or out}: the dataset cannot be read or written ({reason}); fix permissions or space "
             "and run the same command again, or build with another --out"
         ) from error
 

@@ -6,13 +6,14 @@ import math
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.filter.signature import is_signature
 from schemas.codec import fields_of
-from schemas.ledger import LAYOUT_FAULTS, Measurements, Reason, Rejected
+from schemas.dataset import shard_name
+from schemas.ledger import FAILURES, LAYOUT_FAULTS, Measurements, Outcome, Reason, Rejected, Status
 from schemas.mesh import LAYOUTS
 from schemas.sample import Regime
 from schemas.shards import MAX_MEMBER_BYTES
@@ -30,69 +31,80 @@ _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetResult:
-    """The result of one asset."""
+    """The result of one asset: its row of the ledger, and the files of its sample."""
 
-    regime: Regime | None
-    verdict: Rejected | None
-    """Why there is no sample, or no UV map in it."""
-    measurements: Measurements
-    stage_seconds: float
-    """Time spent in the stages of the pipeline."""
+    outcome: Outcome
     files: tuple[Path, ...] = ()
     """One for each field of the sample, named by extension."""
+    stage_seconds: float = 0.0
+    """Time spent in the stages of the pipeline; 0 for an asset that did not get to its end."""
 
 
-def write_asset_result(directory: Path, answer: AssetResult, sample: dict[str, bytes]) -> None:
-    """The outcome last."""
+def write_asset_result(
+    directory: Path,
+    regime: Regime | None,
+    rejected: Rejected | None,
+    measurements: Measurements,
+    stage_seconds: float,
+    sample: dict[str, bytes],
+) -> None:
+    """Write the result of an asset's process: the fields of its sample, then `outcome.json`. `rejected`: why there is
+    no sample, or no UV map in it."""
     if sample:
         (directory / FIELDS).mkdir()
     for name, data in sample.items():
         (directory / FIELDS / name).write_bytes(data)
     outcome = {
-        "regime": answer.regime,
-        "verdict": asdict(answer.verdict) if answer.verdict else None,
-        "measurements": asdict(answer.measurements),
-        "stage_seconds": answer.stage_seconds,
+        "regime": regime,
+        "rejected": asdict(rejected) if rejected else None,
+        "measurements": asdict(measurements),
+        "stage_seconds": stage_seconds,
     }
     (directory / OUTCOME).write_text(json.dumps(outcome))
 
 
-def read_asset_result(directory: Path) -> AssetResult | None:
-    """Read an asset's result; None where there is none. Raises ValueError where it is not one that
-    `write_asset_result` leaves: other types or names, links and other things that are no files, sizes beyond every
-    limit."""
+def read_asset_result(directory: Path, row: Outcome, job: int) -> AssetResult | None:
+    """Read what an asset's process left, as a result whose outcome completes `row`; None where it left nothing.
+
+    Raises ValueError where it is not what `write_asset_result` writes: other types or names, links and other things
+    that are no files, sizes beyond every limit."""
     if not os.path.lexists(directory / OUTCOME):
         return None
     _check_file(directory / OUTCOME, MAX_OUTCOME_BYTES)
     try:
-        told = json.loads((directory / OUTCOME).read_bytes())
-        regime = Regime(told["regime"]) if told["regime"] is not None else None
-        verdict = told["verdict"]
-        answer = AssetResult(
-            regime=regime,
-            verdict=None if verdict is None else _verdict(verdict),
-            measurements=_measurements(told["measurements"]),
-            stage_seconds=float(told["stage_seconds"]),
-            files=() if regime is None else _fields(directory / FIELDS, regime),
-        )
+        left = json.loads((directory / OUTCOME).read_bytes())
+        regime = Regime(left["regime"]) if left["regime"] is not None else None
+        rejected = None if left["rejected"] is None else _rejected(left["rejected"])
+        measurements, stage_seconds = _measurements(left["measurements"]), float(left["stage_seconds"])
+        files = () if regime is None else _fields(directory / FIELDS, regime)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{OUTCOME} is not what an asset's process leaves ({error!r})") from error
-    if not math.isfinite(answer.stage_seconds) or (answer.verdict is None) != (regime is Regime.TEXTURED):
+    if not math.isfinite(stage_seconds) or (rejected is None) != (regime is Regime.TEXTURED):
         raise ValueError(f"{OUTCOME} contradicts itself")
-    return answer
+    reason = rejected.reason if rejected else None
+    outcome = replace(
+        row,
+        status=Status.ACCEPTED if regime else (Status.FAILED if reason in FAILURES else Status.REJECTED),
+        regime=regime,
+        reason=reason,
+        detail=rejected.detail if rejected else "",
+        shard=shard_name(regime, job) if regime else None,
+        measurements=measurements,
+    )
+    return AssetResult(outcome=outcome, files=files, stage_seconds=stage_seconds)
 
 
-def _verdict(told: dict[str, Any]) -> Rejected:
-    if not isinstance(told["detail"], str):
+def _rejected(left: dict[str, Any]) -> Rejected:
+    if not isinstance(left["detail"], str):
         raise ValueError(f"{OUTCOME}: the detail is not text")
-    if told["reason"] == Reason.DUPLICATE:
+    if left["reason"] == Reason.DUPLICATE:
         raise ValueError(f"{OUTCOME}: the process of one asset knows no other")
-    return Rejected(reason=Reason(told["reason"]), detail=told["detail"])
+    return Rejected(reason=Reason(left["reason"]), detail=left["detail"])
 
 
-def _measurements(told: dict[str, Any]) -> Measurements:
+def _measurements(left: dict[str, Any]) -> Measurements:
     for field in fields(Measurements):
-        value, kinds = told[field.name], _KINDS[str(field.type).removesuffix(" | None")]
+        value, kinds = left[field.name], _KINDS[str(field.type).removesuffix(" | None")]
         if value is None:
             continue
         if not isinstance(value, kinds) or isinstance(value, bool):
@@ -101,7 +113,7 @@ def _measurements(told: dict[str, Any]) -> Measurements:
             raise ValueError(f"{OUTCOME}: {field.name} is {value[:80]!r}")
         if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
             raise ValueError(f"{OUTCOME}: {field.name} is out of range")
-    return Measurements(**told)
+    return Measurements(**left)
 
 
 def _fields(folder: Path, regime: Regime) -> tuple[Path, ...]:

@@ -192,7 +192,7 @@ def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{error.filename or source}: the assets of {source} cannot be listed ({reason}); mend that and run "
+            f"{error.filename or source}: the assets of {source} cannot be listed ({reason}); fix that and run "
             "the same command again"
         ) from error
 

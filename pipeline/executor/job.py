@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sandbox.policy import interpreter_files
 from pipeline.sources.registry import fetched
 from schemas.codec import encode
-from schemas.dataset import ShardRecord, shard_name
-from schemas.ledger import FAILURES, Counts, Measurements, Outcome, Reason, Rejected, Status, counts_of
+from schemas.dataset import ShardRecord
+from schemas.ledger import Counts, Measurements, Outcome, Reason, Rejected, Status, counts_of
 from schemas.mesh import AssetKind, Attribution, MeshRef
 from schemas.plan import ShardJob
 from schemas.sample import Regime
@@ -64,9 +64,9 @@ def process_job(
     another attempt at the job is the one that counts: nothing is written then."""
     with job_folder(out, job.index) as work:
         kept = _kept(job, out, work / "kept")
-        kept |= {uid: _Done(outcome=_left_out(job, uid, kept)) for uid in job.duplicates}
+        kept |= {uid: AssetResult(outcome=_left_out(job, uid, kept)) for uid in job.duplicates}
         todo = [ref for ref in job.refs if ref.uid not in kept]
-        done: list[_Done] = []
+        done: list[AssetResult] = []
         with (
             contextlib.nullcontext(fork_server)
             if fork_server
@@ -80,7 +80,7 @@ def process_job(
             return None
         outcomes = [asset.outcome for asset in done]
         samples = {
-            regime: [(asset.outcome.uid, asset.files) for asset in done if asset.outcome.regime is regime]
+            regime: [(asset.outcome.uid, list(asset.files)) for asset in done if asset.outcome.regime is regime]
             for regime in Regime
         }
         part = commit(out, job.index, outcomes, samples)
@@ -91,41 +91,30 @@ def process_job(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Done:
-    """The outcome of one asset in a job, with the files of its sample."""
-
-    outcome: Outcome
-    files: list[Path] = field(default_factory=list)
-    """Of the fields of its sample."""
-    stage_seconds: float = 0.0
-    """0 for an asset that did not get to its end."""
-
-
-def _kept(job: ShardJob, out: Location, directory: Path) -> dict[str, _Done]:
+def _kept(job: ShardJob, out: Location, directory: Path) -> dict[str, AssetResult]:
     """The assets that a job with `only` leaves as they are."""
     part = committed(out, job) if job.only is not None else None
     if part is None or job.only is None:
         return {}
     rows = {outcome.uid: outcome for outcome in part.outcomes if outcome.uid not in job.only}
     files = unpack(out, part, rows.keys(), directory)
-    return {uid: _Done(outcome=outcome, files=files.get(uid, [])) for uid, outcome in rows.items()}
+    return {uid: AssetResult(outcome=outcome, files=tuple(files.get(uid, ()))) for uid, outcome in rows.items()}
 
 
-def _left_out(job: ShardJob, uid: str, kept: dict[str, _Done]) -> Outcome:
-    """The row of a duplicate, with what was measured on it if it was processed."""
-    verdict, row = job.duplicates[uid], kept[uid].outcome if uid in kept else None
+def _left_out(job: ShardJob, uid: str, kept: dict[str, AssetResult]) -> Outcome:
+    """Return the row of a duplicate, with its measurements if it was processed."""
+    rejected, row = job.duplicates[uid], kept[uid].outcome if uid in kept else None
     if row is None:
         row = _outcome(next(ref for ref in job.refs if ref.uid == uid), None)
-    return replace(row, status=Status.REJECTED, reason=verdict.reason, detail=verdict.detail, regime=None, shard=None)
+    return replace(row, status=Status.REJECTED, reason=rejected.reason, detail=rejected.detail, regime=None, shard=None)
 
 
 def _run_asset(
     fork_server: ForkServer, job: int, ref: MeshRef, local: MeshRef | Rejected, cfg: BuildConfig, directory: Path
-) -> _Done:
+) -> AssetResult:
     """`local`: where the asset lies on this machine, if it could be had."""
     if isinstance(local, Rejected):
-        return _Done(outcome=_outcome(ref, local))
+        return AssetResult(outcome=_outcome(ref, local))
 
     def attempt() -> ChildResult:
         shutil.rmtree(directory, ignore_errors=True)
@@ -133,25 +122,18 @@ def _run_asset(
         return fork_server.run({"ref": asdict(local), "cfg": asdict(cfg)}, directory, _readable(local, cfg))
 
     ended = insist(attempt)
-    fault = None if ended.reason is None else Rejected(reason=ended.reason, detail=ended.detail)
-    base = replace(_outcome(ref, fault), sha256=local.sha256, seconds=ended.seconds, sandbox=ended.sandbox or None)
-    if ended.reason is not None:
-        return _Done(outcome=base)
-    answer = _answer(directory)
-    if isinstance(answer, str):
-        detail = f"{answer}; {stderr_tail(directory)}".removesuffix("; ")
-        return _Done(outcome=replace(base, reason=Reason.CRASHED, detail=detail))
-    regime, reason = answer.regime, answer.verdict.reason if answer.verdict else None
-    outcome = replace(
-        base,
-        status=Status.ACCEPTED if regime else (Status.FAILED if reason in FAILURES else Status.REJECTED),
-        regime=regime,
-        reason=reason,
-        detail=answer.verdict.detail if answer.verdict else "",
-        shard=shard_name(regime, job) if regime else None,
-        measurements=answer.measurements,
-    )
-    return _Done(outcome=outcome, files=list(answer.files), stage_seconds=answer.stage_seconds)
+    failure = None if ended.reason is None else Rejected(reason=ended.reason, detail=ended.detail)
+    row = replace(_outcome(ref, failure), sha256=local.sha256, seconds=ended.seconds, sandbox=ended.sandbox or None)
+    if failure is not None:
+        return AssetResult(outcome=row)
+    try:
+        if result := read_asset_result(directory, row, job):
+            return result
+        detail = "the child ended without an outcome"
+    except ValueError as error:
+        detail = f"the child left an outcome that cannot be used: {error}"
+    detail = f"{detail}; {stderr_tail(directory)}".removesuffix("; ")
+    return AssetResult(outcome=replace(row, reason=Reason.CRASHED, detail=detail))
 
 
 def _readable(ref: MeshRef, cfg: BuildConfig) -> tuple[Path, ...]:
@@ -179,14 +161,6 @@ def _outcome(ref: MeshRef, fault: Rejected | None) -> Outcome:
     )
 
 
-def _answer(directory: Path) -> AssetResult | str:
-    """Read the result of an asset's process, or describe what is wrong with it."""
-    try:
-        return read_asset_result(directory) or "the child ended without an outcome"
-    except ValueError as error:
-        return f"the child left an outcome that cannot be used: {error}"
-
-
 def process_in_child(request: dict[str, Any], directory: Path) -> None:
     """The sandboxed side of `process_job`: leaves `outcome.json` and one file per field."""
     source, kind = Attribution(**request["ref"].pop("source")), AssetKind(request["ref"].pop("kind"))
@@ -195,10 +169,11 @@ def process_in_child(request: dict[str, Any], directory: Path) -> None:
     processed = process_asset(ref, config_from_dict(BuildConfig, request["cfg"]))
     fields = {} if isinstance(processed.result, Rejected) else encode(processed.result)
     stage_seconds = time.perf_counter() - start
-    answer = AssetResult(
-        regime=None if isinstance(processed.result, Rejected) else processed.result.regime,
-        verdict=processed.result if isinstance(processed.result, Rejected) else processed.mv_only,
-        measurements=processed.measurements,
-        stage_seconds=stage_seconds,
+    write_asset_result(
+        directory,
+        None if isinstance(processed.result, Rejected) else processed.result.regime,
+        processed.result if isinstance(processed.result, Rejected) else processed.mv_only,
+        processed.measurements,
+        stage_seconds,
+        fields,
     )
-    write_asset_result(directory, answer, fields)

@@ -142,7 +142,7 @@ def _given_up(given_up: list[GivenUp]) -> str:
     told = f"job {job.index} (assets {first} to {last}){others} was started {starts} times; the last time {why}"
     if why in (Loss.NODE, Loss.MACHINE):
         return f"{told}. All others are done: the same command goes on once the cluster is sound"
-    likely = "" if why is Loss.MEMORY else ", most likely for want of memory"
+    likely = "" if why is Loss.MEMORY else ", most likely for lack of memory"
     return f"{told}{likely}. All others are done: run the command again with a larger --run.job_memory_gb"
 
 

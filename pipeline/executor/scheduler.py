@@ -25,7 +25,7 @@ class RunConfig:
 
     job_memory_gb: float = 1.5
     """Memory that a running job reserves on its node, GiB, so that a node gets no more jobs than fit (ours: a
-    200k-face asset takes 0.8, its unwrapper included, beside the worker). A job that is killed for want
+    200k-face asset takes 0.8, its unwrapper included, beside the worker). A job that is killed for lack
     of memory reserves twice as much the next time, and so has fewer beside it."""
     gpu_share: float = 0.25
     """Share of a GPU that a running job reserves with `rasterizer: cuda` (ours)."""
@@ -63,7 +63,7 @@ class Loss(StrEnum):
 
     NODE = "its node was lost"
     MACHINE = "its node cannot process assets"
-    MEMORY = "it was killed for want of memory"
+    MEMORY = "it was killed for lack of memory"
     PROCESS = "its worker process was lost"
 
 

@@ -142,7 +142,7 @@ RULE_NAMES = frozenset({NO_FACES, NO_LAYOUT, *(rule.name for rule in RULES)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class FilterResult:
     """The regime that an asset may have, and the reason where it has less than a texture."""
 
     regime: Regime | None
@@ -151,9 +151,9 @@ class Verdict:
     """What the first rule that fired says; None for a textured sample."""
 
 
-def apply_rules(measurements: Measurements, cfg: FilterConfig) -> Verdict:
+def apply_rules(measurements: Measurements, cfg: FilterConfig) -> FilterResult:
     """The verdict of the first rule that fires, or textured."""
-    return next(_faults(measurements, cfg), Verdict(regime=Regime.TEXTURED, fault=None))
+    return next(_faults(measurements, cfg), FilterResult(regime=Regime.TEXTURED, fault=None))
 
 
 def rule_of(detail: str) -> str | None:
@@ -168,20 +168,20 @@ def suspicions(measurements: Measurements, cfg: FilterConfig) -> tuple[str, ...]
     return ("light may be baked in",) if baked else ()
 
 
-def _faults(m: Measurements, cfg: FilterConfig) -> Iterator[Verdict]:
+def _faults(m: Measurements, cfg: FilterConfig) -> Iterator[FilterResult]:
     """Yield the result of every rule that fires, in order."""
     if m.faces == 0:
-        yield Verdict(regime=None, fault=Rejected(reason=Reason.NO_GEOMETRY, detail=f"{NO_FACES}: 0 faces"))
+        yield FilterResult(regime=None, fault=Rejected(reason=Reason.NO_GEOMETRY, detail=f"{NO_FACES}: 0 faces"))
     rejecting = [rule for rule in RULES if rule.regime is None]
     for rule in rejecting:
         if fault := _fault(rule, m, cfg):
-            yield Verdict(regime=None, fault=fault)
+            yield FilterResult(regime=None, fault=fault)
     if m.layout_fault is not None:
         detail = f"{NO_LAYOUT}: no UV layout"
-        yield Verdict(regime=Regime.MV_ONLY, fault=Rejected(reason=Reason(m.layout_fault), detail=detail))
+        yield FilterResult(regime=Regime.MV_ONLY, fault=Rejected(reason=Reason(m.layout_fault), detail=detail))
     for rule in RULES:
         if rule.regime is not None and (fault := _fault(rule, m, cfg)):
-            yield Verdict(regime=rule.regime, fault=fault)
+            yield FilterResult(regime=rule.regime, fault=fault)
 
 
 def _fault(rule: Rule, m: Measurements, cfg: FilterConfig) -> Rejected | None:

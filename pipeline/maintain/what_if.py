@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipeline.filter.rules import FilterConfig, Verdict, apply_rules, rule_of
+from pipeline.filter.rules import FilterConfig, FilterResult, apply_rules, rule_of
 from pipeline.unwrap.unwrap import UnwrapConfig, authored_fault
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import AUTHORED
@@ -128,7 +128,7 @@ def _quality(m: Measurements, now: UnwrapConfig, built: UnwrapConfig) -> tuple[C
     return None
 
 
-def _kind(outcome: Outcome, verdict: Verdict) -> ChangeKind | None:
+def _kind(outcome: Outcome, verdict: FilterResult) -> ChangeKind | None:
     if outcome.regime is verdict.regime:
         rule = rule_of(verdict.fault.detail) if verdict.fault else None
         return ChangeKind.RULE if rule != rule_of(outcome.detail) else None

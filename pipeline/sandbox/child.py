@@ -74,13 +74,13 @@ class ChildResult:
     detail: str
     seconds: float
     killed: bool = False
-    """Killed by somebody else: the kernel, for want of memory, or a person. Worth a second attempt."""
+    """Killed by somebody else: the kernel, for lack of memory, or a person. Worth a second attempt."""
     sandbox: str = ""
     """Layers of isolation that were in force (`pipeline.sandbox.policy.Layer`), joined by `+`."""
 
 
 ATTEMPTS = 2
-"""How often work is tried whose process somebody else killed, most likely the kernel for want of memory: a moment later
+"""How often work is tried whose process somebody else killed, most likely the kernel for lack of memory: a moment later
 there may be enough."""
 
 
@@ -207,7 +207,7 @@ def _classify(status: int, tail: str, limits: LimitsConfig, seconds: float) -> C
     if code == -signal.SIGXCPU:
         return ChildResult(reason=Reason.TIMEOUT, detail=f"used up its processor time; {tail}", seconds=seconds)
     if code == -signal.SIGKILL:
-        detail = f"killed from outside, most likely by the kernel for want of memory; {tail}".removesuffix("; ")
+        detail = f"killed from outside, most likely by the kernel for lack of memory; {tail}".removesuffix("; ")
         return ChildResult(reason=Reason.MEMORY_LIMIT, detail=detail, seconds=seconds, killed=True)
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return ChildResult(reason=Reason.CRASHED, detail=f"{how}; {tail}", seconds=seconds)

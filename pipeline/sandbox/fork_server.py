@@ -122,7 +122,7 @@ class ForkServer:
             self.stop()
         log = tail(self.directory / "fork_server.log") or "it was killed"
         raise MachineError(
-            f"{socket.gethostname()}: the process that opens assets does not start here ({log.splitlines()[-1]}); mend "
+            f"{socket.gethostname()}: the process that opens assets does not start here ({log.splitlines()[-1]}); fix "
             f"that and build again, finished jobs are kept. Its log ends:\n{log}"
         )
 

@@ -139,7 +139,7 @@ class Starts:
     """What was first refused, for a person."""
 
     def answer(self, listener: int) -> None:
-        """AssetResult one request that is waiting on the listener."""
+        """Answer one request that is waiting on the listener."""
         request = bytearray(_REQUEST.size)
         with contextlib.suppress(FileNotFoundError, InterruptedError):  # who asked is gone, or asks again
             fcntl.ioctl(listener, _RECEIVE, request)

@@ -92,9 +92,9 @@ def _read_line(line: bytes, where: str) -> Listed:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON object ({error}); mend the line or delete it") from error
+        raise UserError(f"{where}: not a JSON object ({error}); fix the line or delete it") from error
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: not a JSON object; mend the line or delete it")
+        raise UserError(f"{where}: not a JSON object; fix the line or delete it")
     item = _text(entry, "id", where)
     if not UID_PATTERN.fullmatch(item):
         raise UserError(f"{where}: 'id' is {item[:80]!r}; it names the item's folder and is {UID_PATTERN.pattern}")

@@ -31,9 +31,7 @@ def export(dataset: Location, layout: LayoutName, out: Path) -> int:
             count = write_layout(dataset, out, Layout(layout), update)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            f"{error.filename or out}: cannot be exported ({reason}); mend that and export again"
-        ) from error
+        raise UserError(f"{error.filename or out}: cannot be exported ({reason}); fix that and export again") from error
     log_event("exported", out=str(out), layout=layout, samples=count)
     return 0
 

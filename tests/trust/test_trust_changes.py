@@ -159,7 +159,7 @@ def test_a_changed_side_file_is_refused(trust: Trust, tmp_path: Path) -> None:
 STAGED = """
 import json, os
 from pathlib import Path
-from pipeline.executor.asset_result import AssetResult, write_asset_result
+from pipeline.executor.asset_result import write_asset_result
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.sample import Regime
 
@@ -168,10 +168,10 @@ def run(request, directory):
     if told["reason"] == "crashed":
         os._exit(3)
     regime = Regime(told["regime"]) if told["regime"] else None
-    verdict = Rejected(reason=Reason(told["reason"]), detail="") if told["reason"] else None
+    rejected = Rejected(reason=Reason(told["reason"]), detail="") if told["reason"] else None
     files = sorted((Path(request["ref"]["uri"]).parent / regime).iterdir()) if regime else []
-    answer = AssetResult(regime=regime, verdict=verdict, measurements=Measurements(), stage_seconds=0.0)
-    write_asset_result(directory, answer, {file.name: file.read_bytes() for file in files})
+    sample = {file.name: file.read_bytes() for file in files}
+    write_asset_result(directory, regime, rejected, Measurements(), 0.0, sample)
 
 def cured(request, directory):
     told = json.loads(request["ref"]["caption"])

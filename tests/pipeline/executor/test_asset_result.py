@@ -7,28 +7,50 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.executor.asset_result import MAX_OUTCOME_BYTES, AssetResult, read_asset_result, write_asset_result
+from pipeline.executor.asset_result import MAX_OUTCOME_BYTES, read_asset_result, write_asset_result
 from schemas.codec import LIT, OPACITY, VIEW_FIELDS
-from schemas.ledger import Measurements, Reason, Rejected
+from schemas.ledger import Measurements, Outcome, Reason, Rejected, Status
 from schemas.sample import Regime
 
 SAMPLE = dict.fromkeys(("json", *VIEW_FIELDS, LIT), b"x")
-ANSWER = AssetResult(
+LEFT = dict(
     regime=Regime.MV_ONLY,
-    verdict=Rejected(reason=Reason.NO_MESH, detail="none"),
+    rejected=Rejected(reason=Reason.NO_MESH, detail="none"),
     measurements=Measurements(
         faces=12, color_std=0.25, size_x=1e30, layout="grown", layout_fault="no_mesh", signature="0a" * 72
     ),
     stage_seconds=1.5,
 )
+ROW = Outcome(
+    uid="a",
+    uri="a.glb",
+    sha256=None,
+    status=Status.FAILED,
+    regime=None,
+    reason=None,
+    detail="",
+    shard=None,
+    seconds=2.0,
+    sandbox="limits",
+    measurements=Measurements(),
+)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    assert read_asset_result(tmp_path) is None
-    write_asset_result(tmp_path, ANSWER, SAMPLE)
-    found = read_asset_result(tmp_path)
+    assert read_asset_result(tmp_path, ROW, 7) is None
+    write_asset_result(tmp_path, **LEFT, sample=SAMPLE)
+    found = read_asset_result(tmp_path, ROW, 7)
     assert found is not None
-    assert dataclasses.replace(found, files=()) == ANSWER
+    assert found.outcome == dataclasses.replace(
+        ROW,
+        status=Status.ACCEPTED,
+        regime=Regime.MV_ONLY,
+        reason=Reason.NO_MESH,
+        detail="none",
+        shard="mv_only-000007.tar",
+        measurements=LEFT["measurements"],
+    )
+    assert found.stage_seconds == 1.5
     assert {file.name: file.read_bytes() for file in found.files} == SAMPLE
 
 
@@ -41,7 +63,7 @@ def changed(**values: object):
 
 
 def measured(**values: object):
-    return changed(measurements=dataclasses.asdict(ANSWER.measurements) | values)
+    return changed(measurements=dataclasses.asdict(LEFT["measurements"]) | values)
 
 
 def replaced(name: str, by):
@@ -66,12 +88,12 @@ HOSTILE = {
     "a link": replaced("outcome.json", lambda p: p.symlink_to(secret(p.parent))),
     "a pipe": replaced("outcome.json", os.mkfifo),
     "unknown regime": changed(regime="best"),
-    "unknown reason": changed(verdict={"reason": "because", "detail": ""}),
-    "detail is no text": changed(verdict={"reason": "flat", "detail": 3}),
-    "neither sample nor reason": changed(regime=None, verdict=None),
-    "no reason for having no map": changed(verdict=None),
+    "unknown reason": changed(rejected={"reason": "because", "detail": ""}),
+    "detail is no text": changed(rejected={"reason": "flat", "detail": 3}),
+    "neither sample nor reason": changed(regime=None, rejected=None),
+    "no reason for having no map": changed(rejected=None),
     "a reason beside a map": changed(regime="textured"),
-    "a duplicate of what it cannot know": changed(verdict={"reason": "duplicate", "detail": "same bytes as a"}),
+    "a duplicate of what it cannot know": changed(rejected={"reason": "duplicate", "detail": "same bytes as a"}),
     "endless": changed(stage_seconds=float("inf")),
     "a measurement is text": measured(faces="12"),
     "a measurement is true": measured(faces=True),
@@ -97,18 +119,18 @@ HOSTILE = {
 def test_anything_else_is_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "asset"
     folder.mkdir()
-    write_asset_result(folder, ANSWER, SAMPLE)
+    write_asset_result(folder, **LEFT, sample=SAMPLE)
     HOSTILE[name](folder)
     with pytest.raises(ValueError) as caught:
-        read_asset_result(folder)
+        read_asset_result(folder, ROW, 7)
     assert "canary" not in str(caught.value)
 
 
 def test_a_folder_of_fields_that_is_a_link_is_refused(tmp_path: Path) -> None:
     folder, other = tmp_path / "asset", tmp_path / "other"
     folder.mkdir()
-    write_asset_result(folder, ANSWER, SAMPLE)
+    write_asset_result(folder, **LEFT, sample=SAMPLE)
     (folder / "fields").rename(other)
     (folder / "fields").symlink_to(other)
     with pytest.raises(ValueError, match="no folder"):
-        read_asset_result(folder)
+        read_asset_result(folder, ROW, 7)

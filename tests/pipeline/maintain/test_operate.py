@@ -69,7 +69,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Built:
-    """Three jobs of two assets: a crash in the first, a want of memory in the second, a missing file in the third."""
+    """Three jobs of two assets: a crash in the first, a lack of memory in the second, a missing file in the third."""
     folder = tmp_path_factory.mktemp("operate")
     (folder / "poison.py").write_text(POISON)
     refs = sorted(procedural(6, folder / "assets", clean=True), key=lambda ref: ref.uid)
