@@ -27,9 +27,9 @@ from schemas.ledger import Reason
 
 READY = "ready\n"
 STARTS = 2
-"""How often a fork_server is started that does not get ready: the first one may have been killed from outside."""
+"""How often a fork server is started that does not get ready: the first one may have been killed from outside."""
 STOP_S = 5.0
-"""Seconds that a fork_server has to end its children."""
+"""Seconds that a fork server has to end its children."""
 
 
 KEPT = ("PATH", "HOME", "CUDA_VISIBLE_DEVICES", "NUMBA_CACHE_DIR", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
@@ -49,7 +49,7 @@ class MachineError(UserError):
 
 class ForkServer:
     """A process that has everything imported and forks a child for each request. Use as a context manager, from the
-    thread that lives longest: the kernel ends the fork_server when the thread that started it ends.
+    thread that lives longest: the kernel ends the fork server when the thread that started it ends.
 
     `target` is `module:function`; the function is called in the child as `function(request, directory)` with the
     working directory set to `directory`, and leaves its results there as files."""
@@ -78,7 +78,7 @@ class ForkServer:
 
     def run(self, request: dict[str, Any], directory: Path, readable: tuple[Path, ...] = ()) -> ChildResult:
         """One request in one child, which may write in `directory` and read what is `readable`. `killed` is set where
-        fork_server or child were killed from outside. Raises MachineError where the fork_server does not get ready."""
+        fork_server or child were killed from outside. Raises MachineError where the fork server does not get ready."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
