@@ -27,10 +27,11 @@ from pipeline.seqtex_layouts.layout import JPEG
 from pipeline.seqtex_layouts.renders import read_renders, wear_jpeg
 from pipeline.unwrap.unwrap import unwrap
 from schemas.codec import SCHEMA_VERSION, cameras_json
-from schemas.dataset import code_version, file_sha256
+from schemas.dataset import code_version
 from schemas.ledger import Measurements, Reason, Rejected
 from schemas.mesh import AssetKind, MeshRef, TexturedMesh, UvMesh
 from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
+from schemas.storage import file_sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

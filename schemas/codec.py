@@ -1,5 +1,6 @@
-"""TextureSample <-> the fields of one WebDataset sample. A closed list of extensions, no pickles, every declared size
-checked before memory is taken for it. Formats and figures: docs/decisions/0001-shard-image-formats.md.
+"""Encode and decode a TextureSample as the fields of one WebDataset sample. A closed list of extensions, no pickles,
+every declared size checked before memory is taken for it. Formats and figures:
+docs/decisions/0001-shard-image-formats.md.
 
 Views are stored as one strip per modality, (V*H, W). Colour and masks are lossless; positions are 16 bit and normals
 8 bit a channel, with the errors stated at `POSITION_ERROR` and `NORMAL_ERROR_DEG`."""
@@ -38,7 +39,7 @@ EXTENSIONS = frozenset(("json", *VIEW_FIELDS, *UV_FIELDS, *OPTIONAL_FIELDS))
 """Everything a sample may hold."""
 
 UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
-"""What the key of a sample may be."""
+"""The form of a sample's key."""
 
 MAX_JSON_BYTES = 1 << 20
 MAX_MESH_BYTES = 1 << 28
@@ -55,26 +56,26 @@ _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(<f4|<i4)', 'fortran_order': False, 'shape': \((\d{1,10}), (\d)\), \} *\n",
     re.DOTALL,
 )
-"""What `np.savez` writes before an array of format 1.0."""
+"""The header that `np.savez` writes before an array of format 1.0."""
 _MESH_COLUMNS = {"vertices": 3, "normals": 3, "uv": 2, "faces": 3}
 
 
 def fields_of(regime: Regime) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Extensions that a sample of a regime has, and those that it may have too."""
+    """Return the extensions that a sample of a regime has, and those that it may have too."""
     if regime is Regime.TEXTURED:
         return ("json", *VIEW_FIELDS, *UV_FIELDS), OPTIONAL_FIELDS
     return ("json", *VIEW_FIELDS), (LIT,)
 
 
 def encode(sample: TextureSample) -> dict[str, bytes]:
-    """Fields of a sample, keyed by extension. Equal samples give equal bytes.
+    """Encode a sample as fields, keyed by extension. Equal samples give equal bytes.
 
     Raises ValueError where the sample contradicts itself: maps of different sizes, cameras that are not those of its
     JSON, positions outside [-1, 1], a textured sample without UV maps."""
     _check_regime(sample.regime, sample.uv is not None, sample.mesh is not None)
     _check_meta(sample.meta)
     if sample.meta["uid"] != sample.uid or sample.meta["regime"] != sample.regime:
-        raise ValueError(f"sample {sample.uid}: its JSON speaks of {sample.meta['uid']!r}, {sample.meta['regime']!r}")
+        raise ValueError(f"sample {sample.uid}: its JSON is of {sample.meta['uid']!r}, {sample.meta['regime']!r}")
     if cameras_json(sample.cameras) != sample.meta["cameras"]:
         raise ValueError(f"sample {sample.uid}: the cameras in its JSON are not those of the views")
     if sample.mesh is not None and sample.meta["measurements"].get("layout") != sample.mesh.layout:
@@ -94,7 +95,7 @@ def encode(sample: TextureSample) -> dict[str, bytes]:
 
 
 def decode(fields: Mapping[str, Any]) -> TextureSample:
-    """The sample in `fields` (extension -> bytes). Names like `__key__`, which webdataset adds, are passed over.
+    """Decode the sample in `fields` (extension -> bytes). Names like `__key__`, which webdataset adds, are skipped.
 
     Raises ValueError naming the field: unknown or missing, malformed, oversized, or at odds with the JSON."""
     names = {name for name in fields if not (name.startswith("__") and name.endswith("__"))}
@@ -128,7 +129,7 @@ def decode(fields: Mapping[str, Any]) -> TextureSample:
 
 
 def cameras_json(cameras: Cameras) -> dict[str, list[list[list[float]]]]:
-    """The `cameras` entry of a sample's JSON; float32 values survive exactly."""
+    """Return the `cameras` entry of a sample's JSON; float32 values survive exactly."""
     return {"world_to_cam": cameras.world_to_cam.tolist(), "projection": cameras.projection.tolist()}
 
 
@@ -159,7 +160,7 @@ def _decode_json(data: bytes) -> dict[str, Any]:
 
 
 def _check_meta(meta: dict[str, Any]) -> None:
-    """The keys that other tools rely on are there and have the right types."""
+    """Check that the keys that other tools rely on are there and have the right types."""
     if meta.get("schema_version") != SCHEMA_VERSION:
         version = meta.get("schema_version")
         raise ValueError(f"field 'json': schema version {version!r}, this program reads {SCHEMA_VERSION}; rebuild it")
@@ -181,7 +182,7 @@ def _check_meta(meta: dict[str, Any]) -> None:
 
 
 def _numbers(entry: dict[str, Any], name: str, shape: tuple[int | None, ...]) -> Float32[np.ndarray, "..."]:
-    """The numbers of `entry` under the last part of `name`, finite and of `shape` (None: any extent above 0)."""
+    """Return the numbers of `entry` under the last part of `name`, finite and of `shape` (None: any extent above 0)."""
     try:
         array = np.array(entry[name.rsplit(".", 1)[-1]], dtype=np.float32)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -217,7 +218,7 @@ def _encode_maps(
     position: Float32[np.ndarray, "h w 3"],
     normal: Float32[np.ndarray, "h w 3"],
 ) -> dict[str, bytes]:
-    """The four images of one kind; they must agree in size."""
+    """Encode the four images of one kind; they must agree in size."""
     if not rgb.shape == (*mask.shape, 3) == position.shape == normal.shape:
         shapes = [array.shape for array in (rgb, mask, position, normal)]
         raise ValueError(f"the {prefix or 'view'} images differ in size: {shapes}")
@@ -242,7 +243,7 @@ def _encode_maps(
 def _encode_extra(
     name: str, image: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"], pixels: int
 ) -> dict[str, bytes]:
-    """One more image beside the four of a kind, of as many pixels as they have."""
+    """Encode one more image beside the four of a kind, of as many pixels as they have."""
     if image.shape[0] * image.shape[1] != pixels:
         raise ValueError(f"field {name!r} has {image.shape[:2]} pixels, its mask {pixels} in all")
     return {name: _encode_rgb(image) if image.ndim == 3 else encode_image(image, "PNG", compress_level=6)}
@@ -261,7 +262,7 @@ def _encode_rgb(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def _decode_maps(fields: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """rgb, mask, position and normal of one kind, all of one size."""
+    """Decode rgb, mask, position and normal of one kind, all of one size."""
     rgb = decode_image(fields, f"{prefix}rgb.webp", "WEBP", "RGB")
     mask = decode_image(fields, f"{prefix}mask.png", "PNG", "1")
     position = decode_scaled(fields, f"{prefix}position.dz", np.float32(1 / POSITION_STEPS))
@@ -276,7 +277,7 @@ def _decode_maps(fields: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np
 
 
 def _encode_mesh(mesh: UvMesh) -> bytes:
-    """An uncompressed .npz, so that reading it costs a copy and its size is what it says."""
+    """Encode a mesh as an uncompressed .npz: reading it costs a copy, and its size is the declared one."""
     out = io.BytesIO()
     arrays = {name: np.ascontiguousarray(getattr(mesh, name), dtype=kind) for name, kind in _MESH_DTYPES.items()}
     np.savez(out, allow_pickle=False, **arrays)
@@ -304,8 +305,8 @@ def _decode_mesh(data: bytes, layout: str) -> UvMesh:
 
 
 def _decode_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One member, read without numpy's loader: that one takes memory for the declared shape before it reads, and its
-    parser of headers ends in errors of many kinds."""
+    """Decode one array without numpy's loader, which takes memory for the declared shape before it reads, and whose
+    parser of headers raises errors of many kinds."""
     info = archive.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_MESH_BYTES:
         raise ValueError(f"field 'mesh.npz': member {name} is compressed or has {info.file_size} bytes")

@@ -1,14 +1,12 @@
-"""The files around the shards: `dataset.json` (what was asked for), ledger parts (what became of every asset, and which
-shards count), `index.json` (where the shards are). A shard counts only if a ledger part names it."""
+"""The files around the shards: `dataset.json` (configuration and plan), ledger parts (the outcome of every asset, and
+the shards that count), `index.json` (the list of shards). A shard counts only if a ledger part names it."""
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -18,7 +16,7 @@ from schemas.codec import SCHEMA_VERSION
 from schemas.errors import UserError
 from schemas.ledger import LEDGER_SCHEMA, Measurements, Outcome, Reason, Status
 from schemas.sample import Regime
-from schemas.storage import Location, ObjectPath, working_folder
+from schemas.storage import Location, write_file
 
 Place = TypeVar("Place", bound=Location)
 SHARD_NAME = re.compile(r"(textured|mv_only)-(\d{6,})\.tar")
@@ -29,7 +27,7 @@ _COMMIT_KEY = b"seqtex.commit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRecord:
-    """A shard as a ledger part vouches for it."""
+    """A shard as a ledger part records it."""
 
     name: str
     regime: Regime
@@ -50,7 +48,7 @@ class LedgerPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetInfo:
-    """`dataset.json`."""
+    """The content of `dataset.json`."""
 
     config: dict[str, Any]
     """The resolved build configuration."""
@@ -62,74 +60,23 @@ class DatasetInfo:
     schema_version: int = SCHEMA_VERSION
     code_version: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """What was done to the plan since it was first made, oldest first: `step` (`extended`, `merged`), and what it was
-    made of. No times and no folders' places: equal steps give equal datasets."""
+    """Changes of the plan since it was first made, oldest first: `step` (`extended`, `merged`) and its sources. Without
+    times and paths: equal steps give equal datasets."""
 
 
 def code_version() -> str:
-    """Version of this program as installed."""
+    """Return the installed version of this program."""
     return metadata.version("seqtex-forge")
 
 
 def canonical_json(value: Any) -> bytes:
-    """One text for equal values."""
+    """Encode a value as JSON; equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
 
 
 def config_hash(config: dict[str, Any]) -> str:
     """Hash everything that decides the bytes of a dataset, inputs aside."""
     return hashlib.sha256(canonical_json(config)).hexdigest()
-
-
-def write_file(path: Location, data: bytes) -> None:
-    """All of `data` under `path`, or nothing. In a folder: written beside it, flushed to the disk, then renamed."""
-    if isinstance(path, ObjectPath):
-        path.write_bytes(data)
-        return
-    temporary = staged(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def staged(path: Location) -> Path:
-    """Return the place where a file is written before `place` gives it its final name."""
-    name = f".{path.name}.{os.getpid()}.tmp"
-    if isinstance(path, Path):
-        return path.with_name(name)
-    folder = working_folder(path.parent.parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
-
-
-def place(temporary: Path, path: Location) -> None:
-    """Give a staged and flushed file its final name; it is gone from where it was."""
-    if isinstance(path, ObjectPath):
-        path.upload(temporary)
-        temporary.unlink()
-        return
-    assert isinstance(path, Path)
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_sha256(path: Location) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shard_name(regime: Regime, job: int) -> str:
@@ -146,7 +93,7 @@ def part_path(out: Place, job: int) -> Place:
 
 
 def by_repair(out: Location) -> str:
-    """The remedy for damage, in an error message."""
+    """Name the remedy for damage, for an error message."""
     return f"run `seqtex repair {out}`"
 
 
@@ -154,7 +101,7 @@ def by_repair(out: Location) -> str:
 
 
 def dataset_json(info: DatasetInfo) -> bytes:
-    """The text of `dataset.json`, with the hash of the configuration and one of everything."""
+    """Encode `dataset.json`, with a hash of the configuration and one of everything."""
     entries = asdict(info) | {"config_sha256": config_hash(info.config)}
     if not info.history:
         del entries["history"]
@@ -163,7 +110,7 @@ def dataset_json(info: DatasetInfo) -> bytes:
 
 
 def read_dataset_json(out: Location) -> DatasetInfo:
-    """Raises UserError where the file is absent, damaged, or of another schema version."""
+    """Read `dataset.json`. Raises UserError where it is absent, damaged, or of another schema version."""
     path = out / "dataset.json"
     try:
         data = path.read_bytes()
@@ -189,7 +136,7 @@ def read_dataset_json(out: Location) -> DatasetInfo:
 
 
 def write_ledger_part(out: Location, part: LedgerPart) -> None:
-    """The commit record of a job: once this file is there, its shards count. Atomic."""
+    """Write the commit record of a job, atomically: once this file is there, its shards count."""
     table = pa.Table.from_pylist([outcome.row() for outcome in part.outcomes], schema=LEDGER_SCHEMA)
     record = {"job": part.job, "planned": len(part.outcomes), "shards": [asdict(shard) for shard in part.shards]}
     sink = pa.BufferOutputStream()
@@ -199,20 +146,20 @@ def write_ledger_part(out: Location, part: LedgerPart) -> None:
 
 
 def read_parquet(path: Location) -> pa.Table:
-    """`parquet_table` of a file."""
+    """Read a Parquet file as `parquet_table`."""
     return parquet_table(path.read_bytes())
 
 
 def parquet_table(data: bytes) -> pa.Table:
-    """A Parquet file with its page checksums verified. Reads in this thread alone: with pyarrow's own threads, which
-    `pq.read_table` starts whatever it is told, about one process in twenty aborts at its exit (pyarrow 26)."""
+    """Read the bytes of a Parquet file and verify its page checksums, in this thread alone: with pyarrow's own threads,
+    which `pq.read_table` always starts, about one process in twenty aborts at its exit (pyarrow 26)."""
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False) as file:
         return file.read(use_threads=False)
 
 
 def read_ledger_part(path: Location, sha256: str | None = None) -> LedgerPart:
-    """Raises UserError where the file is absent or damaged, or its sha256 is another one; OSError where it could not be
-    read, which says nothing about it."""
+    """Read the ledger of a job. Raises UserError where the file is absent, damaged, or not of the given sha256; OSError
+    where it cannot be read now, although it may be whole."""
     remedy = by_repair(path.parent.parent)
     try:
         data = path.read_bytes()
@@ -245,7 +192,7 @@ def _outcome(row: dict[str, Any]) -> Outcome:
 
 
 def part_paths(out: Place) -> list[Place]:
-    """The ledger parts of a dataset, by job."""
+    """List the ledger parts of a dataset, by job."""
     folder = out / "ledger"
     if not folder.is_dir():
         return []
@@ -255,7 +202,7 @@ def part_paths(out: Place) -> list[Place]:
 
 
 def read_ledger(out: Location) -> list[LedgerPart]:
-    """Every committed job, in order. Raises UserError naming the first damaged part."""
+    """Read the ledger of every committed job, in order. Raises UserError naming the first damaged part."""
     return [read_ledger_part(path) for path in part_paths(out)]
 
 
@@ -263,16 +210,13 @@ def read_ledger(out: Location) -> list[LedgerPart]:
 
 
 def index_json(out: Location, parts: Iterable[LedgerPart]) -> bytes:
-    """The shard index (wids-shard-index-v1). Beside the format's own entries it holds the regime of every shard, and
-    size and sha256 of every ledger part, so that damage to a commit record itself is found."""
-    parts = list(parts)
-    shards = [
-        {"url": f"shards/{s.name}", "nsamples": s.count, "filesize": s.bytes, "sha256": s.sha256, "regime": s.regime}
-        for part in parts
-        for s in part.shards
-    ]
-    ledger = []
+    """Encode the shard index (wids-shard-index-v1). Beside the format's own entries it holds the regime of every shard,
+    and size and sha256 of every ledger part, so that damage to a commit record itself is found."""
+    shards, ledger = [], []
     for part in parts:
+        for s in part.shards:
+            entry = {"url": f"shards/{s.name}", "nsamples": s.count, "filesize": s.bytes, "sha256": s.sha256}
+            shards.append(entry | {"regime": s.regime})
         path = part_path(out, part.job)
         data = path.read_bytes()
         entry = {"url": f"ledger/{path.name}", "filesize": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -282,7 +226,7 @@ def index_json(out: Location, parts: Iterable[LedgerPart]) -> bytes:
 
 
 def indexed_parts(data: bytes) -> dict[str, str]:
-    """sha256 of every ledger part that an `index.json` lists, by file name; empty where the text is damaged."""
+    """Return the sha256 of every ledger part that an `index.json` lists, by file name; empty if the text is damaged."""
     try:
         return {str(entry["url"]).rpartition("/")[2]: str(entry["sha256"]) for entry in json.loads(data)["ledger"]}
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Maps stored as differences between rows, straight to float32: one pass instead of five."""
+"""Decode maps stored as differences between rows to float32, in one pass instead of five."""
 
 import numpy as np
 from numba import njit
@@ -6,7 +6,8 @@ from numba import njit
 
 @njit(nogil=True, cache=True)
 def scaled_rows(low: np.ndarray, high: np.ndarray, scale: np.float32, out: np.ndarray) -> None:
-    """low, high: bytes [rows, columns] of 16-bit differences, which wrap around; out: float32, the values * scale."""
+    """Decode 16-bit maps. low, high: bytes [rows, columns] of differences, which wrap around; out: float32, the values
+    times scale."""
     rows, columns = out.shape
     row = np.zeros(columns, np.int16)
     for y in range(rows):
@@ -18,7 +19,7 @@ def scaled_rows(low: np.ndarray, high: np.ndarray, scale: np.float32, out: np.nd
 
 @njit(nogil=True, cache=True)
 def unit_rows(deltas: np.ndarray, out: np.ndarray) -> None:
-    """deltas: int8 [rows, columns, 3], which wrap around; out: float32, the values as unit vectors, 0 staying 0."""
+    """Decode 8-bit normals. deltas: int8 [rows, columns, 3], which wrap around; out: float32, unit vectors or 0."""
     rows, columns, _ = out.shape
     row = np.zeros((columns, 3), np.int8)
     for y in range(rows):

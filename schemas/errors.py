@@ -1,23 +1,36 @@
 """Errors that a user can fix. Their message names the file, the reason and the remedy; the command line prints it
 without a traceback."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
-    """The work could not be done with what was given: exit code 1."""
+    """The work cannot be done with the given input: exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(UserError):
-    """The command was asked for something that does not exist: exit code 2."""
+    """The command got an option or argument that does not exist: exit code 2."""
 
     exit_code = 2
 
 
 def require_between(name: str, value: int | float, lowest: int | float, highest: int | float) -> None:
-    """Raises UsageError where an option lies outside its range."""
+    """Raise UsageError where an option lies outside its range."""
     if not lowest <= value <= highest:
         raise UsageError(f"{name} is {value}; give {lowest:g} to {highest:g}")
+
+
+@contextlib.contextmanager
+def explained(place: object, failure: str, remedy: str) -> Iterator[None]:
+    """Raise an OSError within as a UserError that names the file (`place` if the error does not), the failure, its
+    reason and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or place}: {failure} ({error.strerror or error}); {remedy}") from error
 
 
 def storable(text: str) -> str:

@@ -23,6 +23,7 @@ _MAGIC = b"SFDZ"
 
 
 def field_bytes(fields: Mapping[str, Any], name: str) -> bytes:
+    """Return a field of a sample. Raises ValueError where it is missing."""
     data = fields.get(name)
     if not isinstance(data, bytes):
         raise ValueError(f"field {name!r} is missing or not bytes: the shard is incomplete, rebuild it")
@@ -30,17 +31,20 @@ def field_bytes(fields: Mapping[str, Any], name: str) -> bytes:
 
 
 def check_size(name: str, height: int, width: int) -> None:
+    """Raise ValueError where an image of a field is empty or too large, pixels."""
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
         raise ValueError(f"field {name!r}: {height} x {width} pixels; a side is 1 to {MAX_SIDE}, an image {MAX_PIXELS}")
 
 
 def encode_image(image: np.ndarray, form: str, **options: Any) -> bytes:
+    """Encode an image (uint8 or bool) in a format of Pillow."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, form, **options)
     return out.getvalue()
 
 
 def decode_image(fields: Mapping[str, Any], name: str, form: str, mode: str) -> np.ndarray:
+    """Decode an image, given its format and mode in Pillow. Raises ValueError where it is another or not whole."""
     data = field_bytes(fields, name)
     if form == "PNG" and not data.endswith(_PNG_END):  # Pillow reads one without
         raise ValueError(f"field {name!r} is not a whole PNG image: it has no end")
@@ -55,8 +59,8 @@ def decode_image(fields: Mapping[str, Any], name: str, form: str, mode: str) -> 
 
 
 def encode_deltas(image: Int16[np.ndarray, "h w c"] | Int8[np.ndarray, "h w c"]) -> bytes:
-    """Differences between rows (modulo the type's range), bytes of equal significance together, zstd; a header with the
-    type and the size in front."""
+    """Encode an image as differences between rows (modulo the type's range), bytes of equal significance together,
+    zstd; a header with type and size in front."""
     deltas = image.copy()
     deltas[1:] -= image[:-1]
     height, width, channels = image.shape
@@ -66,7 +70,7 @@ def encode_deltas(image: Int16[np.ndarray, "h w c"] | Int8[np.ndarray, "h w c"])
 
 
 def decode_scaled(fields: Mapping[str, Any], name: str, scale: np.float32) -> Float32[np.ndarray, "height width 3"]:
-    """16-bit values times `scale`."""
+    """Decode an image of 16-bit values, times `scale`."""
     height, width, raw = _deltas(fields, name, 2)
     low, high = np.frombuffer(raw, np.uint8).reshape(2, height, width * 3)
     image = np.empty((height, width * 3), np.float32)
@@ -75,7 +79,7 @@ def decode_scaled(fields: Mapping[str, Any], name: str, scale: np.float32) -> Fl
 
 
 def decode_units(fields: Mapping[str, Any], name: str) -> Float32[np.ndarray, "height width 3"]:
-    """8-bit values as unit vectors along them; 0 stays 0."""
+    """Decode an image of 8-bit vectors, scaled to unit length; 0 stays 0."""
     height, width, raw = _deltas(fields, name, 1)
     image = np.empty((height, width, 3), np.float32)
     unit_rows(np.frombuffer(raw, np.int8).reshape(height, width, 3), image)
@@ -83,7 +87,7 @@ def decode_units(fields: Mapping[str, Any], name: str) -> Float32[np.ndarray, "h
 
 
 def _deltas(fields: Mapping[str, Any], name: str, itemsize: int) -> tuple[int, int, bytes]:
-    """Height, width and the unpacked bytes: differences between rows, bytes of equal significance together."""
+    """Unpack height, width and bytes: differences between rows, bytes of equal significance together."""
     data = field_bytes(fields, name)
     if len(data) < _HEADER.size:
         raise ValueError(f"field {name!r} is shorter than its header")

@@ -1,4 +1,4 @@
-"""Meshes as the pipeline hands them on: where one is, as loaded, and as unwrapped.
+"""Meshes between the steps of the pipeline: planned, as loaded, and as unwrapped.
 
 Conventions, stated once:
 
@@ -56,12 +56,16 @@ class MeshRef:
 
 
 class Wrap(StrEnum):
+    """Texture coordinates outside [0, 1], as in a glTF sampler."""
+
     REPEAT = "repeat"
     MIRROR = "mirror"
     CLAMP = "clamp"
 
 
 class AlphaMode(StrEnum):
+    """The use of a material's alpha, as in glTF."""
+
     OPAQUE = "opaque"
     MASK = "mask"
     BLEND = "blend"
@@ -132,7 +136,7 @@ class TexturedMesh:
 
 
 AUTHORED, GROWN, XATLAS = LAYOUTS = ("authored", "grown", "xatlas")
-"""Who made a UV layout: the asset's author, our own charts, xatlas."""
+"""Origins of a UV layout: the asset's author, our own charts, xatlas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""One sample of the dataset: what a shard stores and training reads."""
+"""One sample of the dataset, as a shard stores it and training reads it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +12,7 @@ from schemas.mesh import UvMesh
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cameras:
-    """V cameras."""
+    """The V cameras of a sample: OpenGL view and projection matrices."""
 
     world_to_cam: Float32[np.ndarray, "views 4 4"]
     projection: Float32[np.ndarray, "views 4 4"]
@@ -48,7 +48,7 @@ class Views:
     normal: Float32[np.ndarray, "views height width 3"]
     """Interpolated vertex normal, world space, unit length."""
     lit: UInt8[np.ndarray, "views height width 3"] | None = None
-    """The same views under light, sRGB, over black; by which renderer and light: `meta["shading"]`."""
+    """The same views under light, sRGB, over black; renderer and light are in `meta["shading"]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,96 +1,149 @@
-"""Read shards: tar files of samples, checked against the sha256 in the ledger before a byte is used."""
+"""Read and write shards: tar files of samples. A reader checks a shard against its recorded sha256 before it uses a
+byte of it, and nothing in it is decoded, run or unpickled here."""
 
 import hashlib
+import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
+from pathlib import Path
 from typing import BinaryIO
 
 from schemas.codec import decode
-from schemas.dataset import (
-    ShardRecord,
-    by_repair,
-    read_dataset_json,
-    read_ledger,
-    shard_path,
-)
+from schemas.dataset import ShardRecord, by_repair, read_dataset_json, read_ledger, shard_path
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
 from schemas.storage import Location
 
 MAX_MEMBER_BYTES = 1 << 28
 """Largest field that a reader accepts."""
-
-
 _TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
+def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes | Path]]]) -> int:
+    """Write samples as a tar and return their number. A sample is its uid and its fields by extension, each as bytes or
+    as a file. Equal samples give equal bytes: samples in the order given, fields by extension, no times, no owners."""
+    count = 0
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for uid, fields in samples:
+            count += 1
+            for extension, field in sorted(fields.items()):
+                info = tarfile.TarInfo(f"{uid}.{extension}")
+                info.mode = 0o644
+                with io.BytesIO(field) if isinstance(field, bytes) else field.open("rb") as content:
+                    info.size = content.seek(0, os.SEEK_END)
+                    content.seek(0)
+                    tar.addfile(info, content)
+    return count
+
+
+class Fields(Mapping[str, bytes]):
+    """The fields of one sample by extension, each read from its shard when asked for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.places: dict[str, tuple[int, int]] = {}
+        """Offset and size of each in the file, bytes."""
+
+    def __getitem__(self, name: str) -> bytes:
+        offset, size = self.places[name]
+        # neither a seek, which processes would share after a fork, nor a memory map, whose faults kill
+        data = os.pread(self._file.fileno(), size, offset)
+        if len(data) != size:
+            raise ValueError(f"field {name!r} is cut off")
+        return data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+class ShardFile:
+    """An open shard: an index of its members, so that samples can be read in any order, field by field. What processes
+    share of it lies in the system's cache, in none of them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Raises ValueError naming the member where a tar is not whole, or holds anything but files `uid.extension` of
+        at most `MAX_MEMBER_BYTES`, each once, those of a sample together."""
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self._samples: dict[str, Fields] = {}
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    self._add(member)
+        except tarfile.TarError as error:
+            raise ValueError(f"not a whole tar ({error})") from error
+        if os.pread(file.fileno(), len(_TAR_END), tar.offset) != _TAR_END:  # tarfile stops at any broken header
+            raise ValueError(f"ends, or has no header, at byte {tar.offset}")
+        self.uids = list(self._samples)
+
+    def _add(self, member: tarfile.TarInfo) -> None:
+        uid, _, extension = member.name.partition(".")
+        if not member.isreg() or "/" in member.name or not uid or not extension:
+            raise ValueError(f"member {member.name!r} is not a field of a sample")
+        if member.size > min(MAX_MEMBER_BYTES, self._size - member.offset_data):
+            raise ValueError(f"member {member.name!r} of {member.size} bytes is too large, or not whole")
+        if uid not in self._samples:
+            self._samples[uid] = Fields(self._file)
+        elif uid != next(reversed(self._samples)):
+            raise ValueError(f"member {member.name!r} is apart from the others of its sample")
+        places = self._samples[uid].places
+        if extension in places:
+            raise ValueError(f"member {member.name!r} is repeated")
+        places[extension] = member.offset_data, member.size
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def __getitem__(self, index: int) -> Fields:
+        return self._samples[self.uids[index]]
+
+    def items(self) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Yield (uid, fields) of every sample, read whole."""
+        return ((uid, dict(fields)) for uid, fields in self._samples.items())
+
+
+def require_recorded(file: BufferedReader, sha256: str, size: int) -> None:
+    """Raise ValueError unless an open file has the recorded bytes. Afterwards it stands at its start."""
+    found = os.fstat(file.fileno()).st_size
+    if found != size:
+        raise ValueError(f"{found} bytes, {size} were written")
+    if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+        raise ValueError("damaged, its sha256 is not the recorded one")
+    file.seek(0)
+
+
 def read_shard(path: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(uid, fields) of every sample. Raises ValueError naming the member: not a plain file, a name that is no
-    `uid.extension`, a sample whose members are apart or repeated, a member beyond the size limit, a cut-off file."""
+    """Yield (uid, fields) of every sample of a shard without a record. Raises ValueError as `ShardFile`."""
     with path.open("rb") as file:
-        yield from _samples_in(file, path)
-
-
-def _samples_in(file: BinaryIO, path: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """`read_shard` of an open file."""
-    seen: set[str] = set()
-    uid, fields = "", dict[str, bytes]()
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                if not member.isreg() or "/" in member.name or not key or not extension:
-                    raise ValueError(f"{path}: member {member.name!r} is not a field of a sample")
-                if member.size > MAX_MEMBER_BYTES:
-                    raise ValueError(f"{path}: member {member.name!r} has {member.size} bytes")
-                if key != uid:
-                    if fields:
-                        yield uid, fields
-                    if key in seen:
-                        raise ValueError(f"{path}: the members of {key!r} are apart")
-                    seen.add(key)
-                    uid, fields = key, {}
-                content = tar.extractfile(member)
-                data = content.read() if content else b""
-                if extension in fields or len(data) != member.size:
-                    raise ValueError(f"{path}: member {member.name!r} is repeated or cut off")
-                fields[extension] = data
-            file.seek(tar.offset)
-    except tarfile.TarError as error:
-        raise ValueError(f"{path}: not a whole tar ({error})") from error
-    if file.read(len(_TAR_END)) != _TAR_END:  # tarfile takes any header that is none for the end
-        raise ValueError(f"{path}: ends, or has no header, at byte {file.tell()}")
-    if fields:
-        yield uid, fields
+        yield from ShardFile(file).items()
 
 
 def read_samples(out: Location, shard: ShardRecord) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(uid, fields) of every sample of a shard that a ledger vouches for; nothing of one that has other bytes. Raises
+    """Yield (uid, fields) of every sample of a recorded shard; nothing if its bytes are not the recorded ones. Raises
     UserError where it is missing or damaged."""
-    path, count = shard_path(out, shard.name), 0
-    remedy = by_repair(out)
+    path, remedy = shard_path(out, shard.name), by_repair(out)
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != shard.bytes:
-                raise UserError(f"{path}: {size} bytes, {shard.bytes} were written; {remedy}")
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                raise UserError(f"{path}: damaged, its sha256 is not the recorded one; {remedy}")
-            file.seek(0)
-            for sample in _samples_in(file, path):
-                count += 1
-                yield sample
+            require_recorded(file, shard.sha256, shard.bytes)
+            samples = ShardFile(file)
+            if len(samples) != shard.count:
+                raise ValueError(f"{len(samples)} samples, {shard.count} are recorded")
+            yield from samples.items()
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; {remedy}") from error
     except ValueError as error:
-        raise UserError(f"{error}; {remedy}") from error
-    if count != shard.count:
-        raise UserError(f"{path}: {count} samples, {shard.count} are recorded; {remedy}")
+        raise UserError(f"{path}: {error}; {remedy}") from error
 
 
 def stored_samples(out: Location, *regimes: Regime) -> Iterator[TextureSample]:
-    """Every sample of some regimes, in ledger order. Raises UserError where `out` is no dataset, or one is damaged."""
+    """Yield every sample of some regimes, in ledger order. Raises UserError where `out` is no dataset, or a shard is
+    damaged."""
     read_dataset_json(out)
     for shard in (shard for part in read_ledger(out) for shard in part.shards):
         if shard.regime in regimes:

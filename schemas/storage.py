@@ -1,23 +1,26 @@
-"""Location of a dataset: a folder (`pathlib.Path`), or a URL that fsspec knows (`s3://bucket/forge`, `gs://...`).
-Both have the methods of `Location`; what a folder does by renaming, an object store does by uploading in one piece."""
+"""Locations of datasets, and whole files in them. A location is a folder (`pathlib.Path`) or a URL that fsspec knows
+(`s3://bucket/forge`, `gs://...`); both have the methods of `Location`. A file is whole or not there: in a folder it is
+written beside and renamed, to an object store it is uploaded in one piece."""
 
 import contextlib
 import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, BinaryIO, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from schemas.errors import UsageError, UserError
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 """Extra of this program that brings the client for a scheme."""
 SCRATCH = "SEQTEX_SCRATCH"
-"""Environment variable: folder for what a build into an object store keeps on this machine while it works."""
+"""Environment variable: folder for the local files of a build into an object store while it works."""
+Result = TypeVar("Result")
 
 
 class Facts(Protocol):
@@ -81,9 +84,9 @@ class _Found:
 
 @dataclass(frozen=True, order=True)
 class ObjectPath:
-    """A place in an object store. Folders exist as far as something lies in them.
+    """A URL in an object store. A folder exists while something lies in it.
 
-    Whatever a client raises comes out as an OSError that names the address: `FileNotFoundError` where nothing is."""
+    Every error of a client is raised as an OSError that names the URL; `FileNotFoundError` if nothing is there."""
 
     url: str
     """Without a slash at the end."""
@@ -131,18 +134,18 @@ class ObjectPath:
     def _info(self) -> dict[str, Any] | None:
         """Return facts on a file, None where there is none. fsspec's own `exists` and `isfile` take any error for
         that."""
-        with contextlib.suppress(FileNotFoundError), self._told() as store:
+        with contextlib.suppress(FileNotFoundError), self._store() as store:
             return dict(store.info(self.url))
         return None
 
     def iterdir(self) -> Iterator["ObjectPath"]:
-        """Empty where there is no such folder."""
-        with contextlib.suppress(FileNotFoundError), self._told() as store:
+        """Yield what lies in a folder; nothing if there is no such folder."""
+        with contextlib.suppress(FileNotFoundError), self._store() as store:
             names = [entry.rstrip("/").rpartition("/")[2] for entry in store.ls(self.url, detail=False)]
             yield from (self / name for name in names)
 
     def open(self, mode: Literal["rb"] = "rb") -> BufferedReader:
-        """The whole object in a temporary file of this machine, which goes when it is closed."""
+        """Open a local copy of the whole object, which is removed when it is closed."""
         handle, name = tempfile.mkstemp(prefix="seqtex-")
         try:
             self.download(Path(name))
@@ -152,25 +155,23 @@ class ObjectPath:
             Path(name).unlink()
 
     def read_bytes(self) -> bytes:
-        with self._told() as store:
+        with self._store() as store:
             return bytes(store.cat_file(self.url))
 
     def write_bytes(self, data: bytes, *, new: bool = False) -> None:
-        """One upload: readers see the old object or the new one. `new`: raises FileExistsError where there is one, as
-        far as the store knows how to (`If-None-Match`, `ifGenerationMatch`)."""
-        with self._told() as store:
-            if new:
-                store.pipe_file(self.url, data, mode="create")
-            else:
-                store.pipe_file(self.url, data)
+        """Write in one upload: readers see the old object or the new one. `new`: raise FileExistsError if there is one,
+        in stores that support it (`If-None-Match`, `ifGenerationMatch`)."""
+        with self._store() as store:
+            store.pipe_file(self.url, data, **({"mode": "create"} if new else {}))
 
     def download(self, file: Path) -> None:
-        with self._told() as store:
+        """Copy the object to a local file."""
+        with self._store() as store:
             store.get_file(self.url, str(file))
 
     def upload(self, file: Path) -> None:
-        """One upload, or one in parts that the store joins at its end: there is never a part of the object."""
-        with self._told() as store:
+        """Upload a file at once, or in parts that the store joins at the end: there is never a part of the object."""
+        with self._store() as store:
             store.put_file(str(file), self.url)
 
     @property
@@ -178,20 +179,20 @@ class ObjectPath:
         return self.url.partition("://")[0]
 
     def copy_from(self, source: "ObjectPath") -> None:
-        """A copy of another object of the same scheme, which the store makes: its bytes do not come by this machine."""
-        with self._told() as store:
+        """Copy another object of the same scheme inside the store: its bytes do not pass through this machine."""
+        with self._store() as store:
             store.cp_file(source.url, self.url)
 
     def unlink(self, missing_ok: bool = False) -> None:
-        with contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext(), self._told() as store:
+        with contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext(), self._store() as store:
             store.rm_file(self.url)
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: an object store has no folders."""
+        """Do nothing: an object store has no folders."""
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[Any]:
-        """The store, its errors as errors of this file. Clients raise what their libraries do."""
+    def _store(self) -> Iterator[Any]:
+        """Yield the store, with every error of its client as an OSError that names this URL."""
         try:
             yield file_system(self.url)
         except UserError:
@@ -205,9 +206,9 @@ class ObjectPath:
 
 
 def file_system(url: str) -> Any:
-    """fsspec's file system behind an address. It keeps no listings: others write too.
+    """Return fsspec's file system for a URL. It caches no listings: others write too.
 
-    Raises UserError where fsspec knows no such scheme, or its client is not installed."""
+    Raises UserError if fsspec knows no such scheme, or its client is not installed."""
     import fsspec  # a third of a second, which only remote datasets need
 
     scheme = url.partition("://")[0]
@@ -236,8 +237,8 @@ def location(text: str | Path) -> Path | ObjectPath:
 
 
 def workspace(out: Location) -> Path:
-    """The folder on this machine for what belongs to a build and not to its dataset: that of the dataset itself, for an
-    object store one in $SEQTEX_SCRATCH (else ~/.cache/seqtex/builds), the same one for the same address."""
+    """Return the local folder for files of a build that are not part of its dataset: that of the dataset itself; for an
+    object store one in $SEQTEX_SCRATCH (else ~/.cache/seqtex/builds), always the same one for a URL."""
     if isinstance(out, Path):
         return out
     folder = Path(os.environ.get(SCRATCH, "~/.cache/seqtex/builds")).expanduser()
@@ -245,5 +246,85 @@ def workspace(out: Location) -> Path:
 
 
 def working_folder(out: Location) -> Path:
-    """For jobs in progress; whatever lies there may go when none is."""
+    """Return the folder for jobs in progress; its content may be removed when none is running."""
     return workspace(out) / ".work"
+
+
+def retried(attempt: Callable[[], Result], attempts: int, pause_s: Callable[[int], float]) -> Result:
+    """Return what `attempt` returns, calling it up to `attempts` times while it raises an OSError, and sleeping
+    `pause_s(number)` seconds after attempt `number`, counted from 1. A FileNotFoundError is raised at once: retrying
+    does not help."""
+    for number in range(1, attempts):
+        try:
+            return attempt()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(pause_s(number))
+    return attempt()
+
+
+# whole files
+
+
+def file_sha256(path: Location) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Location, data: bytes) -> None:
+    """Write all of `data` under `path`, or nothing."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
+    with staging(path) as file:
+        file.write(data)
+    place(path)
+
+
+def staged(path: Location) -> Path:
+    """Return the local file that is written before `place` gives it the name `path`."""
+    name = f".{path.name}.{os.getpid()}.tmp"
+    if isinstance(path, Path):
+        return path.with_name(name)
+    folder = working_folder(path.parent.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+@contextlib.contextmanager
+def staging(path: Location) -> Iterator[BinaryIO]:
+    """Open the staged file of `path` for writing. It is flushed to the disk at the end, and removed after an error."""
+    temporary = staged(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # also an interrupt leaves nothing half-written
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def place(path: Location) -> None:
+    """Give the staged file of `path`, flushed before, its final name in one step. It is removed after an error."""
+    temporary = staged(path)
+    try:
+        if isinstance(path, ObjectPath):
+            path.upload(temporary)
+        else:
+            assert isinstance(path, Path)
+            temporary.replace(path)
+            sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

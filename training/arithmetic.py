@@ -19,7 +19,7 @@ from typing import Any
 import lightning
 import torch
 
-from schemas.dataset import write_file
+from schemas.storage import write_file
 
 
 def is_step_end(trainer: lightning.Trainer) -> bool:

@@ -51,7 +51,7 @@ class Product:
     outer: int
     weight_trains: bool
     input_trains: bool = True
-    """Return whether a gradient flows on to the layer's input."""
+    """Whether a gradient flows on to the layer's input."""
 
     @property
     def forward(self) -> int:

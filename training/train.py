@@ -92,7 +92,7 @@ class TrainResult:
     parameters: int
     seconds: float
     is_main: bool
-    """Return whether this is the process that speaks for all ranks."""
+    """Whether this is the process that speaks for all ranks."""
 
 
 def train(

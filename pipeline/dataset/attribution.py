@@ -11,6 +11,7 @@ from schemas.ledger import Status
 from schemas.plan import ShardJob
 
 FILE = "attribution.parquet"
+"""Its name in the dataset."""
 _SCHEMA = pa.schema(
     [
         pa.field(name, pa.string(), nullable=False)
@@ -18,41 +19,23 @@ _SCHEMA = pa.schema(
     ]
 )
 _ROWS_AT_ONCE = 1 << 14
-
-
-class AttributionTable:
-    """One row per sample, gathered job by job, shard by shard; equal datasets give equal bytes."""
-
-    def __init__(self) -> None:
-        self._sink = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(self._sink, _SCHEMA, compression="zstd", write_page_checksum=True)
-        self._rows: list[dict[str, str | None]] = []
-
-    def add(self, job: ShardJob, part: LedgerPart) -> None:
-        """A job, and what became of it."""
-        rows: list[dict[str, str | None]] = [
-            asdict(ref.source) | {"uid": ref.uid, "shard": outcome.shard}
-            for ref, outcome in zip(job.refs, part.outcomes, strict=True)
-            if outcome.status is Status.ACCEPTED
-        ]
-        self._rows += sorted(rows, key=lambda row: (row["shard"], row["uid"]))
-        if len(self._rows) >= _ROWS_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=_SCHEMA))
-        self._rows = []
-
-    def parquet(self) -> bytes:
-        """The whole table; the last thing to ask for."""
-        self._flush()
-        self._writer.close()
-        return self._sink.getvalue().to_pybytes()
+"""Rows that exist as Python objects at one time: a dataset may have millions."""
 
 
 def attribution_parquet(jobs: Iterable[ShardJob], parts: Iterable[LedgerPart]) -> bytes:
-    """The table of a whole dataset."""
-    table = AttributionTable()
-    for job, part in zip(jobs, parts, strict=True):
-        table.add(job, part)
-    return table.parquet()
+    """Encode the attribution table of a dataset, given its jobs and their ledger: one row per sample, job by job, shard
+    by shard. Equal datasets give equal bytes."""
+    sink, rows = pa.BufferOutputStream(), list[dict[str, str | None]]()
+    with pq.ParquetWriter(sink, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        for job, part in zip(jobs, parts, strict=True):
+            samples: list[dict[str, str | None]] = [
+                asdict(ref.source) | {"uid": ref.uid, "shard": outcome.shard}
+                for ref, outcome in zip(job.refs, part.outcomes, strict=True)
+                if outcome.status is Status.ACCEPTED
+            ]
+            rows += sorted(samples, key=lambda row: (row["shard"], row["uid"]))
+            if len(rows) >= _ROWS_AT_ONCE:
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_SCHEMA))
+                rows = []
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_SCHEMA))
+    return sink.getvalue().to_pybytes()

@@ -25,7 +25,7 @@ HUB_LICENCES = frozenset(
 )
 """Licences that the hubs' front matter knows, as lower-case SPDX ids."""
 MARKDOWN = re.compile(r"([\\`*_\[\]|~$:@])")
-"""What could make markup of a name inside a table: code, emphasis, links, cells, formulas, mentions."""
+"""Characters that could make markup of a name in a table: code, emphasis, links, cells, formulas, mentions."""
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class CardFacts:
     bytes: int = 0
 
     def add(self, job: ShardJob, part: LedgerPart) -> None:
-        """A job, and what became of it."""
+        """Add a job and its ledger."""
         self.counts += counts_of(part.outcomes)
         for ref, outcome in zip(job.refs, part.outcomes, strict=True):
             if outcome.status is Status.ACCEPTED:
@@ -52,7 +52,7 @@ class CardFacts:
         self.bytes += sum(shard.bytes for shard in part.shards)
 
     def licences(self) -> Counter[str]:
-        """Samples by licence."""
+        """Count samples by licence."""
         counts: Counter[str] = Counter()
         for (_, licence), samples in self.sources.items():
             counts[licence] += samples
@@ -60,12 +60,12 @@ class CardFacts:
 
 
 def dataset_card(info: DatasetInfo, facts: CardFacts) -> str:
-    """Front matter in YAML, then Markdown: what is inside, how it came about, under which terms, how to read it."""
+    """Write the dataset card: front matter in YAML, then content, terms, exclusions, origin, reading and limits."""
     sections = [
         _front_matter(facts),
         _contents(info, facts),
         _terms(facts),
-        _left_out(facts),
+        _excluded(facts),
         _origin(info),
         READING,
         LIMITS,
@@ -74,7 +74,7 @@ def dataset_card(info: DatasetInfo, facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> list[str]:
-    """Only words of ours: no name from outside enters the YAML."""
+    """Write the YAML from our own words alone: no name from outside enters it."""
     known = sorted({licence.lower() for licence in facts.licences()})
     samples = facts.counts.textured + facts.counts.mv_only
     size = next((words for limit, words in SIZES if samples < limit), "n>10M")
@@ -110,7 +110,7 @@ def _contents(info: DatasetInfo, facts: CardFacts) -> list[str]:
 
 
 def _cameras(config: dict[str, Any]) -> str:
-    """The rig in words; nothing but numbers and names of ours."""
+    """Describe the rig with numbers and names of ours alone."""
     rig = config.get("rig", {})
     lens = "parallel projection" if rig.get("orthographic") or rig.get("name") == "ortho6" else ""
     lens = lens or f"field of view {float(rig.get('fov_y_deg', 0)):.1f} degrees"
@@ -134,14 +134,14 @@ def _terms(facts: CardFacts) -> list[str]:
     ]
 
 
-def _left_out(facts: CardFacts) -> list[str]:
+def _excluded(facts: CardFacts) -> list[str]:
     counts = facts.counts
     rows = [
         (f"`{status}`", f"`{regime}`" if regime else "", f"`{reason}`", str(assets))
         for (status, regime, reason), assets in sorted(facts.reasons.items())
     ]
     return [
-        "## What was left out, and why",
+        "## Excluded assets",
         "",
         f"{counts.rejected} assets were rejected, {counts.failed} failed; {counts.mv_only} samples have views alone.",
         "Every planned asset has one row in `ledger/*.parquet`, with its reason and its measurements.",
@@ -203,6 +203,6 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def as_text(name: str) -> str:
-    """A name from outside, on one line, none of it markup."""
+    """Escape a name from outside: one line, none of it markup."""
     flat = " ".join(name.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return MARKDOWN.sub(r"\\\1", flat)

@@ -14,47 +14,26 @@ from schemas.dataset import DatasetInfo, ShardRecord, config_hash
 from schemas.ledger import LEDGER_SCHEMA
 from schemas.sample import Regime
 
-CONTEXT = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "cr": "http://mlcommons.org/croissant/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "equivalentProperty": "cr:equivalentProperty",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileObject": "cr:fileObject",
-    "fileProperty": "cr:fileProperty",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
-}
-"""The context that the specification gives."""
+_TERMS = (
+    "citeAs", "column", "equivalentProperty", "extract", "field", "fileObject", "fileProperty", "fileSet",
+    "format", "includes", "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references",
+    "regex", "repeated", "replace", "samplingRate", "separator", "source", "subField", "transform",
+)  # fmt: skip
+CONTEXT = dict(
+    sorted(
+        (
+            {name: f"cr:{name}" for name in _TERMS}
+            | {name: {"@id": f"cr:{name}", "@type": "@json"} for name in ("data", "examples")}
+            | {"@language": "en", "@vocab": "https://schema.org/", "sc": "https://schema.org/"}
+            | {"cr": "http://mlcommons.org/croissant/", "rai": "http://mlcommons.org/croissant/RAI/"}
+            | {"dct": "http://purl.org/dc/terms/", "conformsTo": "dct:conformsTo"}
+            | {"dataType": {"@id": "cr:dataType", "@type": "@vocab"}}
+        ).items()
+    )
+)
+"""The context of the specification."""
 FILES = {
-    "dataset.json": ("application/json", "What was asked for: the resolved configuration and its hash."),
+    "dataset.json": ("application/json", "The resolved configuration of the build and its hash."),
     "plan.parquet": ("application/x-parquet", "Every planned asset with source, licence and attribution."),
     ATTRIBUTION: ("application/x-parquet", "Title, author, licence and page of every sample."),
     "index.json": ("application/json", "A wids-shard-index-v1 with the sha256 of every shard and ledger part."),
@@ -72,7 +51,7 @@ FORMATS = {
 def croissant_json(
     info: DatasetInfo, facts: CardFacts, shards: Sequence[ShardRecord], sha256: Mapping[str, str]
 ) -> bytes:
-    """Equal datasets give equal bytes. `sha256`: of each of `FILES`."""
+    """Describe a dataset in Croissant; equal datasets give equal bytes. `sha256`: of each of `FILES`."""
     counts = facts.counts
     entries = {
         "@context": CONTEXT,
@@ -112,14 +91,14 @@ LEDGER_FILES = {
     "@type": "cr:FileSet",
     "@id": "ledger-files",
     "name": "ledger-files",
-    "description": "One row per planned asset; one file per job. Their sha256 stand in index.json.",
+    "description": "One row per planned asset; one file per job. Their sha256 are in index.json.",
     "encodingFormat": "application/x-parquet",
     "includes": "ledger/*.parquet",
 }
 
 
 def _fields(shards: Sequence[ShardRecord]) -> Iterator[dict[str, Any]]:
-    """The members of the shards, one set of files per regime and extension."""
+    """Describe the members of the shards, one set of files per regime and extension."""
     for regime in Regime:
         inside = [{"@id": f"shards/{shard.name}"} for shard in shards if shard.regime is regime]
         required, optional = fields_of(regime)
@@ -136,7 +115,7 @@ def _fields(shards: Sequence[ShardRecord]) -> Iterator[dict[str, Any]]:
 
 
 def _samples(shards: Sequence[ShardRecord]) -> Iterator[dict[str, Any]]:
-    """A record per sample: its key, and its JSON as text."""
+    """Describe a record per sample: its key, and its JSON as text."""
     for regime in Regime:
         if any(shard.regime is regime for shard in shards):
             file_set = f"{regime}-json"
@@ -151,7 +130,7 @@ def _ledger() -> dict[str, Any]:
         _field(f"ledger/{column.name}", _data_type(column.type), "ledger-files", {"column": column.name})
         for column in LEDGER_SCHEMA
     ]
-    return _record_set("ledger", "What became of every planned asset, and what was measured.", "ledger/uid", fields)
+    return _record_set("ledger", "The outcome of every planned asset, and its measurements.", "ledger/uid", fields)
 
 
 def _record_set(name: str, description: str, key: str, fields: list[dict[str, Any]]) -> dict[str, Any]:

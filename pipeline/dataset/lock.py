@@ -1,5 +1,5 @@
-"""One build at a time on a dataset. In a folder the kernel keeps the lock; in an object store an object does, which its
-owner renews."""
+"""Locks of a build: one build at a time on a dataset, one job in a folder. In a folder the kernel keeps the lock
+(`filelock`); in an object store an object does, which its owner renews."""
 
 import contextlib
 import fcntl
@@ -15,39 +15,44 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from schemas.dataset import canonical_json
 from schemas.errors import UserError
 from schemas.storage import Location, ObjectPath, working_folder
 
-LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
-"""`running_since` holds the lock for a moment: whoever wants it asks more than once."""
+LOCK = ".lock"
+"""Name of the lock file in a dataset's and a job's folder."""
+LOCK_WAIT_S = 0.4
+"""`running_since` holds a lock for a moment: a build that wants it waits so long."""
 BEAT_S = 30.0
 """Seconds between signs of life in an object store."""
 EXPIRY_S = 600.0
-"""Without a sign of life for so long, an owner is taken for dead: far more than clocks of two machines differ."""
+"""An owner without a sign of life for so long counts as dead: far more than clocks of two machines differ."""
 WATCH_S = 5.0
 """Seconds between looks at the lock of another machine."""
 SETTLE_S = 2.0
-"""Before a lock counts whose creation the store may not have kept exclusive."""
+"""Seconds before a lock counts whose creation the store may not have kept exclusive."""
 
 
-def lock(out: Location, tell: Callable[[str], None] = lambda detail: None) -> contextlib.AbstractContextManager[None]:
-    """One build at a time. Raises UserError where another one is at work on `out`. `tell` hears what is waited for."""
+def lock(out: Location, notify: Callable[[str], None] = lambda detail: None) -> contextlib.AbstractContextManager[None]:
+    """Hold the build lock of a dataset. Raises UserError where another build is at work on `out`; `notify` is called
+    with the reason of a wait."""
     if isinstance(out, ObjectPath):
-        return _object_lock(out, tell)
+        return _object_lock(out, notify)
     assert isinstance(out, Path)
     return _folder_lock(out)
 
 
 def running_since(out: Location) -> float | None:
-    """When the build that is at work on `out` began, in seconds since the epoch; None where there is none."""
-    if isinstance(out, ObjectPath):
-        owner = _read(out / ".lock")
+    """Return when the build that is at work on `out` began, in seconds since the epoch; None if there is none."""
+    path = out / LOCK
+    if isinstance(path, ObjectPath):
+        owner = _read(path)
         return owner.since if owner is not None and not owner.is_dead(time.time()) else None
-    assert isinstance(out, Path)
-    return _folder_since(out / ".lock")
+    assert isinstance(path, Path)
+    return path.stat().st_mtime if _is_held(path) else None  # its holder writes its process id when it gets it
 
 
 # folders
@@ -55,39 +60,50 @@ def running_since(out: Location) -> float | None:
 
 @contextlib.contextmanager
 def _folder_lock(out: Path) -> Iterator[None]:
-    """The kernel lets go of the lock when its holder ends, however that happens."""
-    with (out / ".lock").open("a+") as file:
-        if not _try_lock(file):
-            file.seek(0)
-            raise UserError(
-                f"{out}: another build (process {file.read().strip() or 'unknown'}) is at work here; wait for it to "
-                "end, or give another --out"
-            )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    """Hold a lock that the kernel releases when its holder ends, however that happens. No child inherits it."""
+    path = out / LOCK
+    try:
+        held = FileLock(path, timeout=LOCK_WAIT_S, fallback_to_soft=False).acquire()
+    except Timeout as error:
+        holder = path.read_text().strip() or "unknown"
+        raise UserError(
+            f"{out}: another build (process {holder}) is at work here; wait for it to end, or give another --out"
+        ) from error
+    with held:
+        path.write_text(str(os.getpid()))
         yield
 
 
-def _try_lock(file: TextIO) -> bool:
-    for attempt in range(LOCK_TRIES):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        if attempt + 1 < LOCK_TRIES:
-            time.sleep(LOCK_PAUSE_S)
+def _is_held(path: Path) -> bool:
+    """Return whether a process holds a lock file. Unlike filelock, this neither creates the file nor writes to it: the
+    dataset may be another user's, the folder may be going."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
     return False
 
 
-def _folder_since(path: Path) -> float | None:
-    if not path.is_file():
-        return None
-    with path.open() as file:
+@contextlib.contextmanager
+def job_folder(out: Location, job: int) -> Iterator[Path]:
+    """Make a folder for one job, and remove it afterwards. The folders of this machine's killed jobs are removed first:
+    for a build into an object store nobody else does it."""
+    scratch = working_folder(out)
+    scratch.mkdir(parents=True, exist_ok=True)
+    ours = f"{socket.gethostname()}.job-"  # a lock may not count on another machine that sees the folder
+    for other in list(scratch.glob(f"{ours}*")):
+        if not _is_held(other / LOCK):
+            shutil.rmtree(other, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix="new-", dir=scratch))
+    with FileLock(new / LOCK, fallback_to_soft=False):
+        folder = new.rename(scratch / f"{ours}{job:06d}-{new.name.removeprefix('new-')}")  # never seen unlocked
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return path.stat().st_mtime  # its holder wrote its process id when it got it
-    return None
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # object stores
@@ -100,7 +116,7 @@ class Owner:
     token: str
     """Of one build alone."""
     machine: str
-    """Where the process id says something (`_machine`)."""
+    """The machine on which the process id counts (`_machine`)."""
     process: int
     since: float
     """Seconds since the epoch."""
@@ -108,19 +124,20 @@ class Owner:
     """Last sign of life, seconds since the epoch."""
 
     def is_dead(self, now: float) -> bool:
-        """Known to have ended, on this machine, or not heard of for long."""
+        """Return whether the owner has ended, on this machine, or has given no sign of life for `EXPIRY_S`."""
         gone = self.machine == _machine() and not Path(f"/proc/{self.process}").exists()
         return gone or now - self.seen > EXPIRY_S
 
 
 def _machine() -> str:
-    """Host, boot, process namespace and user: who shares all four sees all of each other's processes. Containers may
-    share the host's name, and /proc may hide the processes of other users."""
+    """Name this machine by host, boot, process namespace and user: processes that share all four see each other.
+    Containers may share the host's name, and /proc may hide the processes of other users."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()} {os.getuid()}"
 
 
 def _read(path: ObjectPath) -> Owner | None:
+    """Read a lock object; None if there is none. Raises UserError where it is not one."""
     try:
         return Owner(**json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -130,13 +147,13 @@ def _read(path: ObjectPath) -> Owner | None:
 
 
 @contextlib.contextmanager
-def _object_lock(out: ObjectPath, tell: Callable[[str], None]) -> Iterator[None]:
-    """Created where none is, and renewed by a thread. Taken from an owner that is dead. A build that finds another
-    owner in its lock, or cannot renew it in time, stops."""
-    path = out / ".lock"
+def _object_lock(out: ObjectPath, notify: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock object, which a thread renews. A dead owner's lock is taken over. A build that finds another owner in
+    its lock, or cannot renew it in time, stops."""
+    path = out / LOCK
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's job beside a script: `_renew` needs it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    mine = _take(path, tell)
+    mine = _take(path, notify)
     ended, lost = threading.Event(), threading.Event()
     beat = threading.Thread(target=_renew, args=(path, mine, ended, lost), daemon=True)
     beat.start()
@@ -157,10 +174,9 @@ def _object_lock(out: ObjectPath, tell: Callable[[str], None]) -> Iterator[None]
                 path.unlink()
 
 
-def _take(path: ObjectPath, tell: Callable[[str], None]) -> Owner:
-    """A driver that was killed leaves its lock, and whatever starts it again may do so on another machine, a few times
-    in as many minutes: so an owner elsewhere is watched until it gives a sign of life or has given none for too
-    long."""
+def _take(path: ObjectPath, notify: Callable[[str], None]) -> Owner:
+    """Create the lock object. A killed driver leaves its lock, and may be started again on another machine within
+    minutes: so an owner elsewhere is watched until it gives a sign of life, or has given none for `EXPIRY_S`."""
     machine, began = _machine(), time.monotonic()
     found = owner = _read(path)
     while owner is not None and not owner.is_dead(time.time()):
@@ -170,7 +186,7 @@ def _take(path: ObjectPath, tell: Callable[[str], None]) -> Owner:
             break  # its clock is ahead of ours
         if owner is found:
             rest = min(owner.seen + EXPIRY_S - time.time(), EXPIRY_S)
-            tell(f"{path}: held by {_who(owner)}; waiting up to {rest:.0f} s to see whether it is alive")
+            notify(f"{path}: held by {_who(owner)}; waiting up to {rest:.0f} s to see whether it is alive")
         time.sleep(WATCH_S)
         owner = _read(path)
     if owner is not None:
@@ -199,7 +215,7 @@ def _refusal(path: ObjectPath, owner: Owner | None) -> UserError:
 
 
 def _renew(path: ObjectPath, mine: Owner, ended: threading.Event, lost: threading.Event) -> None:
-    """A sign of life every `BEAT_S`, until the build ends. What may pass in the store is waited for."""
+    """Give a sign of life every `BEAT_S`, until the build ends. Errors of the store may pass for `EXPIRY_S` / 2."""
     renewed = time.monotonic()
     while not ended.wait(BEAT_S):
         try:
@@ -215,37 +231,3 @@ def _renew(path: ObjectPath, mine: Owner, ended: threading.Event, lost: threadin
             if (main := threading.main_thread().ident) is not None:
                 signal.pthread_kill(main, signal.SIGINT)
             return
-
-
-_LOCK = ".lock"
-
-
-@contextlib.contextmanager
-def job_folder(out: Location, job: int) -> Iterator[Path]:
-    """A folder for one job, gone afterwards. What killed jobs have left on this machine goes first: of a build into an
-    object store nobody else comes by."""
-    scratch = working_folder(out)
-    scratch.mkdir(parents=True, exist_ok=True)
-    ours = f"{socket.gethostname()}.job-"  # a lock may say nothing on another machine that sees the folder
-    for left in [path for path in scratch.glob(f"{ours}*") if _is_left(path)]:
-        shutil.rmtree(left, ignore_errors=True)
-    new = Path(tempfile.mkdtemp(prefix="new-", dir=scratch))
-    with (new / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = new.rename(scratch / f"{ours}{job:06d}-{new.name.removeprefix('new-')}")  # never seen unlocked
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_left(folder: Path) -> bool:
-    """Return whether nobody works in it."""
-    try:
-        with (folder / _LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except FileNotFoundError:  # it was being removed
-        return True
-    return True

@@ -19,10 +19,10 @@ _ROWS_AT_ONCE = 1 << 14
 
 
 def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
-    """Jobs of `assets_per_job` assets, by uid: equal assets give equal jobs, in whatever order a source lists them.
-    Their texts come from strangers: what no file can hold is replaced.
+    """Divide assets, ordered by uid, into jobs of `assets_per_job`: the order in which a source lists them does not
+    matter. In their texts, which come from strangers, characters that no file can hold are replaced.
 
-    Raises UserError where there is no asset, or two have one uid, or a uid is not fit to be a key."""
+    Raises UserError where there is no asset, or two have one uid, or a uid cannot be a key."""
     if assets_per_job < 1:
         raise UsageError(f"assets_per_job is {assets_per_job}; give 1 or more")
     ordered = sorted(map(_storable, refs), key=lambda ref: ref.uid)
@@ -44,7 +44,7 @@ def _storable(ref: MeshRef) -> MeshRef:
 
 
 def plan_bytes(jobs: list[ShardJob]) -> bytes:
-    """The plan as Parquet; equal plans give equal bytes."""
+    """Encode a plan as Parquet; equal plans give equal bytes."""
     rows = (plan_row(ref, job.index) for job in jobs for ref in job.refs)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, PLAN_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
@@ -54,7 +54,7 @@ def plan_bytes(jobs: list[ShardJob]) -> bytes:
 
 
 def read_plan(path: Location) -> list[ShardJob]:
-    """Raises UserError where the file is absent or damaged."""
+    """Read a plan. Raises UserError where the file is absent or damaged."""
     remedy = "restore it or build into a new folder"
     try:
         data = path.read_bytes()

@@ -1,9 +1,8 @@
-"""Shards on disk: written beside, flushed, renamed; the ledger part comes last and alone makes them count."""
+"""Commit the results of a job: its shards are written first, its ledger part last, which alone makes them count."""
 
-import os
+import contextlib
 import shutil
-import tarfile
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,95 +11,64 @@ from schemas.dataset import (
     SHARD_NAME,
     LedgerPart,
     ShardRecord,
-    file_sha256,
     part_path,
-    place,
     read_ledger_part,
     shard_name,
     shard_path,
-    staged,
     write_ledger_part,
 )
-from schemas.errors import UserError
+from schemas.errors import UserError, explained
 from schemas.ledger import Outcome
 from schemas.plan import ShardJob
 from schemas.sample import Regime
-from schemas.shards import read_samples
-from schemas.storage import Location, working_folder
+from schemas.shards import read_samples, write_tar
+from schemas.storage import Location, file_sha256, place, staged, staging, working_folder
+
+Samples = list[tuple[str, list[Path]]]
+"""Uid of each sample, and the files of its fields, named by extension."""
 
 
-def _stage_shard(out: Location, job: int, regime: Regime, samples: Iterable[tuple[str, list[Path]]]) -> ShardRecord:
-    """A tar of samples that lacks its final name alone. Each sample is its uid and the files of its fields, named by
-    extension. Equal samples give equal bytes: members in the order given, fields by name, no times, no owners."""
-    name = shard_name(regime, job)
-    path = shard_path(out, name)
-    temporary = staged(path)
-    count = 0
-    try:
-        with temporary.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for uid, fields in samples:
-                    count += 1
-                    for field in sorted(fields):
-                        _add(tar, f"{uid}.{field.name}", field)
-            file.flush()
-            os.fsync(file.fileno())
-        sha256, size = file_sha256(temporary), temporary.stat().st_size
-    except BaseException:  # an interrupt too leaves nothing half-written; it goes on its way
-        temporary.unlink(missing_ok=True)
-        raise
-    return ShardRecord(name=name, regime=regime, sha256=sha256, bytes=size, count=count)
+def _stage_shard(out: Location, job: int, regime: Regime, samples: Samples) -> ShardRecord:
+    """Write a shard that lacks only its final name."""
+    path = shard_path(out, shard_name(regime, job))
+    with staging(path) as file:
+        count = write_tar(file, ((uid, {field.name: field for field in fields}) for uid, fields in samples))
+        file.flush()
+        size, sha256 = file.tell(), file_sha256(staged(path))
+    return ShardRecord(name=path.name, regime=regime, sha256=sha256, bytes=size, count=count)
 
 
-def _place_shard(out: Location, shard: ShardRecord) -> None:
-    """Give a staged shard its final name; one that is there with the same bytes stays."""
+def _is_there(out: Location, shard: ShardRecord) -> bool:
+    """Return whether a shard's file has the recorded bytes."""
     path = shard_path(out, shard.name)
-    if path.is_file() and path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256:
-        staged(path).unlink()
-        return
-    place(staged(path), path)
+    return path.is_file() and path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256
 
 
-def _add(tar: tarfile.TarFile, name: str, field: Path) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = field.stat().st_size
-    info.mode = 0o644
-    with field.open("rb") as file:
-        tar.addfile(info, file)
-
-
-def commit(
-    out: Location, job: int, outcomes: list[Outcome], samples: dict[Regime, list[tuple[str, list[Path]]]]
-) -> LedgerPart:
+def commit(out: Location, job: int, outcomes: list[Outcome], samples: dict[Regime, Samples]) -> LedgerPart:
     """Make a job's results count: shards first, the ledger part that names them last. Regimes never share a shard. What
     an earlier run has committed counts until all shards are written and only their names are missing; the same results
-    again, but for the time they took, change no byte.
+    again, whatever time they took, change no byte.
 
     Raises UserError where the dataset cannot be written."""
-    part, shards = part_path(out, job), list[ShardRecord]()
-    try:
+    path, shards = part_path(out, job), list[ShardRecord]()
+    remedy = "fix that and run the same command again, finished jobs are kept"
+    with explained(out, f"cannot write job {job}", remedy), contextlib.ExitStack() as leftovers:
         for regime in Regime:
             if samples.get(regime):
                 shards.append(_stage_shard(out, job, regime, samples[regime]))
-        if there := _same_results(out, LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))):
+                leftovers.callback(staged(shard_path(out, shards[-1].name)).unlink, missing_ok=True)
+        part = LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))
+        if there := _same_results(out, part):
             return there
-        part.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         for regime in Regime:
             if not samples.get(regime):
                 shard_path(out, shard_name(regime, job)).unlink(missing_ok=True)
         for shard in shards:
-            _place_shard(out, shard)
-        ledger = LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))
-        write_ledger_part(out, ledger)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or out}: cannot write job {job} ({error.strerror or error}); fix that and run the same "
-            "command again, finished jobs are kept"
-        ) from error
-    finally:
-        for shard in shards:
-            staged(shard_path(out, shard.name)).unlink(missing_ok=True)
-    return ledger
+            if not _is_there(out, shard):
+                place(shard_path(out, shard.name))
+        write_ledger_part(out, part)
+    return part
 
 
 def _same_results(out: Location, found: LedgerPart) -> LedgerPart | None:
@@ -110,32 +78,36 @@ def _same_results(out: Location, found: LedgerPart) -> LedgerPart | None:
     except UserError:
         return None
     untimed = [[replace(outcome, seconds=0.0) for outcome in one.outcomes] for one in (part, found)]
-    if untimed[0] != untimed[1] or part.shards != found.shards:
-        return None
-    paths = [(shard_path(out, shard.name), shard.sha256) for shard in part.shards]
-    return part if all(path.is_file() and file_sha256(path) == sha256 for path, sha256 in paths) else None
+    same = untimed[0] == untimed[1] and part.shards == found.shards
+    return part if same and all(_is_there(out, shard) for shard in part.shards) else None
 
 
 def committed(out: Location, job: ShardJob, sha256: str | None = None) -> LedgerPart | None:
-    """The ledger part of a finished job: readable, of the assets planned, all its shards there with the right size.
-    `sha256`: of the part's bytes, where it is known."""
+    """Return the ledger part of a job if it is finished: readable, of the assets planned, all its shards there with the
+    recorded size; else None. `sha256`: of the part's bytes, if it is known."""
     try:
         part = read_ledger_part(part_path(out, job.index), sha256)
     except UserError:
         return None  # not done yet, or damaged: the job is done again
     if part.job != job.index or [o.uid for o in part.outcomes] != [ref.uid for ref in job.refs]:
         return None
-    for shard in part.shards:
-        try:
-            if shard_path(out, shard.name).stat().st_size != shard.bytes:
-                return None
-        except FileNotFoundError:
-            return None
+    try:
+        sizes = [shard_path(out, shard.name).stat().st_size for shard in part.shards]
+    except FileNotFoundError:
+        return None
+    return part if sizes == [shard.bytes for shard in part.shards] else None
+
+
+def require_committed(out: Location, job: ShardJob) -> LedgerPart:
+    """Return the ledger part of a job. Raises UserError where the job is not finished, as `committed`."""
+    if (part := committed(out, job)) is None:
+        raise UserError(f"{out}: job {job.index} is unfinished or damaged; run `seqtex repair {out}` first")
     return part
 
 
 def unpack(out: Location, part: LedgerPart, uids: Set[str], directory: Path) -> dict[str, list[Path]]:
-    """The fields of stored samples as files below `directory`, by uid. Raises UserError where a shard is damaged."""
+    """Write the fields of stored samples as files below `directory`; return them by uid. Raises UserError where a shard
+    is damaged."""
     files: dict[str, list[Path]] = {}
     for shard in part.shards:
         for uid, fields in read_samples(out, shard):

@@ -1,5 +1,4 @@
-"""A dataset while it is worked on: what was asked for, which jobs are done, and the files that belong to the whole. No
-Ray."""
+"""State of a dataset under construction: its plan and configuration, its finished jobs, the files of the whole."""
 
 import contextlib
 import hashlib
@@ -9,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.dataset.attribution import FILE as ATTRIBUTION
-from pipeline.dataset.attribution import AttributionTable
+from pipeline.dataset.attribution import attribution_parquet
 from pipeline.dataset.card import CardFacts, dataset_card
 from pipeline.dataset.croissant import croissant_json
 from pipeline.dataset.plan import plan_bytes, plan_difference, read_plan
@@ -19,19 +18,17 @@ from schemas.dataset import (
     LedgerPart,
     code_version,
     dataset_json,
-    file_sha256,
     index_json,
     indexed_parts,
     part_path,
     part_paths,
     read_dataset_json,
     read_ledger_part,
-    write_file,
 )
-from schemas.errors import UserError
+from schemas.errors import UserError, explained
 from schemas.ledger import Counts, counts_of
 from schemas.plan import ShardJob
-from schemas.storage import Location, working_folder
+from schemas.storage import Location, file_sha256, working_folder, write_file
 
 _REMEDY = "give another --out, or build as before"
 
@@ -47,23 +44,18 @@ class BuildReport:
     failed: int
     jobs: int
     jobs_run: int
-    """0: there was nothing to do."""
+    """0 if there was nothing to do."""
 
 
 @contextlib.contextmanager
 def writable(out: Location) -> Iterator[None]:
-    """Errors of the file system, or of the object store, become messages that say what to fix. What is not of the
-    dataset, the source above all, has words of its own within."""
-    try:
+    """Make the folders of a dataset, and turn errors of the file system or the object store into messages that say what
+    to fix. Errors of other files, such as the source's, are to be caught within."""
+    remedy = "fix permissions or space and run the same command again, or build with another --out"
+    with explained(out, "the dataset cannot be read or written", remedy):
         for folder in (out, out / "shards", out / "ledger", working_folder(out)):
             folder.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{error.filename or out}: the dataset cannot be read or written ({reason}); fix permissions or space "
-            "and run the same command again, or build with another --out"
-        ) from error
 
 
 def settle(out: Location, jobs: list[ShardJob], config: dict[str, Any]) -> DatasetInfo:
@@ -96,7 +88,7 @@ def settle(out: Location, jobs: list[ShardJob], config: dict[str, Any]) -> Datas
 
 
 def require_version(out: Location, info: DatasetInfo) -> None:
-    """Raises UserError where another version of this program has built a dataset, which holds the work of one alone."""
+    """Raise UserError where another version of this program has built a dataset: a dataset is the work of one."""
     if info.code_version != code_version():
         raise UserError(
             f"{out}: built by version {info.code_version}, this is {code_version()}; use that version, or build a "
@@ -107,7 +99,7 @@ def require_version(out: Location, info: DatasetInfo) -> None:
 def require_same(
     out: Location, before: DatasetInfo, config: dict[str, Any], remedy: str = _REMEDY, but: str | None = None
 ) -> None:
-    """`require_version`. Raises UserError naming a setting outside the section `but` that differs."""
+    """Raise UserError naming a setting that differs, outside the section `but`, or as `require_version`."""
     require_version(out, before)
     for name, was, is_now in differences(before.config, config):
         if name.partition(".")[0] != but:
@@ -115,7 +107,7 @@ def require_same(
 
 
 def planned_jobs(out: Location, info: DatasetInfo) -> list[ShardJob]:
-    """The plan that `dataset.json` names. An extension that was stopped has left a longer one, which begins with it.
+    """Read the plan that `dataset.json` names. A stopped extension leaves a longer one, which begins with it.
 
     Raises UserError where that plan is not there."""
     path = out / "plan.parquet"
@@ -130,7 +122,7 @@ def planned_jobs(out: Location, info: DatasetInfo) -> list[ShardJob]:
 
 
 def replan(out: Location, info: DatasetInfo, jobs: list[ShardJob], step: dict[str, Any]) -> DatasetInfo:
-    """Another plan for a dataset, with the step that led to it. What `dataset.json` says counts: it comes last."""
+    """Write another plan for a dataset, and the step that led to it. `dataset.json`, which counts, is written last."""
     plan = plan_bytes(jobs)
     info = replace(
         info,
@@ -145,7 +137,7 @@ def replan(out: Location, info: DatasetInfo, jobs: list[ShardJob], step: dict[st
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Settings that differ: dotted name, old and new value."""
+    """Yield the settings that differ: dotted name, old and new value."""
     for name in sorted(before.keys() | now.keys()):
         was, is_now = before.get(name), now.get(name)
         if isinstance(was, dict) and isinstance(is_now, dict):
@@ -155,30 +147,31 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def finished(out: Location, jobs: list[ShardJob]) -> dict[int, Counts]:
-    """Jobs that need not be done again: committed, and not at odds with the hashes of an earlier index. With what
-    became of their assets, and no more than that: a plan may have millions."""
+    """Count the assets of each finished job, by its number. A job is finished if it is committed, with the hash that an
+    earlier index has for it."""
     index = out / "index.json"
     known = indexed_parts(index.read_bytes()) if index.is_file() else {}
-    parts = {}
-    for job in jobs:
-        part = committed(out, job, known.get(part_path(out, job.index).name))
-        if part is not None:
-            parts[job.index] = counts_of(part.outcomes)
-    return parts
+    parts = ((job.index, committed(out, job, known.get(part_path(out, job.index).name))) for job in jobs)
+    return {index: counts_of(part.outcomes) for index, part in parts if part is not None}
 
 
 def finish(out: Location, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int) -> BuildReport:
     """Write the files of the whole dataset once every job is committed: index, attribution, card, Croissant
     metadata."""
-    shards, facts, owed = list[LedgerPart](), CardFacts(), AttributionTable()
-    for job in jobs:
-        part = read_ledger_part(part_path(out, job.index))
-        assert [outcome.uid for outcome in part.outcomes] == [ref.uid for ref in job.refs]
-        facts.add(job, part)
-        owed.add(job, part)
-        shards.append(replace(part, outcomes=()))  # rows are read once and let go: a plan may have millions
+    shards, facts = list[LedgerPart](), CardFacts()
+
+    def parts() -> Iterator[LedgerPart]:
+        """Read every row once and let it go: a plan may have millions."""
+        for job in jobs:
+            part = read_ledger_part(part_path(out, job.index))
+            assert [outcome.uid for outcome in part.outcomes] == [ref.uid for ref in job.refs]
+            facts.add(job, part)
+            shards.append(replace(part, outcomes=()))
+            yield part
+
+    attribution = attribution_parquet(jobs, parts())
     assert len(part_paths(out)) == len(jobs)
-    written = {ATTRIBUTION: owed.parquet(), "index.json": index_json(out, shards)}
+    written = {ATTRIBUTION: attribution, "index.json": index_json(out, shards)}
     hashed = written | {"dataset.json": dataset_json(info)}
     sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in hashed.items()}
     sha256["plan.parquet"] = info.plan_sha256

@@ -1,4 +1,4 @@
-"""Is a dataset whole? Everything on disk against what the commit records say."""
+"""Verify a dataset: everything on disk against its commit records."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from schemas.dataset import (
     LedgerPart,
     ShardRecord,
     by_repair,
-    file_sha256,
     index_json,
     indexed_parts,
     part_path,
@@ -27,26 +26,26 @@ from schemas.errors import UserError
 from schemas.ledger import Outcome, Status
 from schemas.plan import ShardJob
 from schemas.shards import read_samples
-from schemas.storage import Location
+from schemas.storage import Location, file_sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that is wrong with a dataset."""
+    """A defect of a dataset."""
 
     text: str
     """Names the file and a remedy."""
     job: int | None
-    """The job that is to be done again; None where that would not help."""
+    """The job to do again; None if that would not help."""
 
 
 def verify(out: Location) -> list[str]:
-    """`find_problems`, one line each."""
+    """Find everything wrong with a dataset, as `find_problems`: one line each."""
     return [problem.text for problem in find_problems(out)]
 
 
 def find_problems(out: Location) -> list[Problem]:
-    """Everything wrong with the dataset; empty where it is whole.
+    """Find everything wrong with a dataset; nothing if it is whole.
 
     Raises UserError where `out` is no dataset at all."""
     if not out.is_dir():
@@ -70,16 +69,16 @@ def find_problems(out: Location) -> list[Problem]:
             problems.append(Problem(text=str(error), job=job.index))
             continue
         parts.append(part)
-        told = list(_check_rows(path, job, part))
+        found = list(_check_rows(path, job, part))
         for shard in part.shards:
-            told += _check_shard(out, shard, part)
-        problems += [Problem(text=text, job=job.index) for text in told]
+            found += _check_shard(out, shard, part)
+        problems += [Problem(text=text, job=job.index) for text in found]
     problems += [*_check_files(out, jobs, parts), *_check_index(out, parts)]
     return problems + (list(_check_attribution(out, jobs, parts)) if len(parts) == len(jobs) else [])
 
 
 def _check_rows(path: Location, job: ShardJob, part: LedgerPart) -> Iterator[str]:
-    """Every planned asset has exactly one row, which agrees with itself."""
+    """Check that every planned asset has exactly one row, and that the rows agree with the shards."""
     if part.job != job.index:
         yield f"{path}: holds job {part.job}"
     rows = [(o.uid, o.uri) for o in part.outcomes]
@@ -88,13 +87,13 @@ def _check_rows(path: Location, job: ShardJob, part: LedgerPart) -> Iterator[str
     shards = {shard.name: shard for shard in part.shards}
     for shard in part.shards:
         if sum(o.shard == shard.name for o in part.outcomes) != shard.count:
-            yield f"{path}: {shard.name} should hold {shard.count} samples, its rows say otherwise"
+            yield f"{path}: {shard.name} should hold {shard.count} samples, its rows count otherwise"
     for outcome in part.outcomes:
-        if fault := _row_fault(outcome, shards):
-            yield f"{path}: row {outcome.uid}: {fault}"
+        if reason := _contradiction(outcome, shards):
+            yield f"{path}: row {outcome.uid}: {reason}"
 
 
-def _row_fault(outcome: Outcome, shards: dict[str, ShardRecord]) -> str | None:
+def _contradiction(outcome: Outcome, shards: dict[str, ShardRecord]) -> str | None:
     if outcome.status is not Status.ACCEPTED:
         if outcome.reason is None:
             return f"{outcome.status} without a reason"
@@ -105,7 +104,7 @@ def _row_fault(outcome: Outcome, shards: dict[str, ShardRecord]) -> str | None:
 
 
 def _check_shard(out: Location, shard: ShardRecord, part: LedgerPart) -> list[str]:
-    """Size, hash, and every sample decoded and held against its row."""
+    """Check size and hash of a shard, decode every sample, and compare it with its row."""
     path = shard_path(out, shard.name)
     expected = [o.uid for o in part.outcomes if o.shard == shard.name]
     found, problems = [], []
@@ -114,7 +113,7 @@ def _check_shard(out: Location, shard: ShardRecord, part: LedgerPart) -> list[st
             found.append(uid)
             sample = decode(fields)
             if sample.uid != uid or sample.regime is not shard.regime:
-                problems.append(f"{path}: the sample under {uid} says it is {sample.uid}, {sample.regime}")
+                problems.append(f"{path}: the sample under {uid} is one of {sample.uid}, {sample.regime}")
     except UserError as error:
         return [*problems, str(error)]
     except ValueError as error:
@@ -126,7 +125,8 @@ def _check_shard(out: Location, shard: ShardRecord, part: LedgerPart) -> list[st
 
 
 def _check_files(out: Location, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[Problem]:
-    """Files that no commit record names. A shard under a planned job's name goes when that job is done again."""
+    """Find files that no commit record names. A shard with a planned job's name is replaced when that job is done
+    again."""
     named = {shard.name for part in parts for shard in part.shards}
     planned = {part_path(out, job.index).name for job in jobs}
     for folder, known in (("shards", named), ("ledger", planned)):
@@ -139,7 +139,7 @@ def _check_files(out: Location, jobs: list[ShardJob], parts: list[LedgerPart]) -
 
 
 def _check_attribution(out: Location, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[Problem]:
-    """`attribution.parquet` is what plan and ledger give."""
+    """Check that `attribution.parquet` is what plan and ledger give."""
     path = out / ATTRIBUTION
     if not path.is_file() or path.read_bytes() != attribution_parquet(jobs, parts):
         text = f"{path}: missing or damaged, it is not what plan and ledger give; {by_repair(out)}"
@@ -147,7 +147,7 @@ def _check_attribution(out: Location, jobs: list[ShardJob], parts: list[LedgerPa
 
 
 def _check_index(out: Location, parts: list[LedgerPart]) -> Iterator[Problem]:
-    """`index.json` is what the ledger gives. It also holds the hashes of the ledger parts."""
+    """Check that `index.json` is what the ledger gives. It also holds the hashes of the ledger parts."""
     path = out / "index.json"
     if not path.is_file():
         yield Problem(text=f"{path}: missing, the build did not finish; {by_repair(out)}", job=None)

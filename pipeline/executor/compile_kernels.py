@@ -4,7 +4,6 @@ Numba caches machine code on disk, beside the sources or in NUMBA_CACHE_DIR. Who
 there takes a lock, compiles it in as many processes as there are processors, and lets those go on that wait."""
 
 import contextlib
-import fcntl
 import gc
 import importlib
 import multiprocessing
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numba import typeof, types
 from numba.core.caching import FunctionCache
 from numba.core.registry import CPUDispatcher
@@ -193,14 +193,14 @@ def compile_kernels() -> None:
 
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
-    """Let one process at a time work on a cache. The kernel lets go of the lock when its holder ends, however that
+    """Let one process at a time work on a cache. The kernel releases the lock when its holder ends, however that
     happens. On a file system without locks each compiles for itself."""
     kernel, _ = next(kernels_of(GROUPS[0]))
     folder = Path(str(kernel.stats.cache_path))
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "kernels.lock").open("w") as file:
+    with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            held.enter_context(FileLock(folder / "kernels.lock", fallback_to_soft=False))
         yield
 
 

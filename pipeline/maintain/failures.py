@@ -1,4 +1,4 @@
-"""The assets that came to nothing, one by one, and each of them done again alone."""
+"""List the assets without a sample, process one of them alone, and choose jobs to do again."""
 
 import shlex
 import tempfile
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import built_config
-from pipeline.dataset.shards import committed
+from pipeline.dataset.shards import require_committed
 from pipeline.dataset.state import planned_jobs
 from pipeline.dataset.verify import find_problems
 from pipeline.executor.job import ASSET_TARGET, process_job
 from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.dataset import part_path, part_paths, read_dataset_json, read_ledger_part
-from schemas.errors import UsageError, UserError
+from schemas.errors import UsageError
 from schemas.ledger import Outcome, Reason, Status
 from schemas.plan import ShardJob
 from schemas.storage import Location
@@ -21,21 +21,21 @@ from schemas.storage import Location
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A row without a sample."""
+    """The ledger row of an asset without a sample."""
 
     uid: str
     uri: str
     status: Status
     reason: str
     detail: str
-    """What was found; where the asset's process ended by itself, the end of its stderr."""
+    """Explanation of the reason; the end of its stderr if the asset's process crashed."""
     reproduce: str
-    """Command line that does this asset alone. Where an Objaverse asset came from, and where its copy lies, no dataset
-    records: `--objaverse.*` as in the build is for whoever runs it to add."""
+    """Command line that processes this asset alone. A dataset does not record mirror and cache of Objaverse: add
+    `--objaverse.*` as in the build."""
 
 
 def failures(out: Location, rejected: bool = False) -> Iterator[Failure]:
-    """Every failed row, with `rejected` every rejected one too, in ledger order."""
+    """Yield every failed row, with `rejected` every rejected one too, in ledger order."""
     read_dataset_json(out)
     wanted = {Status.FAILED, Status.REJECTED} if rejected else {Status.FAILED}
     for path in part_paths(out):
@@ -76,26 +76,24 @@ def process_alone(
 
 
 def recorded(out: Location, uid: str) -> Outcome | None:
-    """The row of an asset; None where its job is not done."""
+    """Return the row of an asset; None if its job is not done."""
     rows = (outcome for path in part_paths(out) for outcome in read_ledger_part(path).outcomes)
     return next((outcome for outcome in rows if outcome.uid == uid), None)
 
 
 def with_reasons(out: Location, jobs: list[ShardJob], *, reasons: Set[Reason]) -> list[ShardJob]:
-    """Jobs with assets that ended with one of `reasons`, those assets alone to be processed.
+    """Choose the jobs with assets that ended with one of `reasons`, to process those assets alone.
 
     Raises UserError where a job is unfinished or damaged: its other assets could not be kept as they are."""
     chosen = []
     for job in jobs:
-        part = committed(out, job)
-        if part is None:
-            raise UserError(f"{out}: job {job.index} is unfinished or damaged; run `seqtex repair {out}` first")
-        if only := frozenset(outcome.uid for outcome in part.outcomes if outcome.reason in reasons):
+        outcomes = require_committed(out, job).outcomes
+        if only := frozenset(outcome.uid for outcome in outcomes if outcome.reason in reasons):
             chosen.append(replace(job, only=only))
     return chosen
 
 
 def damaged(out: Location, jobs: list[ShardJob]) -> list[ShardJob]:
-    """Jobs that are missing, or of which a file is. Reads the whole dataset."""
+    """Choose the jobs that are missing or have a missing or damaged file. Reads the whole dataset."""
     wanted = {problem.job for problem in find_problems(out)}
     return [job for job in jobs if job.index in wanted]

@@ -1,4 +1,4 @@
-"""Several datasets of one configuration as one: their jobs numbered anew, their shards linked or copied."""
+"""Merge datasets of one configuration: their jobs get new numbers, their shards are linked or copied."""
 
 import contextlib
 import os
@@ -10,29 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset.lock import running_since
-from pipeline.dataset.shards import commit, committed, unpack
+from pipeline.dataset.shards import commit, committed, require_committed, unpack
 from pipeline.dataset.state import differences, planned_jobs, replan, require_version
 from schemas.dataset import (
     DatasetInfo,
     LedgerPart,
     ShardRecord,
-    place,
     read_dataset_json,
     shard_name,
     shard_path,
-    staged,
     write_ledger_part,
 )
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Outcome, Status
 from schemas.plan import ShardJob
 from schemas.sample import Regime
-from schemas.storage import Location, ObjectPath, working_folder
+from schemas.storage import Location, ObjectPath, place, staged, working_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """A job of the merged dataset, and where its assets come from."""
+    """A job of the merged dataset, and the source of its assets."""
 
     job: ShardJob
     dataset: Location
@@ -49,14 +47,14 @@ class MergePlan:
     step: dict[str, Any]
     """The entry in the history of the merged dataset."""
     twice: int
-    """Assets left out since another dataset has their uid."""
+    """Assets skipped since another dataset has their uid."""
 
 
 def plan_merge(datasets: Sequence[Location]) -> MergePlan:
-    """The jobs of all datasets, one dataset after the other. Where two have an asset of one uid, the first that has it
-    as a sample keeps it, else the first that has it at all.
+    """Plan a merge: the jobs of all datasets, one dataset after the other. Of assets with one uid, the first that has a
+    sample is taken, else the first.
 
-    Raises UserError where they differ in a setting (but in which assets were selected), or one is not whole."""
+    Raises UserError where they differ in a setting (outside `select`), or one is not whole."""
     places = [dataset.resolve() if isinstance(dataset, Path) else dataset for dataset in datasets]
     if len(set(places)) < 2:
         raise UsageError("give two datasets or more, each once")
@@ -67,7 +65,7 @@ def plan_merge(datasets: Sequence[Location]) -> MergePlan:
             if name.partition(".")[0] != "select":
                 raise UserError(
                     f"{dataset}: built with {name}={here!r}, {datasets[0]} with {there!r}; only datasets of one "
-                    "configuration can be put together"
+                    "configuration can be merged"
                 )
     jobs = [_whole(dataset, info) for dataset, info in zip(datasets, infos, strict=True)]
     owner = _owners(datasets, jobs)
@@ -95,36 +93,29 @@ def plan_merge(datasets: Sequence[Location]) -> MergePlan:
 
 
 def _whole(dataset: Location, info: DatasetInfo) -> list[ShardJob]:
-    """The jobs of a dataset that is finished and that nobody works on."""
+    """Return the jobs of a dataset. Raises UserError where it is not finished, or a build is at work on it."""
     if running_since(dataset) is not None:
         raise UserError(f"{dataset}: a build is at work here; wait for it to end")
     jobs = planned_jobs(dataset, info)
     for job in jobs:
-        if committed(dataset, job) is None:
-            raise UserError(f"{dataset}: job {job.index} is unfinished or damaged; run `seqtex repair {dataset}` first")
+        require_committed(dataset, job)
     return jobs
 
 
 def _owners(datasets: Sequence[Location], jobs: Sequence[Sequence[ShardJob]]) -> dict[str, int]:
-    """Number of the dataset that each asset is taken from."""
+    """Return the number of the dataset that each asset is taken from, by uid."""
     owner: dict[str, tuple[bool, int]] = {}
     for number, dataset in enumerate(datasets):
         for job in jobs[number]:
-            for outcome in _part(dataset, job).outcomes:
+            for outcome in require_committed(dataset, job).outcomes:
                 claim = (outcome.status is not Status.ACCEPTED, number)
                 owner[outcome.uid] = min(claim, owner.get(outcome.uid, claim))
     return {uid: number for uid, (_, number) in owner.items()}
 
 
-def _part(dataset: Location, job: ShardJob) -> LedgerPart:
-    part = committed(dataset, job)
-    assert part is not None  # `_whole` has seen it
-    return part
-
-
 def carry_over(plan: MergePlan, out: Location) -> None:
-    """Write plan, `dataset.json` and every job of the merged dataset; jobs that are there already stay. For the holder
-    of the build lock of `out`."""
+    """Write plan, `dataset.json` and every job of the merged dataset; jobs that are there already stay. Only for the
+    holder of the build lock of `out`."""
     jobs = [move.job for move in plan.moves]
     if (out / "dataset.json").exists():
         found = read_dataset_json(out)
@@ -138,8 +129,8 @@ def carry_over(plan: MergePlan, out: Location) -> None:
 
 
 def _move(move: Move, out: Location) -> None:
-    """One job: its shards as they are where all its assets come, else written again without the others."""
-    part = _part(move.dataset, move.old)
+    """Write one job: its shards as they are if all its assets are taken, else again without the others."""
+    part = require_committed(move.dataset, move.old)
     keep = {ref.uid for ref in move.job.refs}
     outcomes = [_renumbered(outcome, move.job.index) for outcome in part.outcomes if outcome.uid in keep]
     if len(outcomes) == len(part.outcomes):
@@ -160,31 +151,31 @@ def _renumbered(outcome: Outcome, job: int) -> Outcome:
 
 
 def _placed(dataset: Location, shard: ShardRecord, job: int, out: Location) -> ShardRecord:
-    """A shard under its new name, its bytes the recorded ones, or `seqtex verify` says so."""
+    """Copy a shard to its new name. Its bytes are the recorded ones, else `seqtex verify` reports it."""
     record = replace(shard, name=shard_name(shard.regime, job))
     source, target = shard_path(dataset, shard.name), shard_path(out, record.name)
     if isinstance(source, ObjectPath) and isinstance(target, ObjectPath) and source.scheme == target.scheme:
         target.copy_from(source)
         return record
     temporary = staged(target)
-    temporary.unlink(missing_ok=True)  # what another process of this number left may be a name of a shard
+    temporary.unlink(missing_ok=True)  # a file left by another process of this number may be a name of a shard
     try:
-        _bring(source, temporary)
-        place(temporary, target)
+        _link_or_copy(source, temporary)
+        place(target)
     finally:
         temporary.unlink(missing_ok=True)
     return record
 
 
-def _bring(source: Location, file: Path) -> None:
-    """A second name of the same file where the file system can, else a flushed copy."""
-    if isinstance(source, Path):
+def _link_or_copy(source: Location, file: Path) -> None:
+    """Make `file` a second name of a local source where the file system allows it, else a flushed copy."""
+    if isinstance(source, ObjectPath):
+        source.download(file)
+    else:
+        assert isinstance(source, Path)
         with contextlib.suppress(OSError):  # another file system, or one without links
             os.link(source, file)
             return
         shutil.copyfile(source, file)
-    else:
-        assert isinstance(source, ObjectPath)
-        source.download(file)
     with file.open("rb") as written:
         os.fsync(written.fileno())

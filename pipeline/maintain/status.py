@@ -1,7 +1,7 @@
 """Status of a dataset from its plan and its ledger alone, finished or while a build runs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,12 +20,12 @@ class Stage(StrEnum):
     """The stages at which assets are lost, in order."""
 
     PROCESS = "process"
-    """Our own failures: they come from any stage."""
+    """Our own failures, of any stage."""
     FILE = "file"
     LOAD = "load"
     FILTER = "filter"
     TEXTURE = "texture"
-    """What is lost here keeps its views."""
+    """Assets lost here keep their views."""
 
 
 _REASONS = {
@@ -62,7 +62,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slow:
-    """An asset and its seconds."""
+    """One of the slowest assets."""
 
     uid: str
     seconds: float
@@ -72,7 +72,7 @@ class Slow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSizes:
-    """The shards of a regime."""
+    """Number and size of a regime's shards."""
 
     regime: Regime
     shards: int
@@ -85,7 +85,7 @@ class ShardSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
-    """A dataset as far as it is."""
+    """The state of a dataset."""
 
     planned: int
     """Assets."""
@@ -93,10 +93,10 @@ class StatusReport:
     jobs: int
     jobs_done: int
     unreadable: tuple[str, ...]
-    """Ledger parts that are there and cannot be read."""
+    """Ledger parts that cannot be read."""
     running: bool
     assets_per_s: float | None
-    """Of the build at work; None where there is none, or it has not finished a job."""
+    """Of the running build; None if there is none, or it has not finished a job."""
     eta_s: float | None
     textured: int
     mv_only: int
@@ -109,12 +109,12 @@ class StatusReport:
     slowest: tuple[Slow, ...]
     shards: tuple[ShardSizes, ...]
     isolation: dict[str, int]
-    """Assets by what their processes were kept from (`sandbox` in the ledger), most first; those without a process are
-    not counted."""
+    """Assets by the sandbox of their processes (`sandbox` in the ledger), most first; those without a process are not
+    counted."""
 
 
 def status(out: Location, slowest: int, now: float) -> StatusReport:
-    """Reads `plan.parquet` and the ledger, no shard. `slowest`: how many assets to name; `now`: seconds since the
+    """Read the status of a dataset from plan and ledger. `slowest`: number of assets to name; `now`: seconds since the
     epoch. Raises UserError where `out` is no dataset, or has no plan."""
     info = read_dataset_json(out)
     jobs = planned_jobs(out, info)
@@ -182,20 +182,15 @@ def _stage(outcome: Outcome) -> Stage:
     return next((stage for stage, reasons in _REASONS.items() if outcome.reason in reasons), Stage.FILE)
 
 
-def _shard_sizes(shards: Sequence[ShardRecord]) -> list[ShardSizes]:
-    sizes = []
+def _shard_sizes(shards: Sequence[ShardRecord]) -> Iterator[ShardSizes]:
     for regime in Regime:
         of_regime = [shard for shard in shards if shard.regime is regime]
-        if of_regime:
-            each = [shard.bytes for shard in of_regime]
-            sizes.append(
-                ShardSizes(
-                    regime=regime,
-                    shards=len(each),
-                    samples=sum(shard.count for shard in of_regime),
-                    total_bytes=sum(each),
-                    median_bytes=float(np.median(each)),
-                    max_bytes=max(each),
-                )
+        if sizes := [shard.bytes for shard in of_regime]:
+            yield ShardSizes(
+                regime=regime,
+                shards=len(sizes),
+                samples=sum(shard.count for shard in of_regime),
+                total_bytes=sum(sizes),
+                median_bytes=float(np.median(sizes)),
+                max_bytes=max(sizes),
             )
-    return sizes

@@ -1,4 +1,4 @@
-"""Other thresholds on a dataset that is there: what they would change, told by its ledger alone."""
+"""Find what other thresholds would change in a built dataset, from its ledger alone."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import AUTHORED
 from schemas.sample import Regime
 
-UNTOLD = ("timeout_s", "memory_gb", "padding")
-"""Settings of `UnwrapConfig` whose effect no measurement tells."""
+UNMEASURED = ("timeout_s", "memory_gb", "padding")
+"""Settings of `UnwrapConfig` whose effect no measurement shows."""
 _UNWRAP = "unwrap."
 
 
@@ -35,19 +35,19 @@ NEEDS_REBUILD = frozenset({ChangeKind.TEXTURED, ChangeKind.ACCEPTED, ChangeKind.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One asset that other thresholds would judge otherwise."""
+    """One asset whose outcome other thresholds would change."""
 
     uid: str
     kind: ChangeKind
     before: str
     """Detail in the ledger; empty for a textured sample."""
     after: str
-    """Detail of the new verdict; empty for a textured sample."""
+    """Detail of the new result; empty for a textured sample."""
 
     @property
     def rule(self) -> str | None:
-        """The rule behind it: the one that fires now, or that fires no longer where the asset would gain; `unwrap.` and
-        its name where it is about layouts."""
+        """Return the rule behind the change: the one that fires now, or, if the asset would gain, the one that fires no
+        longer; `unwrap.` and the setting if it is about layouts."""
         if self.after.startswith(_UNWRAP):
             return self.after.partition(":")[0]
         return rule_of(self.before if self.kind in NEEDS_REBUILD else self.after)
@@ -64,25 +64,25 @@ class Thresholds:
 
 
 def changes(outcomes: Iterable[Outcome], cfg: Thresholds) -> Iterator[Change]:
-    """Assets that `cfg` judges otherwise than the ledger says, in ledger order. Those that failed, or that ended before
-    they were judged, stay as they are."""
+    """Yield the assets whose outcome `cfg` would change, in ledger order. Those that failed, or that ended before the
+    filter rules, stay as they are."""
     for outcome in outcomes:
         if outcome.status is Status.FAILED:
             continue
         if outcome.status is Status.REJECTED and rule_of(outcome.detail) is None:
             continue  # ended by something else: its bytes, its loading, or another asset like it
-        verdict = apply_rules(outcome.measurements, cfg.filter)
-        layout = _layout(outcome.measurements, cfg) if outcome.regime and verdict.regime else None
+        result = apply_rules(outcome.measurements, cfg.filter)
+        layout = _layout(outcome.measurements, cfg) if outcome.regime and result.regime else None
         if layout is not None:
             yield Change(uid=outcome.uid, kind=layout[0], before=outcome.detail, after=layout[1])
-        elif kind := _kind(outcome, verdict):
-            after = verdict.fault.detail if verdict.fault else ""
+        elif kind := _kind(outcome, result):
+            after = result.fault.detail if result.fault else ""
             yield Change(uid=outcome.uid, kind=kind, before=outcome.detail, after=after)
 
 
 def _layout(m: Measurements, cfg: Thresholds) -> tuple[ChangeKind, str] | None:
-    """Find what other limits on layouts would change for an accepted asset: `unwrap.choose.unwrap` as far as
-    the ledger tells. Limits that are as they were change nothing."""
+    """Find what other limits on layouts would change for an accepted asset, and which limit: `unwrap.unwrap` as far as
+    the ledger shows. Limits that stay change nothing."""
     now, built = cfg.unwrap, cfg.built
     if m.faces is None or now == built:
         return None  # images have no layout
@@ -108,7 +108,7 @@ def _gain(m: Measurements) -> ChangeKind:
 
 
 def _quality(m: Measurements, now: UnwrapConfig, built: UnwrapConfig) -> tuple[ChangeKind, str] | None:
-    """A new layout against other demands. What was found too poor was not measured further."""
+    """Compare a new layout with other limits on quality. A layout found too poor was not measured further."""
     if m.layout is None:
         looser = [
             name
@@ -128,12 +128,12 @@ def _quality(m: Measurements, now: UnwrapConfig, built: UnwrapConfig) -> tuple[C
     return None
 
 
-def _kind(outcome: Outcome, verdict: FilterResult) -> ChangeKind | None:
-    if outcome.regime is verdict.regime:
-        rule = rule_of(verdict.fault.detail) if verdict.fault else None
+def _kind(outcome: Outcome, result: FilterResult) -> ChangeKind | None:
+    if outcome.regime is result.regime:
+        rule = rule_of(result.fault.detail) if result.fault else None
         return ChangeKind.RULE if rule != rule_of(outcome.detail) else None
     if outcome.regime is None:
         return ChangeKind.ACCEPTED
-    if verdict.regime is None:
+    if result.regime is None:
         return ChangeKind.REJECTED
-    return ChangeKind.MV_ONLY if verdict.regime is Regime.MV_ONLY else ChangeKind.TEXTURED
+    return ChangeKind.MV_ONLY if result.regime is Regime.MV_ONLY else ChangeKind.TEXTURED

@@ -10,7 +10,7 @@ from pipeline.mesh_io.gltf.buffers import reference
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.mtl import read_mtl
 from pipeline.mesh_io.references import AssetError, confined
-from schemas.dataset import file_sha256
+from schemas.storage import file_sha256
 
 _LIBRARY = re.compile(rb"^[ \t]*mtllib[ \t]+([^\r\n]*[^\s])", re.MULTILINE)
 _MAX_TEXT_BYTES = 32 * 2**20

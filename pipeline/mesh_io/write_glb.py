@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from geometry.frames import Frame, z_up_to_y_up
-from schemas.dataset import write_file
 from schemas.mesh import UvMesh
+from schemas.storage import write_file
 
 _FLOAT, _UINT = 5126, 5125
 _ARRAY_BUFFER, _ELEMENT_BUFFER = 34962, 34963

@@ -40,7 +40,7 @@ class RenderConfig:
     """Samples per pixel along each axis, of colour and coverage (ours: 2 x 2, so coverage has 5 levels); masks,
     positions and normals are taken at pixel centres."""
     lit: Literal["none", "pbr", "cycles"] = "none"
-    """Return whether samples also hold the views under light: `pbr` is glTF's metallic-roughness model under sky,
+    """Whether samples also hold the views under light: `pbr` is glTF's metallic-roughness model under sky,
     ground and a lamp, without shadows; `cycles` is path tracing by Blender. The unlit base colour is always there."""
 
     def __post_init__(self) -> None:

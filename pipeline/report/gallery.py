@@ -22,9 +22,9 @@ from pipeline.report.asset_table import Listed, columns, kind_of, listed, measur
 from pipeline.report.charts import funnel_chart, histogram
 from pipeline.report.images import data_uri
 from pipeline.report.shard_pages import ShardTask, draw_shard, script
-from schemas.dataset import DatasetInfo, LedgerPart, config_hash, read_dataset_json, read_ledger, write_file
+from schemas.dataset import DatasetInfo, LedgerPart, config_hash, read_dataset_json, read_ledger
 from schemas.ledger import Outcome
-from schemas.storage import Location, workspace
+from schemas.storage import Location, workspace, write_file
 
 HERE = Path(__file__).parent
 PICTURE_PX = 512

@@ -15,13 +15,12 @@ from pipeline.seqtex_layouts.cameras import locations
 from pipeline.seqtex_layouts.exr import BACKGROUND, write_depth
 from pipeline.seqtex_layouts.layout import JPEG, META, MODEL, SOURCE_FIELDS, Layout, Listed, item_folder
 from pipeline.seqtex_layouts.renders import NORMALISED_SIDE
-from schemas.dataset import write_file
 from schemas.errors import UserError
 from schemas.images import encode_image
 from schemas.mesh import Attribution
 from schemas.sample import Regime, TextureSample, Views
 from schemas.shards import stored_samples
-from schemas.storage import Location
+from schemas.storage import Location, write_file
 
 JPEG_QUALITY = 95
 """Of `model.jpeg`, with colour at full resolution (4:4:4)."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from schemas.dataset import file_sha256, sync_directory
 from schemas.errors import UsageError, require_between
+from schemas.storage import file_sha256, sync_directory
 
 _CHUNK = 1 << 18
 _MIN_BYTES_PER_S = 1024

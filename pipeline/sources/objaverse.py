@@ -23,10 +23,11 @@ import pyarrow as pa
 from pipeline.sources.download import DownloadConfig, DownloadError, download
 from pipeline.sources.selection import LICENCES, SelectConfig, fits, rank, spdx
 from schemas.codec import UID_PATTERN
-from schemas.dataset import file_sha256, read_parquet
+from schemas.dataset import read_parquet
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Attribution, MeshRef
+from schemas.storage import file_sha256
 
 
 def read_captions(path: Path) -> dict[str, str]:

@@ -17,9 +17,9 @@ from pipeline.mesh_io.mtl import read_mtl
 from pipeline.mesh_io.references import AssetError, confined, is_data_uri, read_limited
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.objaverse import ObjaverseConfig, glb_fault, sha256_fault
-from schemas.dataset import file_sha256
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import MeshRef
+from schemas.storage import file_sha256
 
 SCHEME = "objaverse-xl://"
 """Uris are this, the origin, and the path there."""

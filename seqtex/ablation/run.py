@@ -15,11 +15,11 @@ from pipeline.executor.build import build
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
-from schemas.dataset import write_file
 from schemas.errors import UsageError, UserError, require_between
 from schemas.mesh import MeshRef
 from schemas.sample import Regime
 from schemas.shards import stored_samples
+from schemas.storage import write_file
 from seqtex.ablation.table import COMPARED, Outcome, write_results
 from seqtex.cli.console import bar, build_progress, log_event, training_note
 from seqtex.cli.evaluate import measure_group

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from schemas.dataset import write_file
+from schemas.storage import write_file
 from seqtex.cli.console import log_event, logs_json, print_table
 from training.metrics.distribution import Interval
 

@@ -28,11 +28,12 @@ from pipeline.report.charts import loss_curve
 from pipeline.report.gallery import Section, write_gallery, write_page
 from pipeline.report.images import side_by_side
 from pipeline.sources.procedural import procedural
-from schemas.dataset import read_ledger, write_file
+from schemas.dataset import read_ledger
 from schemas.errors import UserError, require_between
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
+from schemas.storage import write_file
 from seqtex.cli.console import bar, build_progress, log_event, logs_json, print_table, training_progress
 from seqtex.texturing import MeshTexture, prepare_mesh, texture_meshes
 from training.config import preset

@@ -13,11 +13,10 @@ from jaxtyping import UInt8
 from geometry.image_metrics import capped_psnr
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.render.views import RenderConfig, render_baked
-from schemas.dataset import write_file
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
-from schemas.storage import Location
+from schemas.storage import Location, write_file
 from seqtex.cli.console import bar, log_event, logs_json, print_table
 from seqtex.texturing import MeshTexture, prepare_mesh, texture_meshes
 from training.diffusion.sampler import SamplerConfig
@@ -31,34 +30,25 @@ from training.metrics.surface import Seen, cross_view_consistency, seam_step, vi
 
 GIVEN = {"img2tex": 1, "mv2tex": None, "geo2mvtex": 0}
 """Number of views given, the front first; None: all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """One column of the result."""
-
-    title: str
-    better: Literal["more", "less"]
-
-
 METRICS = {
-    "uv_psnr": Metric(title="UV map, PSNR over covered texels, dB", better="more"),
-    "uv_ssim": Metric(title="UV map, SSIM over covered texels", better="more"),
-    "uv_lpips": Metric(title="UV map, LPIPS over covered texels", better="less"),
-    "fill_psnr": Metric(title="  the same of a fill with the mean colour, dB", better="more"),
-    "nearest_psnr": Metric(title="  the same of the nearest visible pixel's colour, dB", better="more"),
-    "unseen_psnr": Metric(title="UV map, PSNR over texels that no view sees, dB", better="more"),
-    "view_psnr": Metric(title="generated views, PSNR over covered pixels, dB", better="more"),
-    "view_ssim": Metric(title="generated views, SSIM", better="more"),
-    "view_lpips": Metric(title="generated views, LPIPS over covered pixels", better="less"),
-    "render_psnr": Metric(title="renders of the texture against the true views, PSNR, dB", better="more"),
-    "view_to_uv_psnr": Metric(title="generated views against renders of the texture, PSNR, dB", better="more"),
-    "cross_view_step": Metric(title="colour step of a point between two views", better="less"),
-    "true_cross_view_step": Metric(title="  the same of the true views", better="less"),
-    "seam_step": Metric(title="colour step across chart borders", better="less"),
-    "true_seam_step": Metric(title="  the same of the true map", better="less"),
-    "unseen_share": Metric(title="share of texels that no view sees", better="less"),
+    "uv_psnr": "UV map, PSNR over covered texels, dB",
+    "uv_ssim": "UV map, SSIM over covered texels",
+    "uv_lpips": "UV map, LPIPS over covered texels",
+    "fill_psnr": "  the same of a fill with the mean colour, dB",
+    "nearest_psnr": "  the same of the nearest visible pixel's colour, dB",
+    "unseen_psnr": "UV map, PSNR over texels that no view sees, dB",
+    "view_psnr": "generated views, PSNR over covered pixels, dB",
+    "view_ssim": "generated views, SSIM",
+    "view_lpips": "generated views, LPIPS over covered pixels",
+    "render_psnr": "renders of the texture against the true views, PSNR, dB",
+    "view_to_uv_psnr": "generated views against renders of the texture, PSNR, dB",
+    "cross_view_step": "colour step of a point between two views",
+    "true_cross_view_step": "  the same of the true views",
+    "seam_step": "colour step across chart borders",
+    "true_seam_step": "  the same of the true map",
+    "unseen_share": "share of texels that no view sees",
 }
+"""Titles of the figures by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,9 +228,6 @@ def thousandfold(interval: Interval) -> Interval:
 def show(summary: dict[str, Interval], count: int, task: str) -> None:
     """Print the summary as a table, and log it."""
     log_event("evaluated", meshes=count, task=task, **{name: round(i.value, 5) for name, i in summary.items()})
-    rows = [
-        (METRICS[name].title if name in METRICS else name, f"{i.value:.4g}", f"{i.low:.4g} to {i.high:.4g}")
-        for name, i in summary.items()
-    ]
+    rows = [(METRICS.get(name, name), f"{i.value:.4g}", f"{i.low:.4g} to {i.high:.4g}") for name, i in summary.items()]
     if not logs_json():
         print_table(("metric", "mean", "95 % interval"), rows, title=f"{task}, {count} meshes")

@@ -16,12 +16,12 @@ from pipeline.maintain.failures import Failure, process_alone, recorded
 from pipeline.maintain.failures import failures as failed_rows
 from pipeline.maintain.status import StatusReport
 from pipeline.maintain.status import status as dataset_status
-from pipeline.maintain.what_if import NEEDS_REBUILD, UNTOLD, Change, Thresholds, changes
+from pipeline.maintain.what_if import NEEDS_REBUILD, UNMEASURED, Change, Thresholds, changes
 from pipeline.report.gallery import write_gallery
 from pipeline.sources.objaverse import ObjaverseConfig
-from schemas.dataset import read_ledger, write_file
+from schemas.dataset import read_ledger
 from schemas.errors import UsageError, printable
-from schemas.storage import Location
+from schemas.storage import Location, write_file
 from seqtex.cli.console import bar, log_event, logs_json, print_table
 from seqtex.cli.options import MIRRORS, ThresholdOptions, built_thresholds, only_thresholds, threshold_options
 
@@ -189,7 +189,7 @@ def what_if(dataset: Location, cfg: ThresholdOptions, out: Path | None = None) -
         raise UsageError(f"--out {out}: give a file that ends in .parquet")
     outcomes = [outcome for part in read_ledger(dataset) for outcome in part.outcomes]
     built = built_thresholds(dataset).unwrap
-    if unmeasured := [f"unwrap.{name}" for name in UNTOLD if getattr(cfg.unwrap, name) != getattr(built, name)]:
+    if unmeasured := [f"unwrap.{name}" for name in UNMEASURED if getattr(cfg.unwrap, name) != getattr(built, name)]:
         log_event("not_applied", settings=unmeasured, detail="no measurement shows their effect")
     found = list(changes(outcomes, Thresholds(filter=cfg.filter, unwrap=cfg.unwrap, built=built)))
     if out is not None:

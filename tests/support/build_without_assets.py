@@ -1,4 +1,4 @@
-"""Small datasets without processing any asset: a build of results that were made up."""
+"""Small datasets without processing any asset: a build of synthetic results."""
 
 import shutil
 from dataclasses import dataclass
@@ -16,13 +16,11 @@ from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from schemas.codec import encode
-from schemas.dataset import (
-    file_sha256,
-)
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import MeshRef
 from schemas.plan import ShardJob
 from schemas.sample import Regime
+from schemas.storage import file_sha256
 from tests.support.small_dataset import small_sample
 
 REPO = Path(__file__).resolve().parents[2]
@@ -39,7 +37,7 @@ CFG = BuildConfig(
 
 @dataclass(frozen=True)
 class Material:
-    """What a build of made-up results needs: the plan, and for each asset what became of it."""
+    """The input of a build of synthetic results: the plan, and the fields of each asset."""
 
     jobs: list[ShardJob]
     files: dict[str, list[Path]]

@@ -1,4 +1,4 @@
-"""An object store in memory, `flaky://`, whose requests fail when they are told to."""
+"""An object store in memory, `flaky://`, whose requests fail on demand."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Builds without processing any asset: the results of a dataset that is there, committed once more to another place."""
+"""Builds without processing any asset: the results of one dataset, committed to another place."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ CFG = BuildConfig(
 
 
 def commit_again(source: Path, out: Location, index: int, directory: Path) -> None:
-    """Commit to `out` what job `index` came to in another dataset."""
+    """Commit to `out` the results of job `index` of another dataset."""
     part = read_ledger_part(part_path(source, index))
     files = unpack(source, part, {outcome.uid for outcome in part.outcomes}, directory)
     samples: dict[Regime, list[tuple[str, list[Path]]]] = {}

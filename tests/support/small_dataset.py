@@ -7,10 +7,11 @@ import numpy as np
 from geometry.cameras import seqtex4
 from pipeline.dataset.shards import commit
 from schemas.codec import SCHEMA_VERSION, cameras_json, encode
-from schemas.dataset import DatasetInfo, dataset_json, write_file
+from schemas.dataset import DatasetInfo, dataset_json
 from schemas.ledger import Measurements, Outcome, Status
 from schemas.mesh import UvMesh
 from schemas.sample import Regime, TextureSample, UvMaps, Views
+from schemas.storage import write_file
 
 VIEW_SIZE = 32
 UV_SIZE = 64

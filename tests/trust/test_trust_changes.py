@@ -20,18 +20,13 @@ from pipeline.executor.job import process_job
 from pipeline.maintain.failures import with_reasons
 from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sources.folder import folder
-from schemas.dataset import (
-    dataset_json,
-    read_dataset_json,
-    read_ledger,
-    shard_path,
-    write_file,
-)
+from schemas.dataset import dataset_json, read_dataset_json, read_ledger, shard_path
 from schemas.errors import UserError
 from schemas.ledger import FAILURES, Reason, Status
 from schemas.mesh import Attribution, MeshRef
 from schemas.sample import Regime
 from schemas.shards import read_shard
+from schemas.storage import write_file
 from tests.support.build_without_assets import CFG, Material, content, write_fields
 from tests.trust.trust import Trust
 

@@ -365,7 +365,7 @@ def test_the_budget_for_bad_shards_is_that_of_all_ranks(
             within
             and codes == [1, 1]
             and said[0] == said[1]
-            and "shards passed over: 2, more than data.skip_budget, 1" in said[0]
+            and "shards skipped: 2, more than data.skip_budget, 1" in said[0]
             and seen[0] == seen[1] <= together
         )
     trust.held(held, runs)

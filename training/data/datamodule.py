@@ -207,7 +207,7 @@ class BatchLoader(DataLoader[AnyBatch | UserError]):
 
     def __iter__(self) -> Iterator[AnyBatch]:  # type: ignore[override]
         for batch in super().__iter__():
-            bad_shards = dict(self.stream.budget.passed_over)
+            bad_shards = dict(self.stream.budget.skipped)
             if isinstance(batch, UserError):
                 self.check(ReadErrors(fatal=str(batch), bad_shards=bad_shards))
                 raise batch
@@ -272,7 +272,7 @@ class TextureDataModule(lightning.LightningDataModule):
     def _check(self, own: ReadErrors) -> None:
         """Count the bad shards of all ranks. Raises UserError on every rank if one has no batch, or if together they
         met more than the budget allows."""
-        known, trainer = self.budget.passed_over, self.trainer
+        known, trainer = self.budget.skipped, self.trainer
         new = {name: reason for name, reason in own.bad_shards.items() if name not in known}
         for errors in gather_errors(trainer.strategy if trainer else None, replace(own, bad_shards=new)):
             for name, reason in errors.bad_shards.items():

@@ -1,70 +1,45 @@
-"""The files of a dataset: in a directory, or at a URL that fsspec reads (`s3://`, `gs://`, `https://`,
-...), whose shards pass through a bounded cache on this machine's disk."""
+"""The files of a dataset: in a directory, or at a URL that fsspec reads (`s3://`, `gs://`, `https://`, ...), with a
+bounded cache of its shards on this machine's disk."""
 
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
 
-from schemas.dataset import PART_NAME, file_sha256, indexed_parts, write_file
+from filelock import FileLock
+
+from schemas.dataset import PART_NAME, indexed_parts
 from schemas.errors import UserError
-from schemas.storage import ObjectPath
+from schemas.shards import require_recorded
+from schemas.storage import ObjectPath, file_sha256, retried, write_file
 
 REMEDY = "run `seqtex repair` on the dataset"
 ATTEMPTS = 3
-"""How often a remote file is asked for."""
+"""Requests for a remote file, at most."""
 RETRY_SECONDS = 0.5
-"""Before the second attempt; twice that before each further one."""
+"""Pause before the second attempt; twice that before each further one."""
 STALE_SECONDS = 86_400
 """Age at which a temporary file has no owner any more."""
 
 
 class ShardError(UserError):
-    """A shard is missing, unreachable, or not what its record says: what the skip budget is for."""
-
-
-@runtime_checkable
-class DatasetFiles(Protocol):
-    """The files of one dataset."""
-
-    location: str
-    folder: Path
-    """`dataset.json` and the ledger, on this machine."""
-
-    def open(self, name: str, sha256: str, size: int) -> BinaryIO:
-        """A file of the dataset, checked. Raises ShardError naming it where it is missing or another one."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """A small file as it is. Raises FileNotFoundError."""
-        ...
-
-    def missing(self, name: str, size: int) -> bool:
-        """Return whether a file is known, at no cost, to be missing or of another size."""
-        ...
-
-
-def open_dataset(location: str, cache_directory: Path, cache_bytes: int) -> DatasetFiles:
-    """Raises UserError where a remote dataset has no index or cannot be reached."""
-    if "://" not in location:
-        return LocalFiles(Path(location))
-    return RemoteFiles(location, FileCache(cache_directory, cache_bytes))
+    """A shard is missing, unreachable, or not the recorded one: what the skip budget is for."""
 
 
 class LocalFiles:
-    """A dataset in a directory. A file's sum is taken when it is opened, again only after it has changed."""
+    """A dataset in a directory. A file's sha256 is checked when it is first opened, and again after it has changed."""
 
     def __init__(self, directory: Path) -> None:
         self.location = str(directory)
         self.folder = directory
+        """`dataset.json` and the ledger, on this machine."""
         self._verified: dict[str, tuple[int, int, int]] = {}
 
-    def open(self, name: str, sha256: str, size: int) -> BinaryIO:
+    def open(self, name: str, sha256: str, size: int) -> BufferedReader:
+        """Open a recorded file. Raises ShardError naming it where it is missing or has other bytes."""
         path = self.folder / name
         try:
             file = path.open("rb")
@@ -73,25 +48,25 @@ class LocalFiles:
         stat = os.fstat(file.fileno())
         state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if self._verified.get(name) != state:
-            if stat.st_size != size or hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                file.close()
-                raise ShardError(f"{path}: its {stat.st_size} bytes are not those on record; {REMEDY}")
+            _require(file, str(path), sha256, size)
             self._verified[name] = state
-            file.seek(0)
         return file
 
     def read(self, name: str) -> bytes:
+        """Read a small file. Raises FileNotFoundError."""
         return (self.folder / name).read_bytes()
 
     def missing(self, name: str, size: int) -> bool:
+        """Return whether a file is known, at no cost, to be missing or of another size."""
         path = self.folder / name
         return not path.is_file() or path.stat().st_size != size
 
 
 class RemoteFiles:
-    """A dataset behind an address. `index.json` says which ledger parts it has, so that nothing is ever listed."""
+    """A dataset at a URL, with the methods of `LocalFiles`. Its ledger parts are those in `index.json`."""
 
     def __init__(self, location: str, cache: "FileCache") -> None:
+        """Raises UserError where there is no index."""
         self.location = location.rstrip("/")
         self.cache = cache
         try:
@@ -102,7 +77,7 @@ class RemoteFiles:
         self._mirror(indexed_parts(index))
 
     def _mirror(self, parts: dict[str, str]) -> None:
-        """`dataset.json` and the ledger into `folder`."""
+        """Copy `dataset.json` and the ledger into `folder`."""
         (self.folder / "ledger").mkdir(parents=True, exist_ok=True)
         write_file(self.folder / "dataset.json", self.read("dataset.json"))
         for name, sha256 in parts.items():
@@ -111,10 +86,10 @@ class RemoteFiles:
                 continue
             data = self.read(f"ledger/{name}")
             if hashlib.sha256(data).hexdigest() != sha256:
-                raise UserError(f"{self.location}/ledger/{name}: not what index.json says; copy the dataset again")
+                raise UserError(f"{self.location}/ledger/{name}: not as index.json lists it; copy the dataset again")
             write_file(path, data)
 
-    def open(self, name: str, sha256: str, size: int) -> BinaryIO:
+    def open(self, name: str, sha256: str, size: int) -> BufferedReader:
         return self.cache.open(f"{self.location}/{name}", sha256, size)
 
     def read(self, name: str) -> bytes:
@@ -129,9 +104,20 @@ class RemoteFiles:
         return False
 
 
+DatasetFiles = LocalFiles | RemoteFiles
+"""The files of one dataset."""
+
+
+def open_dataset(location: str, cache_directory: Path, cache_bytes: int) -> DatasetFiles:
+    """Open the files of a dataset. Raises UserError where a remote dataset has no index or cannot be reached."""
+    if "://" not in location:
+        return LocalFiles(Path(location))
+    return RemoteFiles(location, FileCache(cache_directory, cache_bytes))
+
+
 class FileCache:
-    """Remote files on this machine's disk, named by their sha256: whole or not there. The files used longest ago go
-    first. Any number of processes may share one."""
+    """Remote files on this machine's disk, named by their sha256: whole or not there. The files used longest ago are
+    removed first. Any number of processes may share one."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory.expanduser()
@@ -139,19 +125,19 @@ class FileCache:
         (self.directory / "files").mkdir(parents=True, exist_ok=True)
         (self.directory / "locks").mkdir(exist_ok=True)
 
-    def open(self, url: str, sha256: str, size: int) -> BinaryIO:
-        """Raises ShardError where the file cannot be had or is not the one on record."""
+    def open(self, url: str, sha256: str, size: int) -> BufferedReader:
+        """Open a recorded file. Raises ShardError where it cannot be fetched or has other bytes."""
         path = self.directory / "files" / sha256
         with self._lock(sha256[:2]):  # one process fetches, the others wait for it
             try:
-                file: BinaryIO = path.open("rb")
+                file = path.open("rb")
             except FileNotFoundError:
                 file = self._fetch(url, path, size)
             os.utime(file.fileno())
             return file
 
-    def _fetch(self, url: str, path: Path, size: int) -> BinaryIO:
-        """Opened before it is in its place: another process that makes room cannot take it away."""
+    def _fetch(self, url: str, path: Path, size: int) -> BufferedReader:
+        """Fetch a file. It is opened before it gets its name: another process that makes room cannot take it away."""
         self._make_room(size)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -159,24 +145,22 @@ class FileCache:
                 fetch(url, temporary)
             except FileNotFoundError as error:
                 raise ShardError(f"{url}: its record names this file but it is missing; {REMEDY}") from error
-            found = temporary.stat().st_size
-            if found != size or file_sha256(temporary) != path.name:
-                raise ShardError(f"{url}: its {found} bytes are not those on record; {REMEDY}")
             file = temporary.open("rb")
+            _require(file, url, path.name, size)
             temporary.replace(path)
             return file
         finally:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Removes what was used longest ago until `size` more bytes fit."""
+        """Remove the files used longest ago until `size` more bytes fit."""
         with self._lock("room"):
             files = []
             for path in (self.directory / "files").iterdir():
                 try:
                     stat = path.stat()
                 except FileNotFoundError:
-                    continue  # written to its end by another process, under its other name now
+                    continue  # another process has just finished it, under its other name
                 if not path.name.startswith("."):
                     files.append((stat.st_mtime_ns, stat.st_size, path))
                 elif time.time() - stat.st_mtime > STALE_SECONDS:
@@ -186,34 +170,38 @@ class FileCache:
                 if size > self.max_bytes:
                     path.unlink(missing_ok=True)
 
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        with (self.directory / "locks" / name).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # given up when the file closes, or its process dies
-            yield
+    def _lock(self, name: str) -> FileLock:
+        """Return a lock of this cache, which the kernel releases when its holder ends."""
+        return FileLock(self.directory / "locks" / name, fallback_to_soft=False)
+
+
+def _require(file: BufferedReader, name: str, sha256: str, size: int) -> None:
+    """Raise ShardError, and close the file, where it has other bytes than the recorded ones."""
+    try:
+        require_recorded(file, sha256, size)
+    except ValueError as error:
+        file.close()
+        raise ShardError(f"{name}: {error}; {REMEDY}") from error
 
 
 def fetch(url: str, path: Path) -> None:
-    """The file behind an address as `path`. What may pass is tried again.
+    """Download the file at a URL to `path`, trying again after errors that may pass.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ShardError: it cannot be had.
-        UserError: fsspec has no way to such an address.
+        ShardError: it cannot be fetched.
+        UserError: fsspec knows no such scheme.
     """
-    for attempt in range(ATTEMPTS):
-        try:
-            return ObjectPath(url).download(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if attempt == ATTEMPTS - 1:
-                raise ShardError(f"{url}: not to be had after {ATTEMPTS} attempts ({error.strerror})") from error
-            time.sleep(RETRY_SECONDS * 2**attempt)
+    try:
+        retried(partial(ObjectPath(url).download, path), ATTEMPTS, lambda number: RETRY_SECONDS * 2 ** (number - 1))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ShardError(f"{url}: cannot be fetched in {ATTEMPTS} attempts ({error.strerror})") from error
 
 
 def read_json(data: bytes, name: str) -> dict[str, object]:
-    """Raises UserError naming the file where it is no JSON object."""
+    """Decode a JSON object. Raises UserError naming the file where it is none."""
     try:
         entries = json.loads(data)
     except (ValueError, RecursionError) as error:

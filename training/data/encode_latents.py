@@ -3,8 +3,7 @@ beside, flushed and renamed (or uploaded whole), so that a run that was killed g
 
 import hashlib
 import io
-import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import safetensors.torch
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 
 from schemas.codec import decode
-from schemas.dataset import ShardRecord, canonical_json, code_version, file_sha256, write_file
+from schemas.dataset import ShardRecord, canonical_json, code_version
 from schemas.errors import UsageError, UserError
 from schemas.sample import TextureSample
-from schemas.storage import Location, ObjectPath, location
+from schemas.shards import write_tar
+from schemas.storage import Location, ObjectPath, file_sha256, location, write_file
 from training.data.batch import to_model
 from training.data.dataset_files import DatasetFiles, read_json
 from training.data.latent_shards import (
@@ -32,7 +32,7 @@ from training.data.latent_shards import (
 from training.data.mixture import shards_by_regime
 from training.data.shard_reader import ShardReader
 from training.diffusion.encoders import LatentCodec, TextEncoder
-from training.diffusion.latents import Maps, surface_points
+from training.diffusion.latents import surface_points
 from training.diffusion.view_hint import encode_hint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -82,14 +82,19 @@ def encode_dataset(
     sources = [shard for group in by_regime.values() for shard in group]
     folder = location(files.location) / encoders.header.folder
     folder.mkdir(parents=True, exist_ok=True)
-    _write_empty_text(folder, encoders)
+    if encoders.text_encoder is not None:
+        write_file(folder / EMPTY_TEXT, _tensors({"caption": _features("", encoders)}, encoders.header))
     mine = sources[part::parts]
     for done, source in enumerate(mine):
         notify(done, len(mine))
         if finished(folder, source, encoders.header) is None:
             _encode_shard(files, folder, source, encoders)
     notify(len(mine), len(mine))
-    return _commit(folder, sources, encoders.header)
+    shards = [shard for source in sources if (shard := finished(folder, source, encoders.header))]
+    if len(shards) < len(sources):
+        return None
+    write_file(folder / RECORD, record_json(encoders.header, shards, code_version()))
+    return folder
 
 
 def finished(folder: Location, source: ShardRecord, header: LatentHeader) -> LatentShard | None:
@@ -112,14 +117,6 @@ def _record_path(folder: Location, shard: str) -> Location:
     return folder / f"{shard}.json"
 
 
-def _commit(folder: Location, sources: list[ShardRecord], header: LatentHeader) -> Location | None:
-    shards = [shard for source in sources if (shard := finished(folder, source, header))]
-    if len(shards) < len(sources):
-        return None
-    write_file(folder / RECORD, record_json(header, shards, code_version()))
-    return folder
-
-
 def _encode_shard(files: DatasetFiles, folder: Location, source: ShardRecord, encoders: Encoders) -> None:
     _record_path(folder, source.name).unlink(missing_ok=True)
     reader = ShardReader(files, "shards", (source,), 1, decode)
@@ -134,7 +131,9 @@ def _encode_shard(files: DatasetFiles, folder: Location, source: ShardRecord, en
             shapes.update(found)
             yield sample.uid, fields
 
-    data = tar_bytes(samples())
+    tar = io.BytesIO()
+    write_tar(tar, samples())
+    data = tar.getvalue()
     write_file(folder / source.name, data)
     shard = LatentShard(
         name=source.name,
@@ -149,18 +148,6 @@ def _encode_shard(files: DatasetFiles, folder: Location, source: ShardRecord, en
     write_file(_record_path(folder, source.name), canonical_json(entries) + b"\n")
 
 
-def tar_bytes(samples: Iterator[tuple[str, Mapping[str, bytes]]]) -> bytes:
-    """Write samples as a tar. Equal samples give equal bytes: no times, no owners."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for uid, fields in samples:
-            for extension, data in sorted(fields.items()):
-                info = tarfile.TarInfo(f"{uid}.{extension}")
-                info.size, info.mode = len(data), 0o644
-                tar.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
 @torch.no_grad()
 def encode_sample(sample: TextureSample, encoders: Encoders) -> tuple[dict[str, bytes], dict[str, list[int]]]:
     """Encode a sample: fields of its latents, and the shape of each tensor."""
@@ -168,14 +155,16 @@ def encode_sample(sample: TextureSample, encoders: Encoders) -> tuple[dict[str, 
     means: dict[str, Tensor] = {}
     spreads: dict[str, Tensor] = {}
     for name, maps in (("mv", batch.mv), ("uv", batch.uv)):
-        for kind, images in _modalities(maps) if maps else ():
-            posterior = encoders.codec.posterior(images.to(encoders.device))
+        if maps is None:
+            continue
+        images = {"rgb": maps.rgb, "position": (maps.position + 1) / 2, "normal": (maps.normal + 1) / 2}
+        for kind, image in images.items():
+            posterior = encoders.codec.posterior(image.to(encoders.device))
             means[f"{name}_{kind}"] = posterior.mean[0]
             spread = posterior.log_variance[0]
             constant = bool((spread == spread.flatten()[0]).all())  # of a codec without variance: one number suffices
             spreads[f"{name}_{kind}"] = spread[:1, :1, :1, :1] if constant else spread
-        if maps:
-            means[f"{name}_points"] = surface_points(maps.position, maps.normal, encoders.codec.downscale)[0]
+        means[f"{name}_points"] = surface_points(maps.position, maps.normal, encoders.codec.downscale)[0]
     meta = {"uid": sample.uid, "regime": str(sample.regime), "caption": batch.captions[0]}
     fields = {
         "json": canonical_json(meta),
@@ -201,22 +190,12 @@ def _hints(sample: TextureSample, encoders: Encoders) -> dict[str, Tensor]:
     return found
 
 
-def _modalities(maps: Maps) -> tuple[tuple[str, Tensor], ...]:
-    """Return the images as they enter the codec, in [0, 1]."""
-    return ("rgb", maps.rgb), ("position", (maps.position + 1) / 2), ("normal", (maps.normal + 1) / 2)
-
-
 def _features(prompt: str, encoders: Encoders) -> Tensor:
     """Encode a prompt: features [tokens, dim], without the zeros at the end."""
     assert encoders.text_encoder is not None
     features = encoders.text_encoder.encode([prompt])[0]
     used = features.abs().sum(dim=1).nonzero()
     return features[: int(used[-1]) + 1 if len(used) else 1]
-
-
-def _write_empty_text(folder: Location, encoders: Encoders) -> None:
-    if encoders.text_encoder is not None:
-        write_file(folder / EMPTY_TEXT, _tensors({"caption": _features("", encoders)}, encoders.header))
 
 
 def _tensors(tensors: dict[str, Tensor], header: LatentHeader) -> bytes:

@@ -35,6 +35,8 @@ POINTS = 4
 """Channels of `BranchLatents.points`."""
 DRAW_STREAM = 11
 """Keeps posterior draws apart from other draws by (seed, sample number)."""
+CODEC_FIELDS = ("codec", "weights_sha256", "scaling", "channels", "downscale", "format")
+"""Fields of a header that describe the codec, not what was encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class LatentHeader:
     text_length: int = 0
     """Tokens that the model gets, zeros included."""
     view_hint: bool = False
-    """Return whether view hints were encoded, for models that take them."""
+    """View hints were encoded, for models that take them."""
     format: int = FORMAT
 
     @property
@@ -155,20 +157,15 @@ def find_latents(
             f"{_others(files)}; {again}, or set data.latents false"
         ) from error
     header, shards = parse_record(data, place)
-    wanted = replace(
-        codec,
-        dtype=header.dtype,
-        text_encoder=header.text_encoder,
-        text_dim=header.text_dim,
-        text_length=header.text_length,
-        view_hint=header.view_hint or codec.view_hint,
-    )
-    for name, value in asdict(wanted).items():
-        if asdict(header)[name] != value:
-            remedy = again.partition(" (")[0]
-            if name == "view_hint":
-                remedy += " with --view_hint, which encodes all anew, or set model.view_hint false"
-            raise UserError(f"{place}: {name} is {asdict(header)[name]}, this run has {value}; {remedy}")
+    redo = again.partition(" (")[0]
+    for name in CODEC_FIELDS:
+        if getattr(header, name) != getattr(codec, name):
+            raise UserError(f"{place}: {name} is {getattr(header, name)}, this run has {getattr(codec, name)}; {redo}")
+    if codec.view_hint and not header.view_hint:
+        raise UserError(
+            f"{place}: view_hint is False, this run has True; {redo} with --view_hint, which encodes all anew, or set "
+            "model.view_hint false"
+        )
     for source in sources:
         if source.name not in shards:
             raise UserError(f"{place}: the dataset has new shards, {source.name} is not in it; {again}")
@@ -183,16 +180,17 @@ def _others(files: DatasetFiles) -> str:
     return f", there are {', '.join(names)}" if names else ""
 
 
+@dataclass(frozen=True, slots=True)
 class LatentDecoder:
     """Decodes the fields of a stored sample to a batch of one: posterior means, float32."""
 
-    def __init__(self, header: LatentHeader, empty: Tensor | None, with_variance: bool, with_hint: bool) -> None:
-        """empty: features of the empty prompt, if captions were encoded. with_variance: read what a draw needs.
-        with_hint: read view hints."""
-        self.header = header
-        self.empty = empty
-        self.with_variance = with_variance
-        self.with_hint = with_hint
+    header: LatentHeader
+    empty: Tensor | None
+    """Features of the empty prompt, if captions were encoded."""
+    with_variance: bool
+    """Read what a draw needs."""
+    with_hint: bool
+    """Read view hints."""
 
     def __call__(self, fields: Mapping[str, bytes]) -> "StoredLatents":
         """Raises ValueError naming the field that is missing or damaged."""

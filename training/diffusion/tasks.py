@@ -5,7 +5,6 @@ condition frame sits at `CONDITION_SIGMA`, a generated frame at the level drawn 
 is unused is pure noise."""
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 import torch
@@ -24,14 +23,6 @@ MAX_VIEWS = 12
 """The most views that a sample may have."""
 
 
-class Role(StrEnum):
-    """Use of a frame; `NOISE`: none."""
-
-    CONDITION = "condition"
-    GENERATED = "generated"
-    NOISE = "noise"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A task: which frames are given and which are generated."""
@@ -40,25 +31,23 @@ class Task:
     condition_views: int
     """How many views are given, drawn at random; at most all of them (`MAX_VIEWS`: always all). The other views are
     generated."""
-    uv: Role
-    """Use of the UV frame; `NOISE`: the UV branch need not run."""
-    regimes: tuple[Regime, ...]
-    """Regimes whose samples can be trained on."""
+    needs_uv: bool
+    """The UV map is generated; False: the UV branch need not run."""
 
     @property
-    def needs_uv(self) -> bool:
-        """Return whether the UV branch runs."""
-        return self.uv is not Role.NOISE
+    def regimes(self) -> tuple[Regime, ...]:
+        """Return the regimes whose samples can be trained on."""
+        return (Regime.TEXTURED,) if self.needs_uv else (Regime.TEXTURED, Regime.MV_ONLY)
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task(name="img2tex", condition_views=1, uv=Role.GENERATED, regimes=(Regime.TEXTURED,)),
-        Task(name="geo2mv", condition_views=0, uv=Role.NOISE, regimes=(Regime.TEXTURED, Regime.MV_ONLY)),
-        Task(name="geo2mvtex", condition_views=0, uv=Role.GENERATED, regimes=(Regime.TEXTURED,)),
-        Task(name="mv2tex", condition_views=MAX_VIEWS, uv=Role.GENERATED, regimes=(Regime.TEXTURED,)),
-        Task(name="img2mv", condition_views=1, uv=Role.NOISE, regimes=(Regime.TEXTURED, Regime.MV_ONLY)),
+        Task(name="img2tex", condition_views=1, needs_uv=True),
+        Task(name="geo2mv", condition_views=0, needs_uv=False),
+        Task(name="geo2mvtex", condition_views=0, needs_uv=True),
+        Task(name="mv2tex", condition_views=MAX_VIEWS, needs_uv=True),
+        Task(name="img2mv", condition_views=1, needs_uv=False),
     )
 }
 
@@ -138,9 +127,8 @@ def views_given(cfg: TaskConfig, regime: Regime, seed: int, batch: int, sample: 
 
 def plan_frames(task: Task, given: Bool[Tensor, "batch views"], sigma: Float[Tensor, " batch"]) -> FramePlan:
     """Assign roles and noise levels: the views `given` are the condition, what is generated is at `sigma`."""
-    uv = torch.ones_like(given[:, :1])
-    condition = torch.cat([given, uv & (task.uv is Role.CONDITION)], dim=1)
-    generated = torch.cat([~given, uv & (task.uv is Role.GENERATED)], dim=1)
+    uv = torch.full_like(given[:, :1], task.needs_uv)
+    condition, generated = torch.cat([given, uv & False], dim=1), torch.cat([~given, uv], dim=1)
     level = torch.where(condition, CONDITION_SIGMA, sigma[:, None])
     level = torch.where(condition | generated, level, 1.0)
     return FramePlan(condition=condition, generated=generated, sigma=level)

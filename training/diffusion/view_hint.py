@@ -47,7 +47,8 @@ def view_hint(
     places = list(given)
     known = Surface(position=small.position[places], normal=small.normal[places])
     if not known.mask.any():
-        return np.zeros((*rgb.shape[:3], CHANNELS), np.float32), None if uv is None else _nothing(uv)
+        empty = None if uv is None else np.zeros((*uv.mask.shape, CHANNELS), np.float32)
+        return np.zeros((*rgb.shape[:3], CHANNELS), np.float32), empty
     colors = VisibleColors(known, rgb[places, step // 2 :: step, step // 2 :: step])
     mv = _enlarged(_hint(colors, small), rgb.shape[1:3])
     if uv is None:
@@ -69,10 +70,6 @@ def subsampled(surface: Surface, step: int) -> Surface:
 def _hint(colors: VisibleColors, surface: Surface) -> Hint:
     rgb, distance = colors.nearest(surface, workers=torch.get_num_threads())  # 1 in a process that reads data
     return np.concatenate([rgb, np.exp(-distance / REACH)[..., None]], axis=-1)
-
-
-def _nothing(surface: Surface) -> Hint:
-    return np.zeros((*surface.position.shape[:-1], CHANNELS), np.float32)
 
 
 def _enlarged(

@@ -12,8 +12,8 @@ import lightning
 import torch
 from torch import Tensor
 
-from schemas.dataset import write_file
 from schemas.errors import UserError
+from schemas.storage import write_file
 from training.arithmetic import StepCallback, count_batches_anew, is_step_end
 from training.data.datamodule import TextureDataModule
 from training.loop.checkpoints import newest_state, sum_path, trainer_states

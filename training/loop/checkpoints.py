@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from schemas.dataset import code_version, file_sha256, sync_directory, write_file
+from schemas.dataset import code_version
 from schemas.errors import UserError
+from schemas.storage import file_sha256, sync_directory, write_file
 from training.diffusion.encoders import DctCodec, LatentCodec, NullTextEncoder, TextEncoder, Umt5Encoder, WanCodec
 from training.diffusion.flow import SHIFT
 from training.model.files import replaced_directory

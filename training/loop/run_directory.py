@@ -1,7 +1,5 @@
 """One run at a time in a run directory."""
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -10,13 +8,15 @@ import platform
 import socket
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lightning
 import torch
+from filelock import FileLock, Timeout
 
-from schemas.dataset import code_version, file_sha256, part_paths, write_file
+from schemas.dataset import code_version, part_paths
 from schemas.errors import UserError
+from schemas.storage import file_sha256, write_file
 from training.arithmetic import decisions
 from training.config import TrainConfig, as_json
 from training.data.mixture import open_datasets
@@ -28,35 +28,31 @@ log = logging.getLogger(__name__)
 
 
 class RunLock(lightning.Callback):
-    """Keeps other runs out of a directory while this one is at work in it. Must stand first among the callbacks.
-    Nothing else may open the file: who closes a file gives up all locks that his process has on it."""
+    """Keep other runs out of a directory while this one is at work in it. Must stand first among the callbacks. The
+    kernel releases the lock when its holder ends; filelock closes it in forked children, since the loader's processes
+    live on for some seconds where this one is killed."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._file: IO[str] | None = None
+        self._lock = FileLock(directory / LOCK, blocking=False, fallback_to_soft=False)
         self._refusal: str | None = None
 
     def take(self) -> None:
-        """To be called by rank 0 before it looks what is in the directory; `setup` tells all ranks how it went."""
-        if self._file is not None:
+        """Take the lock, on rank 0 before it looks into the directory; `setup` reports the result to all ranks."""
+        if self._lock.is_locked:
             return
-        self._file = (self.directory / LOCK).open("a+")
+        path = self.directory / LOCK
         try:
-            # Not flock: the loader's processes inherit those, and live on for some seconds where this one is killed.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                log.warning("%s: no lock (%s); start no second run there", self.directory / LOCK, error.strerror)
-                return
-            self._file.seek(0)
-            holder = self._file.read().strip() or "of unknown name"
+            self._lock.acquire()
+        except Timeout:
+            holder = path.read_text().strip() or "of unknown name"
             self._refusal = (
                 f"{self.directory}: another run ({holder}) trains here; wait for it, or give another run.directory"
             )
+        except OSError as error:
+            log.warning("%s: no lock (%s); start no second run there", path, error.strerror)
         else:
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            self._file.flush()
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         refusal = trainer.strategy.broadcast(self._refusal)
@@ -64,8 +60,7 @@ class RunLock(lightning.Callback):
             raise UserError(refusal)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._lock.release(force=True)
 
 
 PACKAGES = ("torch", "lightning", "numpy", "diffusers", "transformers", "peft", "safetensors", "webdataset", "pyarrow")

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from schemas.dataset import sync_directory
 from schemas.errors import UserError
+from schemas.storage import sync_directory
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

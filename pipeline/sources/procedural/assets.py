@@ -17,8 +17,8 @@ from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
 from pipeline.sources.procedural.objects import BUILDERS, HARD_EDGED
 from pipeline.sources.procedural.patches import Detail, Patch, cells, faceted, rotation_z
 from pipeline.sources.procedural.patterns import Pattern, contrast, draw_pattern
-from schemas.dataset import write_file
 from schemas.mesh import Attribution, MeshRef
+from schemas.storage import write_file
 
 TEXTURE_SIZE = 256
 DENSE_FACES = 48_000

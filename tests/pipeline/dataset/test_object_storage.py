@@ -177,8 +177,8 @@ def test_an_extension_on_s3_leaves_what_was_there(
     for ref in procedural(2, tmp_path / "made", seed=1, clean=True):
         (more / Path(ref.uri).name).write_bytes(Path(ref.uri).read_bytes())
     assert main(["extend", str(out), "--source", f"folder:{more}", "--log", "json"]) == 0
-    told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
-    assert (told[-1]["event"], told[-1]["added"], told[-1]["planned"], told[-1]["jobs_run"]) == (
+    reported = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
+    assert (reported[-1]["event"], reported[-1]["added"], reported[-1]["planned"], reported[-1]["jobs_run"]) == (
         "extended", 2, COUNT + 2, 1)  # fmt: skip
     assert before.items() < shards(out).items() and verify(out) == []
     assert read_dataset_json(out).history[0]["source"] == "folder:more" and not (out / ".lock").exists()
@@ -225,8 +225,8 @@ def test_datasets_are_put_together_wherever_they_lie(
         assert {name for name in moved if name.endswith(".tar")} == rewritten != set(), "the store copies the others"
     monkeypatch.undo()
     assert main(["merge", *names, "--out", str(both), "--log", "json"]) == 0
-    told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if '"merged"' in line]
-    assert [(each["planned"], each["same_uid"]) for each in told] == [(COUNT + 3, 1)] * 2
+    reported = [json.loads(line) for line in capfd.readouterr().out.splitlines() if '"merged"' in line]
+    assert [(each["planned"], each["same_uid"]) for each in reported] == [(COUNT + 3, 1)] * 2
     assert isinstance(both, Path | ObjectPath) and same(both, tmp_path / "folders") and verify(both) == []
 
 
@@ -307,10 +307,10 @@ def test_latents_are_written_there_and_training_reads_them(
     assert main(["encode", str(here), *words]) == 0
     assert main(["encode", str(out), *words, "--parts", "2"]) == 0
     assert main(["encode", str(out), *words, "--parts", "2", "--part", "1"]) == 0
-    told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
-    assert [each["event"] for each in told] == ["encoded", "encoded_part", "encoded"]
+    reported = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
+    assert [each["event"] for each in reported] == ["encoded", "encoded_part", "encoded"]
     (latents,) = (out / "latents").iterdir()
-    assert told[2]["latents"] == str(latents)
+    assert reported[2]["latents"] == str(latents)
     local = {path.name: path.read_bytes() for path in (here / "latents" / latents.name).iterdir()}
     assert {path.name: path.read_bytes() for path in latents.iterdir()} == local and len(local) > 4
     before = {path.name: path.stat().st_mtime for path in latents.iterdir() if path.name.endswith(".tar")}
@@ -336,8 +336,8 @@ def test_every_command_reads_it_and_damage_is_located_there(
     out = copied(folder, ObjectPath(f"{s3.url}/damaged/forge"))
     for command in ("verify", "status", "failures", "what-if", "report"):
         assert main([command, str(out), "--log", "json"]) == 0, command
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    status = next(line for line in told if line["event"] == "status")
+    reported = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    status = next(line for line in reported if line["event"] == "status")
     assert status["done"] == status["planned"] == COUNT and not status["running"]
     assert (workspace(out) / "report" / "index.html").is_file()
     tars = sorted((out / "shards").iterdir())
@@ -436,7 +436,7 @@ def test_a_builder_elsewhere_is_refused_to_while_it_lives_and_outwaited_when_it_
     s3: Server, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locking, "WATCH_S", 0.05)
-    out, told = ObjectPath(f"{s3.url}/watched/forge"), list[str]()
+    out, reported = ObjectPath(f"{s3.url}/watched/forge"), list[str]()
     owner = json.loads(owner_of(out)) | {"machine": "other boot"}
     (out / ".lock").write_bytes(json.dumps(owner | {"seen": time.time() - 60}).encode())
 
@@ -446,10 +446,10 @@ def test_a_builder_elsewhere_is_refused_to_while_it_lives_and_outwaited_when_it_
 
     beat = threading.Thread(target=alive)
     beat.start()
-    with pytest.raises(UserError, match=r"on other, last seen \d s ago"), lock(out, told.append):
+    with pytest.raises(UserError, match=r"on other, last seen \d s ago"), lock(out, reported.append):
         raise AssertionError("two builders")
     beat.join()
-    assert len(told) == 1 and "on other, last seen 60 s ago; waiting up to 540 s" in told[0]
+    assert len(reported) == 1 and "on other, last seen 60 s ago; waiting up to 540 s" in reported[0]
     monkeypatch.setattr(locking, "EXPIRY_S", 2.0)
     (out / ".lock").write_bytes(json.dumps(owner | {"seen": time.time() + 3600}).encode())
     with lock(out):  # a clock that is ahead
@@ -527,7 +527,7 @@ def test_a_builder_whose_lock_was_taken_stops(
 def test_google_storage_holds_the_same_dataset(
     gs: Server, folder: Path, refs: list[MeshRef], scratch: Path, tmp_path: Path
 ) -> None:
-    """The server at hand does not refuse to create an object twice: this lock is told by reading it again."""
+    """The server at hand does not refuse to create an object twice: the lock is checked by reading it again."""
     out = ObjectPath(f"{gs.url}/built/forge")
     jobs = plan_jobs(refs, CFG.assets_per_job)
     with lock(out):

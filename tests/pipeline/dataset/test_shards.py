@@ -143,11 +143,11 @@ def test_a_reader_of_a_shard_ends_at_its_end_alone(dataset):
         end = tar.offset
     for cut in range(0, end + 1024, 512):
         path.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match=str(path)):
+        with pytest.raises(ValueError, match=r"whole|header"):
             list(read_shard(path))
     for header in headers:
         path.write_bytes(data[: header + 100] + bytes([data[header + 100] ^ 1]) + data[header + 101 :])
-        with pytest.raises(ValueError, match=str(path)):
+        with pytest.raises(ValueError, match=r"whole|header"):
             list(read_shard(path))
 
 
@@ -212,7 +212,7 @@ def test_a_row_that_contradicts_its_shard_is_named(dataset):
     assert any("the commit record does not" in problem for problem in problems)
 
 
-def test_no_dataset_is_an_error_not_a_verdict(tmp_path):
+def test_no_dataset_is_an_error_not_a_result(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         verify(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"dataset\.json"):
@@ -220,7 +220,7 @@ def test_no_dataset_is_an_error_not_a_verdict(tmp_path):
 
 
 def test_the_same_results_again_change_no_byte(dataset, tmp_path):
-    """Not even the times in the ledger: who does a job again leaves what is there. Damage is mended."""
+    """Not even the times in the ledger: who does a job again leaves what is there. Damage is fixed."""
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in dataset.glob("*/*") if path.is_file()}
     files: dict[Regime, list[tuple[str, list[Path]]]] = {}
     for uid, regime in REGIMES.items():

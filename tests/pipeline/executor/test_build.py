@@ -26,11 +26,12 @@ from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
 from pipeline.sources.registry import open_source
 from pipeline.unwrap.unwrap import UnwrapConfig
-from schemas.dataset import file_sha256, read_ledger, read_parquet, shard_path
+from schemas.dataset import read_ledger, read_parquet, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason
 from schemas.mesh import MeshRef
 from schemas.sample import Regime
+from schemas.storage import file_sha256
 from seqtex.cli.main import main
 
 CFG = BuildConfig(

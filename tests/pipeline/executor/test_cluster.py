@@ -31,11 +31,12 @@ from pipeline.sandbox.child import LimitsConfig
 from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sources.procedural import procedural
 from pipeline.unwrap.unwrap import UnwrapConfig
-from schemas.dataset import file_sha256, read_ledger
+from schemas.dataset import read_ledger
 from schemas.errors import UserError
 from schemas.ledger import Counts
 from schemas.mesh import MeshRef
 from schemas.plan import ShardJob
+from schemas.storage import file_sha256
 from tests.support.processes import until
 
 CFG = BuildConfig(

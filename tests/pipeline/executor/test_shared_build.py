@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from schemas.dataset import file_sha256, read_ledger
+from schemas.dataset import read_ledger
 from schemas.ledger import Reason, Status
 from schemas.sample import Regime
+from schemas.storage import file_sha256
 from seqtex.cli.main import main
 from tests.pipeline.executor.test_shared_assets import EXPECTED, MV_ONLY, TEXTURED
 

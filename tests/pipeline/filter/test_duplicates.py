@@ -26,12 +26,13 @@ from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
-from schemas.dataset import LedgerPart, file_sha256, read_ledger, read_parquet, shard_path
+from schemas.dataset import LedgerPart, read_ledger, read_parquet, shard_path
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import MeshRef, TexturedMesh
 from schemas.plan import ShardJob
 from schemas.sample import Regime
 from schemas.shards import read_shard
+from schemas.storage import file_sha256
 
 CFG = BuildConfig(
     assets_per_job=3, views=RenderConfig(resolution=48), uv=BakeConfig(resolution=64), preflight=PreflightConfig()

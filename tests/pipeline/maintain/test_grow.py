@@ -123,8 +123,8 @@ def test_an_extension_leaves_what_was_there_and_goes_on_when_it_was_stopped(firs
     assert verify(out) == [] and status(out, 0, 0.0).planned == 3, "it is as it was before"
     words = ["extend", str(out), "--source", f"folder:{more}", "--log", "json"]
     assert main(words) == 0
-    told = json.loads(next(line for line in capfd.readouterr().out.splitlines() if '"extended"' in line))
-    assert (told["added"], told["present"], told["planned"], told["rejected"]) == (2, 3, 5, 1)
+    reported = json.loads(next(line for line in capfd.readouterr().out.splitlines() if '"extended"' in line))
+    assert (reported["added"], reported["present"], reported["planned"], reported["rejected"]) == (2, 3, 5, 1)
     after = files(out)
     assert before.items() <= after.items() and len(after) > len(before)
     assert rows(out)["a"].reason is Reason.DUPLICATE and rows(out)["a"].detail == f"same bytes as {rows(out)['b'].uid}"
@@ -180,8 +180,8 @@ def test_datasets_are_put_together_and_keep_their_shards(first, second, tmp_path
     out = tmp_path / "both"
     whole = {path: files(path) for path in (first, second)}
     assert main(["merge", str(first), str(second), "--out", str(out), "--log", "json"]) == 0
-    told = json.loads(next(line for line in capfd.readouterr().out.splitlines() if '"merged"' in line))
-    assert (told["planned"], told["same_uid"], told["rejected"], told["failed"]) == (5, 1, 1, 0)
+    reported = json.loads(next(line for line in capfd.readouterr().out.splitlines() if '"merged"' in line))
+    assert (reported["planned"], reported["same_uid"], reported["rejected"], reported["failed"]) == (5, 1, 1, 0)
     assert {path: files(path) for path in (first, second)} == whole, "they stay as they are"
     found = rows(out)
     assert found["again"].reason is Reason.DUPLICATE and found["b"].uid in found["again"].detail

@@ -26,11 +26,12 @@ from pipeline.maintain.status import Stage, status
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
-from schemas.dataset import file_sha256, part_path, read_ledger, read_ledger_part, shard_path
+from schemas.dataset import part_path, read_ledger, read_ledger_part, shard_path
 from schemas.errors import UserError
 from schemas.ledger import Reason, Status
 from schemas.plan import ShardJob
 from schemas.shards import read_shard
+from schemas.storage import file_sha256
 from seqtex.cli.main import main
 
 REPO = Path(__file__).resolve().parents[3]
@@ -222,7 +223,7 @@ def test_a_retry_that_cannot_be_written_leaves_what_was(built, dataset, monkeypa
     (job,) = with_reasons(dataset, read_plan(dataset / "plan.parquet"), reasons={Reason.CRASHED})
     assert job.index == 0 and job.only == {built.uid(CRASHED)}
     before = stamps(dataset, {0, 1, 2})
-    monkeypatch.setattr("pipeline.dataset.shards._add", fail)
+    monkeypatch.setattr("pipeline.dataset.shards.write_tar", fail)
     with pytest.raises(UserError, match="No space left"):
         process_job(job, dataset, CFG, "poison:run", (built.poison,))
     assert stamps(dataset, {0, 1, 2}) == before and verify(dataset) == []

@@ -28,12 +28,13 @@ from pipeline.seqtex_layouts.renders import RenderedViews, RendersConfig, read_r
 from pipeline.sources.procedural import procedural
 from pipeline.sources.registry import official
 from schemas.codec import NORMAL_ERROR_DEG, decode, encode
-from schemas.dataset import DatasetInfo, dataset_json, file_sha256, read_ledger, shard_path, write_file
+from schemas.dataset import DatasetInfo, dataset_json, read_ledger, shard_path
 from schemas.errors import UserError
 from schemas.ledger import Measurements, Outcome, Reason, Rejected, Status
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from schemas.shards import read_shard
+from schemas.storage import file_sha256, write_file
 from seqtex.cli.main import main
 from training.data.datamodule import BatchStream
 from training.data.mixture import DataConfig

@@ -24,11 +24,12 @@ from pipeline.sources.procedural import procedural
 from pipeline.sources.registry import fetched, open_source
 from pipeline.sources.selection import SelectConfig
 from schemas.codec import decode
-from schemas.dataset import file_sha256, shard_path
+from schemas.dataset import shard_path
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason, Rejected, Status
 from schemas.mesh import MeshRef
 from schemas.shards import read_shard
+from schemas.storage import file_sha256
 from tests.support.objaverse_server import LICENCES, World, make_world, packed, serving
 
 REPO = Path(__file__).resolve().parents[3]

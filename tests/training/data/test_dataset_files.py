@@ -14,9 +14,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from schemas.dataset import index_json, read_ledger, shard_path, write_file
+from schemas.dataset import index_json, read_ledger, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
+from schemas.storage import write_file
 from tests.support.small_dataset import write_dataset
 from training.data import dataset_files as storage
 from training.data.datamodule import BatchStream, TextureDataModule
@@ -116,7 +117,7 @@ def test_a_damaged_ledger_of_a_remote_dataset_is_refused(dataset: Path, tmp_path
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)
     (copy / "ledger" / "000001.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"000001\.parquet: not what index\.json says"):
+    with pytest.raises(UserError, match=r"000001\.parquet: not as index\.json lists it"):
         uids(config(f"file://{copy}", tmp_path / "cache"))
 
 
@@ -198,6 +199,6 @@ def test_what_may_pass_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monkey
     cache.open(url, name, 1000).close()
     assert len(calls) == 3
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    with pytest.raises(ShardError, match=r"not to be had after 2 attempts \(cut\)"):
+    with pytest.raises(ShardError, match=r"cannot be fetched in 2 attempts \(cut\)"):
         FileCache(tmp_path / "other", 5000).open(url, name, 1000)
     assert cached(tmp_path / "other") == {}

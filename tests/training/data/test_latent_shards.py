@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import training.arithmetic
-from schemas.dataset import read_ledger, shard_path, write_file
+from schemas.dataset import read_ledger, shard_path
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
+from schemas.storage import write_file
 from seqtex.cli.main import main
 from tests.support.small_dataset import small_sample, write_dataset, write_samples
 from training.config import TrainConfig, preset
@@ -279,7 +280,7 @@ def test_a_damaged_latent_shard_is_skipped_or_refused(dataset: Path) -> None:
     data = bytearray(path.read_bytes())
     data[1500] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"latents/dct-.*/textured-000000\.tar.*not those on record"):
+    with pytest.raises(UserError, match=r"latents/dct-.*/textured-000000\.tar.*not the recorded one"):
         batches(dataset, DctCodec())
     seen = {uid for batch in batches(dataset, DctCodec(), skip_budget=1) for uid in batch.uids}
     assert seen == {"t2", "m0", "m1", "m2"}

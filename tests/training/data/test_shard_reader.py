@@ -16,15 +16,16 @@ import torch.distributed
 import torch.multiprocessing
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from schemas.dataset import DatasetInfo, dataset_json, shard_path, write_file
+from schemas.dataset import DatasetInfo, dataset_json, shard_path
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
+from schemas.shards import ShardFile
+from schemas.storage import write_file
 from tests.support.small_dataset import write_dataset
 from training.data.datamodule import BatchStream, TextureDataModule
 from training.data.latent_shards import LatentDecoder, codec_header
 from training.data.mixture import DataConfig, decode_pixels
 from training.data.order import Draws, SampleOrder
-from training.data.shard_reader import ShardFile
 from training.diffusion.encoders import DctCodec
 from training.diffusion.tasks import TaskConfig, draw_task
 
@@ -179,7 +180,7 @@ def test_a_bad_shard_is_passed_over_within_the_budget_and_named(
         assert len(batch.uids) == len(expected) == 6  # never short
         for uid, wanted in zip(batch.uids, expected, strict=True):
             assert uid == wanted or (wanted[0] == "y" and uid[0] in "xz")  # the others stay where they were
-    assert [name.rpartition("/")[2] for name in module.budget.passed_over] == ["textured-000001.tar"]
+    assert [name.rpartition("/")[2] for name in module.budget.skipped] == ["textured-000001.tar"]
     messages = [record.message for record in caplog.records if "skipped" in record.message]
     assert len(messages) == 1 and "1 of at most 1" in messages[0] and "textured-000001.tar" in messages[0]
 
@@ -188,7 +189,7 @@ def test_more_bad_shards_than_the_budget_end_the_run(damaged: Path) -> None:
     with pytest.raises(UserError, match=r"textured-000001\.tar.*more than data\.skip_budget, 0"):
         uids(one(damaged), range(4))
     shard_path(damaged, "textured-000000.tar").unlink()
-    with pytest.raises(UserError, match=r"shards passed over: 2, more than data\.skip_budget, 1"):
+    with pytest.raises(UserError, match=r"shards skipped: 2, more than data\.skip_budget, 1"):
         uids(one(damaged, skip_budget=1), range(4))
     shard_path(damaged, "textured-000002.tar").unlink()
     with pytest.raises(UserError, match="none of its textured shards can be read"):

@@ -89,7 +89,7 @@ def test_a_file_system_without_locks_is_no_obstacle(
     def no_locks(*arguments: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("training.loop.run_directory.fcntl.lockf", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     lock = RunLock(tmp_path)
     lock.take()
     lock.close()
