@@ -6,15 +6,14 @@ import logging
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import BuildConfig
 from pipeline.executor.compile_kernels import compiling
@@ -28,8 +27,6 @@ from schemas.errors import UserError
 from schemas.plan import ShardJob
 from schemas.storage import Location
 
-OPEN = "open"
-"""Key that exists while attempts may commit."""
 LOOK_AROUND_S = 5.0
 """Seconds after which the size of the cluster, and who is slow, is looked at again."""
 NODE_LOSS_S = 2.0
@@ -155,8 +152,7 @@ class _Crew:
         self.run = run
         self._gpu = run.gpu_share if cfg.rasterizer == "cuda" else 0.0
         self._order = (out, cfg, do)
-        self._name = uuid.uuid4().hex
-        _internal_kv_put(_key(self._name, OPEN), b"")
+        self._attempts = _attempts_actor()
         self._left_out: set[str] = set()
         """Nodes that cannot process assets."""
         # a worker that has served many jobs is replaced, whatever it has leaked
@@ -167,7 +163,7 @@ class _Crew:
         beside = self._node_of(start.beside) if start.beside else None
         if unwanted := self._left_out | ({beside} if beside else set()):
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(unwanted))})"}
-        return self._task.options(**options).remote(self._order, start.job, self._name, start.number, start.round)
+        return self._task.options(**options).remote(self._order, start.job, self._attempts, start.number, start.round)
 
     def capacity(self) -> Capacity:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._left_out]
@@ -206,14 +202,12 @@ class _Crew:
 
     def _node_of(self, start: Start) -> str | None:
         """None for a start that has not begun to run."""
-        found = _internal_kv_get(_key(self._name, "node", start.number))
-        return found.decode() if found else None
+        return ray.get(self._attempts.node_of.remote(start.number))
 
     def clear_up(self) -> None:
-        """Let nothing be committed from now on, not by an attempt that is still running either: it finds the build
-        closed before the claims are gone that would have refused it."""
-        _internal_kv_del(_key(self._name, OPEN))
-        _internal_kv_del(_key(self._name), del_by_prefix=True)
+        """Let nothing be committed from now on, not by an attempt that is still running either: without the actor it
+        has no leave."""
+        ray.kill(self._attempts)
 
 
 def _outlives(node: str, seconds: float) -> bool:
@@ -226,9 +220,39 @@ def _outlives(node: str, seconds: float) -> bool:
     return False
 
 
-def _key(build: str, *rest: object) -> bytes:
-    """Return a key of the cluster head's store, which every process reaches and which keeps one order of events."""
-    return ":".join(["seqtex", build, *map(str, rest)]).encode()
+class Attempts:
+    """The attempts of one build, kept by an actor: the node that each runs on, and which one commits a job."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, str] = {}
+        self._committing: dict[tuple[int, int], int] = {}
+
+    def begin(self, number: int, node: str) -> None:
+        """Record that attempt `number` runs on a node."""
+        self._nodes[number] = node
+
+    def node_of(self, number: int) -> str | None:
+        """Return the node of an attempt, None while it waits."""
+        return self._nodes.get(number)
+
+    def may_commit(self, job: int, round: int, number: int) -> bool:
+        """Give the first attempt that asks for a job, in a round of its attempts, leave to commit it; no other."""
+        return self._committing.setdefault((job, round), number) == number
+
+
+def _attempts_actor() -> Any:
+    """Start the actor on the driver's own node: no loss of another node ends it, and it ends with the driver.
+
+    Raises UserError where the cluster does not start it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    attempts: Any = ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+    try:
+        ray.get(attempts.node_of.remote(0))
+    except RayActorError as error:
+        why = "the Ray cluster ended the actor that keeps the attempts of this build before it ran"
+        remedy = "if this process was connected to another Ray before, run the build in a new one"
+        raise UserError(f"{why} ({str(error).splitlines()[0]}): {remedy}") from error
+    return attempts
 
 
 @contextmanager
@@ -272,24 +296,25 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _job_task(
-    order: tuple[Location, BuildConfig, Task], job: ShardJob, build: str, number: int, round: int
+    order: tuple[Location, BuildConfig, Task], job: ShardJob, attempts: Any, number: int, round: int
 ) -> tuple[JobReport | None, float]:
     """Process a job: its report, None where another attempt commits it, and its seconds."""
     began = time.monotonic()
     out, cfg, do = order
-    _internal_kv_put(_key(build, "node", number), ray.get_runtime_context().get_node_id().encode())
-    claim = functools.partial(_may_commit, build, job.index, round, number)
+    ray.get(attempts.begin.remote(number, ray.get_runtime_context().get_node_id()))
+    claim = functools.partial(_may_commit, attempts, job.index, round, number)
     report = do(
         job, out, cfg, fork_server=_fork_server(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES")), may_commit=claim
     )
     return report, time.monotonic() - began
 
 
-def _may_commit(build: str, job: int, round: int, number: int) -> bool:
+def _may_commit(attempts: Any, job: int, round: int, number: int) -> bool:
     """Ask for leave to commit a job. False where another attempt has it, or where the build is over."""
-    key, mine = _key(build, "claim", job, round), str(number).encode()
-    _internal_kv_put(key, mine, overwrite=False)
-    return _internal_kv_get(key) == mine and _internal_kv_get(_key(build, OPEN)) is not None
+    try:
+        return ray.get(attempts.may_commit.remote(job, round, number))
+    except RayActorError:
+        return False
 
 
 @functools.cache

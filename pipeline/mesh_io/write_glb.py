@@ -1,21 +1,52 @@
-"""A textured mesh as one binary glTF 2.0 file that opens upright in any viewer."""
+"""Write meshes as binary glTF 2.0: the same bytes every time, upright in any viewer."""
 
 import io
 import json
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from geometry.frames import Frame, z_up_to_y_up
 from schemas.mesh import UvMesh
 from schemas.storage import write_file
 
-_FLOAT, _UINT = 5126, 5125
-_ARRAY_BUFFER, _ELEMENT_BUFFER = 34962, 34963
+_FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
+_VERTICES, _INDICES = 34962, 34963
+_LINEAR, _MIPMAPS, _CLAMP = 9729, 9987, 33071
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Primitive:
+    """Triangles with one material, in glTF's frame (Y up)."""
+
+    positions: Float[np.ndarray, "n 3"]
+    normals: Float[np.ndarray, "n 3"]
+    faces: Int[np.ndarray, "f 3"]
+    material: int | None
+    """None: glTF's default material (white), so that vertex colours stand alone for every reader."""
+    uv: Float[np.ndarray, "n 2"] | None = None
+    """Origin at the top left."""
+    colors: Float[np.ndarray, "n 4"] | None = None
+    """Linear RGBA."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """A rough, non-metallic material: a linear base colour times a texture, if it has one."""
+
+    base_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    image: UInt8[np.ndarray, "height width channels"] | bytes | None = None
+    """The texture, sRGB: pixels, or the bytes of a PNG or JPEG file."""
+    roughness: float = 0.9
+    double_sided: bool = False
+    cut_out: bool = False
+    """There is no surface where the texture's opacity is below one half."""
 
 
 def write_glb(
@@ -31,89 +62,121 @@ def write_glb(
     one half. With `frame` the file has the asset's own place and size, without it the dataset's [-1, 1]; either way
     glTF's Y points up.
     """
-    png = io.BytesIO()
-    Image.fromarray(rgb if opacity is None else np.dstack([rgb, opacity])).save(png, format="PNG")
-    write_file(path, glb_bytes(uv_mesh, png.getvalue(), "image/png", frame, cut_out=opacity is not None))
+    image = rgb if opacity is None else np.dstack([rgb, opacity])
+    write_file(path, textured_glb(uv_mesh, image, frame, cut_out=opacity is not None))
 
 
-def glb_bytes(uv_mesh: UvMesh, image: bytes, mime_type: str, frame: Frame | None, *, cut_out: bool) -> bytes:
-    """The file of `write_glb` around an image that is encoded already: PNG or JPEG."""
+def textured_glb(uv_mesh: UvMesh, image: np.ndarray | bytes, frame: Frame | None, *, cut_out: bool) -> bytes:
+    """Encode the file of `write_glb`; `image`: pixels, or the bytes of a PNG or JPEG file."""
     points = frame.to_asset(uv_mesh.vertices) if frame is not None else z_up_to_y_up(uv_mesh.vertices)
-    uv_down = np.stack([uv_mesh.uv[:, 0], 1.0 - uv_mesh.uv[:, 1]], axis=1)
-    blocks = [
-        points.astype("<f4").tobytes(),
-        z_up_to_y_up(uv_mesh.normals).astype("<f4").tobytes(),
-        uv_down.astype("<f4").tobytes(),
-        uv_mesh.faces.astype("<u4").tobytes(),
-        image,
-    ]
-    tree = _tree(uv_mesh, points.astype("<f4"), blocks, mime_type)
-    if cut_out:
-        tree["materials"][0] |= {"alphaMode": "MASK", "alphaCutoff": 0.5}
-    return _glb(tree, b"".join(_padded(b) for b in blocks))
+    primitive = Primitive(
+        positions=points,
+        normals=z_up_to_y_up(uv_mesh.normals),
+        faces=uv_mesh.faces,
+        material=0,
+        uv=np.stack([uv_mesh.uv[:, 0], 1.0 - uv_mesh.uv[:, 1]], axis=1),
+    )
+    material = Material(image=image, roughness=1.0, double_sided=True, cut_out=cut_out)
+    return encode_glb([primitive], [material], {}, "SeqTex Forge", _MIPMAPS)
 
 
-def _tree(uv_mesh: UvMesh, points: np.ndarray, blocks: list[bytes], mime_type: str) -> dict[str, Any]:
-    starts = np.cumsum([0, *(len(_padded(block)) for block in blocks)])
-    targets = [_ARRAY_BUFFER, _ARRAY_BUFFER, _ARRAY_BUFFER, _ELEMENT_BUFFER, None]
-    views = [
-        {"buffer": 0, "byteOffset": int(start), "byteLength": len(block)} | ({"target": target} if target else {})
-        for start, block, target in zip(starts[:-1], blocks, targets, strict=True)
-    ]
-    count, corners = len(uv_mesh.vertices), uv_mesh.faces.size
-    return {
-        "asset": {"version": "2.0", "generator": "SeqTex Forge"},
+def encode_glb(
+    primitives: Sequence[Primitive],
+    materials: Sequence[Material],
+    node: dict[str, Any],
+    generator: str = "SeqTex Forge procedural source",
+    min_filter: int = _LINEAR,
+) -> bytes:
+    """Encode one node with one mesh; `node` holds its transform (translation, scale) if any."""
+    buffer, images = _Buffer(), list[dict[str, Any]]()
+    document: dict[str, Any] = {
+        "asset": {"version": "2.0", "generator": generator},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [
-            {
-                "primitives": [
-                    {
-                        "attributes": {"POSITION": 0, "NORMAL": 1, "TEXCOORD_0": 2},
-                        "indices": 3,
-                        "material": 0,
-                        "mode": 4,
-                    }
-                ]
-            }
-        ],
-        "materials": [
-            {
-                "pbrMetallicRoughness": {
-                    "baseColorTexture": {"index": 0},
-                    "metallicFactor": 0.0,
-                    "roughnessFactor": 1.0,
-                },
-                "doubleSided": True,
-            }
-        ],
-        "textures": [{"source": 0, "sampler": 0}],
-        "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],
-        "images": [{"bufferView": 4, "mimeType": mime_type}],
-        "accessors": [
-            {
-                "bufferView": 0,
-                "componentType": _FLOAT,
-                "count": count,
-                "type": "VEC3",
-                "min": [float(x) for x in points.min(axis=0)],
-                "max": [float(x) for x in points.max(axis=0)],
-            },
-            {"bufferView": 1, "componentType": _FLOAT, "count": count, "type": "VEC3"},
-            {"bufferView": 2, "componentType": _FLOAT, "count": count, "type": "VEC2"},
-            {"bufferView": 3, "componentType": _UINT, "count": corners, "type": "SCALAR"},
-        ],
-        "bufferViews": views,
-        "buffers": [{"byteLength": int(starts[-1])}],
+        "nodes": [{"mesh": 0, **node}],
+        "meshes": [{"primitives": [_primitive(buffer, primitive) for primitive in primitives]}],
+        "accessors": buffer.accessors,
+        "bufferViews": buffer.views,
     }
+    if materials:
+        document["materials"] = [_material(buffer, images, material) for material in materials]
+    if images:
+        document |= {"images": images, "textures": [{"source": k, "sampler": 0} for k in range(len(images))]}
+        filters = {"magFilter": _LINEAR, "minFilter": min_filter}
+        document["samplers"] = [filters | {"wrapS": _CLAMP, "wrapT": _CLAMP}]
+    data = _padded(bytes(buffer.data))
+    document["buffers"] = [{"byteLength": len(data)}]
+    return _container(document, data)
+
+
+class _Buffer:
+    """The binary chunk and the records that point into it, as they grow."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.views: list[dict[str, Any]] = []
+        self.accessors: list[dict[str, Any]] = []
+
+    def view(self, payload: bytes, target: int | None = None) -> int:
+        self.data.extend(b"\0" * (-len(self.data) % 4))
+        view: dict[str, Any] = {"buffer": 0, "byteOffset": len(self.data), "byteLength": len(payload)}
+        self.views.append(view if target is None else view | {"target": target})
+        self.data.extend(payload)
+        return len(self.views) - 1
+
+    def accessor(self, array: np.ndarray, target: int, kind: str, *, bounds: bool = False) -> int:
+        component = {"f": _FLOAT, "H": _UINT16, "I": _UINT32}[array.dtype.char]
+        record: dict[str, Any] = {"bufferView": self.view(array.tobytes(), target), "componentType": component}
+        record |= {"count": len(array) if kind != "SCALAR" else array.size, "type": kind}
+        if bounds:
+            record |= {"min": np.nanmin(array, axis=0).tolist(), "max": np.nanmax(array, axis=0).tolist()}
+        self.accessors.append(record)
+        return len(self.accessors) - 1
+
+
+def _primitive(buffer: _Buffer, primitive: Primitive) -> dict[str, Any]:
+    def floats(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array, "<f4")
+
+    attributes = {
+        "POSITION": buffer.accessor(floats(primitive.positions), _VERTICES, "VEC3", bounds=True),
+        "NORMAL": buffer.accessor(floats(primitive.normals), _VERTICES, "VEC3"),
+    }
+    if primitive.uv is not None:
+        attributes["TEXCOORD_0"] = buffer.accessor(floats(primitive.uv), _VERTICES, "VEC2")
+    if primitive.colors is not None:
+        attributes["COLOR_0"] = buffer.accessor(floats(primitive.colors), _VERTICES, "VEC4")
+    index_type = "<u2" if len(primitive.positions) < 65535 else "<u4"
+    indices = buffer.accessor(np.ascontiguousarray(primitive.faces, index_type), _INDICES, "SCALAR")
+    record: dict[str, Any] = {"attributes": attributes, "indices": indices}
+    return record if primitive.material is None else record | {"material": primitive.material}
+
+
+def _material(buffer: _Buffer, images: list[dict[str, Any]], material: Material) -> dict[str, Any]:
+    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": material.roughness}
+    surface["baseColorFactor"] = [*(round(float(c), 6) for c in material.base_color), 1.0]
+    if material.image is not None:
+        file = material.image if isinstance(material.image, bytes) else png(material.image)
+        mime_type = "image/png" if file.startswith(b"\x89PNG") else "image/jpeg"
+        images.append({"bufferView": buffer.view(file), "mimeType": mime_type})
+        surface["baseColorTexture"] = {"index": len(images) - 1}
+    record: dict[str, Any] = {"pbrMetallicRoughness": surface}
+    record |= {"doubleSided": True} if material.double_sided else {}
+    return record | ({"alphaMode": "MASK", "alphaCutoff": 0.5} if material.cut_out else {})
+
+
+def png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
+    """Encode a texture as PNG, the same bytes every time."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG", compress_level=4)
+    return stream.getvalue()
 
 
 def _padded(block: bytes, fill: bytes = b"\0") -> bytes:
     return block + fill * (-len(block) % 4)
 
 
-def _glb(tree: dict[str, Any], binary: bytes) -> bytes:
-    text = _padded(json.dumps(tree, separators=(",", ":")).encode(), b" ")
-    body = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
+def _container(document: dict[str, Any], data: bytes) -> bytes:
+    text = _padded(json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(), b" ")
+    body = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(data), b"BIN\0") + data
     return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body

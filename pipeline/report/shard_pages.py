@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from pipeline.mesh_io.write_glb import glb_bytes
+from pipeline.mesh_io.write_glb import textured_glb
 from pipeline.report.images import as_rgb, data_uri, in_rows, seen_surface, webp
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, shard_path
@@ -144,23 +144,20 @@ def _model(sample: TextureSample) -> dict[str, str] | None:
         mesh, rgb, opacity, title = *seen, None, "The surface that the views show (no mesh is stored)"
     else:
         return None
-    image, mime_type = _texture(rgb, opacity)
-    glb = glb_bytes(mesh, image, mime_type, None, cut_out=opacity is not None)
+    glb = textured_glb(mesh, _texture(rgb, opacity), None, cut_out=opacity is not None)
     return {"title": title, "glb": base64.b64encode(gzip.compress(glb, 6, mtime=0)).decode()}
 
 
-def _texture(
-    rgb: UInt8[np.ndarray, "height width 3"], opacity: UInt8[np.ndarray, "height width"] | None
-) -> tuple[bytes, str]:
+def _texture(rgb: UInt8[np.ndarray, "height width 3"], opacity: UInt8[np.ndarray, "height width"] | None) -> bytes:
     """Encode a texture as JPEG, or as PNG if it has holes."""
     picture = Image.fromarray(rgb if opacity is None else np.dstack([rgb, opacity]))
     picture.thumbnail((MODEL_TEXTURE_PX, MODEL_TEXTURE_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     if opacity is not None:
         picture.save(buffer, "PNG")
-        return buffer.getvalue(), "image/png"
-    picture.save(buffer, "JPEG", quality=90, subsampling=0)
-    return buffer.getvalue(), "image/jpeg"
+    else:
+        picture.save(buffer, "JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()
 
 
 def _cut_out(

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
+from pipeline.mesh_io.write_glb import Material, Primitive, encode_glb
 
 raster = pytest.importorskip("benchmarks.raster", reason="embreex has no wheel for this machine", exc_type=ImportError)
 
@@ -44,7 +44,7 @@ def large_asset() -> bytes:
         material=0,
         uv=uv,
     )
-    return encode_glb([primitive], [Paint(image=image)], {})
+    return encode_glb([primitive], [Material(image=image)], {})
 
 
 @pytest.mark.slow

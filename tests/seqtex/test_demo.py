@@ -10,7 +10,7 @@ from PIL import Image
 
 from geometry.frames import bounding_box
 from pipeline.mesh_io.load import load_mesh
-from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
+from pipeline.mesh_io.write_glb import Material, Primitive, encode_glb
 from schemas.mesh import TexturedMesh
 from seqtex.cli.demo import LABEL, DemoConfig, Trial, exit_code, score, show_result, summarise
 from seqtex.cli.main import main
@@ -131,7 +131,7 @@ def pyramid_without_uv() -> bytes:
     normal = np.cross(corners[1::3] - corners[::3], corners[2::3] - corners[::3])
     normals = np.repeat(normal / np.linalg.norm(normal, axis=1, keepdims=True), 3, axis=0)
     primitive = Primitive(positions=corners, normals=normals, faces=np.arange(18).reshape(-1, 3), material=0)
-    return encode_glb([primitive], [Paint()], {})
+    return encode_glb([primitive], [Material()], {})
 
 
 @pytest.mark.parametrize("view", [0, 2])

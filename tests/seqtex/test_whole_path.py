@@ -9,10 +9,9 @@ from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.mesh_io.load import load_mesh
-from pipeline.mesh_io.write_glb import write_glb
+from pipeline.mesh_io.write_glb import Material, Primitive, encode_glb, write_glb
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, render_views
-from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
 from schemas.codec import decode, encode
 from schemas.mesh import MeshRef
 from schemas.sample import TextureSample
@@ -53,7 +52,7 @@ def cube_glb() -> bytes:
     primitive = Primitive(
         positions=np.array(positions), normals=np.array(normals), faces=np.array(faces), material=0, uv=np.array(uv)
     )
-    return encode_glb([primitive], [Paint(image=image)], {})
+    return encode_glb([primitive], [Material(image=image)], {})
 
 
 def quadrants(picture: np.ndarray, left: int, top: int, width: int, height: int) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.procedural.glb_bytes import Primitive, encode_glb
+from pipeline.mesh_io.write_glb import Primitive, encode_glb
 
 FAULTS = ("503", "cut", "slow", "wrong length", "missing")
 SLOW_S = 1.4

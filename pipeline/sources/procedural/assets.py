@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from geometry.mesh import corner_vectors
+from pipeline.mesh_io.write_glb import Material, Primitive, encode_glb
 from pipeline.sources.procedural.atlas import Cell, Part, layout, paint, part
-from pipeline.sources.procedural.glb_bytes import Paint, Primitive, encode_glb
 from pipeline.sources.procedural.objects import BUILDERS, HARD_EDGED
 from pipeline.sources.procedural.patches import Detail, Patch, cells, faceted, rotation_z
 from pipeline.sources.procedural.patterns import Pattern, contrast, draw_pattern
@@ -203,16 +203,16 @@ def _parts(patches: Sequence[Patch], arrangement: Sequence[Cell]) -> list[Part]:
     return [part(p, c) for p, c in zip(patches, arrangement, strict=True)]
 
 
-def _one_layout(design: Design) -> tuple[list[Primitive], list[Paint]]:
+def _one_layout(design: Design) -> tuple[list[Primitive], list[Material]]:
     """Textured, or untextured grey, on one layout."""
     arrangement = layout(design.patches)
     primitive = _merged(design, _parts(design.patches, arrangement), material=0, uv=True, colored=False)
     if design.kind is Kind.GREY:
-        return [primitive], [Paint(base_color=(0.5, 0.5, 0.5))]
-    return [primitive], [Paint(image=paint(design.patches, arrangement, design.pattern, TEXTURE_SIZE))]
+        return [primitive], [Material(base_color=(0.5, 0.5, 0.5))]
+    return [primitive], [Material(image=paint(design.patches, arrangement, design.pattern, TEXTURE_SIZE))]
 
 
-def _two_materials(design: Design) -> tuple[list[Primitive], list[Paint]]:
+def _two_materials(design: Design) -> tuple[list[Primitive], list[Material]]:
     """First patch and the others."""
     groups = (design.patches[:1], design.patches[1:])
     if design.kind is Kind.OVERLAPPING:
@@ -220,16 +220,16 @@ def _two_materials(design: Design) -> tuple[list[Primitive], list[Paint]]:
     else:
         shared = layout(design.patches)
         arrangements = [shared[:1], shared[1:]]
-    primitives, paints = [], []
+    primitives, materials = [], []
     for number, (group, arrangement) in enumerate(zip(groups, arrangements, strict=True)):
         surface = design.pattern if number == 0 else design.second_pattern
         parts = _parts(group, arrangement)
         primitives.append(_merged(design, parts, material=number, uv=True, colored=False))
-        paints.append(Paint(image=paint(group, arrangement, surface, TEXTURE_SIZE)))
-    return primitives, paints
+        materials.append(Material(image=paint(group, arrangement, surface, TEXTURE_SIZE)))
+    return primitives, materials
 
 
-def _without_texture(design: Design) -> tuple[list[Primitive], list[Paint]]:
+def _without_texture(design: Design) -> tuple[list[Primitive], list[Material]]:
     """Vertex colours; or faces grouped by the palette colour that is nearest at their centre."""
     parts = _parts(design.patches, layout(design.patches))
     whole = _merged(design, parts, material=None, uv=False, colored=design.kind is not Kind.FLAT_COLORS)
@@ -238,7 +238,7 @@ def _without_texture(design: Design) -> tuple[list[Primitive], list[Paint]]:
     centers, normals, _ = _samples(design.patches)
     palette = design.pattern.palette.rgb
     nearest = np.linalg.norm(design.pattern(centers, normals)[:, None] - palette, axis=2).argmin(axis=1)
-    primitives, paints = list[Primitive](), list[Paint]()
+    primitives, materials = list[Primitive](), list[Material]()
     for color in np.unique(nearest):
         used, faces = np.unique(whole.faces[nearest == color], return_inverse=True)
         primitives.append(
@@ -246,15 +246,15 @@ def _without_texture(design: Design) -> tuple[list[Primitive], list[Paint]]:
                 positions=whole.positions[used],
                 normals=whole.normals[used],
                 faces=faces.reshape(-1, 3),
-                material=len(paints),
+                material=len(materials),
             )
         )
         r, g, b = linear(palette[color])
-        paints.append(Paint(base_color=(float(r), float(g), float(b))))
-    return primitives, paints
+        materials.append(Material(base_color=(float(r), float(g), float(b))))
+    return primitives, materials
 
 
-def _broken(kind: Kind, primitives: list[Primitive], paints: list[Paint], node: dict[str, Any]) -> bytes:
+def _broken(kind: Kind, primitives: list[Primitive], materials: list[Material], node: dict[str, Any]) -> bytes:
     """A valid asset with one fault."""
     first = primitives[0]
     if kind is Kind.NAN_POSITIONS:
@@ -262,7 +262,7 @@ def _broken(kind: Kind, primitives: list[Primitive], paints: list[Paint], node: 
     if kind is Kind.INDEX_RANGE:
         faces: Int[np.ndarray, "f 3"] = first.faces
         faces[len(faces) // 2] += len(first.positions)
-    data = encode_glb(primitives, paints, node)
+    data = encode_glb(primitives, materials, node)
     if kind is Kind.TRUNCATED:
         return data[: len(data) * 2 // 3]
     if kind is Kind.BAD_MAGIC:
@@ -276,14 +276,14 @@ def _broken(kind: Kind, primitives: list[Primitive], paints: list[Paint], node: 
 def asset_bytes(design: Design) -> bytes:
     """The .glb file."""
     if design.kind in (Kind.MATERIALS, Kind.OVERLAPPING):
-        primitives, paints = _two_materials(design)
+        primitives, materials = _two_materials(design)
     elif design.kind in (Kind.VERTEX_COLORS, Kind.FLAT_COLORS, Kind.DENSE):
-        primitives, paints = _without_texture(design)
+        primitives, materials = _without_texture(design)
     else:
-        primitives, paints = _one_layout(design)
+        primitives, materials = _one_layout(design)
     if design.kind in BROKEN:
-        return _broken(design.kind, primitives, paints, design.node)
-    return encode_glb(primitives, paints, design.node)
+        return _broken(design.kind, primitives, materials, design.node)
+    return encode_glb(primitives, materials, design.node)
 
 
 ATTRIBUTION = Attribution(name="procedural", licence="CC0-1.0", attribution="SeqTex Forge procedural source")

@@ -13,6 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    enable_token_auth_by_default,
+    ensure_token_if_auth_enabled,
+)
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -51,7 +55,10 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head that does no work, and two workers of one processor each."""
+    """A head that does no work, and two workers of one processor each. They ask for a token, as a Ray that a build
+    starts does: a process that worked with one kind cannot work with the other."""
+    enable_token_auth_by_default()
+    ensure_token_if_auth_enabled()
     cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(**NODE)
