@@ -5,6 +5,7 @@ written beside and renamed, to an object store it is uploaded in one piece."""
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import tempfile
 import time
@@ -21,6 +22,7 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 SCRATCH = "SEQTEX_SCRATCH"
 """Environment variable: folder for the local files of a build into an object store while it works."""
 Result = TypeVar("Result")
+Error = TypeVar("Error", bound=Exception)
 
 
 class Facts(Protocol):
@@ -250,18 +252,17 @@ def working_folder(out: Location) -> Path:
     return workspace(out) / ".work"
 
 
-def retried(attempt: Callable[[], Result], attempts: int, pause_s: Callable[[int], float]) -> Result:
-    """Return what `attempt` returns, calling it up to `attempts` times while it raises an OSError, and sleeping
-    `pause_s(number)` seconds after attempt `number`, counted from 1. A FileNotFoundError is raised at once: retrying
-    does not help."""
-    for number in range(1, attempts):
+def retried(attempt: Callable[[], Result], error: type[Error], pause_s: Callable[[int, Error], float | None]) -> Result:
+    """Return what `attempt` returns, calling it again after each `error` that it raises: `pause_s(number, error)` gives
+    the seconds to wait after attempt `number`, counted from 1, or None to raise the error."""
+    for number in itertools.count(1):
         try:
             return attempt()
-        except FileNotFoundError:
-            raise
-        except OSError:
-            time.sleep(pause_s(number))
-    return attempt()
+        except error as raised:
+            if (pause := pause_s(number, raised)) is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 # whole files

@@ -11,11 +11,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from schemas.errors import UsageError, require_between
-from schemas.storage import file_sha256, sync_directory
+from schemas.storage import file_sha256, retried, sync_directory
 
 _CHUNK = 1 << 18
 _MIN_BYTES_PER_S = 1024
@@ -68,7 +69,7 @@ class DownloadConfig:
             raise UsageError("attempts, absent_attempts and concurrency are 1 or more")
 
 
-class _Fault(Exception):
+class _AttemptError(Exception):
     """One attempt went wrong."""
 
     def __init__(self, detail: str, wait_s: float = 0.0, final: bool = False, absent: bool = False) -> None:
@@ -90,22 +91,31 @@ def download(url: str, path: Path, cfg: DownloadConfig, check: Check) -> None:
         if path.is_file() and check(path) is None:  # somebody else was quicker
             _discard(part)
             return
-        # the jitter keeps machines that were turned away together from coming back together; no data depends on it
-        jitter, absent = random.Random(os.urandom(8)), 0
-        for attempt in range(1, cfg.attempts + 1):
-            try:
-                _attempt(url, file, part, cfg, check)
-                break
-            except _Fault as fault:
-                absent = absent + 1 if fault.absent else 0
-                if fault.final or attempt == cfg.attempts or absent == cfg.absent_attempts:
-                    message = f"{url}: {fault} (attempt {attempt} of {cfg.attempts})"
-                    raise DownloadError(message, fault.absent) from fault
-                longest = min(cfg.max_backoff_s, cfg.backoff_s * 2 ** min(attempt - 1, 30))
-                time.sleep(max(longest * jitter.uniform(0.5, 1.0), min(fault.wait_s, cfg.max_backoff_s)))
+        patience = _Patience(cfg)
+        try:
+            retried(partial(_attempt, url, file, part, cfg, check), _AttemptError, patience.pause_s)
+        except _AttemptError as error:
+            message = f"{url}: {error} (attempt {patience.attempts} of {cfg.attempts})"
+            raise DownloadError(message, error.absent) from error
         _version_path(part).unlink(missing_ok=True)  # before the rename: nobody looks for it once the file is whole
         part.replace(path)
         sync_directory(path.parent)
+
+
+class _Patience:
+    """The waits between the attempts at one file. Their jitter keeps machines that were turned away together from
+    coming back together; no data depends on it."""
+
+    def __init__(self, cfg: DownloadConfig) -> None:
+        self.cfg, self.attempts, self._absent = cfg, 0, 0
+        self._jitter = random.Random(os.urandom(8))
+
+    def pause_s(self, attempt: int, error: _AttemptError) -> float | None:
+        self.attempts, self._absent = attempt, self._absent + 1 if error.absent else 0
+        if error.final or attempt == self.cfg.attempts or self._absent == self.cfg.absent_attempts:
+            return None
+        longest = min(self.cfg.max_backoff_s, self.cfg.backoff_s * 2 ** min(attempt - 1, 30))
+        return max(longest * self._jitter.uniform(0.5, 1.0), min(error.wait_s, self.cfg.max_backoff_s))
 
 
 def _version_path(part: Path) -> Path:
@@ -147,7 +157,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _attempt(url: str, file: IO[bytes], part: Path, cfg: DownloadConfig, check: Check) -> None:
-    """One request: `file` is whole and sound afterwards, or `_Fault` is raised and it holds what is worth keeping."""
+    """Send one request. `file` is whole and sound afterwards; at an `_AttemptError` it holds what is worth keeping."""
     redirects = _Redirects()
     try:
         request = _request(url, file, part)
@@ -162,17 +172,17 @@ def _attempt(url: str, file: IO[bytes], part: Path, cfg: DownloadConfig, check: 
         final = 400 <= error.code < 500 and error.code not in _RETRIED
         wait = error.headers.get("Retry-After", "")
         wait_s, absent = float(wait) if wait.isdigit() else 0.0, error.code in _ABSENT
-        raise _Fault(f"HTTP {error.code} {error.reason}", wait_s, final, absent) from error
+        raise _AttemptError(f"HTTP {error.code} {error.reason}", wait_s, final, absent) from error
     os.fsync(file.fileno())
     size = os.fstat(file.fileno()).st_size
     if total is not None and size < total:
-        raise _Fault(f"cut off at {size} of {total} bytes")
+        raise _AttemptError(f"cut off at {size} of {total} bytes")
     wrong = check(part)
     if published is not None and file_sha256(part) != published:
         wrong = f"its sha256 is not {published[:12]}..., which is published"
     if wrong is not None:
         file.truncate(0)
-        raise _Fault(wrong)
+        raise _AttemptError(wrong)
 
 
 def _opened(opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout_s: float) -> Any:
@@ -181,7 +191,7 @@ def _opened(opener: urllib.request.OpenerDirector, request: urllib.request.Reque
     except urllib.error.HTTPError:
         raise
     except (OSError, http.client.HTTPException) as error:
-        raise _Fault(str(error) or type(error).__name__) from error
+        raise _AttemptError(str(error) or type(error).__name__) from error
 
 
 def _sha256_of(tag: str | None) -> str | None:
@@ -207,7 +217,7 @@ def _start(response: http.client.HTTPResponse, file: IO[bytes], part: Path) -> i
         return int(told[2])
     file.truncate(0)
     if response.status != 200:
-        raise _Fault(f"HTTP {response.status} with the wrong part of the file")
+        raise _AttemptError(f"HTTP {response.status} with the wrong part of the file")
     tag = response.headers.get("ETag", "")
     _version_path(part).write_text("" if tag.startswith("W/") else tag, "latin-1")
     length = response.headers.get("Content-Length", "")
@@ -223,9 +233,9 @@ def _receive(response: http.client.HTTPResponse, file: IO[bytes], cfg: DownloadC
             elapsed = time.monotonic() - began
             if have + received > cfg.max_file_gb * 1e9:
                 file.truncate(0)
-                raise _Fault(f"more than {cfg.max_file_gb:g} GB, the largest file that is taken", final=True)
+                raise _AttemptError(f"more than {cfg.max_file_gb:g} GB, the largest file that is taken", final=True)
             if elapsed > cfg.timeout_s and received < elapsed * _MIN_BYTES_PER_S:
-                raise _Fault(f"{received} bytes in {elapsed:.1f} seconds")
+                raise _AttemptError(f"{received} bytes in {elapsed:.1f} seconds")
     finally:
         file.flush()
 
@@ -234,4 +244,4 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:  # apart from errors of the disk, which no retry mends
-        raise _Fault(str(error) or type(error).__name__) from error
+        raise _AttemptError(str(error) or type(error).__name__) from error

@@ -192,8 +192,13 @@ def fetch(url: str, path: Path) -> None:
         ShardError: it cannot be fetched.
         UserError: fsspec knows no such scheme.
     """
+
+    def pause_s(attempt: int, error: OSError) -> float | None:
+        final = attempt == ATTEMPTS or isinstance(error, FileNotFoundError)
+        return None if final else RETRY_SECONDS * 2 ** (attempt - 1)
+
     try:
-        retried(partial(ObjectPath(url).download, path), ATTEMPTS, lambda number: RETRY_SECONDS * 2 ** (number - 1))
+        retried(partial(ObjectPath(url).download, path), OSError, pause_s)
     except FileNotFoundError:
         raise
     except OSError as error:
