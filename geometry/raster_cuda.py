@@ -133,8 +133,8 @@ def next_layers(
     wanted: Bool[np.ndarray, "images height width"],
 ) -> Iterator[tuple[Fragments, Bool[np.ndarray, "images height width"]]]:
     """Layers from front to back, each with the pixels for which it is the one that follows face `front`; ends when
-    every wanted pixel has got one, or has no further layer. Layers are told apart by their faces, not by depth: what is
-    reported of it is rounded otherwise than what is compared."""
+    every wanted pixel has got one, or has no further layer. Layers are distinguished by their faces, not by depth: the
+    depth that is reported is rounded otherwise than the one that is compared."""
     passed = np.zeros_like(wanted)
     for layer in layers:
         there = layer.face >= 0

@@ -1,1 +1,1 @@
-"""The dataset builder: preflight, load, judge, unwrap, render, bake, shard."""
+"""The dataset builder: preflight, load, filter, unwrap, render, bake, shard."""

@@ -70,8 +70,8 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
 
 def _rejected(measurements: Measurements, cfg: BuildConfig) -> Rejected | None:
     """Why an asset can be nothing, as far as it has been measured."""
-    verdict = apply_rules(measurements, cfg.filter)
-    return verdict.fault if verdict.regime is None else None
+    result = apply_rules(measurements, cfg.filter)
+    return result.rejected if result.regime is None else None
 
 
 def _open(path: Path, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
@@ -96,7 +96,7 @@ def seed_of(uid: str) -> int:
 def _changed(path: Path, ref: MeshRef) -> Rejected | None:
     """The file is no longer the one that was planned, by itself or with those it refers to: sources hash either."""
     if ref.sha256 is None or not path.is_file():
-        return None  # the preflight tells of a missing file
+        return None  # the preflight reports a missing file
     if file_sha256(path) == ref.sha256 or (found := asset_sha256(path)) == ref.sha256:
         return None
     return Rejected(reason=Reason.INPUT_CHANGED, detail=f"sha256 {found[:12]} where {ref.sha256[:12]} was planned")
@@ -139,9 +139,9 @@ def _make_sample(
             round_trip_psnr=proof.psnr_db,
             round_trip_off_share=proof.off_share,
         )
-        verdict = apply_rules(measurements, cfg.filter)
-        mv_only = verdict.fault
-        if verdict.regime is Regime.TEXTURED:
+        result = apply_rules(measurements, cfg.filter)
+        mv_only = result.rejected
+        if result.regime is Regime.TEXTURED:
             uv_mesh, maps = unwrapped, baked
     lit = light_views(mesh, cameras, views, cfg.views, cfg.blender, rasterizer, seed_of(ref.uid))
     if isinstance(lit, Rejected):
@@ -154,7 +154,7 @@ def _make_sample(
 
 
 def _blank(views: Views) -> Rejected | None:
-    """Nothing to see from any side, whatever the judge has been told to let pass."""
+    """Reject a mesh that no view shows, whatever the filter lets pass."""
     if views.mask.any():
         return None
     return Rejected(reason=Reason.BARELY_VISIBLE, detail=f"0 pixels in {len(views.mask)} views")

@@ -11,15 +11,15 @@ from schemas.errors import storable
 from schemas.sample import Regime
 
 MAX_DETAIL_CHARS = 4000
-"""Of a verdict's detail, which may quote an asset; what is longer is cut off."""
+"""Longest detail of a rejection, which may quote an asset, in characters; the rest is cut off."""
 
 
 class Status(StrEnum):
     ACCEPTED = "accepted"
     REJECTED = "rejected"
-    """The asset is at fault or unsuited."""
+    """The asset is damaged or unsuited."""
     FAILED = "failed"
-    """We were not able to tell: crash, timeout, resource limit."""
+    """We could not process the asset: crash, timeout, resource limit."""
 
 
 class Reason(StrEnum):
@@ -96,12 +96,12 @@ LAYOUT_FAULTS = frozenset({Reason.UNWRAP_BUDGET, Reason.UNWRAP_FAILED, Reason.UN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A verdict as a value: why an asset is not in the dataset."""
+    """The reason why an asset is not in the dataset, as a value."""
 
     reason: Reason
     detail: str = ""
-    """For a person: names the value and the threshold. A verdict of `pipeline.filter.rules` starts with its rule's name
-    and a colon. Whatever it quotes, a ledger can hold it."""
+    """For a person: names the value and the threshold. A rejection by `pipeline.filter.rules` starts with the name of
+    its rule and a colon. Whatever it quotes, a ledger can hold it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", storable(self.detail[:MAX_DETAIL_CHARS]))

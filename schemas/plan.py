@@ -37,7 +37,7 @@ class ShardJob:
     only: frozenset[str] | None = None
     """The uids to process where the others keep their rows and samples; None: all. No part of the plan."""
     duplicates: Mapping[str, Rejected] = field(default_factory=dict)
-    """Why assets are left out that another one stands for, by uid: they are not processed, and a sample of theirs goes.
+    """Duplicates of other assets, by uid: they are not processed, and a sample of theirs goes.
     No part of the plan."""
 
 

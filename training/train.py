@@ -138,7 +138,9 @@ def train_as_planned(
     clock = Clock(cfg.run.max_steps, cfg.run.max_seconds, cfg.run.pause_seconds)
     average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
     meter, curves = Meter(Work.of(cfg, plan.sizes, device)), Curves(cfg)
-    log = LossLog(cfg.run.directory / "losses.jsonl", clock, lambda row: tell(row | meter.figures(), curves, report))
+    log = LossLog(
+        cfg.run.directory / "losses.jsonl", clock, lambda row: report_row(row | meter.figures(), curves, report)
+    )
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data, meter)
     finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec, plan.sizes), average, signals)
     later: list[lightning.Callback] = [log, finish, states]
@@ -176,8 +178,8 @@ def train_as_planned(
     )
 
 
-def tell(row: dict[str, Any], curves: Curves, report: Callable[[dict[str, Any]], None]) -> None:
-    curves.tell(row)
+def report_row(row: dict[str, Any], curves: Curves, report: Callable[[dict[str, Any]], None]) -> None:
+    curves.write(row)
     report(row)
 
 

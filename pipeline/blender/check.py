@@ -40,8 +40,8 @@ def main() -> int:
 
 def missing_libraries(module: Path) -> list[str]:
     """Shared libraries that the dynamic loader does not find for a compiled module."""
-    told = subprocess.run(["ldd", str(module)], capture_output=True, text=True, check=False).stdout
-    return sorted(set(re.findall(r"(\S+) => not found", told)))
+    listed = subprocess.run(["ldd", str(module)], capture_output=True, text=True, check=False).stdout
+    return sorted(set(re.findall(r"(\S+) => not found", listed)))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def convert(path: Path, target: Path, cfg: BlenderConfig, max_file_bytes: int) -
 
 
 def run_worker(commands: list[dict[str, Any]], cfg: BlenderConfig) -> BlenderResult | Rejected:
-    """Run commands in one Blender process. Rejected: the first fault of an asset, or why Blender itself failed.
+    """Run commands in one Blender process. Rejected: the first error of an asset, or why Blender itself failed.
     The caller must be single-threaded (`pipeline.sandbox.child.run_child`)."""
     if not os.access(cfg.python, os.X_OK):
         return Rejected(reason=Reason.BLENDER_FAILED, detail=f"{cfg.python!r} is not an interpreter")
@@ -123,11 +123,11 @@ def _environment(directory: Path) -> dict[str, str]:
 
 
 def _read_answer(path: Path, count: int) -> BlenderResult | Rejected:
-    """A fault that the worker found, its timings, or BLENDER_FAILED where it wrote something else."""
+    """Return the rejection that the worker found, its timings, or BLENDER_FAILED where it wrote something else."""
     try:
         with path.open("rb") as file:
-            told = json.loads(file.read(MAX_ANSWER_BYTES))
-        results = told["results"]
+            answer = json.loads(file.read(MAX_ANSWER_BYTES))
+        results = answer["results"]
         if len(results) != count:
             raise ValueError(f"{len(results)} results for {count} commands")
         for result in results:
@@ -135,7 +135,7 @@ def _read_answer(path: Path, count: int) -> BlenderResult | Rejected:
                 reason, detail = result["fault"]
                 return Rejected(reason=Reason(reason), detail=str(detail))
         seconds = tuple({str(k): float(v) for k, v in result["seconds"].items()} for result in results)
-        return BlenderResult(version=str(told["blender"]), start_s=float(told["start_s"]), seconds=seconds)
+        return BlenderResult(version=str(answer["blender"]), start_s=float(answer["start_s"]), seconds=seconds)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         detail = f"Blender ended without an answer that can be read ({type(error).__name__}: {error})"
         return Rejected(reason=Reason.BLENDER_FAILED, detail=detail)

@@ -178,12 +178,12 @@ def _work(
 def _alone(work: _Work) -> Iterator[None]:
     """With the dataset to itself. Who waits for another build hears so."""
     nothing = Progress(jobs=0, planned=0, notify=work.notify, clock=time.monotonic)
-    with writable(work.out), lock(work.out, lambda detail: nothing.tell("waiting", detail=detail)):
+    with writable(work.out), lock(work.out, lambda detail: nothing.report("waiting", detail=detail)):
         yield
 
 
 def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
-    """The assets of a source. Raises UserError where they cannot be told."""
+    """List the assets of a source. Raises UserError where that fails."""
     cfg = work.cfg
     try:
         yield from open_source(
@@ -211,7 +211,7 @@ def _carry_out(
     info: DatasetInfo,
     choose: Callable[[Location, list[ShardJob]], list[ShardJob]] | None = None,
 ) -> BuildReport:
-    """Have the jobs done that `choose` picks, unless told those that are not finished, and again those that hold
+    """Run the jobs that `choose` picks (by default those that are not finished), and again those that hold
     duplicates, which are known when all are done; then write what belongs to the whole."""
     out = work.out
     remove_leftovers(out, len(jobs))
@@ -231,11 +231,11 @@ def _carry_out(
         return again
 
     todo = known_ahead(jobs, todo, work.cfg.duplicates) or with_duplicates()
-    progress.tell("planned", detail="" if todo else "nothing to do")
+    progress.report("planned", detail="" if todo else "nothing to do")
     if todo:
         (out / "index.json").unlink(missing_ok=True)
         run_jobs(todo, out, work.cfg, work.run, work.workers, work.address, progress, then=with_duplicates)
         remove_leftovers(out, len(jobs))  # of workers that were lost on the way
     report = finish(out, info, jobs, len(doing))
-    progress.tell("done")
+    progress.report("done")
     return report

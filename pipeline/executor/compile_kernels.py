@@ -232,14 +232,14 @@ def _compile_next(reader: int, parent: int) -> None:
 
 
 @contextlib.contextmanager
-def compiling(tell: Callable[[str], None]) -> Iterator[None]:
+def compiling(report: Callable[[str], None]) -> Iterator[None]:
     """Compile what is missing on this machine in the background, in a process of its own: this one may have threads.
-    `tell` hears of it, if there is anything to do."""
+    `report` is called with a message if there is anything to do."""
     groups = uncached_groups()
     if not groups:
         yield
         return
-    tell(f"compiling kernels, once on this machine, in {processes_for(groups)} processes")
+    report(f"compiling kernels, once on this machine, in {processes_for(groups)} processes")
     command = [sys.executable, "-P", "-m", "pipeline.executor.compile_kernels", str(os.getpid())]
     process = subprocess.Popen(
         command, env=clean_environment((REPO,)), stdin=subprocess.DEVNULL, start_new_session=True

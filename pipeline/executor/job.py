@@ -64,7 +64,7 @@ def process_job(
     another attempt at the job is the one that counts: nothing is written then."""
     with job_folder(out, job.index) as work:
         kept = _kept(job, out, work / "kept")
-        kept |= {uid: AssetResult(outcome=_left_out(job, uid, kept)) for uid in job.duplicates}
+        kept |= {uid: AssetResult(outcome=_duplicate(job, uid, kept)) for uid in job.duplicates}
         todo = [ref for ref in job.refs if ref.uid not in kept]
         done: list[AssetResult] = []
         with (
@@ -101,7 +101,7 @@ def _kept(job: ShardJob, out: Location, directory: Path) -> dict[str, AssetResul
     return {uid: AssetResult(outcome=outcome, files=tuple(files.get(uid, ()))) for uid, outcome in rows.items()}
 
 
-def _left_out(job: ShardJob, uid: str, kept: dict[str, AssetResult]) -> Outcome:
+def _duplicate(job: ShardJob, uid: str, kept: dict[str, AssetResult]) -> Outcome:
     """Return the row of a duplicate, with its measurements if it was processed."""
     rejected, row = job.duplicates[uid], kept[uid].outcome if uid in kept else None
     if row is None:
@@ -144,16 +144,16 @@ def _readable(ref: MeshRef, cfg: BuildConfig) -> tuple[Path, ...]:
     return (path, *blender) if alone else (path, path.parent, *blender)
 
 
-def _outcome(ref: MeshRef, fault: Rejected | None) -> Outcome:
-    """The row of an asset that we could not tell about."""
+def _outcome(ref: MeshRef, rejected: Rejected | None) -> Outcome:
+    """Return the ledger row of an asset that was not processed."""
     return Outcome(
         uid=ref.uid,
         uri=ref.uri,
         sha256=ref.sha256,
         status=Status.FAILED,
         regime=None,
-        reason=fault.reason if fault else None,
-        detail=fault.detail if fault else "",
+        reason=rejected.reason if rejected else None,
+        detail=rejected.detail if rejected else "",
         shard=None,
         seconds=0.0,
         sandbox=None,

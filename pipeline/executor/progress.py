@@ -63,7 +63,7 @@ class Progress:
             return
         self.running_at_once, self.dashboard = running_at_once, dashboard
         self._began = self.clock()
-        self.tell("started", detail=f"room for {running_at_once} jobs at once")
+        self.report("started", detail=f"room for {running_at_once} jobs at once")
 
     def done(self, counts: Counts) -> None:
         """One more job is done."""
@@ -76,7 +76,7 @@ class Progress:
         self.jobs_done -= 1
         self.counts -= counts
 
-    def tell(
+    def report(
         self,
         event: str,
         job: int | None = None,

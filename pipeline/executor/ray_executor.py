@@ -52,7 +52,7 @@ def run_jobs(
 
     Raises UserError where there is no cluster, where a job cannot write, or, once all others are done, where a job was
     given up."""
-    here = nullcontext() if address else compiling(lambda detail: progress.tell("compiling", detail=detail))
+    here = nullcontext() if address else compiling(lambda detail: progress.report("compiling", detail=detail))
     with here, _connected(workers, address) as dashboard:
         while jobs:
             crew = _Crew(out, cfg, run, do)
@@ -76,12 +76,12 @@ def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:
             looked, before, capacity = now, capacity, crew.capacity()
             if capacity.at_once != before.at_once:
                 progress.running_at_once = capacity.at_once
-                progress.tell("nodes", detail=f"{capacity.nodes} nodes have room for {capacity.at_once} jobs at once")
+                progress.report("nodes", detail=f"{capacity.nodes} nodes have room for {capacity.at_once} jobs at once")
             _take_back(running, capacity, schedule, crew, progress)
         while start := schedule.next(capacity, now):
             running[crew.submit(start)] = start
             if start.beside:
-                progress.tell("straggler", start.job.index, "takes long; started a second time")
+                progress.report("straggler", start.job.index, "takes long; started a second time")
         for ended in ray.wait(list(running), num_returns=1, timeout=LOOK_AROUND_S)[0]:
             _settle(ended, running, schedule, crew, progress)
 
@@ -99,7 +99,7 @@ def _take_back(
         ray.cancel(ref, force=True)
         start = running.pop(ref)
         schedule.lost(start, Loss.NODE)
-        progress.tell("retry", start.job.index, str(Loss.NODE))
+        progress.report("retry", start.job.index, str(Loss.NODE))
 
 
 def _settle(
@@ -112,14 +112,14 @@ def _settle(
     except RayTaskError as error:
         if not isinstance(error.cause, MachineError):
             raise error.cause from error
-        crew.leave_out(start, error.cause)
+        crew.exclude(start, error.cause)
         schedule.lost(start, Loss.MACHINE)
-        progress.tell("retry", start.job.index, f"{Loss.MACHINE}: {str(error.cause).splitlines()[0]}")
+        progress.report("retry", start.job.index, f"{Loss.MACHINE}: {str(error.cause).splitlines()[0]}")
         return
     except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
         why = crew.loss(start, error)
         schedule.lost(start, why)
-        progress.tell("retry", start.job.index, str(why))
+        progress.report("retry", start.job.index, str(why))
         return
     if report is None:
         schedule.superseded(start)
@@ -131,18 +131,18 @@ def _settle(
     progress.done(report.counts)
     counts = report.counts
     detail = f"{counts.textured + counts.mv_only} accepted, {counts.rejected} rejected, {counts.failed} failed"
-    progress.tell("job", start.job.index, detail, seconds, report.stage_seconds)
+    progress.report("job", start.job.index, detail, seconds, report.stage_seconds)
 
 
 def _given_up(given_up: list[GivenUp]) -> str:
     job, why, starts = given_up[0].job, given_up[0].why, given_up[0].starts
     first, last = job.refs[0].uid, job.refs[-1].uid
     others = f", and {len(given_up) - 1} other jobs," if len(given_up) > 1 else ""
-    told = f"job {job.index} (assets {first} to {last}){others} was started {starts} times; the last time {why}"
+    what = f"job {job.index} (assets {first} to {last}){others} was started {starts} times; the last time {why}"
     if why in (Loss.NODE, Loss.MACHINE):
-        return f"{told}. All others are done: the same command goes on once the cluster is sound"
+        return f"{what}. All others are done: the same command goes on once the cluster is sound"
     likely = "" if why is Loss.MEMORY else ", most likely for lack of memory"
-    return f"{told}{likely}. All others are done: run the command again with a larger --run.job_memory_gb"
+    return f"{what}{likely}. All others are done: run the command again with a larger --run.job_memory_gb"
 
 
 class _Crew:
@@ -153,7 +153,7 @@ class _Crew:
         self._gpu = run.gpu_share if cfg.rasterizer == "cuda" else 0.0
         self._order = (out, cfg, do)
         self._attempts = _attempts_actor()
-        self._left_out: set[str] = set()
+        self._excluded: set[str] = set()
         """Nodes that cannot process assets."""
         # a worker that has served many jobs is replaced, whatever it has leaked
         self._task = ray.remote(max_retries=0, max_calls=run.jobs_per_process)(_job_task)
@@ -161,12 +161,12 @@ class _Crew:
     def submit(self, start: Start) -> ray.ObjectRef:
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self._gpu, "memory": int(start.memory_gb * 2**30)}
         beside = self._node_of(start.beside) if start.beside else None
-        if unwanted := self._left_out | ({beside} if beside else set()):
+        if unwanted := self._excluded | ({beside} if beside else set()):
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(unwanted))})"}
         return self._task.options(**options).remote(self._order, start.job, self._attempts, start.number, start.round)
 
     def capacity(self) -> Capacity:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._left_out]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._excluded]
         able = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= self._gpu]
         if not able:
             return Capacity(at_once=0, largest_gb=float("inf"), nodes=0)
@@ -189,13 +189,13 @@ class _Crew:
         node = self._node_of(start)
         return Loss.NODE if node and not _outlives(node, NODE_LOSS_S) else Loss.PROCESS
 
-    def leave_out(self, start: Start, fault: MachineError) -> None:
-        """No more jobs for the node of a start, which cannot process assets: it would fail them faster than others do
-        them. Raises the fault where there is no other node."""
+    def exclude(self, start: Start, error: MachineError) -> None:
+        """Give no more jobs to the node of a start, which cannot process assets: it would fail them faster than others
+        do them. Raises the error where there is no other node."""
         if node := self._node_of(start):
-            self._left_out.add(node)
+            self._excluded.add(node)
         if not self.capacity().nodes:
-            raise fault
+            raise error
 
     def began(self, start: Start) -> bool:
         return self._node_of(start) is not None

@@ -1,5 +1,5 @@
 """Schedule jobs: choose what starts next, and start lost and slow jobs again. No Ray, no clock: `ray_executor`
-tells what happened and what time it is."""
+reports what happened and what time it is."""
 
 import itertools
 from collections import deque
@@ -15,7 +15,7 @@ JOBS_IN_FLIGHT = 2
 """Times the capacity of the machines: one running, one waiting, so that no worker idles and the queue stays short."""
 JOBS_TO_COMPARE = 3
 """Finished jobs before another one can be called slow."""
-JOBS_THAT_TELL = 1001
+JOBS_REMEMBERED = 1001
 """The latest ones say what is usual."""
 
 
@@ -129,8 +129,8 @@ class Schedule:
         """Starts that have not ended, by number."""
         self._queued: deque[int] = deque()
         self._since: dict[int, float] = {}
-        """When starts began to run, as far as can be told: the longest-waiting ones fill the capacity there is."""
-        self._seconds_per_asset: deque[float] = deque(maxlen=JOBS_THAT_TELL)
+        """When starts began to run, as far as is known: the longest-waiting ones fill the capacity there is."""
+        self._seconds_per_asset: deque[float] = deque(maxlen=JOBS_REMEMBERED)
         self._numbers = itertools.count(1)
 
     def __bool__(self) -> bool:

@@ -36,26 +36,26 @@ class DuplicatesConfig:
 def known_ahead(jobs: Sequence[ShardJob], todo: Sequence[ShardJob], cfg: DuplicatesConfig) -> list[ShardJob]:
     """`todo` with what the plan's own hashes give away, which then is neither fetched nor processed."""
     first: dict[str, str] = {}
-    verdicts: dict[str, Rejected] = {}
+    rejected: dict[str, Rejected] = {}
     for ref in (ref for job in jobs for ref in job.refs):
         key = _whole(ref, ref.sha256) if cfg.exact else None
         if key is not None and first.setdefault(key, ref.uid) != ref.uid:
-            verdicts[ref.uid] = _same_bytes(first[key])
-    return [_with_verdicts(job, verdicts, verdicts.keys() if job.only is None else job.only) for job in todo]
+            rejected[ref.uid] = _same_bytes(first[key])
+    return [_with_duplicates(job, rejected, rejected.keys() if job.only is None else job.only) for job in todo]
 
 
 def unsettled(jobs: Sequence[ShardJob], parts: Iterable[LedgerPart], cfg: DuplicatesConfig) -> list[ShardJob]:
-    """The jobs that hold a duplicate as a sample, or the other way round: an asset left out for one that has come to
+    """The jobs that hold a duplicate as a sample, or the other way round: an asset skipped for one that has come to
     nothing since. All else in them is to be kept as it is. `parts`: of every job, in order; read once and let go."""
     rows = [[row_of(*pair) for pair in zip(job.refs, part.outcomes, strict=True)]
             for job, part in zip(jobs, parts, strict=True)]  # fmt: skip
-    verdicts = duplicates([row for of_job in rows for row in of_job], cfg)
+    rejected = duplicates([row for of_job in rows for row in of_job], cfg)
     found = []
     for job, of_job in zip(jobs, rows, strict=True):
-        again = {row.uid for row in of_job if row.duplicate_of and row.uid not in verdicts}
-        late = {row.uid for row in of_job if row.uid in verdicts and row.duplicate_of != verdicts[row.uid].detail}
+        again = {row.uid for row in of_job if row.duplicate_of and row.uid not in rejected}
+        late = {row.uid for row in of_job if row.uid in rejected and row.duplicate_of != rejected[row.uid].detail}
         if again or late:
-            found.append(_with_verdicts(replace(job, only=frozenset(again)), verdicts, late))
+            found.append(_with_duplicates(replace(job, only=frozenset(again)), rejected, late))
     return found
 
 
@@ -86,10 +86,10 @@ def row_of(ref: MeshRef, outcome: Outcome) -> Row:
     )
 
 
-def _with_verdicts(job: ShardJob, verdicts: dict[str, Rejected], uids: Set[str]) -> ShardJob:
-    """`uids`: those that may be told, if they are of this job."""
-    told = [ref.uid for ref in job.refs if ref.uid in uids and ref.uid in verdicts]
-    return replace(job, duplicates={uid: verdicts[uid] for uid in told})
+def _with_duplicates(job: ShardJob, rejected: dict[str, Rejected], uids: Set[str]) -> ShardJob:
+    """Return the job with the duplicates among `uids`, as far as they are of this job."""
+    known = [ref.uid for ref in job.refs if ref.uid in uids and ref.uid in rejected]
+    return replace(job, duplicates={uid: rejected[uid] for uid in known})
 
 
 def duplicates(rows: Sequence[Row], cfg: DuplicatesConfig) -> dict[str, Rejected]:
@@ -97,11 +97,11 @@ def duplicates(rows: Sequence[Row], cfg: DuplicatesConfig) -> dict[str, Rejected
     exact = dict(_exact(rows)) if cfg.exact else {}
     shown = [row for row in rows if row.competes and row.uid not in exact]
     near = dict(_near(shown, cfg.max_distance)) if cfg.max_distance > 0 else {}
-    verdicts = {uid: _same_bytes(first, near.get(first, ("", 0.0))[0]) for uid, first in exact.items()}
+    rejected = {uid: _same_bytes(first, near.get(first, ("", 0.0))[0]) for uid, first in exact.items()}
     for uid, (kept, distance) in near.items():
         detail = f"looks like {kept}: signatures differ by {distance:.4f}, at most {cfg.max_distance:g}"
-        verdicts[uid] = Rejected(reason=Reason.DUPLICATE, detail=detail)
-    return verdicts
+        rejected[uid] = Rejected(reason=Reason.DUPLICATE, detail=detail)
+    return rejected
 
 
 def _exact(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
@@ -123,7 +123,7 @@ def _same_bytes(first: str, kept: str = "") -> Rejected:
 
 
 def _near(shown: Sequence[Row], max_distance: float) -> Iterator[tuple[str, tuple[str, float]]]:
-    """uid, the first kept asset near it, and how near. What is left out stands for no other."""
+    """uid, the first kept asset near it, and how near. A skipped one stands for no other."""
     known = [(row.uid, row.signature) for row in shown if row.signature is not None]
     if not known:
         return

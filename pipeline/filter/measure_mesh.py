@@ -1,4 +1,4 @@
-"""Everything that the verdict needs, measured before anything is rendered."""
+"""Measure a mesh for the filter before anything is rendered."""
 
 from dataclasses import dataclass
 from typing import Any

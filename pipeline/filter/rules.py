@@ -11,7 +11,7 @@ from schemas.sample import Regime
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Thresholds of the verdict."""
+    """Thresholds of the filter rules."""
 
     min_faces: int = 12
     """Triangles; a box has 12 (ours)."""
@@ -147,17 +147,17 @@ class FilterResult:
 
     regime: Regime | None
     """None: nothing."""
-    fault: Rejected | None
+    rejected: Rejected | None
     """What the first rule that fired says; None for a textured sample."""
 
 
 def apply_rules(measurements: Measurements, cfg: FilterConfig) -> FilterResult:
-    """The verdict of the first rule that fires, or textured."""
-    return next(_faults(measurements, cfg), FilterResult(regime=Regime.TEXTURED, fault=None))
+    """Return the result of the first rule that fires, or textured."""
+    return next(_rejections(measurements, cfg), FilterResult(regime=Regime.TEXTURED, rejected=None))
 
 
 def rule_of(detail: str) -> str | None:
-    """The rule that a verdict's detail names; None where something else ended the asset."""
+    """Return the rule that the detail of a rejection names; None where something else ended the asset."""
     name = detail.partition(":")[0]
     return name if name in RULE_NAMES else None
 
@@ -168,23 +168,23 @@ def suspicions(measurements: Measurements, cfg: FilterConfig) -> tuple[str, ...]
     return ("light may be baked in",) if baked else ()
 
 
-def _faults(m: Measurements, cfg: FilterConfig) -> Iterator[FilterResult]:
+def _rejections(m: Measurements, cfg: FilterConfig) -> Iterator[FilterResult]:
     """Yield the result of every rule that fires, in order."""
     if m.faces == 0:
-        yield FilterResult(regime=None, fault=Rejected(reason=Reason.NO_GEOMETRY, detail=f"{NO_FACES}: 0 faces"))
+        yield FilterResult(regime=None, rejected=Rejected(reason=Reason.NO_GEOMETRY, detail=f"{NO_FACES}: 0 faces"))
     rejecting = [rule for rule in RULES if rule.regime is None]
     for rule in rejecting:
-        if fault := _fault(rule, m, cfg):
-            yield FilterResult(regime=None, fault=fault)
+        if rejected := _check(rule, m, cfg):
+            yield FilterResult(regime=None, rejected=rejected)
     if m.layout_fault is not None:
         detail = f"{NO_LAYOUT}: no UV layout"
-        yield FilterResult(regime=Regime.MV_ONLY, fault=Rejected(reason=Reason(m.layout_fault), detail=detail))
+        yield FilterResult(regime=Regime.MV_ONLY, rejected=Rejected(reason=Reason(m.layout_fault), detail=detail))
     for rule in RULES:
-        if rule.regime is not None and (fault := _fault(rule, m, cfg)):
-            yield FilterResult(regime=rule.regime, fault=fault)
+        if rule.regime is not None and (rejected := _check(rule, m, cfg)):
+            yield FilterResult(regime=rule.regime, rejected=rejected)
 
 
-def _fault(rule: Rule, m: Measurements, cfg: FilterConfig) -> Rejected | None:
+def _check(rule: Rule, m: Measurements, cfg: FilterConfig) -> Rejected | None:
     value, threshold = getattr(m, rule.measurement), getattr(cfg, rule.name)
     if value is None:
         return None

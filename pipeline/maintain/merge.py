@@ -82,7 +82,7 @@ def plan_merge(datasets: Sequence[Location]) -> MergePlan:
                 "plan_sha256": info.plan_sha256,
                 "first_job": first,
                 "assets": taken,
-                "left_out": info.planned - taken,
+                "skipped": info.planned - taken,
                 "select": info.config.get("select"),
                 "history": info.history,
             }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipeline.filter.rules import FilterConfig, FilterResult, apply_rules, rule_of
-from pipeline.unwrap.unwrap import UnwrapConfig, authored_fault
+from pipeline.unwrap.unwrap import UnwrapConfig, authored_problem
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import AUTHORED
 from schemas.sample import Regime
@@ -76,7 +76,7 @@ def changes(outcomes: Iterable[Outcome], cfg: Thresholds) -> Iterator[Change]:
         if layout is not None:
             yield Change(uid=outcome.uid, kind=layout[0], before=outcome.detail, after=layout[1])
         elif kind := _kind(outcome, result):
-            after = result.fault.detail if result.fault else ""
+            after = result.rejected.detail if result.rejected else ""
             yield Change(uid=outcome.uid, kind=kind, before=outcome.detail, after=after)
 
 
@@ -86,16 +86,16 @@ def _layout(m: Measurements, cfg: Thresholds) -> tuple[ChangeKind, str] | None:
     now, built = cfg.unwrap, cfg.built
     if m.faces is None or now == built:
         return None  # images have no layout
-    fault = authored_fault(m, now)
-    if m.layout != AUTHORED and fault is None:
-        return _gain(m), f"{_UNWRAP}authored: kept now, before it was not ({authored_fault(m, built)})"
-    if m.layout == AUTHORED and fault is None:
+    problem = authored_problem(m, now)
+    if m.layout != AUTHORED and problem is None:
+        return _gain(m), f"{_UNWRAP}authored: kept now, before it was not ({authored_problem(m, built)})"
+    if m.layout == AUTHORED and problem is None:
         return None
     if m.faces > now.max_faces:
         detail = f"{_UNWRAP}max_faces: {m.faces:,} faces to unwrap, at most {now.max_faces:,}"
         return (ChangeKind.MV_ONLY, detail) if m.layout is not None else None
     if m.layout == AUTHORED:
-        return ChangeKind.LAYOUT, f"{_UNWRAP}authored: unusable ({fault})"
+        return ChangeKind.LAYOUT, f"{_UNWRAP}authored: unusable ({problem})"
     if m.layout is None and m.faces > built.max_faces:
         return ChangeKind.TEXTURED, f"{_UNWRAP}max_faces: {m.faces:,} faces to unwrap, at most {now.max_faces:,}"
     if (m.faces <= built.max_xatlas_faces) != (m.faces <= now.max_xatlas_faces):
@@ -130,7 +130,7 @@ def _quality(m: Measurements, now: UnwrapConfig, built: UnwrapConfig) -> tuple[C
 
 def _kind(outcome: Outcome, result: FilterResult) -> ChangeKind | None:
     if outcome.regime is result.regime:
-        rule = rule_of(result.fault.detail) if result.fault else None
+        rule = rule_of(result.rejected.detail) if result.rejected else None
         return ChangeKind.RULE if rule != rule_of(outcome.detail) else None
     if outcome.regime is None:
         return ChangeKind.ACCEPTED

@@ -26,7 +26,7 @@ def is_ktx2(data: bytes | memoryview) -> bool:
 
 
 def ktx2_size(data: bytes | memoryview, where: str) -> tuple[int, int]:
-    """(width, height) of level 0; a fault where the header is not that of a sound 2D Basis Universal texture."""
+    """Return (width, height) of level 0. Raises AssetError for the header of anything but a 2D Basis texture."""
     if len(data) < _HEADER_BYTES:
         raise AssetError(Reason.BAD_IMAGE, f"{where}: KTX2 image ends inside its header ({len(data)} bytes)")
     vk_format, _, width, height, depth, layers, faces, _, packing = struct.unpack_from("<9I", data, 12)
@@ -67,7 +67,7 @@ _JPEG_SIZE_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
 def image_size(data: bytes | memoryview, where: str) -> tuple[int, int]:
-    """(width, height) in pixels, both at least 1; a fault for anything but PNG, JPEG, WebP and KTX2."""
+    """Return (width, height) in pixels, at least 1. Raises AssetError for anything but PNG, JPEG, WebP and KTX2."""
     try:
         size = ktx2_size(data, where) if is_ktx2(data) else _size(data)
     except (struct.error, IndexError) as error:
@@ -124,7 +124,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def decode_image(data: bytes | memoryview, where: str) -> UInt8[np.ndarray, "height width 4"]:
-    """PNG, JPEG, WebP or KTX2 to RGBA, row 0 at the top; a fault unless every pixel decodes."""
+    """Decode PNG, JPEG, WebP or KTX2 to RGBA, row 0 at the top. Raises AssetError unless every pixel decodes."""
     size = image_size(data, where)
     if is_ktx2(data):
         return decode_ktx2(data, where)
@@ -160,7 +160,7 @@ class TextureStore(Generic[Key]):
     def slot(
         self, image: Key, wrap_u: Wrap, wrap_v: Wrap, nearest: bool = False, glossiness: float | None = None
     ) -> int:
-        """Index of a texture, its image decoded when new; a fault where that does not do.
+        """Return the index of a texture, its image decoded when new. Raises AssetError where that fails.
 
         `glossiness`: the factor of an image with glossiness in A, of which a metallic-roughness texture is made."""
         if image not in self._pixels:

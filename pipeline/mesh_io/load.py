@@ -29,7 +29,7 @@ def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool =
     are the authored ones; without them, flat for glTF (as its specification says), smooth up to a crease angle for OBJ.
 
     `shading`: fill `Material.shading` too, with its textures after those of the base colours; a texture of it that
-    cannot be had is left out, its factor stays.
+    cannot be had is skipped, its factor stays.
     """
     found = load_asset(path, cfg or PreflightConfig(), shading=shading)
     return found if isinstance(found, Rejected) else found[1]
@@ -41,12 +41,12 @@ def load_asset(
     """Check and load an asset, parsing its file once: facts and mesh, or why the preflight refused it."""
     try:
         facts, content = open_checked(path, cfg)
-    except AssetError as fault:
-        return fault.rejected
+    except AssetError as error:
+        return error.rejected
     try:
         mesh = _from_obj(content, cfg, shading) if isinstance(content, ObjFile) else _from_scene(content, cfg, shading)
-    except AssetError as fault:
-        return facts, fault.rejected
+    except AssetError as error:
+        return facts, error.rejected
     return facts, _incomplete(mesh, facts) or _without_extent(mesh) or mesh
 
 

@@ -92,10 +92,10 @@ def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | 
         container = read_container(tree, binary, path.parent if suffix == ".gltf" else None, cfg.max_file_bytes)
         scene = read_scene(container, cfg.max_nodes, cfg.max_node_depth)
         sides = _check_images([image_bytes(container.images[i], cfg.max_file_bytes) for i in scene.used_images()], cfg)
-    except AssetError as fault:
-        if unsupported is None or fault.rejected.reason in (Reason.MISSING_FILE, Reason.UNSAFE_URI):
+    except AssetError as error:
+        if unsupported is None or error.rejected.reason in (Reason.MISSING_FILE, Reason.UNSAFE_URI):
             raise  # what is wrong with the asset itself comes before what we cannot read
-        raise unsupported from fault
+        raise unsupported from error
     if unsupported is not None:
         raise unsupported
     faces, vertices = _check_counts(scene, cfg)

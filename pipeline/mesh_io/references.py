@@ -10,7 +10,7 @@ from schemas.ledger import Reason, Rejected
 
 
 class AssetError(Exception):
-    """The asset is at fault. Raised by the readers; caught by `load_asset`, and where what is missing can be done
+    """The asset cannot be used. Raised by the readers; caught by `load_asset`, and where what is missing can be done
     without."""
 
     def __init__(self, reason: Reason, detail: str) -> None:

@@ -20,7 +20,7 @@ _MAX_JSON_DEPTH = 64
 
 def asset_sha256(path: Path) -> str:
     """The sha256 of a file; of a .gltf or .obj that refers to others, one of all their names and hashes. What cannot be
-    read, or may not be referred to, counts as missing: the preflight tells of it. Raises OSError for `path` itself."""
+    read, or may not be referred to, counts as missing: the preflight reports it. Raises OSError for `path` itself."""
     own = file_sha256(path)
     others = sorted(set(side_files(path)))
     if not others:

@@ -1,4 +1,4 @@
-"""Work in a child process under limits, shut off from everything but its own files. Nothing comes back but files; what
+"""Work in a child process under limits, sandboxed with its own files. Nothing comes back but files; what
 went wrong comes back as a reason.
 
 Two ways in. `pipeline.sandbox.fork_server.ForkServer` starts one clean, single-threaded process (forking a Ray worker,
@@ -121,10 +121,10 @@ def run_child(
     directory: Path,
     *,
     own_group: bool = True,
-    room: Policy | None = None,
+    policy: Policy | None = None,
 ) -> ChildResult:
-    """Fork, do `work` in `directory`, wait no longer than the limit, and leave no descendant behind. `room`: shut the
-    child in; what it starts itself is in there with it and needs no room of its own."""
+    """Fork, do `work` in `directory`, wait no longer than the limit, and leave no descendant behind. `policy`: the
+    sandbox of the child, and of what it starts itself."""
     parent, start = os.getpid(), time.monotonic()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -132,7 +132,7 @@ def run_child(
     pid = os.fork()
     if pid == 0:
         channel.close()
-        _child(work, limits, directory, parent, own_group, room, there)
+        _child(work, limits, directory, parent, own_group, policy, there)
     there.close()
     with channel:
         watched = _watch(pid, channel, limits)
@@ -239,7 +239,7 @@ def _child(
     directory: Path,
     parent: int,
     own_group: bool,
-    room: Policy | None,
+    policy: Policy | None,
     channel: socket.socket,
 ) -> None:
     """The forked side; does not return."""
@@ -253,8 +253,8 @@ def _child(
         os.chdir(directory)
         tempfile.tempdir = str(directory)
         _set_limits(limits)
-        if room is not None:
-            _shut_in(room, channel)
+        if policy is not None:
+            _sandbox(policy, channel)
         channel.close()
         work()
         code = 0
@@ -267,10 +267,10 @@ def _child(
         os._exit(code)
 
 
-def _shut_in(room: Policy, channel: socket.socket) -> None:
+def _sandbox(policy: Policy, channel: socket.socket) -> None:
     with contextlib.suppress(OSError):  # where memory runs out, the kernel shall end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
-    layers, listener = enter(room)
+    layers, listener = enter(policy)
     socket.send_fds(channel, ["+".join(layers).encode()], [] if listener is None else [listener])
     channel.close()
     os.closerange(3, OPEN_FILES)  # the pipe over which the supervisor gives its answers, for one

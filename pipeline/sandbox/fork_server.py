@@ -44,7 +44,7 @@ def clean_environment(python_path: Sequence[Path]) -> dict[str, str]:
 
 
 class MachineError(UserError):
-    """This machine cannot process any asset: no verdict on the one at hand, nor on its job."""
+    """This machine cannot process any asset: says nothing about the one at hand, nor about its job."""
 
 
 class ForkServer:
@@ -166,8 +166,8 @@ def main() -> None:
         for line in sys.stdin:
             message = json.loads(line)
             directory = Path(message["directory"])
-            room = Policy(readable=(*program, *map(Path, message["readable"])), devices=hardware, own=directory)
-            ended = run_child(partial(function, message["request"], directory), limits, directory, room=room)
+            policy = Policy(readable=(*program, *map(Path, message["readable"])), devices=hardware, own=directory)
+            ended = run_child(partial(function, message["request"], directory), limits, directory, policy=policy)
             kill_children()
             channel.write(json.dumps(asdict(ended)) + "\n")
             channel.flush()
@@ -176,10 +176,10 @@ def main() -> None:
 
 
 def _try_out(program: tuple[Path, ...], hardware: tuple[Path, ...]) -> None:
-    """Ends this process where one of its children, shut in like that of an asset, cannot even do nothing."""
+    """End this process where one of its children, sandboxed like that of an asset, cannot even do nothing."""
     with tempfile.TemporaryDirectory(prefix="try-out-", dir=Path.cwd()) as name:
-        room = Policy(readable=program, devices=hardware, own=Path(name))
-        ended = run_child(lambda: None, LimitsConfig(), room.own, room=room)
+        policy = Policy(readable=program, devices=hardware, own=Path(name))
+        ended = run_child(lambda: None, LimitsConfig(), policy.own, policy=policy)
     if ended.reason is not None:
         sys.exit(f"a child that does nothing ended with {ended.reason}: {ended.detail}")
 

@@ -37,7 +37,7 @@ class _PathRule(ctypes.Structure):
 
 def restrict(allowed: Mapping[Path, int]) -> int:
     """Keep this process to the rights named for each path, which hold for all below it; paths that do not exist are
-    passed over. `no_new_privs` must be set. Returns the kernel's version of Landlock; raises OSError where there is
+    skipped. `no_new_privs` must be set. Returns the kernel's version of Landlock; raises OSError where there is
     none."""
     version = syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
     known = _KNOWN[min(version, len(_KNOWN) - 1)] - 1

@@ -52,7 +52,7 @@ class Policy:
     """The folder in which it may write."""
 
 
-def enter(room: Policy) -> tuple[list[Layer], int | None]:
+def enter(policy: Policy) -> tuple[list[Layer], int | None]:
     """Close this process in, for good, as far as the host allows; `no_new_privs` must be set. The layers reached, and
     the handle over which its supervisor is asked about starts (`pipeline.sandbox.seccomp`)."""
     layers, listener = [Layer.LIMITS], None
@@ -60,8 +60,8 @@ def enter(room: Policy) -> tuple[list[Layer], int | None]:
         _drop_privileges()
         layers.append(Layer.NO_PRIVILEGES)
     with contextlib.suppress(OSError):
-        rights = dict.fromkeys(room.readable, landlock.READ) | dict.fromkeys(room.devices, landlock.DEVICE)
-        version = landlock.restrict(rights | {room.own: landlock.OWN})
+        rights = dict.fromkeys(policy.readable, landlock.READ) | dict.fromkeys(policy.devices, landlock.DEVICE)
+        version = landlock.restrict(rights | {policy.own: landlock.OWN})
         layers += [Layer.FILES, Layer.SIGNALS] if version >= landlock.SCOPES_SINCE else [Layer.FILES]
     try:
         listener = seccomp.install(ask=True)

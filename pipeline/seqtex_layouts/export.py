@@ -33,7 +33,7 @@ SCALE = NORMALISED_SIDE / 2
 def export(dataset: Location, dest: Path, layout: Layout, on_item: Callable[[int, str], None]) -> int:
     """Write the samples that a layout can hold (3D: textured ones) into the new folder `dest`, and return how many.
 
-    The list is written last: with it the export is whole. `on_item` is told how many are done, and the last uid.
+    The list is written last: with it the export is whole. `on_item` gets the number of items done, and the last uid.
     Raises UserError: no dataset, a damaged shard, a `dest` that is not empty, nothing to write."""
     regimes = (Regime.TEXTURED,) if layout is Layout.MODELS else tuple(Regime)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):

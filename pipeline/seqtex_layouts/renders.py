@@ -79,8 +79,8 @@ def read_renders(meta_path: Path, cfg: RendersConfig, resolution: int) -> Render
     """The views of an item, or why it cannot be used."""
     try:
         return _read(meta_path, cfg, resolution)
-    except AssetError as fault:
-        return fault.rejected
+    except AssetError as error:
+        return error.rejected
 
 
 def _read(meta_path: Path, cfg: RendersConfig, resolution: int) -> RenderedViews:
@@ -205,8 +205,8 @@ def wear_jpeg(mesh: TexturedMesh, path: Path, cfg: PreflightConfig) -> TexturedM
             detail = f"{path.name} is {width} x {height} pixels, limit {cfg.max_image_bytes:,} bytes decoded"
             raise AssetError(Reason.TOO_LARGE, detail)
         image = decode_image(data, path.name)
-    except AssetError as fault:
-        return fault.rejected
+    except AssetError as error:
+        return error.rejected
     slot = len(mesh.textures)
     materials = tuple(
         replace(material, texture=slot, base_color=(1.0, 1.0, 1.0, material.base_color[3]))

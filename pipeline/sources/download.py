@@ -210,11 +210,11 @@ def _request(url: str, file: IO[bytes], part: Path) -> urllib.request.Request:
 
 
 def _start(response: http.client.HTTPResponse, file: IO[bytes], part: Path) -> int | None:
-    """Make `file` end where the answer begins; length of the whole file, where it is told."""
+    """Make `file` end where the answer begins; length of the whole file, where it is stated."""
     have = os.fstat(file.fileno()).st_size
-    told = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    if response.status == 206 and told and int(told[1]) == have:
-        return int(told[2])
+    stated = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    if response.status == 206 and stated and int(stated[1]) == have:
+        return int(stated[2])
     file.truncate(0)
     if response.status != 200:
         raise _AttemptError(f"HTTP {response.status} with the wrong part of the file")
@@ -243,5 +243,5 @@ def _receive(response: http.client.HTTPResponse, file: IO[bytes], cfg: DownloadC
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(_CHUNK)
-    except (OSError, http.client.HTTPException) as error:  # apart from errors of the disk, which no retry mends
+    except (OSError, http.client.HTTPException) as error:  # apart from errors of the disk, which no retry fixes
         raise _AttemptError(str(error) or type(error).__name__) from error

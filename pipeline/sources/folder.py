@@ -50,9 +50,9 @@ def passed_over(path: Path, blender: bool = False) -> str:
     counts = Counter(suffix for suffix in suffixes if suffix in unread)
     if not counts:
         return ""
-    told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
     through = sorted(counts.keys() & set(BLENDER_SUFFIXES))
-    return told + (f"; {' '.join(through)} can be read through Blender (--blender.python)" if through else "")
+    return listed + (f"; {' '.join(through)} can be read through Blender (--blender.python)" if through else "")
 
 
 def uid_of(name: str) -> str:

@@ -79,12 +79,12 @@ class ObjaverseConfig(DownloadConfig):
     """Options of Objaverse's server and cache. Not recorded: the same assets come from any mirror."""
 
     base_url: str = field(default_factory=_default_base_url)
-    """Server with Objaverse's layout; unless told $SEQTEX_OBJAVERSE_URL, else Hugging Face."""
+    """Server with Objaverse's layout; default $SEQTEX_OBJAVERSE_URL, else Hugging Face."""
     cache: str = field(default_factory=_default_cache)
-    """Folder of what was downloaded, shared with the `objaverse` package and by all nodes that see it; unless told
+    """Folder of what was downloaded, shared with the `objaverse` package and by all nodes that see it; default
     $SEQTEX_OBJAVERSE_CACHE, else ~/.objaverse."""
     xl_url: str = field(default_factory=lambda: os.environ.get("SEQTEX_OBJAVERSE_XL_URL") or XL_URL)
-    """Server with Objaverse-XL's annotations; unless told $SEQTEX_OBJAVERSE_XL_URL, else Hugging Face."""
+    """Server with Objaverse-XL's annotations; default $SEQTEX_OBJAVERSE_XL_URL, else Hugging Face."""
     github_url: str = "https://raw.githubusercontent.com"
     """Serves ORG/REPO/COMMIT/PATH."""
     github_lfs_url: str = "https://media.githubusercontent.com/media"
@@ -123,7 +123,7 @@ def objaverse(which: str, select: SelectConfig, cfg: ObjaverseConfig) -> Iterato
     if unknown := sorted(set(select.licences) - LICENCES.keys()):
         raise UsageError(f"select.licences: {', '.join(unknown)} is none of {' '.join(LICENCES)}")
     listed = _read_uids(which) if which not in ("all", "lvis") else None
-    told = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
+    captions = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
     paths = read_paths(cfg)
     wanted = set(paths) if listed is None else listed
     if unknown := sorted(wanted - paths.keys()):
@@ -133,7 +133,7 @@ def objaverse(which: str, select: SelectConfig, cfg: ObjaverseConfig) -> Iterato
     chosen = annotated(wanted, paths, select, cfg)
     if select.sample is not None:
         chosen = iter(heapq.nsmallest(select.sample, chosen, key=lambda entry: rank(entry[0], select.seed)))
-    refs = (ref_of(uid, paths[uid], annotation, told) for uid, annotation in chosen)
+    refs = (ref_of(uid, paths[uid], annotation, captions) for uid, annotation in chosen)
     yield from sorted(refs, key=lambda ref: ref.uid)
 
 
@@ -262,15 +262,15 @@ def _index_fault(path: Path) -> str | None:
 
 
 def glb_fault(path: Path) -> str | None:
-    """Return whether a .glb is as long as its header says: what no server tells, and what a caching proxy gets
+    """Return whether a .glb is as long as its header says: which no server reports, and which a caching proxy gets
     wrong."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header = file.read(12)
     if len(header) < 12 or header[:4] != b"glTF":
         return f"no .glb: {size} bytes that start with {header[:4]!r}"
-    told = struct.unpack("<I", header[8:])[0]
-    return None if told == size else f"{size} bytes where its header says {told}"
+    stated = struct.unpack("<I", header[8:])[0]
+    return None if stated == size else f"{size} bytes where its header says {stated}"
 
 
 def fetch_object(ref: MeshRef, cfg: ObjaverseConfig) -> MeshRef | Rejected:

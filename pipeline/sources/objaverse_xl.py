@@ -57,10 +57,10 @@ def objaverse_xl(which: str, select: SelectConfig, cfg: ObjaverseConfig, blender
 
     Raises UsageError on an unknown `which`, UserError where annotations or a user's file cannot be had."""
     wanted = None if which == "all" else _read_names(which)
-    told = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
+    captions = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
     types = {name.lower().lstrip(".") for name in select.file_types or _readable(blender)}
     found: set[str] = set()
-    refs = _candidates(wanted, found, types, select, cfg, told)
+    refs = _candidates(wanted, found, types, select, cfg, captions)
     if select.sample is not None:
         refs = iter(heapq.nsmallest(select.sample, refs, key=lambda ref: rank(ref.uid, select.seed)))
     chosen = {ref.uid: ref for ref in sorted(refs, key=lambda ref: (ref.uid, ref.uri), reverse=True)}
@@ -87,10 +87,10 @@ def _candidates(
     types: Set[str],
     select: SelectConfig,
     cfg: ObjaverseConfig,
-    told: dict[str, str],
+    captions: dict[str, str],
 ) -> Iterator[MeshRef]:
     """Yield the assets that fit, origin by origin; `found` gathers which of `wanted` are there at all. Of faces, tags
-    and the like only Sketchfab's annotations tell: where a condition asks for them, others do not fit."""
+    and the like only Sketchfab's annotations have: where a condition asks for them, others do not fit."""
     asks_no_more = not select.lvis and fits({}, replace(select, licences=()))
     for origin in select.origins or ORIGINS:
         entries = {}
@@ -103,12 +103,12 @@ def _candidates(
             if origin == "sketchfab":
                 entries[entry.uid] = entry
             elif asks_no_more and licence_fits(entry.licence, select):
-                yield _ref(entry, told)
+                yield _ref(entry, captions)
         if entries:
             paths = read_paths(cfg)
-            yield from _from_sketchfab(entries, paths, select, cfg, told)
+            yield from _from_sketchfab(entries, paths, select, cfg, captions)
             gone = (entries[uid] for uid in sorted(entries.keys() - paths.keys()))
-            yield from (_ref(entry, told) for entry in gone if asks_no_more and licence_fits(entry.licence, select))
+            yield from (_ref(entry, captions) for entry in gone if asks_no_more and licence_fits(entry.licence, select))
 
 
 def _from_sketchfab(
@@ -116,15 +116,15 @@ def _from_sketchfab(
     paths: dict[str, str],
     select: SelectConfig,
     cfg: ObjaverseConfig,
-    told: dict[str, str],
+    captions: dict[str, str],
 ) -> Iterator[MeshRef]:
     """Assets of Objaverse 1.0: its annotations have what the others lack, its server has the files."""
     for uid, annotation in annotated(entries.keys() & paths.keys(), paths, select, cfg):
         ref = ref_of(uid, paths[uid], annotation, {})
-        yield replace(ref, sha256=entries[uid].sha256, caption=_caption(entries[uid], told) or ref.caption)
+        yield replace(ref, sha256=entries[uid].sha256, caption=_caption(entries[uid], captions) or ref.caption)
 
 
-def _ref(entry: Entry, told: dict[str, str]) -> MeshRef:
+def _ref(entry: Entry, captions: dict[str, str]) -> MeshRef:
     uri = uri_of(entry.origin, entry.identifier)
     path = PurePosixPath(uri.removeprefix(SCHEME))
     stem = unquote(path.stem) if entry.origin == "smithsonian" else path.stem
@@ -144,12 +144,12 @@ def _ref(entry: Entry, told: dict[str, str]) -> MeshRef:
             author=author,
             url=entry.identifier,
         ),
-        caption=_caption(entry, told) or title,
+        caption=_caption(entry, captions) or title,
     )
 
 
-def _caption(entry: Entry, told: dict[str, str]) -> str:
-    return next((told[name] for name in (entry.uid, entry.sha256, entry.identifier) if name in told), "")
+def _caption(entry: Entry, captions: dict[str, str]) -> str:
+    return next((captions[name] for name in (entry.uid, entry.sha256, entry.identifier) if name in captions), "")
 
 
 # annotations

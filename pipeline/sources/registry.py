@@ -86,7 +86,7 @@ def open_source(
     raise UsageError(f"source {spec!r} is not understood; sources are {USAGE}")
 
 
-def left_out(spec: str, blender: bool = False) -> str:
+def skipped_files(spec: str, blender: bool = False) -> str:
     """One line on meshes that `spec` does not list; empty where there are none."""
     kind, _, rest = spec.partition(":")
     return passed_over(Path(rest).expanduser().resolve(), blender) if kind == "folder" and rest else ""

@@ -90,10 +90,10 @@ def fits(annotation: Mapping[str, Any], cfg: SelectConfig) -> bool:
     )
 
 
-def licence_fits(told: str | None, cfg: SelectConfig) -> bool:
+def licence_fits(licence: str | None, cfg: SelectConfig) -> bool:
     """Return whether the allow-list has a licence by its name or its SPDX identifier."""
     allowed = {form.lower() for word in cfg.licences for form in (word, spdx(word))}
-    return not cfg.licences or not allowed.isdisjoint({(told or "").lower(), spdx(told or "").lower()} - {""})
+    return not cfg.licences or not allowed.isdisjoint({(licence or "").lower(), spdx(licence or "").lower()} - {""})
 
 
 def spdx(licence: str) -> str:

@@ -128,13 +128,13 @@ def _github_file(parts: list[str], sha256: str | None, cfg: ObjaverseConfig) -> 
     path = (cfg.root / "github" / "commits").joinpath(*parts)
     name = "/".join(quote(part, safe="") for part in parts)
 
-    def fault(file: Path) -> str | None:
+    def problem(file: Path) -> str | None:
         return "a pointer of Git LFS" if _is_pointer(file) else sha256_fault(file, sha256)
 
     url = f"{cfg.github_url.rstrip('/')}/{name}"
     download(url, path, cfg, lambda file: None if _is_pointer(file) else sha256_fault(file, sha256))
     if _is_pointer(path):
-        download(f"{cfg.github_lfs_url.rstrip('/')}/{name}", path, cfg, fault)
+        download(f"{cfg.github_lfs_url.rstrip('/')}/{name}", path, cfg, problem)
     return path
 
 

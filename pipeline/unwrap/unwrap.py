@@ -80,8 +80,8 @@ def unwrap(
     """The mesh with a layout in which every point of the surface has a texel of its own; or why it has none, in which
     case the asset still serves as multi-view data. Face i stays face i. New charts are packed for a map of `resolution`
     texels a side."""
-    fault = authored_fault(measurements, cfg)
-    if fault is None:
+    problem = authored_problem(measurements, cfg)
+    if problem is None:
         return UvMesh(
             vertices=mesh.vertices,
             normals=mesh.normals,
@@ -91,14 +91,14 @@ def unwrap(
         )
     if len(mesh.faces) > cfg.max_faces:
         detail = (
-            f"authored layout unusable ({fault}) and {len(mesh.faces):,} faces to unwrap, at most {cfg.max_faces:,}"
+            f"authored layout unusable ({problem}) and {len(mesh.faces):,} faces to unwrap, at most {cfg.max_faces:,}"
         )
         return Rejected(reason=Reason.UNWRAP_BUDGET, detail=detail)
     makers = (XATLAS, GROWN) if len(mesh.faces) <= cfg.max_xatlas_faces else (GROWN,)
     return new_layout(mesh, makers, cfg, resolution)
 
 
-def authored_fault(measurements: Measurements, cfg: UnwrapConfig) -> str | None:
+def authored_problem(measurements: Measurements, cfg: UnwrapConfig) -> str | None:
     """Why the layout that came with an asset cannot be kept; None where it can."""
     m = measurements
     if m.uv_faces_share is None or m.uv_faces_share < 1:
@@ -123,14 +123,14 @@ def new_layout(mesh: TexturedMesh, makers: Sequence[str], cfg: UnwrapConfig, res
     solid = areas > DEGENERATE_AREA
     if not solid.any():
         return Rejected(reason=Reason.UNWRAP_FAILED, detail=f"none of {len(welded):,} faces has any area")
-    fault = Rejected(reason=Reason.UNWRAP_FAILED, detail="no maker of layouts was named")
+    problem = Rejected(reason=Reason.UNWRAP_FAILED, detail="no maker of layouts was named")
     for maker in makers:
         found = _try_layout(maker, box, welded[solid], cfg, resolution)
         if not isinstance(found, Rejected):
             uv_mesh = _split(mesh, solid, found["uv"], found["faces"].astype(np.int64), maker)
             return _poor(uv_mesh, int(found["charts"]), cfg) or uv_mesh
-        fault = found
-    return fault
+        problem = found
+    return problem
 
 
 def _try_layout(
@@ -145,8 +145,8 @@ def _try_layout(
         if found.reason is Reason.TIMEOUT:
             return Rejected(reason=Reason.UNWRAP_BUDGET, detail=f"unwrapping took more than {cfg.timeout_s:g} s")
         return Rejected(reason=Reason.UNWRAP_FAILED, detail=f"unwrapping ended with {found.reason}: {found.detail}")
-    if fault := layout_fault(found, faces):
-        return Rejected(reason=Reason.UNWRAP_FAILED, detail=fault)
+    if problem := layout_fault(found, faces):
+        return Rejected(reason=Reason.UNWRAP_FAILED, detail=problem)
     return found
 
 

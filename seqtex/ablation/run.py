@@ -233,8 +233,8 @@ def run_cell(cfg: AblateConfig, out: Path, name: str, seed: int, steps: int, tit
     outcome = Outcome(cell=name, seed=seed, loss=fmean(losses), seconds=trained.seconds, figures=figures, meshes=meshes)
     shutil.rmtree(directory / "states")
     write_file(directory / "result.json", json.dumps(asdict(outcome), indent=1).encode() + b"\n")
-    told = {figure: round(figures[figure], 4) for figure in COMPARED}
-    log_event("run", cell=name, seed=seed, **told, seconds=round(trained.seconds))
+    rounded = {figure: round(figures[figure], 4) for figure in COMPARED}
+    log_event("run", cell=name, seed=seed, **rounded, seconds=round(trained.seconds))
 
 
 def measure(cfg: AblateConfig, held_out: Path, checkpoint: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pipeline.executor.build import rework as rework_dataset
 from pipeline.maintain.failures import damaged, with_reasons
 from pipeline.maintain.merge import carry_over, plan_merge
 from pipeline.sources.objaverse import ObjaverseConfig
-from pipeline.sources.registry import left_out
+from pipeline.sources.registry import skipped_files
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason
 from schemas.plan import ShardJob
@@ -114,7 +114,7 @@ def repair(dataset: Location, work: WorkOptions, objaverse: ObjaverseConfig = MI
 def usable(cfg: BuildConfig, source: str) -> BuildConfig:
     """Check that Blender starts if it is asked for, and log the meshes of a source that will be skipped."""
     cfg = replace(cfg, blender=tried(cfg.blender))
-    if skipped := left_out(source, bool(cfg.blender.python)):
+    if skipped := skipped_files(source, bool(cfg.blender.python)):
         log_event("skipped", detail=skipped)
     return cfg
 

@@ -101,9 +101,9 @@ def show_cost(plan: Plan, json: bool) -> int:
     """One line of JSON, or tables of parameters, operations by task, and memory by checkpointing policy."""
     cfg, cost, warning = plan.cfg, plan.cost, size_warning(plan)
     if json:
-        told = {"event": "dry_run", "preset": cfg.preset} | cost.as_json() | {"strategy": asdict(plan.strategy)}
-        told |= {"warning": warning} if warning else {}
-        sys.stdout.write(json_format.dumps(told) + "\n")
+        row = {"event": "dry_run", "preset": cfg.preset} | cost.as_json() | {"strategy": asdict(plan.strategy)}
+        row |= {"warning": warning} if warning else {}
+        sys.stdout.write(json_format.dumps(row) + "\n")
         return 0
     counts = [(name, everything / 1e6, trained / 1e6) for name, (everything, trained) in cost.parameters.items()]
     totals = ("all", sum(row[1] for row in counts), sum(row[2] for row in counts))

@@ -50,13 +50,13 @@ def build_of(assets: int, seconds_per_asset: float, clock: Clock) -> None:
     """Notified as `pipeline.executor.build.build` does it, one asset a job; every fourth is rejected."""
     with build_progress() as notify:
         progress = Progress(jobs=assets, planned=assets, notify=notify, clock=clock)
-        progress.tell("planned")
+        progress.report("planned")
         progress.begin(2, "http://10.0.0.1:8265")
         for number in range(assets):
             clock.now += seconds_per_asset
             progress.done(Counts(rejected=1) if number % 4 == 3 else Counts(textured=1))
-            progress.tell("job", number, "1 accepted, 0 rejected, 0 failed", 1.0, 0.9)
-        progress.tell("done")
+            progress.report("job", number, "1 accepted, 0 rejected, 0 failed", 1.0, 0.9)
+        progress.report("done")
 
 
 # progress

@@ -173,7 +173,7 @@ def test_the_meter_tells_rates_waiting_and_utilisation(dataset, tmp_path):
             meter.on_train_batch_start(trainer, module, None, 0)
             now += 1.0 if step < 3 else 50.0
             if step == 3 and trainer.ready == 8:
-                meter.leave_out()
+                meter.exclude()
             meter.on_train_batch_end(trainer, module, {"task": task}, None, 0)
     figures = meter.figures()
     counted = tasks[1:3]

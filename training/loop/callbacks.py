@@ -171,10 +171,12 @@ class LossLog(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        turns = trainer.accumulate_grad_batches
+        accumulated = trainer.accumulate_grad_batches
         for name, value in outputs.items():
-            if isinstance(value, Tensor):  # Lightning has divided the loss itself, and it alone, by the turns
-                share = value if name == "loss" else value / turns
+            if isinstance(
+                value, Tensor
+            ):  # Lightning has divided the loss itself, and it alone, by the number of accumulated batches
+                share = value if name == "loss" else value / accumulated
                 self._sums[name] = self._sums[name] + share if name in self._sums else share
         if not is_step_end(trainer):
             return
@@ -197,7 +199,7 @@ def number(value: Tensor) -> float | None:
 
 
 def read_losses(path: Path) -> list[dict[str, Any]]:
-    """The rows of a loss log; a last line cut off by a crash is left out."""
+    """The rows of a loss log; a last line cut off by a crash is skipped."""
     if not path.is_file():
         return []
     lines = path.read_text().splitlines(keepends=True)
@@ -205,8 +207,8 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
 
 
 class SavedStates(StepCallback):
-    """A trainer state every so many steps and at the end; the newest `keep` are kept. Also tells the data module how
-    far it has come, so it must stand last among the callbacks."""
+    """A trainer state every so many steps and at the end; the newest `keep` are kept. Also passes on to the data
+    module how far it has come, so it must stand last among the callbacks."""
 
     def __init__(self, directory: Path, every_steps: int, data: TextureDataModule, meter: Meter, keep: int = 2) -> None:
         self.data = data
@@ -247,7 +249,7 @@ class SavedStates(StepCallback):
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        self.meter.leave_out()
+        self.meter.exclude()
         trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
         if trainer.is_global_zero:
             for path in trainer_states(self.directory)[: -self.keep]:

@@ -112,7 +112,7 @@ class Curves(lightning.Callback):
             write_record(self.cfg, pl_module.device)
             self.board = open_board(self.cfg, trainer.global_step + 1)
 
-    def tell(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         """A row of the loss log."""
         self._means.add(row)
         if row["step"] % EVERY == 0:

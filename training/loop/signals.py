@@ -20,7 +20,7 @@ SKIP_WINDOW = 1000
 
 
 class Interrupted(UserError):
-    """The run was told to stop and saved its state: exit code 75 (EX_TEMPFAIL), so that a scheduler runs it again, or
+    """The run was asked to stop and saved its state: exit code 75 (EX_TEMPFAIL), so that a scheduler runs it again, or
     130 after Ctrl-C."""
 
     def __init__(self, stopped_by: signal.Signals, step: int) -> None:
@@ -89,7 +89,7 @@ class FiniteGuard(lightning.Callback):
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.skipped: deque[int] = deque()
-        """Steps passed over, of the last `SKIP_WINDOW`."""
+        """Skipped steps, of the last `SKIP_WINDOW`."""
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer

@@ -79,12 +79,12 @@ class Meter(lightning.Callback):
         self._step_began: float | None = None
         self._batch_ended: float | None = None
         self._waited = 0.0
-        self._left_out = False
+        self._excluded = False
         self._memory: float | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._step_began = self._batch_ended = None
-        self._waited, self._left_out = 0.0, False
+        self._waited, self._excluded = 0.0, False
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -100,14 +100,14 @@ class Meter(lightning.Callback):
             return
         if pl_module.device.type == "cuda":
             self._memory = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
-        if self._step_began is not None and not self._left_out:  # the first step compiles and warms up
+        if self._step_began is not None and not self._excluded:  # the first step compiles and warms up
             lap = Lap(seconds=now - self._step_began, waited=self._waited, task=outputs["task"])
             self._laps.append(lap)
-        self._step_began, self._waited, self._left_out = now, 0.0, False
+        self._step_began, self._waited, self._excluded = now, 0.0, False
 
-    def leave_out(self) -> None:
+    def exclude(self) -> None:
         """This step did something else, too: it does not count."""
-        self._left_out = True
+        self._excluded = True
 
     def figures(self) -> dict[str, float]:
         """Means of the last steps: samples_per_s, tokens_per_s, wait (share of the time), and mfu where the device's

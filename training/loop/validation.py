@@ -106,7 +106,7 @@ class Pictures(StepCallback):
             made = [texture(pl_module, one, self.cfg.steps, seed) for seed, one in enumerate(self.shown.samples)]
         if trainer.is_global_zero:
             self._write(trainer.global_step, made)
-        self.meter.leave_out()
+        self.meter.exclude()
 
     def _write(self, step: int, made: list[TexturingResult]) -> None:
         self.directory.mkdir(exist_ok=True)

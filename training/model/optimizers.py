@@ -45,7 +45,7 @@ class OptimizerConfig:
     gradient_clip: float = 1.0
     """Largest gradient norm (TEXGen)."""
     skip_budget: int = 10
-    """Gradients that are no numbers, of any 1000 steps, that are passed over; one more, and the run goes back to its
+    """Gradients that are no numbers, of any 1000 steps, that are skipped; one more, and the run goes back to its
     newest trainer state and on behind the batch that broke it (ours)."""
     warmup_steps: int = 1000
     """Linear from 0 (ours)."""
@@ -101,7 +101,7 @@ def make_optimizer(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter]) -> t
 
 
 def groups(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
-    """Parameter groups by part of the model, the rest last; parts without a parameter are left out."""
+    """Parameter groups by part of the model, the rest last; parts without a parameter are skipped."""
     found = {part: [p for name, p in named.items() if part_of(name) == part] for part in PARTS}
     return [
         {"params": parameters, "lr": learning_rate * cfg.factor(part), "part": part}

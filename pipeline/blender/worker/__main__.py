@@ -27,8 +27,8 @@ def main() -> None:
             factory_settings(request["threads"])
         try:
             result = {"fault": None, "seconds": commands[command["command"]](command)}
-        except AssetError as fault:
-            result = {"fault": [fault.reason, fault.detail], "seconds": {}}
+        except AssetError as error:
+            result = {"fault": [error.reason, error.detail], "seconds": {}}
         answer["results"].append(result)
     Path(request["answer"]).write_text(json.dumps(answer))
 

@@ -16,15 +16,15 @@ def test_jobs_done_again_for_duplicates_turn_no_rate_negative():
     assert events[-1].assets_per_s is None and events[-1].eta_s is None
     now[0] = 2.0
     progress.done(four)
-    progress.tell("job")
+    progress.report("job")
     assert (events[-1].assets_per_s, events[-1].eta_s, events[-1].jobs_done) == (2.0, 0.0, 100)
     for _ in range(5):
         progress.undone(four)
-    progress.tell("retry")
+    progress.report("retry")
     assert (events[-1].assets_per_s, events[-1].eta_s, events[-1].assets_done) == (2.0, 10.0, 380)
     for step in range(1, 6):
         now[0] = 2.0 + 2.0 * step
         progress.done(Counts(textured=3, rejected=1))
-        progress.tell("job")
+        progress.report("job")
         assert (events[-1].assets_per_s, events[-1].eta_s) == (2.0, 2.0 * (5 - step))
     assert (events[-1].jobs_done, events[-1].textured, events[-1].rejected) == (100, 395, 5)

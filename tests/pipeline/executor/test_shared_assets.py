@@ -91,7 +91,7 @@ def outcome(path: Path) -> tuple[str, str | Reason, str, TexturedMesh | None, Me
     if isinstance(mesh, Rejected):
         return "rejected", mesh.reason, mesh.detail, None, None
     measurements = measure(mesh, facts)
-    fault = apply_rules(measurements, FilterConfig()).fault
+    fault = apply_rules(measurements, FilterConfig()).rejected
     if fault is not None:
         return "rejected", fault.reason, fault.detail, mesh, measurements
     uv_mesh = unwrap(mesh, measurements, UnwrapConfig())

@@ -25,7 +25,7 @@ from tests.support.small_gltf import box
 def fault(measurements: Measurements) -> Reason | None:
     """What the default thresholds say."""
     verdict = apply_rules(measurements, FilterConfig())
-    return verdict.fault.reason if verdict.fault else None
+    return verdict.rejected.reason if verdict.rejected else None
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ SOUND = Measurements(
 )
 def test_rules(change: dict[str, float | int | None], reason: Reason | None) -> None:
     verdict = apply_rules(replace(SOUND, **change), CFG)
-    assert (verdict.fault.reason if verdict.fault else None) == reason
+    assert (verdict.rejected.reason if verdict.rejected else None) == reason
     assert verdict.regime is (None if reason else Regime.TEXTURED)
 
 
@@ -78,9 +78,9 @@ def test_every_rule_fires_just_beyond_its_threshold_and_says_so(rule) -> None:
     sign = 1 if rule.name.startswith("min_") else -1
     assert apply_rules(SOUND, replace(CFG, **{rule.name: value})).regime is Regime.TEXTURED
     verdict = apply_rules(SOUND, replace(CFG, **{rule.name: value + sign * away}))
-    assert verdict.regime is rule.regime and verdict.fault is not None and verdict.fault.reason is rule.reason
-    assert rule_of(verdict.fault.detail) == rule.name
-    assert "{}" not in verdict.fault.detail and ", at " in verdict.fault.detail
+    assert verdict.regime is rule.regime and verdict.rejected is not None and verdict.rejected.reason is rule.reason
+    assert rule_of(verdict.rejected.detail) == rule.name
+    assert "{}" not in verdict.rejected.detail and ", at " in verdict.rejected.detail
     assert apply_rules(
         replace(SOUND, **{rule.measurement: None}), replace(CFG, **{rule.name: value + sign * away})
     ) == apply_rules(SOUND, CFG), "a rule whose measurement is missing does not fire"
@@ -95,25 +95,25 @@ def test_rules_are_thresholds_of_the_config_and_columns_of_the_ledger() -> None:
 
 def test_details_name_value_and_threshold() -> None:
     verdict = apply_rules(replace(SOUND, faces=600_000), CFG)
-    assert verdict.fault is not None
-    assert verdict.fault.detail == "max_faces: 600,000 faces, at most 500,000"
+    assert verdict.rejected is not None
+    assert verdict.rejected.detail == "max_faces: 600,000 faces, at most 500,000"
     verdict = apply_rules(replace(SOUND, transparent_share=0.744), CFG)
-    assert verdict.fault is not None
-    assert verdict.fault.detail == "max_transparent_share: 74.40% of the surface is transparent, at most 50.00%"
+    assert verdict.rejected is not None
+    assert verdict.rejected.detail == "max_transparent_share: 74.40% of the surface is transparent, at most 50.00%"
 
 
 def test_the_first_rule_decides() -> None:
     verdict = apply_rules(replace(SOUND, faces=600_000, color_std=0.0, round_trip_psnr=3.0), CFG)
-    assert verdict.fault is not None and rule_of(verdict.fault.detail) == "max_faces"
+    assert verdict.rejected is not None and rule_of(verdict.rejected.detail) == "max_faces"
 
 
 def test_what_costs_the_texture_alone() -> None:
     """A full record decides the regime by itself: a poor round trip, or no layout, leaves the views."""
     poor = apply_rules(replace(SOUND, round_trip_psnr=29.9), CFG)
-    assert poor.regime is Regime.MV_ONLY and poor.fault is not None and poor.fault.reason is Reason.ROUND_TRIP
+    assert poor.regime is Regime.MV_ONLY and poor.rejected is not None and poor.rejected.reason is Reason.ROUND_TRIP
     none = apply_rules(replace(SOUND, layout=None, layout_fault="unwrap_budget", round_trip_psnr=None), CFG)
-    assert none.regime is Regime.MV_ONLY and none.fault is not None and none.fault.reason is Reason.UNWRAP_BUDGET
-    assert rule_of(none.fault.detail) == NO_LAYOUT
+    assert none.regime is Regime.MV_ONLY and none.rejected is not None and none.rejected.reason is Reason.UNWRAP_BUDGET
+    assert rule_of(none.rejected.detail) == NO_LAYOUT
     grey = apply_rules(replace(SOUND, color_std=0.0, round_trip_psnr=29.9), CFG)
     assert grey.regime is None, "an asset that is nothing is not half of something"
 
@@ -156,8 +156,8 @@ def outcome(uid: str, measurements: Measurements, cfg: FilterConfig = CFG) -> Ou
         sha256=None,
         status=Status.REJECTED if verdict.regime is None else Status.ACCEPTED,
         regime=verdict.regime,
-        reason=verdict.fault.reason if verdict.fault else None,
-        detail=verdict.fault.detail if verdict.fault else "",
+        reason=verdict.rejected.reason if verdict.rejected else None,
+        detail=verdict.rejected.detail if verdict.rejected else "",
         shard=None,
         seconds=1.0,
         measurements=measurements,

@@ -191,7 +191,7 @@ def test_datasets_are_put_together_and_keep_their_shards(first, second, tmp_path
             assert files(out)[name][0] == sha256
             assert (out / "shards" / name).samefile(first / "shards" / name)
     (step,) = read_dataset_json(out).history
-    assert [(entry["dataset"], entry["first_job"], entry["assets"], entry["left_out"]) for entry in step["of"]] == [
+    assert [(entry["dataset"], entry["first_job"], entry["assets"], entry["skipped"]) for entry in step["of"]] == [
         ("first", 0, 3, 0), ("second", 2, 2, 1)]  # fmt: skip
     assert_trains(out)
 

@@ -32,7 +32,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def shut_in(work, own: Path, *readable: Path, limits: LimitsConfig = LIMITS) -> ChildResult:
     room = Policy(readable=(*program_files(), *readable), devices=devices(), own=own)
-    return run_child(work, limits, own, room=room)
+    return run_child(work, limits, own, policy=room)
 
 
 def needs(ended: ChildResult, layer: Layer) -> None:
