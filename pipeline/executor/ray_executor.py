@@ -301,7 +301,7 @@ def _job_task(
     """Process a job: its report, None where another attempt commits it, and its seconds."""
     began = time.monotonic()
     out, cfg, do = order
-    ray.get(attempts.begin.remote(number, ray.get_runtime_context().get_node_id()))
+    _answer(attempts.begin.remote(number, ray.get_runtime_context().get_node_id()))
     claim = functools.partial(_may_commit, attempts, job.index, round, number)
     report = do(
         job, out, cfg, fork_server=_fork_server(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES")), may_commit=claim
@@ -312,9 +312,14 @@ def _job_task(
 def _may_commit(attempts: Any, job: int, round: int, number: int) -> bool:
     """Ask for leave to commit a job. False where another attempt has it, or where the build is over."""
     try:
-        return ray.get(attempts.may_commit.remote(job, round, number))
+        return _answer(attempts.may_commit.remote(job, round, number))
     except RayActorError:
         return False
+
+
+def _answer(call: ray.ObjectRef) -> Any:
+    """Wait for the answer of an actor. (A task that waits in `ray.get` lends its processor to the next task.)"""
+    return call.future().result()
 
 
 @functools.cache
