@@ -179,7 +179,7 @@ def _sample(
         "regime": str(regime),
         "cameras": cameras_json(cameras),
         "frame": {"center": frame.center.tolist(), "scale": frame.scale},
-        "measurements": asdict(measurements),
+        "measurements": measurements.json(),
         "versions": {"seqtex-forge": code_version()},
     }
     return TextureSample(uid=ref.uid, regime=regime, views=views, cameras=cameras, uv=maps, mesh=uv_mesh, meta=meta)

@@ -2,41 +2,50 @@
 every declared size checked before memory is taken for it. Formats and figures:
 docs/decisions/0001-shard-image-formats.md.
 
-Views are stored as one strip per modality, (V*H, W). Colour and masks are lossless; positions are 16 bit and normals
-8 bit a channel, with the errors stated at `POSITION_ERROR` and `NORMAL_ERROR_DEG`."""
+Views are stored as one strip per modality, (V*H, W). Every field is JSON, a standard image or an .npz; all samples of a
+regime have the same fields, and their JSON the same keys with values of the same type. Colour and masks are lossless;
+positions are 16 bit and normals 8 bit a channel, with the errors stated at `POSITION_ERROR` and `NORMAL_ERROR_DEG`."""
 
 import io
 import json
 import math
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import deflate
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from schemas.images import (
+    DEFLATE_LEVEL,
     check_size,
     decode_image,
-    decode_scaled,
-    decode_units,
-    encode_deltas,
+    decode_normals,
+    decode_positions,
+    encode_grey,
     encode_image,
+    encode_normals,
+    encode_positions,
     field_bytes,
 )
 from schemas.mesh import UvMesh
 from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the sample's fields and of its JSON; a reader refuses any other."""
 
-VIEW_FIELDS = ("rgb.webp", "mask.png", "coverage.png", "position.dz", "normal.dz")
-UV_FIELDS = ("uv_rgb.webp", "uv_mask.png", "uv_position.dz", "uv_normal.dz", "mesh.npz")
+VIEW_FIELDS = ("rgb.webp", "mask.png", "coverage.png", "position.png", "normal.png")
+UV_FIELDS = ("uv_rgb.webp", "uv_mask.png", "uv_opacity.png", "uv_position.png", "uv_normal.png", "mesh.npz")
 LIT, OPACITY = "lit.webp", "uv_opacity.png"
-OPTIONAL_FIELDS = (LIT, OPACITY)
-EXTENSIONS = frozenset(("json", *VIEW_FIELDS, *UV_FIELDS, *OPTIONAL_FIELDS))
+EXTENSIONS = frozenset(("json", *VIEW_FIELDS, *UV_FIELDS, LIT))
 """Everything a sample may hold."""
+
+UPGRADE = "`seqtex upgrade DATASET --out NEW` writes a dataset of version 2 anew, any other is to be built again"
+"""Remedy for a dataset of another version."""
 
 UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 """The form of a sample's key."""
@@ -44,10 +53,8 @@ UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 MAX_JSON_BYTES = 1 << 20
 MAX_MESH_BYTES = 1 << 28
 
-POSITION_STEPS = 32_767
 POSITION_ERROR = 1 / 65_534
 """Largest error of one stored coordinate, before float32 rounding; 0 is exact."""
-NORMAL_STEPS = 127
 NORMAL_ERROR_DEG = 0.4
 """Largest angle between a stored normal and the original: asin(sqrt(3) / 254) = 0.391 degrees."""
 
@@ -57,14 +64,14 @@ _NPY_HEADER = re.compile(
     re.DOTALL,
 )
 """The header that `np.savez` writes before an array of format 1.0."""
+_ZIP_DATE = 0x21
+"""1 January 1980, the first day that a zip archive can name."""
 _MESH_COLUMNS = {"vertices": 3, "normals": 3, "uv": 2, "faces": 3}
 
 
-def fields_of(regime: Regime) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the extensions that a sample of a regime has, and those that it may have too."""
-    if regime is Regime.TEXTURED:
-        return ("json", *VIEW_FIELDS, *UV_FIELDS), OPTIONAL_FIELDS
-    return ("json", *VIEW_FIELDS), (LIT,)
+def fields_of(regime: Regime, lit: bool = False) -> tuple[str, ...]:
+    """Return the extensions of a sample of a regime, in a dataset with views under light or without."""
+    return ("json", *VIEW_FIELDS, *(UV_FIELDS if regime is Regime.TEXTURED else ()), *((LIT,) if lit else ()))
 
 
 def encode(sample: TextureSample) -> dict[str, bytes]:
@@ -87,10 +94,11 @@ def encode(sample: TextureSample) -> dict[str, bytes]:
     if views.lit is not None:
         fields |= _encode_extra(LIT, _strip(views.lit), views.mask.size)
     if sample.uv is not None and sample.mesh is not None:
-        if sample.uv.opacity is not None:
-            fields |= _encode_extra(OPACITY, sample.uv.opacity, sample.uv.mask.size)
+        opaque = np.full(sample.uv.mask.shape, 255, np.uint8)
+        opacity = opaque if sample.uv.opacity is None else sample.uv.opacity
+        fields |= _encode_extra(OPACITY, opacity, sample.uv.mask.size)
         fields |= _encode_maps("uv_", sample.uv.rgb, sample.uv.mask, sample.uv.position, sample.uv.normal)
-        fields["mesh.npz"] = _encode_mesh(sample.mesh)
+        fields["mesh.npz"] = encode_mesh(sample.mesh)
     return fields
 
 
@@ -103,8 +111,8 @@ def decode(fields: Mapping[str, Any]) -> TextureSample:
         raise ValueError(f"unknown field {unknown[0]!r}: a sample may hold only {', '.join(sorted(EXTENSIONS))}")
     meta = _decode_json(field_bytes(fields, "json"))
     regime = Regime(meta["regime"])
-    required, optional = fields_of(regime)
-    if names - set(optional) != set(required):
+    required = fields_of(regime, LIT in names)
+    if names != set(required):
         raise ValueError(f"sample {meta['uid']}: a {regime} sample has exactly {sorted(required)}, not {sorted(names)}")
     cameras = _decode_cameras(meta["cameras"])
     rgb, mask, position, normal = _decode_maps(fields, "")
@@ -122,9 +130,10 @@ def decode(fields: Mapping[str, Any]) -> TextureSample:
     uv, mesh = None, None
     if regime is Regime.TEXTURED:
         uv_rgb, uv_mask, uv_position, uv_normal = _decode_maps(fields, "uv_")
-        opacity = _decode_extra(fields, OPACITY, uv_mask.shape) if OPACITY in names else None
-        uv = UvMaps(rgb=uv_rgb, mask=uv_mask, position=uv_position, normal=uv_normal, opacity=opacity)
-        mesh = _decode_mesh(field_bytes(fields, "mesh.npz"), str(meta["measurements"].get("layout")))
+        opacity = _decode_extra(fields, OPACITY, uv_mask.shape)
+        holes = None if opacity.min() == 255 else opacity
+        uv = UvMaps(rgb=uv_rgb, mask=uv_mask, position=uv_position, normal=uv_normal, opacity=holes)
+        mesh = decode_mesh(field_bytes(fields, "mesh.npz"), str(meta["measurements"].get("layout")))
     return TextureSample(uid=meta["uid"], regime=regime, views=views, cameras=cameras, uv=uv, mesh=mesh, meta=meta)
 
 
@@ -163,7 +172,7 @@ def _check_meta(meta: dict[str, Any]) -> None:
     """Check that the keys that other tools rely on are there and have the right types."""
     if meta.get("schema_version") != SCHEMA_VERSION:
         version = meta.get("schema_version")
-        raise ValueError(f"field 'json': schema version {version!r}, this program reads {SCHEMA_VERSION}; rebuild it")
+        raise ValueError(f"field 'json': schema version {version!r}, this program reads {SCHEMA_VERSION}; {UPGRADE}")
     types = dict.fromkeys(("uid", "regime", "caption"), str) | dict.fromkeys(
         ("source", "cameras", "frame", "measurements"), dict
     )
@@ -223,20 +232,11 @@ def _encode_maps(
         shapes = [array.shape for array in (rgb, mask, position, normal)]
         raise ValueError(f"the {prefix or 'view'} images differ in size: {shapes}")
     check_size(f"{prefix}rgb.webp", *mask.shape)
-    if not np.abs(position).max() <= 1 + 1e-5:
-        raise ValueError(f"field '{prefix}position.dz': positions reach {np.abs(position).max()}, outside [-1, 1]")
-    if not np.isfinite(normal).all():
-        raise ValueError(f"field '{prefix}normal.dz': not finite")
-    covered = mask[..., None]
-    # in float64, where the error is that of the steps alone
-    steps = np.rint(np.clip(position, -1, 1) * np.float64(POSITION_STEPS)).astype(np.int16) * covered
-    length = np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
-    directions = np.rint(normal / length * NORMAL_STEPS).astype(np.int8) * covered
     return {
-        f"{prefix}rgb.webp": _encode_rgb(rgb),
-        f"{prefix}mask.png": encode_image(mask, "PNG", compress_level=6),
-        f"{prefix}position.dz": encode_deltas(steps),
-        f"{prefix}normal.dz": encode_deltas(directions),
+        f"{prefix}rgb.webp": _encode_rgb(rgb, prefix),
+        f"{prefix}mask.png": encode_grey(mask),
+        f"{prefix}position.png": encode_positions(position, mask, f"{prefix}position.png"),
+        f"{prefix}normal.png": encode_normals(normal, mask, f"{prefix}normal.png"),
     }
 
 
@@ -246,7 +246,7 @@ def _encode_extra(
     """Encode one more image beside the four of a kind, of as many pixels as they have."""
     if image.shape[0] * image.shape[1] != pixels:
         raise ValueError(f"field {name!r} has {image.shape[:2]} pixels, its mask {pixels} in all")
-    return {name: _encode_rgb(image) if image.ndim == 3 else encode_image(image, "PNG", compress_level=6)}
+    return {name: _encode_rgb(image) if image.ndim == 3 else encode_grey(image)}
 
 
 def _decode_extra(fields: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -257,43 +257,63 @@ def _decode_extra(fields: Mapping[str, Any], name: str, shape: tuple[int, ...]) 
     return image
 
 
-def _encode_rgb(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    return encode_image(image, "WEBP", lossless=True, method=2, quality=50, exact=True)
+def _encode_rgb(image: UInt8[np.ndarray, "h w 3"], prefix: str = "") -> bytes:
+    # method 1 takes three times as long as 0, and halves the size of an image with background, which a UV map lacks
+    return encode_image(image, "WEBP", lossless=True, method=0 if prefix else 1, quality=0, exact=True)
 
 
 def _decode_maps(fields: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Decode rgb, mask, position and normal of one kind, all of one size."""
     rgb = decode_image(fields, f"{prefix}rgb.webp", "WEBP", "RGB")
     mask = decode_image(fields, f"{prefix}mask.png", "PNG", "1")
-    position = decode_scaled(fields, f"{prefix}position.dz", np.float32(1 / POSITION_STEPS))
-    normal = decode_units(fields, f"{prefix}normal.dz")
-    for name, array in (("mask.png", mask), ("position.dz", position), ("normal.dz", normal)):
-        if array.shape[:2] != rgb.shape[:2]:
-            raise ValueError(f"field '{prefix}{name}' is {array.shape[:2]} pixels, '{prefix}rgb.webp' {rgb.shape[:2]}")
-    return rgb, mask, position, normal
+    if mask.shape != rgb.shape[:2]:
+        raise ValueError(f"field '{prefix}mask.png' is {mask.shape} pixels, '{prefix}rgb.webp' {rgb.shape[:2]}")
+    position = decode_positions(fields, f"{prefix}position.png", mask)
+    return rgb, mask, position, decode_normals(fields, f"{prefix}normal.png", mask)
 
 
 # mesh
 
 
-def _encode_mesh(mesh: UvMesh) -> bytes:
-    """Encode a mesh as an uncompressed .npz: reading it costs a copy, and its size is the declared one."""
+def encode_mesh(mesh: UvMesh) -> bytes:
+    """Encode a mesh as a compressed .npz, as `numpy.load` reads it."""
+    members = {f"{name}.npy": _npy(getattr(mesh, name), kind) for name, kind in _MESH_DTYPES.items()}
+    if (size := sum(map(len, members.values()))) > MAX_MESH_BYTES:
+        raise ValueError(f"field 'mesh.npz' has {size} bytes, more than {MAX_MESH_BYTES}")
+    return _zip(members)
+
+
+def _npy(array: np.ndarray, kind: str) -> bytes:
     out = io.BytesIO()
-    arrays = {name: np.ascontiguousarray(getattr(mesh, name), dtype=kind) for name, kind in _MESH_DTYPES.items()}
-    np.savez(out, allow_pickle=False, **arrays)
-    if out.tell() > MAX_MESH_BYTES:
-        raise ValueError(f"field 'mesh.npz' has {out.tell()} bytes, more than {MAX_MESH_BYTES}")
+    np.lib.format.write_array(out, np.ascontiguousarray(array, dtype=kind), version=(1, 0), allow_pickle=False)
     return out.getvalue()
 
 
-def _decode_mesh(data: bytes, layout: str) -> UvMesh:
+def _zip(members: Mapping[str, bytes]) -> bytes:
+    """Encode a zip archive by libdeflate, whose bytes are the same everywhere: `zipfile` takes Python's own zlib."""
+    files, directory = bytearray(), bytearray()
+    for name, data in members.items():
+        packed = deflate.deflate_compress(data, DEFLATE_LEVEL)
+        sizes = deflate.crc32(data), len(packed), len(data), len(name), 0
+        entry = struct.pack("<5H3I2H", 20, 0, zipfile.ZIP_DEFLATED, 0, _ZIP_DATE, *sizes)
+        place = struct.pack("<3H2I", 0, 0, 0, 0, len(files))
+        directory += b"PK\1\2" + struct.pack("<H", 20) + entry + place + name.encode()
+        files += b"PK\3\4" + entry + name.encode() + packed
+    end = struct.pack("<4H2IH", 0, 0, len(members), len(members), len(directory), len(files), 0)
+    return bytes(files + directory + b"PK\5\6" + end)
+
+
+def decode_mesh(data: bytes, layout: str) -> UvMesh:
+    """Decode a mesh of a layout. Raises ValueError for anything but what `encode_mesh` writes."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in _MESH_DTYPES):
                 raise ValueError(f"field 'mesh.npz' holds {archive.namelist()}, expected {list(_MESH_DTYPES)}")
+            if (size := sum(info.file_size for info in archive.infolist())) > MAX_MESH_BYTES:
+                raise ValueError(f"field 'mesh.npz' declares {size} bytes, more than {MAX_MESH_BYTES}")
             arrays = {name: _decode_npy(archive, name) for name in _MESH_DTYPES}
     # zipfile's own words for a compression it does not know (NotImplementedError) and for a password (RuntimeError)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"field 'mesh.npz' cannot be read: {error}") from error
     corners = len(arrays["vertices"])
     if len(arrays["normals"]) != corners or len(arrays["uv"]) != corners:
@@ -308,8 +328,8 @@ def _decode_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """Decode one array without numpy's loader, which takes memory for the declared shape before it reads, and whose
     parser of headers raises errors of many kinds."""
     info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_MESH_BYTES:
-        raise ValueError(f"field 'mesh.npz': member {name} is compressed or has {info.file_size} bytes")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"field 'mesh.npz': member {name} has compression {info.compress_type}, not deflate")
     data = archive.read(info)
     if (header := _NPY_HEADER.match(data)) is None:
         raise ValueError(f"field 'mesh.npz': member {name} is not an array as it is written here")

@@ -224,6 +224,13 @@ class Measurements:
     round_trip_off_share: float | None = None
     """Share of covered pixels of which a channel is further off than 8 of 255 in that comparison."""
 
+    def json(self) -> dict[str, int | float | str]:
+        """Return the measurements as a sample's JSON has them: every key, with -1 for a number and "" for a text that
+        does not apply. (None of the numbers is ever below 0.)"""
+        missing: dict[str, int | float | str] = {"int | None": -1, "float | None": -1.0, "str | None": ""}
+        values = {f.name: (getattr(self, f.name), missing[str(f.type)]) for f in fields(self)}
+        return {name: default if value is None else type(default)(value) for name, (value, default) in values.items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

@@ -62,7 +62,7 @@ class UvMaps:
     position: Float32[np.ndarray, "height width 3"]
     normal: Float32[np.ndarray, "height width 3"]
     opacity: UInt8[np.ndarray, "height width"] | None = None
-    """Alpha, dilated beyond the mask; below 128 the surface is cut out. None where every material is opaque."""
+    """Alpha, dilated beyond the mask; below 128 the surface is cut out. None is stored as 255: opaque everywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,4 +78,5 @@ class TextureSample:
     """Dataset frame; present exactly when `uv` is."""
     meta: dict[str, Any]
     """The sample's JSON: `uid, schema_version, source {name, uri, licence, attribution}, caption, regime,
-    cameras {world_to_cam, projection}, frame {center [3], scale}, measurements {...}`, and `shading` with lit views."""
+    cameras {world_to_cam, projection}, frame {center [3], scale}, measurements {...}`, and `shading` with lit views.
+    The same keys in every sample, with values of the same type."""

@@ -84,11 +84,11 @@ def _front_matter(facts: CardFacts) -> list[str]:
     else:
         lines += ["license: other", "license_name: per-sample", "license_link: README.md#terms"]
     lines += ["task_categories:", "- image-to-3d", "- text-to-3d", "size_categories:", f"- {size}"]
-    lines += ["tags:", *(f"- {tag}" for tag in ("3d", "texture", "multi-view", "webdataset", "seqtex")), "configs:"]
+    lines += ["tags:", *(f"- {tag}" for tag in ("3d", "texture", "multi-view", "webdataset", "seqtex"))]
     regimes = [regime for regime in Regime if getattr(facts.counts, regime.value)]
-    patterns = {str(regime): f"shards/{regime}-*.tar" for regime in regimes} | {"ledger": "ledger/*.parquet"}
-    for name, pattern in patterns.items():
-        lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {pattern}"]
+    lines += ["configs:"] if regimes else []
+    for name in regimes:
+        lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: shards/{name}-*.tar"]
     return [*lines, "---"]
 
 

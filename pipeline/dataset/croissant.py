@@ -44,7 +44,6 @@ FORMATS = {
     "webp": "image/webp",
     "png": "image/png",
     "npz": "application/zip",
-    "dz": "application/octet-stream",
 }
 
 
@@ -65,7 +64,7 @@ def croissant_json(
         "keywords": ["3d", "texture", "multi-view", "webdataset", "seqtex"],
         "creator": {"@type": "Organization", "name": f"seqtex-forge {info.code_version}"},
         "identifier": f"{config_hash(info.config)}:{info.plan_sha256}",
-        "distribution": [*_files(sha256), *_shards(shards), LEDGER_FILES, *_fields(shards)],
+        "distribution": [*_files(sha256), *_shards(shards), LEDGER_FILES, *_fields(info, shards)],
         "recordSet": [*_samples(shards), _ledger()],
     }
     return json.dumps(entries, indent=1, allow_nan=False).encode() + b"\n"
@@ -97,12 +96,12 @@ LEDGER_FILES = {
 }
 
 
-def _fields(shards: Sequence[ShardRecord]) -> Iterator[dict[str, Any]]:
+def _fields(info: DatasetInfo, shards: Sequence[ShardRecord]) -> Iterator[dict[str, Any]]:
     """Describe the members of the shards, one set of files per regime and extension."""
     for regime in Regime:
         inside = [{"@id": f"shards/{shard.name}"} for shard in shards if shard.regime is regime]
-        required, optional = fields_of(regime)
-        for extension in (*required, *optional) if inside else ():
+        lit = info.config["views"].get("lit", "none") != "none"
+        for extension in fields_of(regime, lit) if inside else ():
             name = f"{regime}-{extension}"
             yield {
                 "@type": "cr:FileSet",

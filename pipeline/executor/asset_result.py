@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.filter.signature import is_signature
-from schemas.codec import fields_of
+from schemas.codec import LIT, fields_of
 from schemas.dataset import shard_name
 from schemas.ledger import FAILURES, LAYOUT_FAULTS, Measurements, Outcome, Reason, Rejected, Status
 from schemas.mesh import LAYOUTS
@@ -121,9 +121,9 @@ def _fields(folder: Path, regime: Regime) -> tuple[Path, ...]:
     if not stat.S_ISDIR(folder.lstat().st_mode):
         raise ValueError(f"{folder.name} is no folder")
     files = sorted(folder.iterdir())
-    required, optional = fields_of(regime)
     names = {file.name for file in files}
-    if names - set(optional) != set(required):
+    required = fields_of(regime, LIT in names)
+    if names != set(required):
         raise ValueError(f"{folder.name} holds {sorted(names)[:20]}, expected {sorted(required)}")
     for file in files:
         _check_file(file, MAX_MEMBER_BYTES)

@@ -6,17 +6,17 @@ import math
 import pickle
 import struct
 import zipfile
+import zlib
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from schemas.codec import (
     EXTENSIONS,
+    LIT,
     NORMAL_ERROR_DEG,
-    OPTIONAL_FIELDS,
     POSITION_ERROR,
     SCHEMA_VERSION,
     cameras_json,
@@ -51,7 +51,7 @@ def make_sample(regime: Regime = Regime.TEXTURED, seed: int = 0, views: int = 3,
         "regime": str(regime),
         "cameras": cameras_json(cameras),
         "frame": {"center": [0.1, 1e-9, -3e7], "scale": 0.3},
-        "measurements": {"faces": 7, "layout": "xatlas" if textured else None},
+        "measurements": {"faces": 7, "layout": "xatlas" if textured else ""},
     }  # fmt: skip
     return TextureSample(
         uid="a-b_9",
@@ -114,14 +114,14 @@ def test_a_sample_survives_its_encoding(regime):
         assert found.mesh.layout == "xatlas"
 
 
-def test_lit_views_and_opacity_are_optional_and_lossless():
+def test_lit_views_and_opacity_are_lossless():
     sample, rng = make_sample(), np.random.default_rng(1)
     assert sample.uv is not None
     lit = rng.integers(0, 256, sample.views.rgb.shape).astype(np.uint8)
     opacity = rng.integers(0, 256, sample.uv.mask.shape).astype(np.uint8)
     full = replace(sample, views=replace(sample.views, lit=lit), uv=replace(sample.uv, opacity=opacity))
     fields = encode(full)
-    assert fields.keys() - encode(sample).keys() == set(OPTIONAL_FIELDS)
+    assert fields.keys() - encode(sample).keys() == {LIT}
     found = decode(fields)
     assert found.uv is not None
     np.testing.assert_array_equal(found.views.lit, lit)
@@ -137,7 +137,7 @@ def test_encoding_is_deterministic_and_lossless_fields_are_fixed_points():
     fields = encode(make_sample())
     assert encode(make_sample()) == fields
     again = encode(decode(fields))
-    assert {name for name in fields if again[name] != fields[name]} <= {"normal.dz", "uv_normal.dz"}
+    assert {name for name in fields if again[name] != fields[name]} <= {"normal.png", "uv_normal.png"}
 
 
 def test_extremes_of_position_are_exact():
@@ -176,10 +176,14 @@ def object_array() -> bytes:
     return out.getvalue()
 
 
-def deltas(height: int, width: int, item: int = 2, channels: int = 3, body: bytes | None = None) -> bytes:
-    raw = bytes(min(height * width * channels * item, 1 << 20)) if body is None else body
-    header = struct.pack("<4sBBHII", b"SFDZ", item, channels, 0, height, width)
-    return header + pa.Codec("zstd").compress(raw, asbytes=True)
+def planes(height: int, width: int, body: bytes | None = None, depth: int = 16, filter_type: int = 2) -> bytes:
+    """A grey PNG with the pixels of positions, or with `body` in their place."""
+    rows = (bytes([filter_type]) + bytes(width * depth // 8)) * height if body is None else body
+    chunks = (
+        b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0), b"IDAT" + zlib.compress(rows), b"IEND"
+    )  # fmt: skip
+    written = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
 
 
 def image(form: str, mode: str, size: tuple[int, int]) -> bytes:
@@ -201,16 +205,19 @@ BAD_FIELDS = {
     "mask of another size": ("mask.png", image("PNG", "1", (32, 71)), "'mask.png'"),
     "huge mask": ("mask.png", PNG_OF_30000, "'mask.png'"),
     "empty": ("mask.png", b"", "'mask.png'"),
-    "huge array": ("position.dz", deltas(16_000, 16_000), "'position.dz': 16000 x 16000"),
-    "side beyond the limit": ("position.dz", deltas(1, 20_000), "'position.dz'"),
-    "more than declared": ("position.dz", deltas(72, 32, body=bytes(72 * 32 * 6 + 1)), "'position.dz' does not hold"),
-    "less than declared": ("position.dz", deltas(72, 32, body=bytes(72 * 32 * 6 - 1)), "'position.dz' does not hold"),
-    "other type": ("position.dz", deltas(72, 32, item=1), "'position.dz'"),
-    "short header": ("normal.dz", b"SFDZ", "'normal.dz'"),
+    "another size": ("position.png", planes(3 * 72, 31), "'position.png' is not a PNG image of 216 x 32"),
+    "more than declared": ("position.png", planes(216, 32, bytes(216 * 65 + 1)), "'position.png' does not hold"),
+    "less than declared": ("position.png", planes(216, 32, bytes(216 * 65 - 1)), "'position.png' holds"),
+    "a bomb": ("position.png", planes(216, 32, bytes(1 << 28)), "'position.png' does not hold"),
+    "8 bits": ("position.png", planes(216, 32, depth=8), "'position.png' is not a PNG"),
+    "another filter": ("position.png", planes(216, 32, filter_type=1), "'position.png': rows are not filtered"),
+    "positions as normals": ("normal.png", planes(216, 32), "'normal.png' is not a PNG"),
+    "short header": ("normal.png", b"\x89PNG", "'normal.png'"),
     "not a zip": ("mesh.npz", b"PK", "'mesh.npz'"),
     "pickled array": ("mesh.npz", None, "vertices"),
     "declared terabytes": ("mesh.npz", None, "vertices"),
-    "deflated": ("mesh.npz", None, "compressed"),
+    "declared gigabyte": ("mesh.npz", None, "declares"),
+    "another compression": ("mesh.npz", None, "'mesh.npz'"),
     "face beyond the vertices": ("mesh.npz", None, "refers to a vertex"),
     "not finite": ("mesh.npz", None, "not finite"),
 }
@@ -228,9 +235,11 @@ def bad_mesh(case: str, good: bytes) -> bytes:
         members["vertices"] = members["vertices"][:-4] + np.float32(np.nan).tobytes()
     if case == "face beyond the vertices":
         members["faces"] = members["faces"][:-4] + np.int32(9).tobytes()
-    if case == "deflated":
+    if case in ("declared gigabyte", "another compression"):
         out = io.BytesIO()
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        kind = zipfile.ZIP_LZMA if case == "another compression" else zipfile.ZIP_DEFLATED
+        members["vertices"] += bytes(1 << 28 if case == "declared gigabyte" else 0)
+        with zipfile.ZipFile(out, "w", kind) as archive:
             for name, data in members.items():
                 archive.writestr(f"{name}.npy", data)
         return out.getvalue()
@@ -267,7 +276,7 @@ def test_json_at_odds_with_the_fields_is_refused(change, message):
 
 
 def test_a_missing_field_is_named():
-    for name in EXTENSIONS - set(OPTIONAL_FIELDS):
+    for name in EXTENSIONS - {LIT}:
         fields = {key: value for key, value in encode(make_sample()).items() if key != name}
         with pytest.raises(ValueError, match=r"json|exactly"):
             decode(fields)

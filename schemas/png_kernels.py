@@ -1,0 +1,89 @@
+"""Pixels of positions and normals to the rows of a PNG image and back, in one pass each. A row is stored as its
+difference to the row above (PNG's filter "Up", type 2), byte by byte."""
+
+import numpy as np
+from numba import njit
+
+UP = 2
+
+
+@njit(nogil=True, cache=True)
+def position_rows(position: np.ndarray, mask: np.ndarray, rows: np.ndarray) -> float:
+    """Encode positions as three 16-bit planes, x above y above z. position: float32 [h, w, 3]; mask: bool [h, w],
+    outside it 0 is stored; rows: uint8 [3 h, 1 + 2 w], written. Returns the largest magnitude, NaN for one."""
+    height, width, _ = position.shape
+    above = np.zeros(width, np.uint16)
+    largest = 0.0
+    for k in range(3):
+        for y in range(height):
+            row = rows[k * height + y]
+            row[0] = UP
+            for x in range(width):
+                p = np.float64(position[y, x, k])
+                if not abs(p) <= largest:
+                    largest = abs(p)
+                value = np.uint16(0)
+                if mask[y, x]:
+                    value = np.uint16(np.rint(min(max(p, -1.0), 1.0) * 32767.0) + 32768.0)
+                row[1 + 2 * x] = np.uint8((value >> 8) - (above[x] >> 8))
+                row[2 + 2 * x] = np.uint8((value & 255) - (above[x] & 255))
+                above[x] = value
+    return largest
+
+
+@njit(nogil=True, cache=True)
+def normal_rows(normal: np.ndarray, mask: np.ndarray, rows: np.ndarray) -> None:
+    """Encode normals, scaled to unit length, as 8-bit RGB: 128 is 0. normal: float32 [h, w, 3]; mask: bool [h, w],
+    outside it black is stored; rows: uint8 [h, 1 + 3 w], written."""
+    height, width, _ = normal.shape
+    above = np.zeros(3 * width, np.uint8)
+    for y in range(height):
+        rows[y, 0] = UP
+        for x in range(width):
+            a, b, c = np.float64(normal[y, x, 0]), np.float64(normal[y, x, 1]), np.float64(normal[y, x, 2])
+            scale = 127.0 / max(np.sqrt(a * a + b * b + c * c), 1e-12)
+            for k in range(3):
+                value = np.uint8(0)
+                if mask[y, x]:
+                    value = np.uint8(np.rint(normal[y, x, k] * scale) + 128.0)
+                rows[y, 1 + 3 * x + k] = value - above[3 * x + k]
+                above[3 * x + k] = value
+
+
+@njit(nogil=True, cache=True)
+def undo_up(rows: np.ndarray, pixels: np.ndarray) -> None:
+    """Undo the filter. rows: uint8 [h, 1 + n], each beginning with `UP`; pixels: uint8 [h, n], written."""
+    for y in range(len(rows)):
+        for x in range(pixels.shape[1]):
+            pixels[y, x] = rows[y, 1 + x] + (pixels[y - 1, x] if y else np.uint8(0))
+
+
+@njit(nogil=True, cache=True)
+def scaled_planes(planes: np.ndarray, mask: np.ndarray, scale: np.float32, out: np.ndarray) -> None:
+    """Decode positions. planes: uint8 [3 h, 2 w], 16-bit big-endian values; mask: bool [h, w], outside it 0 is written;
+    out: float32 [h, w, 3]."""
+    height, width, _ = out.shape
+    for y in range(height):
+        inside = mask[y]
+        for k in range(3):
+            row = planes[k * height + y]
+            for x in range(width):
+                value = (np.int32(row[2 * x]) << np.int32(8) | np.int32(row[2 * x + 1])) - np.int32(32768)
+                out[y, x, k] = np.float32(value) * scale * np.float32(inside[x])
+
+
+@njit(nogil=True, cache=True)
+def unit_pixels(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Decode normals. pixels: uint8 [h, 3 w], black where there is none; out: float32 [h, w, 3], unit vectors or 0."""
+    height, width, _ = out.shape
+    for y in range(height):
+        row = pixels[y]
+        for x in range(width):
+            i, j, k = np.int32(row[3 * x]), np.int32(row[3 * x + 1]), np.int32(row[3 * x + 2])
+            if i + j + k == 0:  # background: no root needed
+                out[y, x, 0] = out[y, x, 1] = out[y, x, 2] = np.float32(0)
+                continue
+            i, j, k = i - np.int32(128), j - np.int32(128), k - np.int32(128)
+            square = i * i + j * j + k * k
+            scale = np.float32(1) / np.sqrt(np.float32(square if square else 1))
+            out[y, x, 0], out[y, x, 1], out[y, x, 2] = i * scale, j * scale, k * scale
