@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
@@ -85,8 +85,12 @@ class Repository:
 
     def _create(self, private: bool) -> None:
         """Create the repository if there is none. One that exists keeps its visibility, so that has to be checked."""
-        self._api.create_repo(self.repo, repo_type="dataset", private=private or None, exist_ok=True)
-        if private and not self._api.repo_info(self.repo, repo_type="dataset").private:
+        try:
+            found = self._api.repo_info(self.repo, repo_type="dataset")
+        except RepositoryNotFoundError:
+            self._api.create_repo(self.repo, repo_type="dataset", private=private or None, exist_ok=True)
+            return
+        if private and not found.private:
             remedy = "make it private in its settings, choose another --repo, or drop --private"
             raise UserError(f"{self.url}: exists and is public, nothing was sent; {remedy}")
 

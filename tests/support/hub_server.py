@@ -67,8 +67,9 @@ def oid_of(path: str, data: bytes) -> str:
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, code: str = "") -> None:
         self.status, self.text = status, text
+        self.headers = {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {})
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -105,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._check_token()
             self._send(200, *self._route(method, path, body))
         except _Refused as refused:
-            self._send(refused.status, {"error": refused.text})
+            self._send(refused.status, {"error": refused.text}, refused.headers)
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -122,8 +123,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, text in (headers or {}).items():
             self.send_header(name, text)
-        if status == 401:
-            self.send_header("X-Error-Message", "Invalid credentials in Authorization header")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -150,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         if words[:2] == ["api", "datasets"] and len(words) >= 4:
             name, action = "/".join(words[2:4]), words[4] if len(words) > 4 else ""
             if name not in self.hub.repos:
-                raise _Refused(404, "Repository not found")
+                raise _Refused(404, "Repository not found", "RepoNotFound")
             if method == "GET" and action in ("", "revision"):
                 return self._info(name)
             if method == "GET" and action == "tree":
@@ -171,12 +170,10 @@ class _Handler(BaseHTTPRequestHandler):
         assert wanted["type"] == "dataset"
         if wanted["organization"] not in self.hub.writers:
             raise _Refused(403, "You don't have the rights to create a repository here")
-        url = {"url": f"{self.hub.url}/datasets/{name}"}
-        if name not in self.hub.repos:
-            self.hub.repos[name] = StoredRepo(private=wanted.get("visibility") == "private")
-            return (url,)
-        self._send(409, url | {"error": "You already created this dataset repo"})
-        raise ConnectionResetError  # answered
+        if name in self.hub.repos:
+            raise _Refused(409, "You already created this dataset repo")
+        self.hub.repos[name] = StoredRepo(private=wanted.get("visibility") == "private")
+        return ({"url": f"{self.hub.url}/datasets/{name}"},)
 
     def _info(self, name: str) -> tuple:
         repo = self.hub.repos[name]
@@ -193,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"oid": oid_of(path, data), "size": len(data), "pointerSize": 130}
             entries.append(entry)
         end = start + self.hub.page
-        more = f"<{self.hub.url}{self.url.path}?recursive=True&cursor={end}>; rel=\"next\""
+        more = f'<{self.hub.url}{self.url.path}?recursive=True&cursor={end}>; rel="next"'
         return entries[start:end], {"Link": more} if end < len(entries) else {}
 
     def _validate(self, card: str) -> tuple:
@@ -268,7 +265,9 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(400, f"no operation {key}")
         repo.files = files
         repo.commits.append(summary)
-        return ({"commitUrl": f"{self.hub.url}/commit", "commitOid": f"{len(repo.commits):040x}", "success": True},)
+        name = next(name for name, known in self.hub.repos.items() if known is repo)
+        oid = f"{len(repo.commits):040x}"
+        return ({"commitUrl": f"{self.hub.url}/datasets/{name}/commit/{oid}", "commitOid": oid, "success": True},)
 
 
 class _Server(ThreadingHTTPServer):
