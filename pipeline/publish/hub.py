@@ -141,6 +141,9 @@ class Repository:
         if not isinstance(error, HfHubHTTPError):
             if isinstance(error, ValueError):
                 return f"{self.url}: refused ({_line(error)}); fix that and {AGAIN}"
+            if isinstance(error, RuntimeError):
+                remedy = "check the network (for a hub without Xet set HF_HUB_DISABLE_XET=1)"
+                return f"{self.url}: the upload failed ({_line(error)}); {remedy} and {AGAIN}"
             return f"{endpoint}: cannot be reached ({_line(error)}); check the network and {AGAIN}"
         status, said = error.response.status_code, _line(error.server_message or error.response.reason_phrase)
         if status == 401:

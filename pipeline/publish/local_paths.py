@@ -15,11 +15,11 @@ PATH = re.compile(r"(?<![\w/.:-])/(?:[^\s/'\"()]+/)+[^\s/'\"()]*")
 def local_paths(dataset: Location, parts: Sequence[LedgerPart]) -> list[str]:
     """List the kinds of local paths in a dataset's records, one line each with an example."""
     return [
-        f"{len(found)} {kind} (such as {_shown(found[0])})"
+        f"{kind}: {len(found):,} (such as {_shown(found[0])})"
         for kind, found in (
-            ("paths of assets in plan.parquet and ledger/*.parquet", _asset_paths(dataset)),
-            ("details with paths in ledger/*.parquet", list(_detail_paths(parts))),
-            ("paths in dataset.json", list(_config_paths(read_dataset_json(dataset).config))),
+            ("assets in plan.parquet and ledger/*.parquet", _asset_paths(dataset)),
+            ("details in ledger/*.parquet", list(_detail_paths(parts))),
+            ("settings in dataset.json", list(_config_paths(read_dataset_json(dataset).config))),
         )
         if found
     ]

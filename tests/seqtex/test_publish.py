@@ -1,5 +1,6 @@
 """Publishing to a hub: the bytes that arrive, interruptions, and everything that stops it before a byte is sent."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,9 +17,9 @@ import seqtex
 from pipeline.dataset.verify import verify
 from pipeline.publish.contact_sheet import MAX_SAMPLES, chosen
 from pipeline.publish.licences import PUBLISHABLE, Use, use_of
-from pipeline.publish.local_paths import PATH
+from pipeline.publish.local_paths import PATH, local_paths
 from pipeline.sources.selection import LICENCES
-from schemas.dataset import ShardRecord, read_ledger
+from schemas.dataset import ShardRecord, dataset_json, read_dataset_json, read_ledger
 from schemas.mesh import Attribution, MeshRef
 from schemas.sample import Regime
 from seqtex.cli.main import main
@@ -317,13 +318,28 @@ def test_paths_of_this_machine_stop_it(hub, tmp_path, capsys):
     write_finished(tmp_path / "forge", [ref(0, uri="/home/someone/meshes/{}.glb"), ref(1)], 2)
     assert publish(tmp_path / "forge", hub) == 1
     error = capsys.readouterr().err
-    assert "1 paths of assets" in error and "/home/someone/meshes/0.glb" in error and "--include_paths" in error
+    assert "ledger/*.parquet: 1 (such as /home/someone/meshes/0.glb)" in error and "--include_paths" in error
     assert not hub.requests
     assert publish(tmp_path / "forge", hub, "--include_paths") == 0
     assert "/home/someone/meshes/0.glb" in capsys.readouterr().out
     assert b"/home/someone" not in b"".join(
         data for name, data in hub.repos[REPO].files.items() if name.endswith((".tar", ".md", ".json"))
     )
+
+
+def test_paths_in_details_and_settings_are_found(dataset):
+    """A failure may quote a file, and a build with Blender names its interpreter."""
+    assert local_paths(dataset, read_ledger(dataset)) == []
+    info, parts = read_dataset_json(dataset), read_ledger(dataset)
+    blender = {"blender": {"python": "/home/someone/blender/bin/python"}}
+    text = dataset_json(dataclasses.replace(info, config=info.config | blender))
+    (dataset / "dataset.json").write_bytes(text)
+    outcome = dataclasses.replace(parts[0].outcomes[0], detail="no such file: '/home/someone/a.png'")
+    parts[0] = dataclasses.replace(parts[0], outcomes=(outcome,))
+    assert local_paths(dataset, parts) == [
+        "details in ledger/*.parquet: 1 (such as /home/someone/a.png)",
+        "settings in dataset.json: 1 (such as /home/someone/blender/bin/python)",
+    ]
 
 
 def test_paths_within_texts_are_found():
