@@ -16,6 +16,13 @@ def as_rgb(direction_or_position: Float32[np.ndarray, "*shape 3"]) -> UInt8[np.n
     return np.clip((direction_or_position + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
 
 
+def cut_out(
+    rgb: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 4"]:
+    """Make an image transparent outside its mask."""
+    return np.dstack([rgb, mask * np.uint8(255)])
+
+
 def side_by_side(images: UInt8[np.ndarray, "count height width c"]) -> UInt8[np.ndarray, "height all_widths c"]:
     """Join images in one row."""
     return np.concatenate(list(images), axis=1)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from pipeline.mesh_io.write_glb import textured_glb
-from pipeline.report.images import as_rgb, data_uri, in_rows, seen_surface, webp
+from pipeline.report.images import as_rgb, cut_out, data_uri, in_rows, seen_surface, webp
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, shard_path
 from schemas.errors import UserError
@@ -86,7 +86,7 @@ def draw_shard(task: ShardTask) -> str | None:
 
 def draw_sample(sample: TextureSample, folder: Path) -> None:
     """Write the thumbnail and the script of a sample."""
-    front = _cut_out(sample.views.rgb[0], sample.views.mask[0])
+    front = cut_out(sample.views.rgb[0], sample.views.mask[0])
     (folder / f"{sample.uid}.webp").write_bytes(webp(front, THUMBNAIL_PX))
     entry = {
         "uid": sample.uid,
@@ -116,7 +116,7 @@ def _pictures(sample: TextureSample) -> Iterator[dict[str, str]]:
     }
     for title, images in shown.items():
         if images is not None:
-            cut = np.stack([_cut_out(image, mask) for image, mask in zip(images, views.mask, strict=True)])
+            cut = np.stack([cut_out(image, mask) for image, mask in zip(images, views.mask, strict=True)])
             yield _picture("views", title, in_rows(cut, VIEWS_PER_ROW), VIEW_PX * -(-len(cut) // VIEWS_PER_ROW))
     if sample.uv is None:
         return
@@ -124,8 +124,8 @@ def _pictures(sample: TextureSample) -> Iterator[dict[str, str]]:
     maps = {
         "UV map: colour": uv.rgb,
         "UV map: opacity": None if uv.opacity is None else np.repeat(uv.opacity[..., None], 3, axis=-1),
-        "UV map: normal": _cut_out(as_rgb(uv.normal), uv.mask),
-        "UV map: position": _cut_out(as_rgb(uv.position), uv.mask),
+        "UV map: normal": cut_out(as_rgb(uv.normal), uv.mask),
+        "UV map: position": cut_out(as_rgb(uv.position), uv.mask),
     }
     for title, image in maps.items():
         if image is not None:
@@ -158,10 +158,3 @@ def _texture(rgb: UInt8[np.ndarray, "height width 3"], opacity: UInt8[np.ndarray
     else:
         picture.save(buffer, "JPEG", quality=90, subsampling=0)
     return buffer.getvalue()
-
-
-def _cut_out(
-    rgb: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "height width 4"]:
-    """Make an image transparent outside its mask."""
-    return np.dstack([rgb, mask * np.uint8(255)])

@@ -1,9 +1,12 @@
-"""`seqtex export` and `seqtex import`: datasets to and from SeqTex's own data layouts."""
+"""`seqtex export`, `import`, `publish`, `weights`: datasets and checkpoints in the layouts and places of others."""
 
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from pipeline.config import BuildConfig
+from pipeline.dataset.verify import verify
 from pipeline.seqtex_layouts.export import export as write_layout
 from pipeline.seqtex_layouts.layout import Layout
 from schemas.dataset import read_ledger
@@ -46,6 +49,50 @@ def import_layout(folder: Path, layout: LayoutName, out: Location, cfg: BuildCon
         out: folder of the dataset, or its address in an object store
     """
     return build(f"{layout}:{folder}", out, cfg, work)
+
+
+def publish(
+    dataset: Location,
+    repo: str,
+    private: bool = False,
+    endpoint: str | None = None,
+    include_restricted: bool = False,
+    include_paths: bool = False,
+) -> int:
+    """Upload a finished dataset to a Hugging Face dataset repository, with a contact sheet on its card. The dataset is
+    verified first and stays as it is. Run the command again after an interruption, or after the dataset has changed: it
+    sends what the repository lacks. The token is that of `hf auth login`, or HF_TOKEN.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        repo: repository, ORGANISATION/NAME or USER/NAME; it is created if there is none
+        private: create it as a private one; refuse one that exists and is public
+        endpoint: URL of the hub (default: HF_ENDPOINT, else Hugging Face)
+        include_restricted: publish also samples whose licence does not permit it, or is not stated
+        include_paths: publish also paths of this machine, which plan and ledger have of local assets
+    """
+    if not isinstance(dataset, Path):
+        raise UsageError(f"{dataset}: only a folder of this machine can be published; download the dataset first")
+    # Half a second to import, and not needed to print help.
+    from pipeline.publish.hub import Repository
+    from pipeline.publish.publication import permitted, published_files
+
+    repository = Repository(repo, endpoint)
+    problems = verify(dataset)
+    for problem in problems:
+        log_event("problem", detail=problem)
+    if problems:
+        remedy = f"run `seqtex repair {dataset}` and publish again"
+        raise UserError(f"{dataset}: damaged or unfinished, nothing was sent (problems: {len(problems)}); {remedy}")
+    findings = permitted(dataset, include_restricted, include_paths)
+    log_event("licences", **findings.licences.counts())
+    if findings.local_paths:
+        log_event("warning", detail=f"paths of this machine are published: {'; '.join(findings.local_paths)}")
+    with tempfile.TemporaryDirectory(prefix="seqtex-") as folder, bar("publishing", None, "files") as update:
+        files = published_files(dataset, repo, Path(folder))
+        upload = repository.upload(files, private, lambda done, total: update(done, "", total=total))
+    log_event("published", dataset=str(dataset), files=len(files), **asdict(upload))
+    return 0
 
 
 def weights(checkpoint: str, out: Path, lora: Literal["separate", "merged", "alone"] = "separate") -> int:

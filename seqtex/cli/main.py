@@ -125,6 +125,12 @@ COMMANDS = {
         example="seqtex export /data/forge --layout seqtex-3d --out /data/official",
         positional="dataset",
     ),
+    "publish": Command(
+        module="seqtex.cli.export",
+        summary="upload a dataset to a Hugging Face dataset repository",
+        example="seqtex publish /data/forge --repo organisation/forge --private",
+        positional="dataset",
+    ),
     "encode": Command(
         module="seqtex.cli.encode",
         summary="write the latents of a dataset, for training without its images",

@@ -235,6 +235,31 @@ def gallery(facts: Facts) -> str:
     return f"gallery  {facts['path']}: {count(facts['listed'], 'asset')} listed, {shards}"
 
 
+def licences(facts: Facts) -> str:
+    """Write the samples of a dataset by what their licences permit, a `LicenceReport`."""
+    words = {"any": "any use", "noncommercial": "noncommercial use alone", "refused": "no right to publish"}
+    shown = [
+        f"{words[use]}: {', '.join(f'{licence} ({samples:,})' for licence, samples in sorted(counts.items()))}"
+        for use, counts in facts.items()
+        if counts
+    ]
+    return f"licences  {'; '.join(shown) or 'no samples'}"
+
+
+def published(facts: Facts) -> str:
+    """Write the outcome of an upload, an `Upload`."""
+    if not facts["sent"] and not facts["removed"]:
+        text = f"nothing to do, it has all {count(facts['files'], 'file')}"
+    else:
+        sent = f"{count(facts['sent'], 'file')} sent ({facts['sent_bytes'] / 1e6:,.1f} MB)"
+        text = f"{sent}, {facts['present']:,} were there"
+    if facts["removed"]:
+        text += f"; {count(len(facts['removed']), 'file')} of an earlier state removed"
+    if facts["foreign"]:
+        text += f"; {count(len(facts['foreign']), 'file')} of others left there"
+    return f"published  {facts['url']}: {text}"
+
+
 SENTENCES: dict[str, Callable[[Facts], str]] = {
     # builds
     "skipped": lambda facts: f"skipped  {facts['detail']}",
@@ -257,6 +282,8 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "verified": lambda facts: f"verified  {facts['dataset']}: {count(facts['problems'], 'problem')}",
     "report": gallery,
     "exported": lambda facts: f"exported  {count(facts['samples'], 'sample')} to {facts['out']} ({facts['layout']})",
+    "licences": licences,
+    "published": published,
     "encoded": lambda facts: f"encoded  {facts['latents']} (codec {facts['codec']}, {facts['dtype']})",
     "encoded_part": lambda facts: f"encoded  part {facts['part']} of {facts['parts']}, counted from 0; others are left",
     "not_applied": lambda facts: f"not applied  {readable(facts['settings'])}: {facts['detail']}",

@@ -5,13 +5,17 @@ from pathlib import Path
 import numpy as np
 
 from geometry.cameras import seqtex4
+from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import commit
+from pipeline.dataset.state import finish, settle, writable
 from schemas.codec import SCHEMA_VERSION, cameras_json, encode
 from schemas.dataset import DatasetInfo, dataset_json
 from schemas.ledger import Measurements, Outcome, Status
-from schemas.mesh import UvMesh
+from schemas.mesh import MeshRef, UvMesh
+from schemas.plan import ShardJob
 from schemas.sample import Regime, TextureSample, UvMaps, Views
 from schemas.storage import write_file
+from tests.support.small_build import CFG
 
 VIEW_SIZE = 32
 UV_SIZE = 64
@@ -83,6 +87,41 @@ def write_dataset(
             for number, entries in enumerate(jobs)
         ],
     )
+
+
+def write_finished(out: Path, refs: list[MeshRef], assets_per_job: int) -> None:
+    """A finished dataset, which `verify` accepts: one textured sample per asset."""
+    jobs = plan_jobs(refs, assets_per_job)
+    with writable(out):
+        info = settle(out, jobs, CFG.recorded())
+        for job in jobs:
+            _commit_samples(out, job)
+        finish(out, info, jobs, len(jobs))
+
+
+def _commit_samples(out: Path, job: ShardJob) -> None:
+    samples, outcomes = [], []
+    for number, ref in enumerate(job.refs):
+        fields = encode(small_sample(ref.uid, Regime.TEXTURED, seed=100 * job.index + number))
+        folder = out / ".work" / "fields" / ref.uid
+        folder.mkdir(parents=True)
+        for extension, data in fields.items():
+            (folder / extension).write_bytes(data)
+        samples.append((ref.uid, [folder / extension for extension in fields]))
+        outcome = Outcome(
+            uid=ref.uid,
+            uri=ref.uri,
+            sha256=None,
+            status=Status.ACCEPTED,
+            regime=Regime.TEXTURED,
+            reason=None,
+            detail="",
+            shard=f"textured-{job.index:06d}.tar",
+            seconds=0.0,
+            measurements=Measurements(),
+        )
+        outcomes.append(outcome)
+    commit(out, job.index, outcomes, {Regime.TEXTURED: samples})
 
 
 def write_samples(out: Path, jobs: list[list[TextureSample]]) -> None:
