@@ -33,6 +33,9 @@ from schemas.mesh import AssetKind, MeshRef, TexturedMesh, UvMesh
 from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
 from schemas.storage import file_sha256
 
+VERSIONS = {"seqtex-forge": code_version()}
+"""Of every sample; read when a fork server imports this module, since an asset's own process may not open the file."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processed:
@@ -180,6 +183,6 @@ def _sample(
         "cameras": cameras_json(cameras),
         "frame": {"center": frame.center.tolist(), "scale": frame.scale},
         "measurements": measurements.json(),
-        "versions": {"seqtex-forge": code_version()},
+        "versions": VERSIONS,
     }
     return TextureSample(uid=ref.uid, regime=regime, views=views, cameras=cameras, uv=maps, mesh=uv_mesh, meta=meta)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.codec import SCHEMA_VERSION
+from schemas.codec import SCHEMA_VERSION, UPGRADE
 from schemas.errors import UserError
 from schemas.ledger import LEDGER_SCHEMA, Measurements, Outcome, Reason, Status
 from schemas.sample import Regime
@@ -109,18 +109,15 @@ def dataset_json(info: DatasetInfo) -> bytes:
     return json.dumps(entries, sort_keys=True, allow_nan=False, indent=2).encode() + b"\n"
 
 
-def read_dataset_json(out: Location) -> DatasetInfo:
+def read_dataset_json(out: Location, schema_version: int = SCHEMA_VERSION) -> DatasetInfo:
     """Read `dataset.json`. Raises UserError where it is absent, damaged, or of another schema version."""
     path = out / "dataset.json"
     try:
         data = path.read_bytes()
         entries = json.loads(data)
         version = entries.get("schema_version", SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:  # first: another version may have other entries
-            raise UserError(
-                f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}; "
-                "build the dataset again, or use the program version that wrote it"
-            )
+        if version != schema_version:  # first: another version may have other entries
+            raise UserError(f"{path}: schema version {version}, {schema_version} is needed here; {UPGRADE}")
         info = DatasetInfo(**{key: value for key, value in entries.items() if key not in ("sha256", "config_sha256")})
         damaged = dataset_json(info) != data
     except FileNotFoundError as error:

@@ -48,11 +48,17 @@ def encode_image(image: np.ndarray, form: str, **options: Any) -> bytes:
 
 def encode_grey(image: UInt8[np.ndarray, "height width"] | Bool[np.ndarray, "height width"]) -> bytes:
     """Encode a grey image as PNG of 8 bits, a mask as PNG of 1 bit."""
-    depth, pixels = (1, np.packbits(image, axis=1)) if image.dtype == bool else (8, image)
+    if image.dtype == bool:
+        return encode_png(np.packbits(image, axis=1), image.shape[1], depth=1)
+    return encode_png(image, image.shape[1], depth=8)
+
+
+def encode_png(pixels: UInt8[np.ndarray, "height bytes"], width: int, depth: int, *, rgb: bool = False) -> bytes:
+    """Encode the bytes of the rows of an image as PNG: grey of 1, 8 or 16 bits (big-endian), or RGB."""
     rows = np.empty((len(pixels), 1 + pixels.shape[1]), np.uint8)
     rows[:, 0], rows[0, 1:] = UP, pixels[0]
     np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
-    return _png(rows, image.shape[1], depth, _GREY)
+    return _png(rows, width, depth, _RGB if rgb else _GREY)
 
 
 def encode_positions(

@@ -1,4 +1,4 @@
-"""`seqtex build`, `extend`, `merge`, `retry`, `repair`: make a dataset, add to it, build parts of it again."""
+"""`seqtex build`, `extend`, `merge`, `upgrade`, `retry`, `repair`: make a dataset, add to it, write parts anew."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,13 +15,14 @@ from pipeline.executor.build import extend as extend_dataset
 from pipeline.executor.build import rework as rework_dataset
 from pipeline.maintain.failures import damaged, with_reasons
 from pipeline.maintain.merge import carry_over, plan_merge
+from pipeline.maintain.upgrade import upgrade as upgrade_dataset
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.registry import skipped_files
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason
 from schemas.plan import ShardJob
 from schemas.storage import Location
-from seqtex.cli.console import build_progress, log_event
+from seqtex.cli.console import bar, build_progress, log_event
 from seqtex.cli.inspect import verify
 from seqtex.cli.options import MIRRORS, WorkOptions, build_options
 
@@ -82,6 +83,21 @@ def merge(datasets: list[Location], out: Location, work: WorkOptions, objaverse:
     with writable(out), lock(out):
         carry_over(plan, out)
     log_report("merged", out, rework(out, lambda out, jobs: [], work, objaverse), same_uid=plan.twice)
+    return 0
+
+
+def upgrade(dataset: Location, out: Location) -> int:
+    """Write a dataset of schema version 2 anew in the present version, without its assets: nothing is rendered. The
+    dataset stays as it is. An upgrade that was stopped goes on when it is asked for again.
+
+    Args:
+        dataset: folder or URL of the dataset of version 2
+        out: folder or URL of the new dataset
+    """
+    out = out.expanduser().absolute()
+    with bar("upgrading", None, "jobs") as update:
+        report = upgrade_dataset(dataset, out, lambda done, jobs: update(done, "", jobs))
+    log_report("upgraded", out, report)
     return 0
 
 

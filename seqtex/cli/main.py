@@ -99,6 +99,12 @@ COMMANDS = {
         example="seqtex merge /data/forge /data/other --out /data/both",
         positional="datasets",
     ),
+    "upgrade": Command(
+        module="seqtex.cli.build",
+        summary="write a dataset of schema version 2 anew in the present version",
+        example="seqtex upgrade /data/old --out /data/forge",
+        positional="dataset",
+    ),
     "what-if": Command(
         module="seqtex.cli.inspect",
         summary="show what other thresholds would change in a dataset, by its ledger alone",

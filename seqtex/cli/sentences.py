@@ -276,6 +276,7 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "retried": lambda facts: f"retried  {whole(facts)}",
     "repaired": lambda facts: f"repaired  {whole(facts)}",
     "merged": lambda facts: f"merged  {count(facts['same_uid'], 'asset')} twice; {whole(facts)}",
+    "upgraded": lambda facts: f"upgraded  {whole(facts)}",
     "extended": extended,
     # datasets
     "problem": lambda facts: f"problem  {facts['detail']}",

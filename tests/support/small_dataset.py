@@ -68,7 +68,7 @@ def small_sample(
         "regime": str(regime),
         "cameras": cameras_json(cameras),
         "frame": {"center": [0.0, 0.0, 0.0], "scale": 1.0},
-        "measurements": {"layout": "authored" if mesh else None},
+        "measurements": {"layout": "authored" if mesh else ""},
     }
     return TextureSample(uid=uid, regime=regime, views=views, cameras=cameras, uv=uv, mesh=mesh, meta=meta)
 

@@ -157,11 +157,12 @@ def test_a_fork_bomb_is_refused_and_cleared_away(folders, ends):
                 os.fork()
         bomb()
 
-    ended = shut_in(work, folders[0], limits=LimitsConfig(timeout_s=2.0, processes=20))
+    timeout_s = 20.0 if ends else 2.0  # the first ends by itself: long before that, even on a busy machine
+    ended = shut_in(work, folders[0], limits=LimitsConfig(timeout_s=timeout_s, processes=20))
     needs(ended, Layer.STARTS)
     assert ended.reason is (Reason.CRASHED if ends else Reason.TIMEOUT)
     assert "more than 20 processes" in ended.detail
-    assert ended.seconds < 4
+    assert ended.seconds < timeout_s + 2
 
 
 def test_starts_are_counted_over_all_descendants(folders):
