@@ -111,19 +111,19 @@ def _json(old: Mapping[str, bytes]) -> tuple[bytes, str]:
 
 
 def _positions(old: Mapping[str, bytes], prefix: str, mask: Bool[np.ndarray, "height width"]) -> bytes:
-    steps = _differences(old, f"{prefix}position.dz", mask.shape, np.dtype("<i2"))
+    steps = row_differences(old, f"{prefix}position.dz", mask.shape, np.dtype("<i2"))
     values = (steps.astype(np.int32) + 32_768).astype(">u2") * mask[..., None]
     planes = np.ascontiguousarray(values.transpose(2, 0, 1).astype(">u2")).view(np.uint8)
     return encode_png(planes.reshape(3 * len(mask), -1), mask.shape[1], depth=16)
 
 
 def _normals(old: Mapping[str, bytes], prefix: str, mask: Bool[np.ndarray, "height width"]) -> bytes:
-    steps = _differences(old, f"{prefix}normal.dz", mask.shape, np.dtype("i1"))
+    steps = row_differences(old, f"{prefix}normal.dz", mask.shape, np.dtype("i1"))
     pixels = (steps.astype(np.int16) + 128).astype(np.uint8) * mask[..., None]
     return encode_png(pixels.reshape(len(mask), -1), mask.shape[1], depth=8, rgb=True)
 
 
-def _differences(
+def row_differences(
     old: Mapping[str, bytes], name: str, size: tuple[int, ...], kind: np.dtype[Any]
 ) -> Int16[np.ndarray, "height width 3"] | Int8[np.ndarray, "height width 3"]:
     """Decode an array of version 2: differences between rows, bytes of equal significance together, zstd."""

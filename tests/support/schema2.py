@@ -18,7 +18,7 @@ from pipeline.dataset.state import writable
 from schemas.codec import OPACITY, decode
 from schemas.dataset import dataset_json, read_dataset_json
 from schemas.images import encode_image
-from schemas.sample import Regime
+from schemas.sample import Regime, UvMaps, Views
 from schemas.shards import read_samples
 
 
@@ -27,7 +27,7 @@ def downgraded(fields: dict[str, bytes]) -> dict[str, bytes]:
     nulls in the JSON."""
     sample = decode(fields)
     old = {name: data for name, data in fields.items() if "position" not in name and "normal" not in name}
-    maps = {"": (sample.views, sample.views.mask.shape[-1])}
+    maps: dict[str, tuple[Views | UvMaps, int]] = {"": (sample.views, sample.views.mask.shape[-1])}
     if sample.uv is not None and sample.mesh is not None:
         maps["uv_"] = (sample.uv, sample.uv.mask.shape[-1])
         mesh = io.BytesIO()
@@ -36,8 +36,8 @@ def downgraded(fields: dict[str, bytes]) -> dict[str, bytes]:
         if sample.uv.opacity is None:
             del old[OPACITY]
     for prefix, (group, width) in maps.items():
-        old[f"{prefix}position.dz"] = _dz(np.rint(group.position * 32767.0).astype("<i2").reshape(-1, width, 3))
-        old[f"{prefix}normal.dz"] = _dz(_stored_normals(fields[f"{prefix}normal.png"]).reshape(-1, width, 3))
+        old[f"{prefix}position.dz"] = dz(np.rint(group.position * 32767.0).astype("<i2").reshape(-1, width, 3))
+        old[f"{prefix}normal.dz"] = dz(_stored_normals(fields[f"{prefix}normal.png"]).reshape(-1, width, 3))
         old[f"{prefix}mask.png"] = encode_image(group.mask.reshape(-1, width), "PNG", compress_level=6)
     meta = json.loads(fields["json"])
     nulls = {name: None if value in (-1, "") else value for name, value in meta["measurements"].items()}
@@ -50,7 +50,14 @@ def _stored_normals(data: bytes) -> np.ndarray:
     return np.where(pixels.any(-1, keepdims=True), pixels - 128, 0).astype(np.int8)
 
 
-def _dz(array: np.ndarray) -> bytes:
+def arrays_of_version_2(position: np.ndarray, normal: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and normals as the numbers that version 2 stored."""
+    steps = np.rint(position * 32767.0).astype("<i2") * mask[..., None]
+    return steps, np.rint(normal * 127.0).astype(np.int8) * mask[..., None]
+
+
+def dz(array: np.ndarray) -> bytes:
+    """An array as differences between rows, bytes of equal significance together, zstd."""
     deltas = array.copy()
     deltas[1:] -= array[:-1]
     planes = deltas.view(np.uint8).reshape(-1, array.itemsize).T

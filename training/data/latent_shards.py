@@ -27,8 +27,8 @@ from training.diffusion.encoders import KEPT, RGB_TO_YCBCR, ZIGZAG, LatentCodec,
 from training.diffusion.flow import seeded
 from training.diffusion.latents import BranchLatents, map_tensors
 
-FORMAT = 2
-"""Version of the layout of latent shards."""
+FORMAT = 3
+"""Version of latent shards; 3: made from samples of schema version 3."""
 RECORD = "latents.json"
 EMPTY_TEXT = "empty.safetensors"
 POINTS = 4

@@ -51,7 +51,7 @@ def test_a_sample_says_what_it_is_made_of(refs):
     assert sample.meta["source"]["licence"] == "CC0-1.0"
     assert sample.meta["source"]["uri"] == f"{refs[0].uid}.glb"
     assert sample.meta["caption"] == refs[0].caption
-    assert sample.meta["measurements"] == dataclasses.asdict(processed.measurements)
+    assert sample.meta["measurements"] == processed.measurements.json()
     assert encode(decode(encode(sample)))["json"] == encode(sample)["json"]
 
 
