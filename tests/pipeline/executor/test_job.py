@@ -145,7 +145,7 @@ def test_a_job_gives_every_asset_one_row_and_every_sample_one_place(refs, tmp_pa
             sample = decode(fields)
             row = next(row for row in part.outcomes if row.uid == uid)
             assert (sample.regime, row.regime, row.shard) == (shard.regime, shard.regime, shard.name)
-            assert sample.meta["measurements"] == dataclasses.asdict(row.measurements)
+            assert sample.meta["measurements"] == row.measurements.json()
 
 
 def test_a_machine_that_cannot_process_assets_commits_nothing(refs, tmp_path):
