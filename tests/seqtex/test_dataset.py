@@ -70,8 +70,8 @@ def test_the_ledger_is_a_table_with_every_asset(folder):
 def test_a_remote_dataset_is_read_through_the_cache(folder, tmp_path):
     (folder / "index.json").write_bytes(index_json(folder, read_ledger(folder)))
     for path in (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "fields"):
-        ObjectPath(f"memory://forge/{path.relative_to(folder)}").write_bytes(path.read_bytes())
-    dataset = seqtex.Dataset("memory://forge", cache=tmp_path / "cache")
+        ObjectPath(f"memory://opened/{path.relative_to(folder)}").write_bytes(path.read_bytes())
+    dataset = seqtex.Dataset("memory://opened", cache=tmp_path / "cache")
     assert dataset.uids == IN_ORDER and dataset["f"].uid == "f"
     assert len(list((tmp_path / "cache" / "files").iterdir())) == 1, "only the shard that was needed"
 
