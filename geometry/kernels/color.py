@@ -11,6 +11,7 @@ from numba import njit
 from geometry.kernels.footprint import fill_frame, slopes
 from geometry.kernels.jit import BORROWING
 from geometry.kernels.texture import area_mean
+from geometry.kernels.weights import side_weights
 
 VIEW_TEXELS = 2.0
 """`minor_texels` of `area_mean` in views, whose pixels are means of several look-ups anyway."""
@@ -123,13 +124,13 @@ def color_rows(
 
 @njit(**BORROWING)
 def pixel_rows(
-    surface: Any, centre_face: np.ndarray, centre_bary: np.ndarray, face: np.ndarray, bary: np.ndarray,
-    clip: np.ndarray, s: int, frame: np.ndarray, out: np.ndarray,
+    surface: Any, centre_face: np.ndarray, centre_bary: np.ndarray, side: np.ndarray, clip: np.ndarray, s: int,
+    frame: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
     """Linear RGB of the pixels of a view that looks through nothing, mean of the covered ones among s x s samples, each
     over its own footprint; where none is, the colour at the centre over the whole pixel.
 
-    centre_face [h, w], centre_bary [h, w, 2]; face [h s, w s], bary [h s, w s, 2]; clip [v, 4] -> out [h, w, 3]."""
+    centre_face [h, w], centre_bary [h, w, 2]; side [h s, w s]; clip [v, 4] -> out [h, w, 3]."""
     height, width = centre_face.shape
     step_x, step_y = 2.0 / (width * s), 2.0 / (height * s)
     framed = -1
@@ -138,16 +139,15 @@ def pixel_rows(
             red, green, blue, count = 0.0, 0.0, 0.0, 0
             for y in range(row * s, row * s + s):
                 for x in range(column * s, column * s + s):
-                    f = face[y, x]
-                    if f < 0:
+                    if side[y, x] < 0:
                         continue
+                    f = side[y, x] >> 1
                     if f != framed:
                         frame_of(surface, f, clip, surface.faces, frame)
                         framed = f
-                    r, g, b, _ = face_color(
-                        surface, f, bary[y, x, 0], bary[y, x, 1], frame,
-                        (x + 0.5) * step_x - 1.0, (y + 0.5) * step_y - 1.0, step_x, step_y, VIEW_TEXELS,
-                    )  # fmt: skip
+                    ndc_x, ndc_y = (x + 0.5) * step_x - 1.0, (y + 0.5) * step_y - 1.0
+                    b0, b1 = side_weights(clip, surface.faces, side[y, x], ndc_x, ndc_y)
+                    r, g, b, _ = face_color(surface, f, b0, b1, frame, ndc_x, ndc_y, step_x, step_y, VIEW_TEXELS)
                     red, green, blue, count = red + r, green + g, blue + b, count + 1
             if count == 0 and centre_face[row, column] >= 0:
                 f, framed, count = centre_face[row, column], centre_face[row, column], 1

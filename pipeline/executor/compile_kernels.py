@@ -32,12 +32,12 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     "geometry.kernels.texel": (
         (
             "texel_rows",
-            "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,:,::1], i8, f4[:,::1], i4[:,::1], f8[::1], f4[:,:,::1], "
-            "b1[:,::1], b1[::1]",
+            "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], i8, f4[:,::1], i4[:,::1], f8[::1], f4[:,:,::1], b1[:,::1], "
+            "b1[::1]",
         ),
     ),
     "geometry.kernels.color": (
-        ("pixel_rows", "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,:,::1], f4[:,::1], i8, f8[::1], f4[:,:,::1]"),
+        ("pixel_rows", "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], i8, f8[::1], f4[:,:,::1]"),
         ("color_rows", "surface, i4[:,::1], f4[:,:,::1], f4[:,::1], b1, f8[::1], f4[:,:,::1]"),
     ),
     "pipeline.unwrap.kernels.stitch": (
@@ -67,9 +67,9 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
         (
             "rasterize_rows",
-            "f4[:,::1], i4[:,::1], i4[:,::1], u1[::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1], b1, i4[:,::1], "
-            "f4[:,::1]",
+            "f4[:,::1], i4[:,::1], i4[:,::1], u1[::1], i8, i8, i4[:,::1], f4[:,::1], b1, i4[:,::1], f4[:,::1]",
         ),
+        ("resolve_rows", "i4[:,::1], f4[:,::1], i4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
         ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], u1[::1], i8, i8"),
     ),
     "pipeline.unwrap.kernels.chart": (

@@ -57,8 +57,9 @@ def bake_uv(
         raise ValueError(f"{len(uv_mesh.faces)} unwrapped faces for a mesh of {len(mesh.faces)}: they must correspond")
     surface = surface or pack_surface(mesh)
     centre = rasterize_layout(uv_mesh, cfg.resolution, rasterizer)
-    samples = rasterize_layout(uv_mesh, cfg.resolution * cfg.supersample, rasterizer)
-    values, known, seen = texel_color(surface, layout_clip(uv_mesh), uv_mesh.faces, centre, samples)
+    clip, size = layout_clip(uv_mesh), cfg.resolution * cfg.supersample
+    samples = rasterizer.sides(clip[None], uv_mesh.faces, size, size)
+    values, known, seen = texel_color(surface, clip, uv_mesh.faces, centre, samples)
     if not seen.all():
         place_unseen(values, known, np.flatnonzero(~seen), surface, uv_mesh)
     values = dilate(values, known)

@@ -95,13 +95,14 @@ def view_colors(
         corners, centre = clip[view : view + 1], one_image(centres, view)
         if surface.has_holes():
             samples, color = visible_surface(surface, corners, size, size, rasterizer)
-            mean, covered = average_samples(color, samples.face >= 0, cfg.supersample)
+            sides = samples.face
+            mean, covered = average_samples(color, sides >= 0, cfg.supersample)
             missed = replace(centre, face=np.where(mask[view] & ~covered, centre.face, np.int32(-1)))
             rgb[view] = (mean + surface_color(surface, missed, corners)[..., :3])[0]
         else:
-            samples = rasterizer.rasterize(corners, surface.faces, size, size)
-            rgb[view] = pixel_color(surface, centre, samples, corners)[0]
-        coverage_rows(samples.face[0], mask[view], cfg.supersample, coverage[view])
+            sides = rasterizer.sides(corners, surface.faces, size, size)
+            rgb[view] = pixel_color(surface, centre, sides, corners)[0]
+        coverage_rows(sides[0], mask[view], cfg.supersample, coverage[view])
     return rgb, coverage
 
 
