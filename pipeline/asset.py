@@ -22,7 +22,7 @@ from pipeline.mesh_io.preflight import AssetFacts
 from pipeline.mesh_io.side_files import asset_sha256
 from pipeline.render.lit import light_views
 from pipeline.render.uv_maps import bake_uv, round_trip
-from pipeline.render.views import render_views
+from pipeline.render.views import render_views, see
 from pipeline.seqtex_layouts.layout import JPEG
 from pipeline.seqtex_layouts.renders import read_renders, wear_jpeg
 from pipeline.unwrap.unwrap import unwrap
@@ -122,7 +122,8 @@ def _make_sample(
     rasterizer: Rasterizer = CpuRasterizer() if cfg.rasterizer == "cpu" else CudaRasterizer()
     cameras = rig_cameras(cfg.rig, *bounding_box(mesh.vertices, mesh.faces), seed=seed_of(ref.uid))
     surface = pack_surface(mesh)
-    views = render_views(mesh, cameras, cfg.views, rasterizer, surface)
+    sight = see(mesh, surface, cameras, cfg.views, rasterizer)
+    views = render_views(mesh, cameras, cfg.views, rasterizer, surface, sight)
     measurements = measure_views(measurements, views, cameras)
     if rejected := _rejected(measurements, cfg) or _blank(views):
         return Processed(result=rejected, measurements=measurements)
@@ -133,7 +134,7 @@ def _make_sample(
         mv_only = replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}")
     else:
         baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer, surface)
-        proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer)
+        proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer, sight)
         measurements = replace(
             measure_map(measurements, unwrapped, baked),
             round_trip_psnr=proof.psnr_db,

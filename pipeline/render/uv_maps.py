@@ -10,7 +10,7 @@ from geometry.image_metrics import capped_psnr
 from geometry.mesh import corner_vectors
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import PackedSurface, encode_srgb8, pack_surface, surface_color, texel_color
-from pipeline.render.views import RenderConfig, interpolate_geometry, render_colors, wear
+from pipeline.render.views import RenderConfig, Sight, interpolate_geometry, render_colors, wear
 from schemas.errors import require_between
 from schemas.mesh import TexturedMesh, UvMesh
 from schemas.sample import Cameras, UvMaps, Views
@@ -149,10 +149,16 @@ def rasterize_layout(uv_mesh: UvMesh, resolution: int, rasterizer: Rasterizer) -
 
 
 def round_trip(
-    views: Views, uv_mesh: UvMesh, maps: UvMaps, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer
+    views: Views,
+    uv_mesh: UvMesh,
+    maps: UvMaps,
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    sight: Sight | None = None,
 ) -> RoundTrip:
-    """Views from the baked map against views of the source."""
-    rgb, mask = render_colors(wear(uv_mesh, maps.rgb, maps.opacity), cameras, cfg, rasterizer)
+    """Views from the baked map against views of the source. `sight`: what the latter show, if it is at hand."""
+    rgb, mask = render_colors(wear(uv_mesh, maps.rgb, maps.opacity), cameras, cfg, rasterizer, sight)
     covered = views.mask | mask
     psnr = capped_psnr(views.rgb, rgb, covered)
     difference = np.abs(views.rgb[covered].astype(np.int16) - rgb[covered])
