@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.kernels.footprint import fill_frame, slopes
+from geometry.kernels.footprint import fill_frame, framed_uv, framed_weights, slopes
 from geometry.kernels.jit import BORROWING
 from geometry.kernels.texture import area_mean
-from geometry.kernels.weights import side_weights
 
 VIEW_TEXELS = 2.0
 """`minor_texels` of `area_mean` in views, whose pixels are means of several look-ups anyway."""
@@ -30,7 +29,7 @@ def face_uv(surface: Any, f: int, b0: float, b1: float) -> tuple[float, float]:
     )
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def frame_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, frame: np.ndarray) -> None:
     """`fill_frame` for face `f` of a surface whose corners lie at `clip`."""
     i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
@@ -67,10 +66,12 @@ def face_color(
         blue *= b0 * colors[i, 2] + b1 * colors[j, 2] + b2 * colors[k, 2]
         alpha *= b0 * colors[i, 3] + b1 * colors[j, 3] + b2 * colors[k, 3]
     if has_texture(surface, f):
-        u, v = face_uv(surface, f, b0, b1)
         ux, vx, uy, vy = 0.0, 0.0, 0.0, 0.0
         if step_x > 0.0:
+            u, v = framed_uv(frame, b0, b1)
             ux, vx, uy, vy = slopes(frame, ndc_x, ndc_y, u, v)
+        else:
+            u, v = face_uv(surface, f, b0, b1)
         t_red, t_green, t_blue, t_alpha = area_mean(
             u, v, ux * step_x, vx * step_x, uy * step_y, vy * step_y,
             surface.texels, surface.mips, surface.levels, surface.samplers, surface.material_sampler[material],
@@ -146,7 +147,7 @@ def pixel_rows(
                         frame_of(surface, f, clip, surface.faces, frame)
                         framed = f
                     ndc_x, ndc_y = (x + 0.5) * step_x - 1.0, (y + 0.5) * step_y - 1.0
-                    b0, b1 = side_weights(clip, surface.faces, side[y, x], ndc_x, ndc_y)
+                    b0, b1 = framed_weights(frame, side[y, x] & 1, ndc_x, ndc_y)
                     r, g, b, _ = face_color(surface, f, b0, b1, frame, ndc_x, ndc_y, step_x, step_y, VIEW_TEXELS)
                     red, green, blue, count = red + r, green + g, blue + b, count + 1
             if count == 0 and centre_face[row, column] >= 0:

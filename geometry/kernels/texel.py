@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from geometry.kernels.color import face_color, face_uv, frame_of, has_texture
-from geometry.kernels.footprint import inside_span, slopes
+from geometry.kernels.footprint import framed_uv, framed_weights, inside_span, slopes
 from geometry.kernels.jit import BORROWING
 from geometry.kernels.texture import norm
 from geometry.kernels.weights import side_weights
@@ -32,7 +32,7 @@ def opacity_of(alpha: float, cutoff: float) -> float:
     return 1.0 if cutoff < 0.0 else min(max(alpha - cutoff + 0.5, 0.0), 1.0)
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def continues(
     surface: Any, f: int, g: int, frame: np.ndarray, ndc_x: float, ndc_y: float, step_x: float, step_y: float,
     u: float, v: float, at_x: float, at_y: float, b0: float, b1: float,
@@ -52,7 +52,7 @@ def continues(
     return norm(off_u, off_v) <= SAME_CHART * max(1.0, min(along_x, along_y))
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def is_one_chart(
     surface: Any, f: int, b0: float, b1: float, frame: np.ndarray, side: np.ndarray,
     clip: np.ndarray, clip_faces: np.ndarray, row: int, column: int, s: int, rim: int,
@@ -63,7 +63,7 @@ def is_one_chart(
     part_y, part_x = 2.0 / side.shape[0], 2.0 / side.shape[1]
     ndc_x, ndc_y = (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0
     textured = has_texture(surface, f)
-    u, v = face_uv(surface, f, b0, b1)
+    u, v = framed_uv(frame, b0, b1)
     for y in range(max(row * s - rim, 0), min(row * s + s + rim, side.shape[0])):
         for x in range(max(column * s - rim, 0), min(column * s + s + rim, side.shape[1])):
             g = side[y, x] >> 1
@@ -78,7 +78,7 @@ def is_one_chart(
     return True
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def clip_footprint(
     frame: np.ndarray, b0: float, b1: float, width: int, height: int, step_x: float, step_y: float
 ) -> tuple[float, float, float, float]:
@@ -169,7 +169,7 @@ def texel_rows(
                     if whole:
                         b0, b1 = np.float64(centre_bary[y, x, 0]), np.float64(centre_bary[y, x, 1])
                     else:
-                        g0, g1 = side_weights(clip, clip_faces, side[y, x], ndc_x, ndc_y)
+                        g0, g1 = framed_weights(frame, side[y, x] & 1, ndc_x, ndc_y)
                         b0, b1 = np.float64(g0), np.float64(g1)
                     along_x, along_y, minor_texels = step_x, step_y, MAP_TEXELS
                     material = surface.face_material[g]
