@@ -98,6 +98,15 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
             "f8[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1]",
         ),
     ),
+    "geometry.kernels.samples": (
+        ("box_around", "f4[:,::1], i4[:,::1], f8[::1], f8[::1]"),
+        ("column_sums", "f8[:,::1], f8[::1]"),
+        ("count_colors", "u1[:,::1], i8, i8[::1], i8[::1], i8[::1], i8[::1]"),
+        ("gather_shells", "f8[::1], u1[:,::1], b1[::1], f8[::1], f8[:,::1]"),
+        ("lengths_between", "f8[:,::1], i8[::1], i8, f8[::1]"),
+        ("points_on_faces", "f4[:,::1], i4[:,::1], i4[::1], f4[:,::1], f8[:,::1]"),
+        ("weighted_corners", "f4[:,::1], f8[::1], f8, i4[:,::1], i4[::1], f4[:,::1], f8[:,::1]"),
+    ),
     "geometry.gutter": (
         ("grow", "f4[:,:,::1], b1[:,::1], i8"),
         ("pull", "f4[:,:,::1], b1[:,::1]"),
@@ -130,7 +139,7 @@ GROUPS = (
     LAYOUTS[4:],
     ("geometry.kernels.shading",),
     ("geometry.gutter",),
-    ("geometry.mips", "geometry.kernels.average"),
+    ("geometry.mips", "geometry.kernels.average", "geometry.kernels.samples"),
 )
 """Modules that one process compiles, since they share inner kernels; the longest first."""
 
