@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8, UInt16
 
-from geometry.kernels.average import average_rows, encode_rows
+from geometry.kernels.average import average_rows, encode_pixels, encode_rows
 from geometry.kernels.color import color_rows, pixel_rows
 from geometry.kernels.footprint import FRAME_SIZE
 from geometry.kernels.texel import texel_rows
@@ -46,6 +46,16 @@ def encode_srgb8(linear: Float32[np.ndarray, "*n channels"]) -> UInt8[np.ndarray
     out = np.empty(flat.shape, np.uint8)
     encode_rows(flat, SRGB_STEPS, SRGB_GUESS, out)
     return out.reshape(linear.shape)
+
+
+def encode_pixels8(
+    linear: Float32[np.ndarray, "*n 3"], mask: Bool[np.ndarray, "*n"]
+) -> UInt8[np.ndarray, "*n 3"]:
+    """`encode_srgb8` in the mask, black elsewhere."""
+    out = np.empty(linear.shape, np.uint8)
+    flat = np.ascontiguousarray(linear).reshape(-1, 3)
+    encode_pixels(flat, mask.reshape(-1), SRGB_STEPS, SRGB_GUESS, out.reshape(-1, 3))
+    return out
 
 
 class PackedSurface(NamedTuple):

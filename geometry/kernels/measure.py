@@ -180,3 +180,20 @@ def sum_gradients(rgb: np.ndarray, mask: np.ndarray) -> tuple[float, int]:
             total += np.sqrt(np.float64(right - left) ** 2 + np.float64(below - above) ** 2)
             count += 1
     return total, count
+
+
+@njit(nogil=True, cache=True)
+def sum_differences(image: np.ndarray, truth: np.ndarray, mask: np.ndarray, off: int) -> tuple[int, int, int]:
+    """Sum of the squared differences of 8-bit pixels [n, 3] in the mask [n], number of pixels of which a channel differs
+    by more than `off`, number of pixels."""
+    squares, differ, pixels = 0, 0, 0
+    for pixel in range(mask.shape[0]):
+        if not mask[pixel]:
+            continue
+        pixels += 1
+        red = np.int64(image[pixel, 0]) - np.int64(truth[pixel, 0])
+        green = np.int64(image[pixel, 1]) - np.int64(truth[pixel, 1])
+        blue = np.int64(image[pixel, 2]) - np.int64(truth[pixel, 2])
+        squares += red * red + green * green + blue * blue
+        differ += max(abs(red), abs(green), abs(blue)) > off
+    return squares, differ, pixels

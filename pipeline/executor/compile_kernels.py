@@ -86,6 +86,7 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("count_components", "i8[:,::1], i8"),
         ("cover_layout", "f8[:,::1], i4[:,::1], b1[::1], i8"),
         ("edge_keys", "i8[:,::1], i8"),
+        ("sum_differences", "u1[:,::1], u1[:,::1], b1[::1], i8"),
         ("sum_gradients", "u1[:,:,::1], b1[:,::1]"),
         ("walk_edges", "i8[::1], i8[::1], i8[:,::1], i4[:,::1], f4[:,::1]"),
     ),
@@ -113,11 +114,15 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("push", "f4[:,:,::1], b1[:,::1], f4[:,:,::1]"),
     ),
     "geometry.mips": (
-        ("halve", "f4[:,:,::1], f4[::1], b1, b1"),
-        ("halve", "u1[:,:,::1], f4[::1], b1, b1"),
+        ("halve", "f4[:,:,::1], f4[::1], b1, b1, f4[:,:,::1]"),
+        ("halve", "u1[:,:,::1], f4[::1], b1, b1, f4[:,:,::1]"),
+        ("quarter", "f4[:,:,::1], f4[::1], b1, b1, f4[:,:,::1]"),
+        ("quarter", "u1[:,:,::1], f4[::1], b1, b1, f4[:,:,::1]"),
+        ("to_fractions", "f4[:,:,::1], u2[:,:,::1]"),
     ),
     "geometry.kernels.average": (
         ("average_rows", "f4[:,:,::1], b1[:,::1], i8, f4[:,:,::1], b1[:,::1]"),
+        ("encode_pixels", "f4[:,::1], b1[::1], f4[::1], u1[::1], u1[:,::1]"),
         ("encode_rows", "f4[::1], f4[::1], u1[::1], u1[::1]"),
     ),
 }

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from geometry.gutter import dilate
-from geometry.image_metrics import capped_psnr
+from geometry.image_metrics import compare_pixels
 from geometry.mesh import corner_vectors
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import PackedSurface, encode_srgb8, pack_surface, surface_color, texel_color
@@ -159,7 +159,5 @@ def round_trip(
 ) -> RoundTrip:
     """Views from the baked map against views of the source. `sight`: what the latter show, if it is at hand."""
     rgb, mask = render_colors(wear(uv_mesh, maps.rgb, maps.opacity), cameras, cfg, rasterizer, sight)
-    covered = views.mask | mask
-    psnr = capped_psnr(views.rgb, rgb, covered)
-    difference = np.abs(views.rgb[covered].astype(np.int16) - rgb[covered])
-    return RoundTrip(psnr_db=psnr, off_share=float((difference.max(axis=-1) > OFF_LEVELS).mean()))
+    psnr_db, off_share = compare_pixels(views.rgb, rgb, views.mask | mask, OFF_LEVELS)
+    return RoundTrip(psnr_db=psnr_db, off_share=off_share)

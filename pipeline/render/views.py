@@ -14,7 +14,7 @@ from geometry.raster import Fragments, Rasterizer
 from geometry.texture import (
     PackedSurface,
     average_samples,
-    encode_srgb8,
+    encode_pixels8,
     pack_surface,
     pixel_color,
     surface_color,
@@ -96,7 +96,7 @@ def render_views(
     coverage = np.empty(mask.shape, np.uint8)
     rgb = view_colors(surface, project(mesh.vertices, cameras.world_to_clip), sight, cfg, rasterizer, coverage)
     return Views(
-        rgb=encode_srgb8(rgb * mask[..., None]),
+        rgb=encode_pixels8(rgb, mask),
         mask=mask,
         coverage=coverage,
         position=position,
@@ -169,7 +169,7 @@ def render_colors(
         sight = see(mesh, surface, cameras, cfg, rasterizer)
     rgb = view_colors(surface, project(mesh.vertices, cameras.world_to_clip), sight, cfg, rasterizer)
     mask = sight.centres.face >= 0
-    return encode_srgb8(rgb * mask[..., None]), mask
+    return encode_pixels8(rgb, mask), mask
 
 
 def wear(
