@@ -32,7 +32,10 @@ def decibels(mean_square: float) -> float:
 
 
 def compare_pixels(
-    image: UInt8[np.ndarray, "*shape 3"], truth: UInt8[np.ndarray, "*shape 3"], mask: Bool[np.ndarray, "*shape"], off: int
+    image: UInt8[np.ndarray, "*shape 3"],
+    truth: UInt8[np.ndarray, "*shape 3"],
+    mask: Bool[np.ndarray, "*shape"],
+    off: int,
 ) -> tuple[float, float]:
     """Return `capped_psnr`, and the share of pixels of which a channel differs by more than `off`."""
     squares, differ, pixels = sum_differences(image.reshape(-1, 3), truth.reshape(-1, 3), mask.reshape(-1), off)

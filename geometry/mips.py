@@ -51,9 +51,7 @@ def to_fractions(level: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit(**BORROWING)
-def quarter(
-    fine: np.ndarray, decode: np.ndarray, from_bytes: bool, alpha_weighted: bool, coarse: np.ndarray
-) -> None:
+def quarter(fine: np.ndarray, decode: np.ndarray, from_bytes: bool, alpha_weighted: bool, coarse: np.ndarray) -> None:
     """`halve` for sizes that are powers of two, without weights."""
     scale, alpha_scale = np.float32(0.25), np.float32(1.0 / 255.0 if from_bytes else 1.0)
     for row in range(coarse.shape[0]):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from geometry.kernels.raster import interpolate_rows, rasterize_rows, resolve_rows, snap_vertices
+from geometry.kernels.interpolate import interpolate_rows
+from geometry.kernels.raster import rasterize_rows, resolve_rows, snap_vertices
 from geometry.raster import Fragments
 
 
@@ -38,7 +39,11 @@ class CpuRasterizer:
         return Fragments(face=side, bary=bary, depth=depth)
 
     def sides(
-        self, clip: Float32[np.ndarray, "images vertices 4"], faces: Int32[np.ndarray, "faces 3"], height: int, width: int
+        self,
+        clip: Float32[np.ndarray, "images vertices 4"],
+        faces: Int32[np.ndarray, "faces 3"],
+        height: int,
+        width: int,
     ) -> Int32[np.ndarray, "images height width"]:
         """What `rasterize` finds in front, without weights and depth."""
         return self._draw(clip, faces, np.empty((len(clip), height, width), np.float32), None)

@@ -78,7 +78,11 @@ class CudaRasterizer:
         return out
 
     def sides(
-        self, clip: Float32[np.ndarray, "images vertices 4"], faces: Int32[np.ndarray, "faces 3"], height: int, width: int
+        self,
+        clip: Float32[np.ndarray, "images vertices 4"],
+        faces: Int32[np.ndarray, "faces 3"],
+        height: int,
+        width: int,
     ) -> Int32[np.ndarray, "images height width"]:
         face = self.rasterize(clip, faces, height, width).face
         turned = np.stack([runs_clockwise(corners, faces) for corners in clip])

@@ -48,9 +48,7 @@ def encode_srgb8(linear: Float32[np.ndarray, "*n channels"]) -> UInt8[np.ndarray
     return out.reshape(linear.shape)
 
 
-def encode_pixels8(
-    linear: Float32[np.ndarray, "*n 3"], mask: Bool[np.ndarray, "*n"]
-) -> UInt8[np.ndarray, "*n 3"]:
+def encode_pixels8(linear: Float32[np.ndarray, "*n 3"], mask: Bool[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n 3"]:
     """`encode_srgb8` in the mask, black elsewhere."""
     out = np.empty(linear.shape, np.uint8)
     flat = np.ascontiguousarray(linear).reshape(-1, 3)
@@ -182,18 +180,17 @@ def pixel_color(
     centres: Fragments,
     samples: Int32[np.ndarray, "images height_s width_s"],
     clip: Float32[np.ndarray, "images vertices 4"],
-) -> Float32[np.ndarray, "images height width 3"]:
-    """Linear RGB of the pixels of views: mean of the covered ones among their samples (`Rasterizer.sides`), which form
+    rgb: Float32[np.ndarray, "images height width 3"],
+) -> None:
+    """Write the linear RGB of the pixels of views to `rgb`: mean of the covered ones among their samples (`Rasterizer.sides`), which form
     a multiple of the views; the centre's where there are none. For surfaces without holes: what is cut out would count
     as covered."""
-    rgb = np.empty((*centres.face.shape, 3), np.float32)
     s = samples.shape[1] // rgb.shape[1]
     for image in range(len(rgb)):
         pixel_rows(
             surface, centres.face[image], centres.bary[image], samples[image], clip[image], s, np.zeros(FRAME_SIZE),
             rgb[image],
         )  # fmt: skip
-    return rgb
 
 
 def texel_color(

@@ -10,7 +10,7 @@ from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster import Rasterizer
 from geometry.raster_cpu import CpuRasterizer
 from geometry.raster_cuda import CudaRasterizer
-from geometry.texture import pack_surface
+from geometry.texture import PackedSurface, pack_surface
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.blender.host import convert
 from pipeline.config import BuildConfig
@@ -61,11 +61,12 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
         loaded = wear_jpeg(loaded, path.with_name(JPEG), cfg.preflight)
     if isinstance(loaded, Rejected):
         return Processed(result=loaded, measurements=measurements)
-    measurements = measure(loaded, facts)
+    surface = pack_surface(loaded)
+    measurements = measure(loaded, facts, surface)
     if rejected := _rejected(measurements, cfg):
         return Processed(result=rejected, measurements=measurements)
     mesh, frame = normalise(loaded)
-    return _make_sample(ref, mesh, frame, measurements, cfg)
+    return _make_sample(ref, mesh, surface, frame, measurements, cfg)
 
 
 def _rejected(measurements: Measurements, cfg: BuildConfig) -> Rejected | None:
@@ -116,12 +117,16 @@ def _from_renders(ref: MeshRef, cfg: BuildConfig) -> Processed:
 
 
 def _make_sample(
-    ref: MeshRef, mesh: TexturedMesh, frame: Frame, measurements: Measurements, cfg: BuildConfig
+    ref: MeshRef,
+    mesh: TexturedMesh,
+    surface: PackedSurface,
+    frame: Frame,
+    measurements: Measurements,
+    cfg: BuildConfig,
 ) -> Processed:
     """Views of a mesh that was found fit, and its UV maps where they can be had."""
     rasterizer: Rasterizer = CpuRasterizer() if cfg.rasterizer == "cpu" else CudaRasterizer()
     cameras = rig_cameras(cfg.rig, *bounding_box(mesh.vertices, mesh.faces), seed=seed_of(ref.uid))
-    surface = pack_surface(mesh)
     sight = see(mesh, surface, cameras, cfg.views, rasterizer)
     views = render_views(mesh, cameras, cfg.views, rasterizer, surface, sight)
     measurements = measure_views(measurements, views, cameras)

@@ -47,10 +47,23 @@ def encode_rows(linear: np.ndarray, steps: np.ndarray, guess: np.ndarray, out: n
 
 
 @njit(**BORROWING)
-def encode_pixels(
-    linear: np.ndarray, mask: np.ndarray, steps: np.ndarray, guess: np.ndarray, out: np.ndarray
-) -> None:
+def encode_pixels(linear: np.ndarray, mask: np.ndarray, steps: np.ndarray, guess: np.ndarray, out: np.ndarray) -> None:
     """Linear light [n, 3] in the mask [n] to 8-bit sRGB [n, 3]; 0 elsewhere."""
     for i in range(mask.shape[0]):
         for channel in range(3):
             out[i, channel] = encode(linear[i, channel], steps, guess) if mask[i] else np.uint8(0)
+
+
+@njit(**BORROWING)
+def coverage_rows(face: np.ndarray, centre: np.ndarray, s: int, shares: np.ndarray, out: np.ndarray) -> None:
+    """Share of covered ones among the s x s samples of each pixel, 0..255: face [h s, w s] -> out [h, w]; shares [s s + 1] are what
+    numbers of covered ones amount to. A pixel whose
+    centre [h, w] is covered, but none of its samples, counts one."""
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            count = 1 if centre[row, column] else 0
+            covered = 0
+            for y in range(row * s, row * s + s):
+                for x in range(column * s, column * s + s):
+                    covered += face[y, x] >= 0
+            out[row, column] = shares[max(count, covered)]

@@ -99,7 +99,12 @@ def gather_shells(
 
 @njit(**BORROWING)
 def count_colors(
-    srgb: np.ndarray, grey_levels: int, colors: np.ndarray, hues: np.ndarray, saturations: np.ndarray, values: np.ndarray
+    srgb: np.ndarray,
+    grey_levels: int,
+    colors: np.ndarray,
+    hues: np.ndarray,
+    saturations: np.ndarray,
+    values: np.ndarray,
 ) -> int:
     """Histograms of 8-bit colours [n, 3]: colors [32768], hues [180], saturations [256], values [256]. Returns the number
     of greys: of those whose channels differ by less than `grey_levels`."""

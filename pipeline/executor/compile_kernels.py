@@ -61,10 +61,6 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("turn_charts", "i8[::1], f8[:,::1]"),
     ),
     "geometry.kernels.raster": (
-        ("coverage_rows", "i4[:,::1], b1[:,::1], i8, u1[:,::1]"),
-        ("interpolate_rows", "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,:,::1], i8, i8"),
-        ("normalise_rows", "f4[:,::1], f8, b1[::1]"),
-        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
         (
             "rasterize_rows",
             "f4[:,::1], i4[:,::1], i4[:,::1], u1[::1], i8, i8, i4[:,::1], f4[:,::1], b1, i4[:,::1], f4[:,::1]",
@@ -84,6 +80,10 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     "geometry.kernels.measure": (
         ("count_bits", "u1[:,::1]"),
         ("count_components", "i8[:,::1], i8"),
+        (
+            "count_sheet_pixels",
+            "f4[:,:,::1], f4[:,:,::1], b1[:,::1], f4[:,:,::1], b1[:,::1], f8[::1], f8[::1], f8[:,::1], i8, f8, f8",
+        ),
         ("cover_layout", "f8[:,::1], i4[:,::1], b1[::1], i8"),
         ("edge_keys", "i8[:,::1], i8"),
         ("sum_differences", "u1[:,::1], u1[:,::1], b1[::1], i8"),
@@ -97,6 +97,14 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
             "i4[:,::1], f4[:,:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,::1], f4[:,::1], i4[::1], b1[::1], "
             "f4[:,::1], i8[:,::1], i8[:,::1], i8[:,::1], u1[:,::1], f4[::1], f4[::1], f4[:,::1], f4[::1], f8[::1], "
             "f8[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1]",
+        ),
+    ),
+    "geometry.kernels.interpolate": (
+        ("interpolate_rows", "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,:,::1], i8, i8"),
+        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
+        (
+            "surface_rows",
+            "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,::1], f8, f4[:,:,::1], f4[:,:,::1], b1[:,::1]",
         ),
     ),
     "geometry.kernels.samples": (
@@ -122,6 +130,7 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "geometry.kernels.average": (
         ("average_rows", "f4[:,:,::1], b1[:,::1], i8, f4[:,:,::1], b1[:,::1]"),
+        ("coverage_rows", "i4[:,::1], b1[:,::1], i8, u1[::1], u1[:,::1]"),
         ("encode_pixels", "f4[:,::1], b1[::1], f4[::1], u1[::1], u1[:,::1]"),
         ("encode_rows", "f4[::1], f4[::1], u1[::1], u1[::1]"),
     ),
@@ -144,7 +153,7 @@ GROUPS = (
     LAYOUTS[4:],
     ("geometry.kernels.shading",),
     ("geometry.gutter",),
-    ("geometry.mips", "geometry.kernels.average", "geometry.kernels.samples"),
+    ("geometry.mips", "geometry.kernels.average", "geometry.kernels.interpolate", "geometry.kernels.samples"),
 )
 """Modules that one process compiles, since they share inner kernels; the longest first."""
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 from geometry.kernels.measure import count_components, edge_keys, walk_edges
 from geometry.kernels.samples import box_around
 from geometry.mesh import face_vectors, weld
+from geometry.texture import PackedSurface
 from pipeline.filter.baked_light import baked_light
 from pipeline.filter.signature import signature
 from pipeline.filter.surface_samples import SurfaceSamples, count_by_color, sample_surface
@@ -53,15 +54,15 @@ def topology(mesh: TexturedMesh | UvMesh) -> Topology:
     )
 
 
-def measure(mesh: TexturedMesh, facts: AssetFacts | None = None) -> Measurements:
-    """Measure an asset as loaded, in its own frame and units."""
+def measure(mesh: TexturedMesh, facts: AssetFacts | None = None, surface: PackedSurface | None = None) -> Measurements:
+    """Measure an asset as loaded, in its own frame and units. `surface`: the mesh, packed already."""
     shape = topology(mesh)
     wide = mesh.vertices.astype(np.float64)
     low, high = np.empty((2, 3))
     box_around(mesh.vertices, mesh.faces, low, high)
     sides = high - low
     areas = np.linalg.norm(face_vectors(wide, mesh.faces.astype(np.int64)), axis=1) / 2
-    samples = sample_surface(mesh, areas)
+    samples = sample_surface(mesh, areas, surface)
     return Measurements(
         bytes=facts.bytes if facts else None,
         faces=len(mesh.faces),

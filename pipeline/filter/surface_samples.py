@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
 from geometry.kernels.samples import COLOR_BITS, HUES, LEVELS, column_sums, count_colors
 from geometry.raster import Fragments
-from geometry.texture import encode_srgb8, surface_color
+from geometry.texture import PackedSurface, encode_srgb8, surface_color
 from schemas.mesh import TexturedMesh
 
 NUM_SAMPLES = 1 << 16
@@ -36,9 +36,11 @@ class SurfaceSamples:
         return encode_srgb8(self.linear[self.opaque])
 
 
-def sample_surface(mesh: TexturedMesh, areas: Float64[np.ndarray, " f"]) -> SurfaceSamples:
+def sample_surface(
+    mesh: TexturedMesh, areas: Float64[np.ndarray, " f"], surface: PackedSurface | None = None
+) -> SurfaceSamples:
     """Evenly spaced in cumulated area, so that every face of 1/n of the area or more is met; random only within a face
-    (the same in every run)."""
+    (the same in every run). `surface`: the mesh, packed already."""
     total = np.cumsum(areas)
     if not (len(total) and total[-1] > 0):
         nothing = np.zeros((0, 3), np.float32)
@@ -48,7 +50,7 @@ def sample_surface(mesh: TexturedMesh, areas: Float64[np.ndarray, " f"]) -> Surf
     bary = np.random.default_rng(0).random((NUM_SAMPLES, 2)).astype(np.float32)
     bary = np.where(bary.sum(axis=1, keepdims=True) > 1, 1 - bary, bary)
     points = Fragments(face=face[None, None], bary=bary[None, None], depth=np.zeros((1, 1, NUM_SAMPLES), np.float32))
-    color = surface_color(mesh, points)[0, 0]
+    color = surface_color(surface or mesh, points)[0, 0]
     return SurfaceSamples(face=face, bary=bary, linear=color[:, :3], opaque=color[:, 3] > 0)
 
 

@@ -63,7 +63,7 @@ def bake_uv(
     if not seen.all():
         place_unseen(values, known, np.flatnonzero(~seen), surface, uv_mesh)
     values = dilate(values, known)
-    position, normal = interpolate_geometry(centre, uv_mesh, rasterizer)
+    position, normal = interpolate_geometry(centre, uv_mesh)
     return UvMaps(
         rgb=encode_srgb8(np.ascontiguousarray(values[..., :3])),
         mask=centre.face[0] >= 0,
@@ -133,7 +133,7 @@ def bake_geometry(
 ]:
     """Position, unit normal and mask at texel centres."""
     fragments = rasterize_layout(uv_mesh, resolution, rasterizer)
-    position, normal = interpolate_geometry(fragments, uv_mesh, rasterizer)
+    position, normal = interpolate_geometry(fragments, uv_mesh)
     return position[0], normal[0], fragments.face[0] >= 0
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
 from geometry.cameras import project
-from geometry.kernels.raster import coverage_rows, normalise_rows
+from geometry.kernels.average import coverage_rows
+from geometry.kernels.interpolate import surface_rows
 from geometry.mesh import unit_normals
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import (
@@ -92,7 +93,7 @@ def render_views(
     surface = surface or pack_surface(mesh)
     sight = sight or see(mesh, surface, cameras, cfg, rasterizer)
     mask = sight.centres.face >= 0
-    position, normal = interpolate_geometry(sight.centres, mesh, rasterizer)
+    position, normal = interpolate_geometry(sight.centres, mesh)
     coverage = np.empty(mask.shape, np.uint8)
     rgb = view_colors(surface, project(mesh.vertices, cameras.world_to_clip), sight, cfg, rasterizer, coverage)
     return Views(
@@ -120,7 +121,8 @@ def view_colors(
             coverage[:] = np.where(mask, np.uint8(255), np.uint8(0))
         return surface_color(surface, sight.centres, clip)[..., :3]
     rgb = np.empty((*mask.shape, 3), np.float32)
-    size = cfg.resolution * cfg.supersample
+    size, samples_each = cfg.resolution * cfg.supersample, cfg.supersample**2
+    shares = ((np.arange(samples_each + 1) * 510 + samples_each) // (2 * samples_each)).astype(np.uint8)
     for view in range(len(clip)):  # one at a time: samples take cfg.supersample^2 times the memory
         corners, centre = clip[view : view + 1], one_image(sight.centres, view)
         if surface.has_holes():
@@ -132,9 +134,9 @@ def view_colors(
         else:
             known = sight.samples
             sides = rasterizer.sides(corners, surface.faces, size, size) if known is None else known[view : view + 1]
-            rgb[view] = pixel_color(surface, centre, sides, corners)[0]
+            pixel_color(surface, centre, sides, corners, rgb[view : view + 1])
         if coverage is not None:
-            coverage_rows(sides[0], mask[view], cfg.supersample, coverage[view])
+            coverage_rows(sides[0], mask[view], cfg.supersample, shares, coverage[view])
     return rgb
 
 
@@ -178,7 +180,10 @@ def wear(
     opacity: UInt8[np.ndarray, "height width"] | None = None,
 ) -> TexturedMesh:
     """An unwrapped mesh with one texture: opaque, or cut out where its opacity is below one half."""
-    alpha = np.full(rgb.shape[:2], 255, np.uint8) if opacity is None else opacity
+    image = np.full((*rgb.shape[:2], 4), 255, np.uint8)
+    image[..., :3] = rgb
+    if opacity is not None:
+        image[..., 3] = opacity
     return TexturedMesh(
         vertices=uv_mesh.vertices,
         normals=uv_mesh.normals,
@@ -188,7 +193,7 @@ def wear(
         face_material=np.zeros(len(uv_mesh.faces), np.int32),
         face_has_uv=np.ones(len(uv_mesh.faces), bool),
         materials=(Material(texture=0, alpha_mode=AlphaMode.OPAQUE if opacity is None else AlphaMode.MASK),),
-        textures=(Texture(image=np.dstack([rgb, alpha]), wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
+        textures=(Texture(image=image, wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
     )
 
 
@@ -202,19 +207,21 @@ def render_geometry(
     """Position, unit normal and mask at pixel centres of a mesh whose every face is opaque."""
     clip = project(mesh.vertices, cameras.world_to_clip)
     fragments = rasterizer.rasterize(clip, mesh.faces, resolution, resolution)
-    position, normal = interpolate_geometry(fragments, mesh, rasterizer)
+    position, normal = interpolate_geometry(fragments, mesh)
     return position, normal, fragments.face >= 0
 
 
 def interpolate_geometry(
-    fragments: Fragments, mesh: TexturedMesh | UvMesh, rasterizer: Rasterizer
+    fragments: Fragments, mesh: TexturedMesh | UvMesh
 ) -> tuple[Float32[np.ndarray, "images height width 3"], Float32[np.ndarray, "images height width 3"]]:
     """Position and unit normal at every fragment, 0 elsewhere. Where vertex normals cancel out: the face's own."""
-    position = rasterizer.interpolate(fragments, mesh.faces, mesh.vertices)
-    normal = rasterizer.interpolate(fragments, mesh.faces, mesh.normals)
+    position, normal = np.empty((2, *fragments.face.shape, 3), np.float32)
     lost = np.empty(fragments.face.shape, bool)
-    normalise_rows(normal.reshape(-1, 3), SHORTEST_NORMAL, lost.reshape(-1))
-    lost &= fragments.face >= 0
+    for image in range(len(lost)):
+        surface_rows(
+            fragments.face[image], fragments.bary[image], mesh.faces, mesh.vertices, mesh.normals, SHORTEST_NORMAL,
+            position[image], normal[image], lost[image],
+        )  # fmt: skip
     if lost.any():
         normal[lost] = unit_normals(mesh.vertices[mesh.faces[fragments.face[lost]]])
     return position, normal
