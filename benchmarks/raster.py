@@ -65,7 +65,7 @@ def one_sample(case: Case) -> None:
         RASTERIZER.rasterize(clip, case.mesh.faces, 512, 512),
         rasterize_layout(case.uv_mesh, 1024, RASTERIZER),
     ):
-        interpolate_geometry(fragments, case.mesh, RASTERIZER)
+        interpolate_geometry(fragments, case.mesh)
         surface_color(surface, fragments)
 
 

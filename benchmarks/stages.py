@@ -29,7 +29,7 @@ from schemas.sample import TextureSample
 STAGES = {
     "load": ("load_asset", "normalise"),
     "measure": ("measure", "measure_views", "measure_map"),
-    "views": ("render_views",),
+    "views": ("see", "render_views"),
     "unwrap": ("unwrap",),
     "bake": ("bake_uv",),
     "round trip": ("round_trip",),

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from numba import njit
 
+from geometry.kernels.jit import BORROWING
+
 MIP_SCALE = 65535.0
 """Linear light and alpha of mip levels are stored as 16-bit fractions: 1/40 of the smallest 8-bit sRGB step."""
 
@@ -17,29 +19,66 @@ def mip_levels(
     """Linear RGBA at half the size and half of that down to one texel. Every texel is the mean over its own area of the
     level above, colours weighted by alpha where asked for: what is cut out then has no say in the colour."""
     levels: list[UInt16[np.ndarray, "_ _ 4"]] = []
-    if max(image.shape[:2]) == 1:
-        return levels
-    level = halve(image, decode, True, alpha_weighted)
-    while True:
-        levels.append((level * np.float32(MIP_SCALE) + np.float32(0.5)).astype(np.uint16))
-        if max(level.shape[:2]) == 1:
-            return levels
-        level = halve(level, decode, False, alpha_weighted)
+    level, from_bytes = image, True
+    while max(level.shape[:2]) > 1:
+        height, width = level.shape[:2]
+        rows, columns = max(height // 2, 1), max(width // 2, 1)
+        coarse = np.empty((rows, columns, 4), np.float32)
+        # In a quarter whose texels count alike, by a power of two, weights cancel out to the bit.
+        alike = height == 2 * rows and width == 2 * columns and (rows * columns).bit_count() == 1
+        (quarter if alike and not alpha_weighted else halve)(level, decode, from_bytes, alpha_weighted, coarse)
+        levels.append(np.empty(coarse.shape, np.uint16))
+        to_fractions(coarse, levels[-1])
+        level, from_bytes = coarse, False
+    return levels
 
 
-@njit(nogil=True, cache=True)
+@njit(forceinline=True, **BORROWING)
 def overlap(coarse: int, fine: int, num_coarse: int, num_fine: int) -> int:
     """Length that a coarse and a fine texel share, in units of 1 / (num_coarse num_fine) of the image."""
     return min((coarse + 1) * num_fine, (fine + 1) * num_coarse) - max(coarse * num_fine, fine * num_coarse)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def halve(fine: np.ndarray, decode: np.ndarray, from_bytes: bool, alpha_weighted: bool) -> np.ndarray:
-    """Half the size (rounded down, 1 at least): [h, w, 4] of bytes (sRGB, alpha linear) or linear light -> linear
-    light. Of an odd size every coarse texel covers a little more than two fine ones, which count by their overlap."""
-    height, width = fine.shape[:2]
-    rows, columns = max(height // 2, 1), max(width // 2, 1)
-    coarse = np.empty((rows, columns, 4), np.float32)
+@njit(**BORROWING)
+def to_fractions(level: np.ndarray, out: np.ndarray) -> None:
+    """Linear light [h, w, 4] to 16-bit fractions [h, w, 4], rounded."""
+    for row in range(level.shape[0]):
+        for column in range(level.shape[1]):
+            for channel in range(4):
+                out[row, column, channel] = np.uint16(
+                    np.int32(level[row, column, channel] * np.float32(MIP_SCALE) + np.float32(0.5))
+                )
+
+
+@njit(**BORROWING)
+def quarter(fine: np.ndarray, decode: np.ndarray, from_bytes: bool, alpha_weighted: bool, coarse: np.ndarray) -> None:
+    """`halve` for sizes that are powers of two, without weights."""
+    scale, alpha_scale = np.float32(0.25), np.float32(1.0 / 255.0 if from_bytes else 1.0)
+    for row in range(coarse.shape[0]):
+        y = 2 * row
+        for column in range(coarse.shape[1]):
+            x = 2 * column
+            for channel in range(3):
+                if from_bytes:
+                    total = decode[np.uint8(fine[y, x, channel])] + decode[np.uint8(fine[y, x + 1, channel])]
+                    total += decode[np.uint8(fine[y + 1, x, channel])]
+                    total += decode[np.uint8(fine[y + 1, x + 1, channel])]
+                else:
+                    total = np.float32(fine[y, x, channel]) + np.float32(fine[y, x + 1, channel])
+                    total += np.float32(fine[y + 1, x, channel])
+                    total += np.float32(fine[y + 1, x + 1, channel])
+                coarse[row, column, channel] = total * scale
+            alpha = np.float32(fine[y, x, 3]) * alpha_scale + np.float32(fine[y, x + 1, 3]) * alpha_scale
+            alpha += np.float32(fine[y + 1, x, 3]) * alpha_scale
+            alpha += np.float32(fine[y + 1, x + 1, 3]) * alpha_scale
+            coarse[row, column, 3] = alpha * scale
+
+
+@njit(**BORROWING)
+def halve(fine: np.ndarray, decode: np.ndarray, from_bytes: bool, alpha_weighted: bool, coarse: np.ndarray) -> None:
+    """Half the size (rounded down, 1 at least): [h, w, 4] of bytes (sRGB, alpha linear) or linear light ->
+    coarse [h / 2, w / 2, 4], linear light. Of an odd size every coarse texel covers a little more than two fine ones, which count by their overlap."""
+    height, width, rows, columns = fine.shape[0], fine.shape[1], coarse.shape[0], coarse.shape[1]
     alpha_scale = np.float32(1.0 / 255.0 if from_bytes else 1.0)
     for row in range(rows):
         top, bottom = row * height // rows, ((row + 1) * height + rows - 1) // rows
@@ -72,4 +111,3 @@ def halve(fine: np.ndarray, decode: np.ndarray, from_bytes: bool, alpha_weighted
                 weighted = False
             coarse[row, column, 0], coarse[row, column, 1] = red / weights, green / weights
             coarse[row, column, 2], coarse[row, column, 3] = blue / weights, alpha / total
-    return coarse

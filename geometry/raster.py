@@ -35,6 +35,17 @@ class Rasterizer(Protocol):
         whose `behind.depth` is +inf get nothing."""
         ...
 
+    def sides(
+        self,
+        clip: Float32[np.ndarray, "images vertices 4"],
+        faces: Int32[np.ndarray, "faces 3"],
+        height: int,
+        width: int,
+    ) -> Int32[np.ndarray, "images height width"]:
+        """The front faces alone, as 2 x face, plus 1 where its corners run clockwise in clip space as drawn (y up), -1
+        where nothing is: all that it takes to work out the rest of a fragment later."""
+        ...
+
     def interpolate(
         self,
         fragments: Fragments,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from geometry.kernels.raster import interpolate_rows, rasterize_rows, snap_vertices
+from geometry.kernels.interpolate import interpolate_rows
+from geometry.kernels.raster import rasterize_rows, resolve_rows, snap_vertices
 from geometry.raster import Fragments
 
 
@@ -27,27 +28,54 @@ class CpuRasterizer:
     ) -> Fragments:
         """Coverage has 8 subpixel bits and the top-left rule; on equal depth the lowest face wins; faces are cut at the
         near plane (z >= -w) and those with a non-finite vertex are dropped. Both sides of a face are drawn."""
+        depth = np.empty((len(clip), height, width), np.float32)
+        side = self._draw(clip, faces, depth, behind)
+        bary = np.empty((*side.shape, 2), np.float32)
+
+        def resolve(image: int, first: int, last: int) -> None:
+            resolve_rows(side[image], clip[image], faces, first, last, side[image], bary[image], depth[image])
+
+        self._run(resolve, len(clip), height)
+        return Fragments(face=side, bary=bary, depth=depth)
+
+    def sides(
+        self,
+        clip: Float32[np.ndarray, "images vertices 4"],
+        faces: Int32[np.ndarray, "faces 3"],
+        height: int,
+        width: int,
+    ) -> Int32[np.ndarray, "images height width"]:
+        """What `rasterize` finds in front, without weights and depth."""
+        return self._draw(clip, faces, np.empty((len(clip), height, width), np.float32), None)
+
+    def _draw(
+        self,
+        clip: Float32[np.ndarray, "images vertices 4"],
+        faces: Int32[np.ndarray, "faces 3"],
+        near: Float32[np.ndarray, "images height width"],
+        behind: Fragments | None,
+    ) -> Int32[np.ndarray, "images height width"]:
+        """Return the sides in front; `near` is overwritten."""
         images, vertices = clip.shape[:2]
         check_indices(faces, vertices)
-        face = np.empty((images, height, width), np.int32)
-        bary = np.empty((images, height, width, 2), np.float32)
-        depth = np.empty((images, height, width), np.float32)
+        side = np.empty(near.shape, np.int32)
         snapped = np.empty((images, vertices, 2), np.int32)
         outcode = np.empty((images, vertices), np.uint8)
-        hidden = behind if behind is not None else Fragments(face=face, bary=bary, depth=depth)
+        height, width = near.shape[1:]
+        hidden_face, hidden_depth = (side, near) if behind is None else (behind.face, behind.depth)
 
         def project(image: int, first: int, last: int) -> None:
             snap_vertices(clip[image], height, width, snapped[image], outcode[image], first, last)
 
         def draw(image: int, first: int, last: int) -> None:
             rasterize_rows(
-                clip[image], faces, snapped[image], outcode[image], first, last, face[image], bary[image], depth[image],
-                behind is not None, hidden.face[image], hidden.depth[image],
+                clip[image], faces, snapped[image], outcode[image], first, last, side[image], near[image],
+                behind is not None, hidden_face[image], hidden_depth[image],
             )  # fmt: skip
 
         self._run(project, images, vertices)
         self._run(draw, images, height)
-        return Fragments(face=face, bary=bary, depth=depth)
+        return side
 
     def interpolate(
         self,

@@ -77,6 +77,18 @@ class CudaRasterizer:
                     _copy(layer, found, out, batch)
         return out
 
+    def sides(
+        self,
+        clip: Float32[np.ndarray, "images vertices 4"],
+        faces: Int32[np.ndarray, "faces 3"],
+        height: int,
+        width: int,
+    ) -> Int32[np.ndarray, "images height width"]:
+        face = self.rasterize(clip, faces, height, width).face
+        turned = np.stack([runs_clockwise(corners, faces) for corners in clip])
+        images = np.arange(len(face))[:, None, None]
+        return np.where(face < 0, np.int32(-1), 2 * face + turned[images, face])
+
     def interpolate(
         self,
         fragments: Fragments,
@@ -102,6 +114,14 @@ def drawing_order(
     if len(order) > MAX_FACES:
         raise UserError(f"{len(order)} faces are more than nvdiffrast's {MAX_FACES}; use the rasteriser `cpu`")
     return order
+
+
+def runs_clockwise(
+    clip: Float32[np.ndarray, "vertices 4"], faces: Int32[np.ndarray, "faces 3"]
+) -> Int32[np.ndarray, " faces"]:
+    """1 for each face whose corners run clockwise in the image, y up; 0 for the others."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return (np.linalg.det(clip.astype(np.float64)[:, [0, 1, 3]][faces]) < 0).astype(np.int32)
 
 
 def batches(images: int, faces: int, pixels: int) -> Iterator[slice]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8, UInt16
 
-from geometry.kernels.average import average_rows, encode_rows
+from geometry.kernels.average import average_rows, encode_pixels, encode_rows
 from geometry.kernels.color import color_rows, pixel_rows
 from geometry.kernels.footprint import FRAME_SIZE
 from geometry.kernels.texel import texel_rows
@@ -46,6 +46,14 @@ def encode_srgb8(linear: Float32[np.ndarray, "*n channels"]) -> UInt8[np.ndarray
     out = np.empty(flat.shape, np.uint8)
     encode_rows(flat, SRGB_STEPS, SRGB_GUESS, out)
     return out.reshape(linear.shape)
+
+
+def encode_pixels8(linear: Float32[np.ndarray, "*n 3"], mask: Bool[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n 3"]:
+    """`encode_srgb8` in the mask, black elsewhere."""
+    out = np.empty(linear.shape, np.uint8)
+    flat = np.ascontiguousarray(linear).reshape(-1, 3)
+    encode_pixels(flat, mask.reshape(-1), SRGB_STEPS, SRGB_GUESS, out.reshape(-1, 3))
+    return out
 
 
 class PackedSurface(NamedTuple):
@@ -170,19 +178,19 @@ def surface_color(
 def pixel_color(
     surface: PackedSurface,
     centres: Fragments,
-    samples: Fragments,
+    samples: Int32[np.ndarray, "images height_s width_s"],
     clip: Float32[np.ndarray, "images vertices 4"],
-) -> Float32[np.ndarray, "images height width 3"]:
-    """Linear RGB of the pixels of views: mean of the covered ones among their samples, which form a multiple of the
-    views; the centre's where there are none. For surfaces without holes: what is cut out would count as covered."""
-    rgb = np.empty((*centres.face.shape, 3), np.float32)
-    s = samples.face.shape[1] // rgb.shape[1]
+    rgb: Float32[np.ndarray, "images height width 3"],
+) -> None:
+    """Write the linear RGB of the pixels of views to `rgb`: mean of the covered ones among their samples (`Rasterizer.sides`), which form
+    a multiple of the views; the centre's where there are none. For surfaces without holes: what is cut out would count
+    as covered."""
+    s = samples.shape[1] // rgb.shape[1]
     for image in range(len(rgb)):
         pixel_rows(
-            surface, centres.face[image], centres.bary[image], samples.face[image], samples.bary[image], clip[image], s,
-            np.zeros(FRAME_SIZE), rgb[image],
+            surface, centres.face[image], centres.bary[image], samples[image], clip[image], s, np.zeros(FRAME_SIZE),
+            rgb[image],
         )  # fmt: skip
-    return rgb
 
 
 def texel_color(
@@ -190,7 +198,7 @@ def texel_color(
     clip: Float32[np.ndarray, "n 4"],
     faces: Int32[np.ndarray, "f 3"],
     centre: Fragments,
-    samples: Fragments,
+    samples: Int32[np.ndarray, "1 height_s width_s"],
 ) -> tuple[Float32[np.ndarray, "height width channels"], Bool[np.ndarray, "height width"], Bool[np.ndarray, " f"]]:
     """Linear RGB of the texels of a map, and in a fourth channel, where the surface has holes, their opacity: alpha
     shifted so that the cut lies at one half.
@@ -199,7 +207,7 @@ def texel_color(
         surface: what is laid out
         clip: corners of the layout, with `faces` the corners of each of the surface's faces
         centre: the layout at texel centres, one image
-        samples: the same at a multiple of its size
+        samples: the sides that it shows (`Rasterizer.sides`) at a multiple of that size
 
     Returns:
         values; texels with anything to go by; faces that were met
@@ -208,8 +216,8 @@ def texel_color(
     out = np.empty((height, width, 4 if surface.has_holes() else 3), np.float32)
     known, seen = np.empty((height, width), bool), np.zeros(len(faces), bool)
     texel_rows(
-        surface, centre.face[0], centre.bary[0], samples.face[0], samples.bary[0], samples.face.shape[1] // height,
-        clip, faces, np.zeros(FRAME_SIZE), out, known, seen,
+        surface, centre.face[0], centre.bary[0], samples[0], samples.shape[1] // height, clip, faces,
+        np.zeros(FRAME_SIZE), out, known, seen,
     )  # fmt: skip
     return out, known, seen
 

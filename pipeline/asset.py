@@ -10,7 +10,7 @@ from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster import Rasterizer
 from geometry.raster_cpu import CpuRasterizer
 from geometry.raster_cuda import CudaRasterizer
-from geometry.texture import pack_surface
+from geometry.texture import PackedSurface, pack_surface
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.blender.host import convert
 from pipeline.config import BuildConfig
@@ -22,7 +22,7 @@ from pipeline.mesh_io.preflight import AssetFacts
 from pipeline.mesh_io.side_files import asset_sha256
 from pipeline.render.lit import light_views
 from pipeline.render.uv_maps import bake_uv, round_trip
-from pipeline.render.views import render_views
+from pipeline.render.views import render_views, see
 from pipeline.seqtex_layouts.layout import JPEG
 from pipeline.seqtex_layouts.renders import read_renders, wear_jpeg
 from pipeline.unwrap.unwrap import unwrap
@@ -64,11 +64,12 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
         loaded = wear_jpeg(loaded, path.with_name(JPEG), cfg.preflight)
     if isinstance(loaded, Rejected):
         return Processed(result=loaded, measurements=measurements)
-    measurements = measure(loaded, facts)
+    surface = pack_surface(loaded)
+    measurements = measure(loaded, facts, surface)
     if rejected := _rejected(measurements, cfg):
         return Processed(result=rejected, measurements=measurements)
     mesh, frame = normalise(loaded)
-    return _make_sample(ref, mesh, frame, measurements, cfg)
+    return _make_sample(ref, mesh, surface, frame, measurements, cfg)
 
 
 def _rejected(measurements: Measurements, cfg: BuildConfig) -> Rejected | None:
@@ -119,13 +120,18 @@ def _from_renders(ref: MeshRef, cfg: BuildConfig) -> Processed:
 
 
 def _make_sample(
-    ref: MeshRef, mesh: TexturedMesh, frame: Frame, measurements: Measurements, cfg: BuildConfig
+    ref: MeshRef,
+    mesh: TexturedMesh,
+    surface: PackedSurface,
+    frame: Frame,
+    measurements: Measurements,
+    cfg: BuildConfig,
 ) -> Processed:
     """Views of a mesh that was found fit, and its UV maps where they can be had."""
     rasterizer: Rasterizer = CpuRasterizer() if cfg.rasterizer == "cpu" else CudaRasterizer()
     cameras = rig_cameras(cfg.rig, *bounding_box(mesh.vertices, mesh.faces), seed=seed_of(ref.uid))
-    surface = pack_surface(mesh)
-    views = render_views(mesh, cameras, cfg.views, rasterizer, surface)
+    sight = see(mesh, surface, cameras, cfg.views, rasterizer)
+    views = render_views(mesh, cameras, cfg.views, rasterizer, surface, sight)
     measurements = measure_views(measurements, views, cameras)
     if rejected := _rejected(measurements, cfg) or _blank(views):
         return Processed(result=rejected, measurements=measurements)
@@ -136,7 +142,7 @@ def _make_sample(
         mv_only = replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}")
     else:
         baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer, surface)
-        proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer)
+        proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer, sight)
         measurements = replace(
             measure_map(measurements, unwrapped, baked),
             round_trip_psnr=proof.psnr_db,

@@ -27,18 +27,43 @@ def average_rows(color: np.ndarray, covered: np.ndarray, s: int, rgb: np.ndarray
             any_covered[row, column] = count > 0
 
 
+@njit(forceinline=True, **BORROWING)
+def encode(value: float, steps: np.ndarray, guess: np.ndarray) -> int:
+    """Linear light to the 8-bit sRGB level whose interval of `steps` holds it. There is one step at most between two
+    entries of `guess`."""
+    if not value > 0.0:
+        return np.uint8(0)
+    if value >= 1.0:
+        return np.uint8(255)
+    level = guess[np.int64(value * np.float32(4096.0))]
+    return np.uint8(level + (level < 255 and value >= steps[min(level, 254)]))
+
+
 @njit(**BORROWING)
 def encode_rows(linear: np.ndarray, steps: np.ndarray, guess: np.ndarray, out: np.ndarray) -> None:
-    """Linear light [n] to the 8-bit sRGB level [n] whose interval of `steps` holds it."""
+    """Linear light [n] to 8-bit sRGB [n]."""
     for i in range(linear.shape[0]):
-        value = linear[i]
-        if not value > 0.0:
-            out[i] = 0
-            continue
-        if value >= 1.0:
-            out[i] = 255
-            continue
-        level = np.int64(guess[np.int64(value * np.float32(4096.0))])
-        while level < 255 and value >= steps[level]:
-            level += 1
-        out[i] = level
+        out[i] = encode(linear[i], steps, guess)
+
+
+@njit(**BORROWING)
+def encode_pixels(linear: np.ndarray, mask: np.ndarray, steps: np.ndarray, guess: np.ndarray, out: np.ndarray) -> None:
+    """Linear light [n, 3] in the mask [n] to 8-bit sRGB [n, 3]; 0 elsewhere."""
+    for i in range(mask.shape[0]):
+        for channel in range(3):
+            out[i, channel] = encode(linear[i, channel], steps, guess) if mask[i] else np.uint8(0)
+
+
+@njit(**BORROWING)
+def coverage_rows(face: np.ndarray, centre: np.ndarray, s: int, shares: np.ndarray, out: np.ndarray) -> None:
+    """Share of covered ones among the s x s samples of each pixel, 0..255: face [h s, w s] -> out [h, w]; shares [s s + 1] are what
+    numbers of covered ones amount to. A pixel whose
+    centre [h, w] is covered, but none of its samples, counts one."""
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            count = 1 if centre[row, column] else 0
+            covered = 0
+            for y in range(row * s, row * s + s):
+                for x in range(column * s, column * s + s):
+                    covered += face[y, x] >= 0
+            out[row, column] = shares[max(count, covered)]

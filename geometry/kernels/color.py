@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.kernels.footprint import fill_frame, slopes
+from geometry.kernels.footprint import fill_frame, framed_uv, framed_weights, slopes
 from geometry.kernels.jit import BORROWING
 from geometry.kernels.texture import area_mean
 
@@ -29,7 +29,7 @@ def face_uv(surface: Any, f: int, b0: float, b1: float) -> tuple[float, float]:
     )
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def frame_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, frame: np.ndarray) -> None:
     """`fill_frame` for face `f` of a surface whose corners lie at `clip`."""
     i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
@@ -66,10 +66,12 @@ def face_color(
         blue *= b0 * colors[i, 2] + b1 * colors[j, 2] + b2 * colors[k, 2]
         alpha *= b0 * colors[i, 3] + b1 * colors[j, 3] + b2 * colors[k, 3]
     if has_texture(surface, f):
-        u, v = face_uv(surface, f, b0, b1)
         ux, vx, uy, vy = 0.0, 0.0, 0.0, 0.0
         if step_x > 0.0:
+            u, v = framed_uv(frame, b0, b1)
             ux, vx, uy, vy = slopes(frame, ndc_x, ndc_y, u, v)
+        else:
+            u, v = face_uv(surface, f, b0, b1)
         t_red, t_green, t_blue, t_alpha = area_mean(
             u, v, ux * step_x, vx * step_x, uy * step_y, vy * step_y,
             surface.texels, surface.mips, surface.levels, surface.samplers, surface.material_sampler[material],
@@ -123,13 +125,13 @@ def color_rows(
 
 @njit(**BORROWING)
 def pixel_rows(
-    surface: Any, centre_face: np.ndarray, centre_bary: np.ndarray, face: np.ndarray, bary: np.ndarray,
-    clip: np.ndarray, s: int, frame: np.ndarray, out: np.ndarray,
+    surface: Any, centre_face: np.ndarray, centre_bary: np.ndarray, side: np.ndarray, clip: np.ndarray, s: int,
+    frame: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
     """Linear RGB of the pixels of a view that looks through nothing, mean of the covered ones among s x s samples, each
     over its own footprint; where none is, the colour at the centre over the whole pixel.
 
-    centre_face [h, w], centre_bary [h, w, 2]; face [h s, w s], bary [h s, w s, 2]; clip [v, 4] -> out [h, w, 3]."""
+    centre_face [h, w], centre_bary [h, w, 2]; side [h s, w s]; clip [v, 4] -> out [h, w, 3]."""
     height, width = centre_face.shape
     step_x, step_y = 2.0 / (width * s), 2.0 / (height * s)
     framed = -1
@@ -138,16 +140,15 @@ def pixel_rows(
             red, green, blue, count = 0.0, 0.0, 0.0, 0
             for y in range(row * s, row * s + s):
                 for x in range(column * s, column * s + s):
-                    f = face[y, x]
-                    if f < 0:
+                    if side[y, x] < 0:
                         continue
+                    f = side[y, x] >> 1
                     if f != framed:
                         frame_of(surface, f, clip, surface.faces, frame)
                         framed = f
-                    r, g, b, _ = face_color(
-                        surface, f, bary[y, x, 0], bary[y, x, 1], frame,
-                        (x + 0.5) * step_x - 1.0, (y + 0.5) * step_y - 1.0, step_x, step_y, VIEW_TEXELS,
-                    )  # fmt: skip
+                    ndc_x, ndc_y = (x + 0.5) * step_x - 1.0, (y + 0.5) * step_y - 1.0
+                    b0, b1 = framed_weights(frame, side[y, x] & 1, ndc_x, ndc_y)
+                    r, g, b, _ = face_color(surface, f, b0, b1, frame, ndc_x, ndc_y, step_x, step_y, VIEW_TEXELS)
                     red, green, blue, count = red + r, green + g, blue + b, count + 1
             if count == 0 and centre_face[row, column] >= 0:
                 f, framed, count = centre_face[row, column], centre_face[row, column], 1

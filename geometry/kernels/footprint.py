@@ -7,12 +7,13 @@ import numpy as np
 from numba import njit
 
 from geometry.kernels.jit import BORROWING
+from geometry.kernels.weights import clamped_weights
 
-FRAME_SIZE = 15
+FRAME_SIZE = 28
 """Numbers that `fill_frame` keeps of a face."""
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def fill_frame(
     clip: np.ndarray, i: int, j: int, k: int, u0: float, v0: float, u1: float, v1: float, u2: float, v2: float,
     frame: np.ndarray,
@@ -21,7 +22,7 @@ def fill_frame(
     device coordinates, the weight of corner i is W_i / sum W and u = sum W_i u_i / sum W.
 
     frame: x and y slopes and constant of sum W; (u0, v0); slopes of sum W_i (u_i - u0), of sum W_i (v_i - v0); x and y
-    slopes of each W_i.
+    slopes of each W_i; (x, y, w) of each corner; (u1, v1, u2, v2).
     """
     x0, y0, w0 = np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 3])
     x1, y1, w1 = np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 3])
@@ -36,6 +37,32 @@ def fill_frame(
     frame[6] = frame[12] * (u1 - u0) + frame[14] * (u2 - u0)
     frame[7] = frame[11] * (v1 - v0) + frame[13] * (v2 - v0)
     frame[8] = frame[12] * (v1 - v0) + frame[14] * (v2 - v0)
+    frame[15], frame[16], frame[17] = x0, y0, w0
+    frame[18], frame[19], frame[20] = x1, y1, w1
+    frame[21], frame[22], frame[23] = x2, y2, w2
+    frame[24], frame[25], frame[26], frame[27] = u1, v1, u2, v2
+
+
+@njit(forceinline=True, **BORROWING)
+def framed_weights(frame: np.ndarray, turned: int, ndc_x: float, ndc_y: float) -> tuple[float, float]:
+    """`side_weights` of the face that `frame` describes; `turned`: 1 where its corners run clockwise."""
+    weight0, weight1, weight2 = clamped_weights(
+        frame[15], frame[16], frame[17], frame[18], frame[19], frame[20], frame[21], frame[22], frame[23],
+        ndc_x, ndc_y, 1.0 - 2.0 * turned,
+    )  # fmt: skip
+    scale = 1.0 / (weight0 + weight1 + weight2)
+    return np.float32(weight0 * scale), np.float32(weight1 * scale)
+
+
+@njit(forceinline=True, **BORROWING)
+def framed_uv(frame: np.ndarray, b0: float, b1: float) -> tuple[float, float]:
+    """`face_uv` of the face that `frame` describes."""
+    weight0, weight1 = np.float64(b0), np.float64(b1)
+    weight2 = np.float64(np.float32(1.0) - b0 - b1)
+    return (
+        weight0 * frame[3] + weight1 * frame[24] + weight2 * frame[26],
+        weight0 * frame[4] + weight1 * frame[25] + weight2 * frame[27],
+    )
 
 
 @njit(forceinline=True, **BORROWING)
@@ -50,7 +77,7 @@ def slopes(frame: np.ndarray, ndc_x: float, ndc_y: float, u: float, v: float) ->
     )  # fmt: skip
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def inside_span(frame: np.ndarray, axis: int, b0: float, b1: float, length: float) -> tuple[float, float]:
     """The part of a line of this length, along x (0) or y (1) and centred on a point of a face, that stays on the face:
     its two ends. For faces of a flat layout (w = 1), whose weights are linear."""

@@ -6,6 +6,8 @@
 import numpy as np
 from numba import njit
 
+from geometry.kernels.jit import BORROWING
+
 SUBTEXEL = 256
 """Fixed-point steps per texel (8 bits)."""
 COVERED, AGAIN, POSITIVE, NEGATIVE = 1, 2, 4, 8
@@ -180,3 +182,65 @@ def sum_gradients(rgb: np.ndarray, mask: np.ndarray) -> tuple[float, int]:
             total += np.sqrt(np.float64(right - left) ** 2 + np.float64(below - above) ** 2)
             count += 1
     return total, count
+
+
+@njit(nogil=True, cache=True)
+def sum_differences(image: np.ndarray, truth: np.ndarray, mask: np.ndarray, off: int) -> tuple[int, int, int]:
+    """Sum of the squared differences of 8-bit pixels [n, 3] in the mask [n], number of pixels of which a channel differs
+    by more than `off`, number of pixels."""
+    squares, differ, pixels = 0, 0, 0
+    for pixel in range(mask.shape[0]):
+        if not mask[pixel]:
+            continue
+        pixels += 1
+        red = np.int64(image[pixel, 0]) - np.int64(truth[pixel, 0])
+        green = np.int64(image[pixel, 1]) - np.int64(truth[pixel, 1])
+        blue = np.int64(image[pixel, 2]) - np.int64(truth[pixel, 2])
+        squares += red * red + green * green + blue * blue
+        differ += max(abs(red), abs(green), abs(blue)) > off
+    return squares, differ, pixels
+
+
+@njit(**BORROWING)
+def count_sheet_pixels(
+    position: np.ndarray, normal: np.ndarray, mask: np.ndarray, other_position: np.ndarray, other_mask: np.ndarray,
+    eye: np.ndarray, other_eye: np.ndarray, to_clip: np.ndarray, stride: int, thickness: float, reach: float,
+) -> tuple[int, int]:  # fmt: skip
+    """Number of every `stride`-th pixels of a view whose place the other view sees, too, from the surface's other side,
+    and number of all of them in the mask.
+
+    position and normal [h, w, 3], mask [h, w]; eye [4]: where rays go, as a place (last number 1) or direction (0);
+    to_clip [4, 4]: into the other view, float64."""
+    height, width = mask.shape
+    same, total = 0, 0
+    for row in range(0, height, stride):
+        for column in range(0, width, stride):
+            if not mask[row, column]:
+                continue
+            total += 1
+            facing, other_facing = 0.0, 0.0
+            for axis in range(3):
+                place, slope = np.float64(position[row, column, axis]), np.float64(normal[row, column, axis])
+                facing += (eye[axis] - eye[3] * place) * slope
+                other_facing += (other_eye[axis] - other_eye[3] * place) * slope
+            if not facing * other_facing < 0.0:
+                continue
+            x, y = np.float64(position[row, column, 0]), np.float64(position[row, column, 1])
+            z = np.float64(position[row, column, 2])
+            clip_x = np.float32(to_clip[0, 0] * x + to_clip[0, 1] * y + to_clip[0, 2] * z + to_clip[0, 3])
+            clip_y = np.float32(to_clip[1, 0] * x + to_clip[1, 1] * y + to_clip[1, 2] * z + to_clip[1, 3])
+            clip_w = np.float32(to_clip[3, 0] * x + to_clip[3, 1] * y + to_clip[3, 2] * z + to_clip[3, 3])
+            at_x = np.floor(np.float64((clip_x / clip_w + np.float32(1.0)) / np.float32(2.0)) * width)
+            at_y = np.floor(np.float64((clip_y / clip_w + np.float32(1.0)) / np.float32(2.0)) * height)
+            if not (at_x >= 0.0 and at_x < width and at_y >= 0.0 and at_y < height):
+                continue
+            there_row, there_column = np.int64(at_y), np.int64(at_x)
+            if not other_mask[there_row, there_column]:
+                continue
+            apart, furthest = np.float32(0.0), np.float32(0.0)
+            for axis in range(3):
+                step = other_position[there_row, there_column, axis] - position[row, column, axis]
+                apart += step * normal[row, column, axis]
+                furthest = max(furthest, abs(step))
+            same += abs(apart) < np.float32(thickness) and furthest < np.float32(reach)
+    return same, total

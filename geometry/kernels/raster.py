@@ -6,6 +6,9 @@
 import numpy as np
 from numba import njit
 
+from geometry.kernels.jit import BORROWING
+from geometry.kernels.weights import clamped_weights
+
 SUBPIXEL = 256
 """Fixed-point steps per pixel (8 bits)."""
 GUARD_PIXELS = 1 << 20
@@ -16,6 +19,12 @@ QUEUE = 1024
 """Triangles collected before they are drawn together: a call per triangle would cost more than drawing a small one."""
 MAX_CORNERS = 9
 """Of a triangle clipped by five planes (one more than can occur)."""
+FEW_PIXELS = 6
+"""In the box around a triangle for which setting up a plane would take longer than it saves."""
+FAR_NDC, FAR_NDEPTH = 16.0, 4.0
+"""Coordinates and depths of corners up to which the rounding errors of a plane stay below 1e-8 wherever it is used."""
+DEPTH_SLACK = 2e-6
+"""Depths that differ by more are told apart by planes; a float32 step at depth 4 is a quarter of it."""
 
 
 @njit(nogil=True, cache=True, forceinline=True)
@@ -74,19 +83,75 @@ def last_centre(a: int, b: int, c: int, last: int) -> int:
     return min((max(a, b, c) - 128) >> 8, last)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(forceinline=True, **BORROWING)
+def depth_at(
+    x0: float, y0: float, z0: float, w0: float, x1: float, y1: float, z1: float, w1: float,
+    x2: float, y2: float, z2: float, w2: float, ndc_x: float, ndc_y: float, sign: float,
+) -> float:  # fmt: skip
+    """z / w of a face under a pixel's centre, as float32."""
+    weight0, weight1, weight2 = clamped_weights(x0, y0, w0, x1, y1, w1, x2, y2, w2, ndc_x, ndc_y, sign)
+    return np.float32((weight0 * z0 + weight1 * z1 + weight2 * z2) / (weight0 * w0 + weight1 * w1 + weight2 * w2))
+
+
+@njit(**BORROWING)
+def exact_depth(clip: np.ndarray, faces: np.ndarray, side: int, ndc_x: float, ndc_y: float) -> float:
+    """`depth_at` for a side of a mesh."""
+    i, j, k = faces[side >> 1, 0], faces[side >> 1, 1], faces[side >> 1, 2]
+    return depth_at(
+        np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3]),
+        np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3]),
+        np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3]),
+        ndc_x, ndc_y, 1.0 - 2.0 * (side & 1),
+    )  # fmt: skip
+
+
+@njit(forceinline=True, **BORROWING)
+def depth_plane(
+    x0: float, y0: float, z0: float, w0: float, x1: float, y1: float, z1: float, w1: float,
+    x2: float, y2: float, z2: float, w2: float, ndc_x: float, ndc_y: float,
+) -> tuple[bool, float, float, float]:  # fmt: skip
+    """z / w of a face as a plane over the image: whether it is well conditioned, its value at (ndc_x, ndc_y), and its
+    slopes."""
+    if not (w0 > 0.0 and w1 > 0.0 and w2 > 0.0):
+        return False, 0.0, 0.0, 0.0
+    scale0, scale1, scale2 = 1.0 / w0, 1.0 / w1, 1.0 / w2
+    x0, y0, z0 = x0 * scale0, y0 * scale0, z0 * scale0
+    x1, y1, z1 = x1 * scale1 - x0, y1 * scale1 - y0, z1 * scale1 - z0
+    x2, y2, z2 = x2 * scale2 - x0, y2 * scale2 - y0, z2 * scale2 - z0
+    near = max(abs(x0), abs(y0), abs(x1), abs(y1), abs(x2), abs(y2)) < FAR_NDC
+    shallow = max(abs(z0), abs(z1), abs(z2)) < FAR_NDEPTH
+    scale = 1.0 / (x1 * y2 - x2 * y1)
+    slope_x, slope_y = (z1 * y2 - z2 * y1) * scale, (z2 * x1 - z1 * x2) * scale
+    return near and shallow, z0 + slope_x * (ndc_x - x0) + slope_y * (ndc_y - y0), slope_x, slope_y
+
+
+@njit(**BORROWING)
+def is_in_front(
+    clip: np.ndarray, faces: np.ndarray, side: int, other: int, ndc_x: float, ndc_y: float,
+    peel: bool, peel_face: int, peel_depth: float,
+) -> bool:  # fmt: skip
+    """Return whether a side hides the other one (-1: none) at a pixel, and lies behind the layer that is peeled off: on
+    equal depth the lower face is in front."""
+    depth = exact_depth(clip, faces, side, ndc_x, ndc_y)
+    nearest = np.float32(np.inf) if other < 0 else exact_depth(clip, faces, other, ndc_x, ndc_y)
+    if not (depth < nearest or (depth == nearest and side >> 1 < other >> 1)):
+        return False
+    return not peel or depth > peel_depth or (depth == peel_depth and side >> 1 > peel_face)
+
+
+@njit(**BORROWING)
 def draw_queue(
     queue: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, row_first: int, row_last: int,
-    out_face: np.ndarray, out_bary: np.ndarray, out_depth: np.ndarray,
-    peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+    out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
-    """Queued fixed-point triangles (face, ax, ay, bx, by, cx, cy) into rows `row_first:row_last`.
+    """Queued fixed-point triangles (face, ax, ay, bx, by, cx, cy) into rows `row_first:row_last` of out_side [h, w].
 
-    Coverage is exact integer arithmetic with the top-left rule. Weights come from the unsnapped clip coordinates of the
-    *face*, so a piece of a clipped face needs nothing else: the weight of a corner is the volume spanned by the pixel's
-    ray and the two others.
+    Coverage is exact integer arithmetic with the top-left rule. Depth is that of `exact_depth`, from the unsnapped clip
+    coordinates of the *face*, so that a piece of a clipped face needs nothing else. It is worked out only where it
+    decides: where a pixel's centre is inside the unsnapped face for sure, a plane gives depth to within `DEPTH_SLACK`.
+    `near` [h, w] holds depths to within that slack. In a flat image all depths are equal: who comes first stays.
     """
-    height, width = out_face.shape
+    height, width = out_side.shape
     step_x, step_y = 2.0 / width, 2.0 / height
     for entry in range(count):
         face = queue[entry, 0]
@@ -96,10 +161,10 @@ def draw_queue(
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0:
             continue
-        sign = 1.0
+        side = 2 * np.int64(face)
         if area < 0:
             bx, by, cx, cy = cx, cy, bx, by
-            sign = -1.0
+            side += 1
         x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
         y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
         px, py = (x_first << 8) + 128, (y_first << 8) + 128
@@ -112,46 +177,93 @@ def draw_queue(
         x0, y0, z0, w0 = np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3])
         x1, y1, z1, w1 = np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3])
         x2, y2, z2, w2 = np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3])
+        planar, level, slope_x, slope_y = False, 0.0, 0.0, 0.0
+        if not (peel or flat) and (x_last - x_first + 1) * (y_last - y_first + 1) > FEW_PIXELS:
+            planar, level, slope_x, slope_y = depth_plane(
+                x0, y0, z0, w0, x1, y1, z1, w1, x2, y2, z2, w2,
+                (x_first + 0.5) * step_x - 1.0, (y_first + 0.5) * step_y - 1.0,
+            )  # fmt: skip
+            slope_x, slope_y = slope_x * step_x, slope_y * step_y
+        # Snapping moves an edge by less than a step, so that far within the unsnapped face is inside, too.
+        rim_ab, rim_bc, rim_ca = abs(abx) + abs(aby), abs(bcx) + abs(bcy), abs(cax) + abs(cay)
         for row in range(y_first, y_last + 1):
-            e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
+            e_ab, e_bc, e_ca, depth = edge_ab, edge_bc, edge_ca, level
             entered = False
-            ndc_y = (row + 0.5) * step_y - 1.0
             for column in range(x_first, x_last + 1):
                 if (e_ab | e_bc | e_ca) >= 0:
                     entered = True
-                    ndc_x = (column + 0.5) * step_x - 1.0
-                    rx0, ry0 = x0 - ndc_x * w0, y0 - ndc_y * w0
-                    rx1, ry1 = x1 - ndc_x * w1, y1 - ndc_y * w1
-                    rx2, ry2 = x2 - ndc_x * w2, y2 - ndc_y * w2
-                    # The centre may lie outside the unsnapped face by 1/512 pixel: the nearest point of the face then.
-                    weight0 = max(sign * (rx1 * ry2 - rx2 * ry1), 0.0)
-                    weight1 = max(sign * (rx2 * ry0 - rx0 * ry2), 0.0)
-                    weight2 = max(sign * (rx0 * ry1 - rx1 * ry0), 0.0)
-                    total = weight0 + weight1 + weight2
-                    if not total > 0.0:  # seen edge-on: any point of the face will do
-                        weight0, weight1, weight2, total = 1.0, 1.0, 1.0, 3.0
-                    depth = np.float32(
-                        (weight0 * z0 + weight1 * z1 + weight2 * z2) / (weight0 * w0 + weight1 * w1 + weight2 * w2)
-                    )
-                    nearest = out_depth[row, column]
-                    in_front = depth < nearest or (depth == nearest and face < out_face[row, column])
-                    if peel and in_front:
-                        behind = peel_depth[row, column]
-                        in_front = depth > behind or (depth == behind and face > peel_face[row, column])
-                    if in_front:
-                        scale = 1.0 / total
-                        out_depth[row, column] = depth
-                        out_face[row, column] = face
-                        out_bary[row, column, 0] = weight0 * scale
-                        out_bary[row, column, 1] = weight1 * scale
+                    if flat:
+                        if out_side[row, column] < 0:
+                            out_side[row, column] = side
+                        e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
+                        continue
+                    here = depth
+                    if not (planar and ((e_ab - rim_ab) | (e_bc - rim_bc) | (e_ca - rim_ca)) >= 0):
+                        here = np.float64(
+                            depth_at(
+                                x0, y0, z0, w0, x1, y1, z1, w1, x2, y2, z2, w2,
+                                (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0, 1.0 - 2.0 * (side & 1),
+                            )
+                        )  # fmt: skip
+                    nearest = near[row, column]
+                    if not here > nearest + DEPTH_SLACK:
+                        in_front = here < nearest - DEPTH_SLACK and not peel
+                        if not in_front:
+                            in_front = is_in_front(
+                                clip, faces, side, out_side[row, column], (column + 0.5) * step_x - 1.0,
+                                (row + 0.5) * step_y - 1.0, peel, peel_face[row, column], peel_depth[row, column],
+                            )  # fmt: skip
+                        if in_front:
+                            near[row, column] = here
+                            out_side[row, column] = side
                 elif entered:
                     break
                 e_ab -= aby << 8
                 e_bc -= bcy << 8
                 e_ca -= cay << 8
+                depth += slope_x
             edge_ab += abx << 8
             edge_bc += bcx << 8
             edge_ca += cax << 8
+            level += slope_y
+
+
+@njit(**BORROWING)
+def resolve_rows(
+    side: np.ndarray, clip: np.ndarray, faces: np.ndarray, first: int, last: int,
+    face: np.ndarray, bary: np.ndarray, depth: np.ndarray,
+) -> None:  # fmt: skip
+    """Face, weights of its corners 0 and 1, and depth at the pixels of rows `first:last`: side [h, w] -> face [h, w],
+    which may be the same array, bary [h, w, 2], depth [h, w]."""
+    height, width = side.shape
+    step_x, step_y = 2.0 / width, 2.0 / height
+    loaded = -1
+    x0, y0, z0, w0, x1, y1, z1, w1, x2, y2, z2, w2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for row in range(first, last):
+        ndc_y = (row + 0.5) * step_y - 1.0
+        for column in range(width):
+            s = side[row, column]
+            if s < 0:
+                face[row, column] = -1
+                bary[row, column, 0] = bary[row, column, 1] = 0.0
+                depth[row, column] = np.inf
+                continue
+            if s != loaded:
+                i, j, k = faces[s >> 1, 0], faces[s >> 1, 1], faces[s >> 1, 2]
+                x0, y0, z0, w0 = clip[i, 0], clip[i, 1], clip[i, 2], clip[i, 3]
+                x1, y1, z1, w1 = clip[j, 0], clip[j, 1], clip[j, 2], clip[j, 3]
+                x2, y2, z2, w2 = clip[k, 0], clip[k, 1], clip[k, 2], clip[k, 3]
+                loaded = s
+            ndc_x = (column + 0.5) * step_x - 1.0
+            weight0, weight1, weight2 = clamped_weights(
+                x0, y0, w0, x1, y1, w1, x2, y2, w2, ndc_x, ndc_y, 1.0 - 2.0 * (s & 1)
+            )
+            scale = 1.0 / (weight0 + weight1 + weight2)
+            face[row, column] = s >> 1
+            bary[row, column, 0], bary[row, column, 1] = weight0 * scale, weight1 * scale
+            depth[row, column] = (weight0 * z0 + weight1 * z1 + weight2 * z2) / (
+                weight0 * w0 + weight1 * w1 + weight2 * w2
+            )
 
 
 @njit(nogil=True, cache=True)
@@ -200,16 +312,15 @@ def clip_face(
 @njit(nogil=True, cache=True)
 def rasterize_rows(
     clip: np.ndarray, faces: np.ndarray, snapped: np.ndarray, outcode: np.ndarray, row_first: int, row_last: int,
-    out_face: np.ndarray, out_bary: np.ndarray, out_depth: np.ndarray,
-    peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+    out_side: np.ndarray, near: np.ndarray, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
-    """All faces of one image into rows `row_first:row_last`."""
-    height, width = out_face.shape
-    for row in range(row_first, row_last):
-        for column in range(width):
-            out_face[row, column] = -1
-            out_bary[row, column, 0] = out_bary[row, column, 1] = 0.0
-            out_depth[row, column] = np.inf
+    """All faces of one image into rows `row_first:row_last`: the side in front at every pixel -> out_side [h, w], its
+    rough depth -> near [h, w]."""
+    height, width = out_side.shape
+    out_side[row_first:row_last] = -1
+    flat = not peel and not clip[:, 2].any()
+    if not flat:
+        near[row_first:row_last] = np.inf
     polygon, spare = np.empty((MAX_CORNERS, 4), np.float64), np.empty((MAX_CORNERS, 4), np.float64)
     fixed = np.empty((MAX_CORNERS, 2), np.int64)
     queue = np.empty((QUEUE, 7), np.int32)
@@ -240,77 +351,7 @@ def rasterize_rows(
             count += 1
             if count == QUEUE:
                 draw_queue(
-                    queue, count, clip, faces, row_first, row_last, out_face, out_bary, out_depth,
-                    peel, peel_face, peel_depth,
-                )  # fmt: skip
-                count = np.int64(0)
-    draw_queue(
-        queue, count, clip, faces, row_first, row_last, out_face, out_bary, out_depth, peel, peel_face, peel_depth
-    )
-
-
-@njit(nogil=True, cache=True)
-def coverage_rows(face: np.ndarray, centre: np.ndarray, s: int, out: np.ndarray) -> None:
-    """Share of covered ones among the s x s samples of each pixel, 0..255: face [h s, w s] -> out [h, w]. A pixel whose
-    centre [h, w] is covered, but none of its samples, counts one."""
-    for row in range(out.shape[0]):
-        for column in range(out.shape[1]):
-            count = 1 if centre[row, column] else 0
-            covered = 0
-            for y in range(row * s, row * s + s):
-                for x in range(column * s, column * s + s):
-                    covered += face[y, x] >= 0
-            out[row, column] = np.uint8((max(count, covered) * 510 + s * s) // (2 * s * s))
-
-
-@njit(nogil=True, cache=True)
-def interpolate_rows(
-    face: np.ndarray,
-    bary: np.ndarray,
-    faces: np.ndarray,
-    attributes: np.ndarray,
-    out: np.ndarray,
-    first: int,
-    last: int,
-) -> None:
-    """Vertex attributes at fragments, rows `first:last` of face [rows, w], bary [rows, w, 2] -> out [rows, w, c]."""
-    channels = attributes.shape[1]
-    for row in range(first, last):
-        for column in range(face.shape[1]):
-            f = face[row, column]
-            if f < 0:
-                for channel in range(channels):
-                    out[row, column, channel] = 0.0
-                continue
-            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-            b0, b1 = bary[row, column, 0], bary[row, column, 1]
-            b2 = np.float32(1.0) - b0 - b1
-            for channel in range(channels):
-                out[row, column, channel] = (
-                    b0 * attributes[i, channel] + b1 * attributes[j, channel] + b2 * attributes[k, channel]
+                    queue, count, clip, faces, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth
                 )
-
-
-@njit(nogil=True, cache=True)
-def project_points(points: np.ndarray, matrices: np.ndarray, out: np.ndarray) -> None:
-    """points [n, 3], matrices [views, 4, 4] float64 -> out [views, n, 4]: row . (x, y, z, 1)."""
-    for view in range(matrices.shape[0]):
-        for point in range(points.shape[0]):
-            x, y, z = np.float64(points[point, 0]), np.float64(points[point, 1]), np.float64(points[point, 2])
-            for row in range(4):
-                out[view, point, row] = (
-                    matrices[view, row, 0] * x + matrices[view, row, 1] * y + matrices[view, row, 2] * z
-                    + matrices[view, row, 3]
-                )  # fmt: skip
-
-
-@njit(nogil=True, cache=True)
-def normalise_rows(vectors: np.ndarray, shortest: float, short: np.ndarray) -> None:
-    """Unit length in place, vectors [n, 3]; those below `shortest` (and NaN) become 0 and are marked in short [n]."""
-    for row in range(vectors.shape[0]):
-        x, y, z = vectors[row, 0], vectors[row, 1], vectors[row, 2]
-        length = np.sqrt(x * x + y * y + z * z)
-        short[row] = not length >= shortest
-        scale = np.float32(1.0) / length if length >= shortest else np.float32(0.0)
-        for axis in range(3):
-            vectors[row, axis] = vectors[row, axis] * scale if length >= shortest else 0.0
+                count = np.int64(0)
+    draw_queue(queue, count, clip, faces, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth)

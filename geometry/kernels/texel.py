@@ -9,9 +9,10 @@ import numpy as np
 from numba import njit
 
 from geometry.kernels.color import face_color, face_uv, frame_of, has_texture
-from geometry.kernels.footprint import inside_span, slopes
+from geometry.kernels.footprint import framed_uv, framed_weights, inside_span, slopes
 from geometry.kernels.jit import BORROWING
 from geometry.kernels.texture import norm
+from geometry.kernels.weights import side_weights
 
 SAME_CHART = 0.1
 """Two faces of a texel belong to one chart of the source if one's coordinates, continued to a point of the other, miss
@@ -31,7 +32,7 @@ def opacity_of(alpha: float, cutoff: float) -> float:
     return 1.0 if cutoff < 0.0 else min(max(alpha - cutoff + 0.5, 0.0), 1.0)
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def continues(
     surface: Any, f: int, g: int, frame: np.ndarray, ndc_x: float, ndc_y: float, step_x: float, step_y: float,
     u: float, v: float, at_x: float, at_y: float, b0: float, b1: float,
@@ -51,33 +52,33 @@ def continues(
     return norm(off_u, off_v) <= SAME_CHART * max(1.0, min(along_x, along_y))
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def is_one_chart(
-    surface: Any, f: int, b0: float, b1: float, frame: np.ndarray, face: np.ndarray, bary: np.ndarray,
-    row: int, column: int, s: int, rim: int,
+    surface: Any, f: int, b0: float, b1: float, frame: np.ndarray, side: np.ndarray,
+    clip: np.ndarray, clip_faces: np.ndarray, row: int, column: int, s: int, rim: int,
 ) -> bool:  # fmt: skip
     """Return whether every sample of a texel, and as many more around it as `rim` says, lies on the face at its centre
     or on others that carry on its chart. Beyond the edge of the map all is well."""
-    step_y, step_x = 2.0 * s / face.shape[0], 2.0 * s / face.shape[1]
+    step_y, step_x = 2.0 * s / side.shape[0], 2.0 * s / side.shape[1]
+    part_y, part_x = 2.0 / side.shape[0], 2.0 / side.shape[1]
     ndc_x, ndc_y = (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0
     textured = has_texture(surface, f)
-    u, v = face_uv(surface, f, b0, b1)
-    for y in range(max(row * s - rim, 0), min(row * s + s + rim, face.shape[0])):
-        for x in range(max(column * s - rim, 0), min(column * s + s + rim, face.shape[1])):
-            g = face[y, x]
+    u, v = framed_uv(frame, b0, b1)
+    for y in range(max(row * s - rim, 0), min(row * s + s + rim, side.shape[0])):
+        for x in range(max(column * s - rim, 0), min(column * s + s + rim, side.shape[1])):
+            g = side[y, x] >> 1
             if g == f:
                 continue
             if g < 0 or not textured:
                 return False
             at_x, at_y = (x + 0.5) * step_x / s - 1.0, (y + 0.5) * step_y / s - 1.0
-            if not continues(
-                surface, f, g, frame, ndc_x, ndc_y, step_x, step_y, u, v, at_x, at_y, bary[y, x, 0], bary[y, x, 1]
-            ):
+            g0, g1 = side_weights(clip, clip_faces, side[y, x], (x + 0.5) * part_x - 1.0, (y + 0.5) * part_y - 1.0)
+            if not continues(surface, f, g, frame, ndc_x, ndc_y, step_x, step_y, u, v, at_x, at_y, g0, g1):
                 return False
     return True
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def clip_footprint(
     frame: np.ndarray, b0: float, b1: float, width: int, height: int, step_x: float, step_y: float
 ) -> tuple[float, float, float, float]:
@@ -97,32 +98,32 @@ def clip_footprint(
 
 
 @njit(forceinline=True, **BORROWING)
-def look_around(face: np.ndarray, f: int, row: int, column: int, s: int, seen: np.ndarray) -> tuple[int, bool]:
+def look_around(side: np.ndarray, f: int, row: int, column: int, s: int, seen: np.ndarray) -> tuple[int, bool]:
     """Number of a texel's samples that lie on some face, which are marked as seen, and whether these and those just
     around them all lie on face `f`."""
     count, uniform = 0, f >= 0
     for y in range(row * s, row * s + s):
         for x in range(column * s, column * s + s):
-            g = face[y, x]
+            g = side[y, x] >> 1
             uniform = uniform and g == f
             if g >= 0:
                 seen[g] = True
                 count += 1
     if uniform:
-        for y in range(max(row * s - 1, 0), min(row * s + s + 1, face.shape[0])):
-            for x in range(max(column * s - 1, 0), min(column * s + s + 1, face.shape[1])):
-                uniform = uniform and face[y, x] == f
+        for y in range(max(row * s - 1, 0), min(row * s + s + 1, side.shape[0])):
+            for x in range(max(column * s - 1, 0), min(column * s + s + 1, side.shape[1])):
+                uniform = uniform and side[y, x] >> 1 == f
     return count, uniform
 
 
 @njit(**BORROWING)
 def texel_rows(
-    surface: Any, centre_face: np.ndarray, centre_bary: np.ndarray, face: np.ndarray, bary: np.ndarray, s: int,
-    clip: np.ndarray, clip_faces: np.ndarray, frame: np.ndarray, out: np.ndarray, known: np.ndarray, seen: np.ndarray,
+    surface: Any, centre_face: np.ndarray, centre_bary: np.ndarray, side: np.ndarray, s: int, clip: np.ndarray,
+    clip_faces: np.ndarray, frame: np.ndarray, out: np.ndarray, known: np.ndarray, seen: np.ndarray,
 ) -> None:  # fmt: skip
     """Linear RGB and, where out has a fourth channel, opacity of the texels of a map.
 
-    centre_face [h, w], centre_bary [h, w, 2]; face [h s, w s], bary [h s, w s, 2]; clip [n, 4], clip_faces [f, 3]
+    centre_face [h, w], centre_bary [h, w, 2]; side [h s, w s]; clip [n, 4], clip_faces [f, 3]
     -> out [h, w, 3 or 4], known [h, w], seen [f]: faces that some sample met.
 
     A texel inside a chart is one look-up over its whole footprint, so that a map of the source's own layout and size is
@@ -134,7 +135,7 @@ def texel_rows(
     for row in range(height):
         for column in range(width):
             f = centre_face[row, column]
-            count, uniform = look_around(face, f, row, column, s, seen)
+            count, uniform = look_around(side, f, row, column, s, seen)
             known[row, column] = f >= 0 or count > 0
             for channel in range(channels):
                 out[row, column, channel] = 0.0
@@ -147,21 +148,29 @@ def texel_rows(
                     frame_of(surface, f, clip, clip_faces, frame)
                     framed = f
                 b0, b1 = centre_bary[row, column, 0], centre_bary[row, column, 1]
-                whole = count == 0 or is_one_chart(surface, f, b0, b1, frame, face, bary, row, column, s, np.int64(0))
+                whole = count == 0 or is_one_chart(
+                    surface, f, b0, b1, frame, side, clip, clip_faces, row, column, s, np.int64(0)
+                )
                 if whole:
-                    clipped = not is_one_chart(surface, f, b0, b1, frame, face, bary, row, column, s, np.int64(1))
+                    clipped = not is_one_chart(
+                        surface, f, b0, b1, frame, side, clip, clip_faces, row, column, s, np.int64(1)
+                    )
             total, parts = 0.0, 1 if whole else s
             step_y, step_x = 2.0 / (height * parts), 2.0 / (width * parts)
             for y in range(row * parts, row * parts + parts):
                 for x in range(column * parts, column * parts + parts):
-                    g = f if whole else face[y, x]
+                    g = f if whole else side[y, x] >> 1
                     if g < 0:
                         continue
                     if g != framed:
                         frame_of(surface, g, clip, clip_faces, frame)
                         framed = g
-                    b0 = np.float64(centre_bary[y, x, 0] if whole else bary[y, x, 0])
-                    b1 = np.float64(centre_bary[y, x, 1] if whole else bary[y, x, 1])
+                    ndc_x, ndc_y = (x + 0.5) * step_x - 1.0, (y + 0.5) * step_y - 1.0
+                    if whole:
+                        b0, b1 = np.float64(centre_bary[y, x, 0]), np.float64(centre_bary[y, x, 1])
+                    else:
+                        g0, g1 = framed_weights(frame, side[y, x] & 1, ndc_x, ndc_y)
+                        b0, b1 = np.float64(g0), np.float64(g1)
                     along_x, along_y, minor_texels = step_x, step_y, MAP_TEXELS
                     material = surface.face_material[g]
                     if clipped and has_texture(surface, g):
@@ -170,8 +179,7 @@ def texel_rows(
                             frame, b0, b1, surface.samplers[sampler, 2], surface.samplers[sampler, 1], step_x, step_y
                         )
                     red, green, blue, alpha = face_color(
-                        surface, g, np.float32(b0), np.float32(b1), frame,
-                        (x + 0.5) * step_x - 1.0, (y + 0.5) * step_y - 1.0, along_x, along_y, minor_texels,
+                        surface, g, np.float32(b0), np.float32(b1), frame, ndc_x, ndc_y, along_x, along_y, minor_texels
                     )  # fmt: skip
                     opacity = opacity_of(alpha, surface.cutoffs[material])
                     weight = max(opacity, LEAST_WEIGHT)

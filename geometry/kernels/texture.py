@@ -35,7 +35,7 @@ def reduce_coordinate(coordinate: float, wrap: int) -> float:
     return min(max(coordinate, -1.0), 2.0)
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def wrap_index(index: int, size: int, wrap: int) -> int:
     """Texel index in [0, size) under repeat (0), mirror (1) or clamp (2), one texel around a reduced coordinate: -1 to
     size, or to 2 size when mirrored. (A division per texel would cost more than the rest of the look-up.)"""
@@ -68,9 +68,10 @@ def corners(
 
 @njit(forceinline=True, **BORROWING)
 def look_up(
-    u: float, v: float, texels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray, nearest: bool
-) -> tuple[float, float, float, float]:
-    """Linear RGBA of a texture at a point (u, v), v up, filtered in linear light."""
+    u: float, v: float, texels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray, nearest: bool,
+    with_alpha: bool,
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """Linear RGBA of a texture at a point (u, v), v up, filtered in linear light; alpha 1 where it is not asked for."""
     first, height, width = samplers[sampler, 0], samplers[sampler, 1], samplers[sampler, 2]
     wrap_u, wrap_v = samplers[sampler, 3], samplers[sampler, 4]
     x = reduce_coordinate(u, wrap_u) * width
@@ -85,6 +86,8 @@ def look_up(
     green += w10 * decode[texels[t10, 1]] + w11 * decode[texels[t11, 1]]
     blue = w00 * decode[texels[t00, 2]] + w01 * decode[texels[t01, 2]]
     blue += w10 * decode[texels[t10, 2]] + w11 * decode[texels[t11, 2]]
+    if not with_alpha:
+        return red, green, blue, np.float32(1.0)
     alpha = w00 * np.float32(texels[t00, 3]) + w01 * np.float32(texels[t01, 3])
     alpha += w10 * np.float32(texels[t10, 3]) + w11 * np.float32(texels[t11, 3])
     return red, green, blue, alpha * np.float32(1.0 / 255.0)
@@ -92,7 +95,7 @@ def look_up(
 
 @njit(forceinline=True, **BORROWING)
 def look_up_mip(
-    u: float, v: float, mips: np.ndarray, levels: np.ndarray, level: int, wrap_u: int, wrap_v: int
+    u: float, v: float, mips: np.ndarray, levels: np.ndarray, level: int, wrap_u: int, wrap_v: int, with_alpha: bool
 ) -> tuple[float, float, float, float]:
     """The same from row `level` of the table of mip levels."""
     first, height, width = levels[level, 0], levels[level, 1], levels[level, 2]
@@ -107,6 +110,8 @@ def look_up_mip(
     green += w10 * np.float32(mips[t10, 1]) + w11 * np.float32(mips[t11, 1])
     blue = w00 * np.float32(mips[t00, 2]) + w01 * np.float32(mips[t01, 2])
     blue += w10 * np.float32(mips[t10, 2]) + w11 * np.float32(mips[t11, 2])
+    if not with_alpha:
+        return red, green, blue, np.float32(1.0)
     alpha = w00 * np.float32(mips[t00, 3]) + w01 * np.float32(mips[t01, 3])
     alpha += w10 * np.float32(mips[t10, 3]) + w11 * np.float32(mips[t11, 3])
     return red, green, blue, alpha
@@ -119,11 +124,11 @@ def probe_step(texels: float, probes: int) -> float:
     return (min(texels, MAJOR_TEXELS) - 1.0) / ((probes - 1) * texels) if probes > 1 else 0.0
 
 
-@njit(**BORROWING)
+@njit(forceinline=True, **BORROWING)
 def sum_probes(
     u: float, v: float, ux: float, vx: float, uy: float, vy: float, along_x: float, along_y: float,
     texels: np.ndarray, mips: np.ndarray, levels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray,
-    alpha_weighted: bool, minor_texels: float,
+    with_alpha: bool, minor_texels: float,
 ) -> tuple[float, float, float, float]:  # fmt: skip
     """`area_mean` of a footprint whose sides are `along_x` and `along_y` texels long, one of them more than one."""
     along_x, along_y = min(along_x, HUGE_TEXELS), min(along_y, HUGE_TEXELS)
@@ -140,33 +145,43 @@ def sum_probes(
             share_x = (x - 0.5 * (probes_x - 1)) * step_x
             at_u, at_v = u + share_x * ux + share_y * uy, v + share_x * vx + share_y * vy
             if level < 0:
-                r, g, b, a = look_up(at_u, at_v, texels, samplers, sampler, decode, np.bool_(False))
+                r, g, b, a = look_up(at_u, at_v, texels, samplers, sampler, decode, np.bool_(False), with_alpha)
             else:
                 r, g, b, a = look_up_mip(
-                    at_u, at_v, mips, levels, samplers[sampler, 6] + level, samplers[sampler, 3], samplers[sampler, 4]
-                )
-            weight = max(a, 1e-4) if alpha_weighted else 1.0
+                    at_u, at_v, mips, levels, samplers[sampler, 6] + level, samplers[sampler, 3], samplers[sampler, 4],
+                    with_alpha,
+                )  # fmt: skip
+            weight = max(a, 1e-4) if with_alpha else 1.0
             red, green, blue, total = red + weight * r, green + weight * g, blue + weight * b, total + weight
             alpha += a
-    return red / total, green / total, blue / total, alpha / (probes_x * probes_y)
+    count = probes_x * probes_y
+    if not with_alpha and (count == 4 or count == 2):  # multiplying by these is as exact as dividing
+        scale = 0.25 if count == 4 else 0.5
+        return red * scale, green * scale, blue * scale, 1.0
+    return red / total, green / total, blue / total, alpha / count
 
 
 @njit(forceinline=True, **BORROWING)
 def area_mean(
     u: float, v: float, ux: float, vx: float, uy: float, vy: float,
     texels: np.ndarray, mips: np.ndarray, levels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray,
-    alpha_weighted: bool, minor_texels: float,
+    with_alpha: bool, minor_texels: float,
 ) -> tuple[float, float, float, float]:  # fmt: skip
-    """Linear RGBA of a texture, mean over the parallelogram with centre (u, v) and sides (ux, vx), (uy, vy).
+    """Linear RGBA of a texture, mean over the parallelogram with centre (u, v) and sides (ux, vx), (uy, vy). With alpha,
+    colours are weighted by it; without, it is 1.
 
     A footprint of up to one texel is magnification: the point look-up of the texture's own filter. A larger one is
     summed in a level where its short side spans `minor_texels` at most: the more, the less does the level's grid show.
     """
     height, width = samplers[sampler, 1], samplers[sampler, 2]
-    along_x, along_y = norm(ux * width, vx * height), norm(uy * width, vy * height)
+    square_x = (ux * width) * (ux * width) + (vx * height) * (vx * height)
+    square_y = (uy * width) * (uy * width) + (vy * height) * (vy * height)
+    if square_x <= 1.0 and square_y <= 1.0:
+        return look_up(u, v, texels, samplers, sampler, decode, samplers[sampler, 5] != 0, with_alpha)
+    along_x, along_y = np.sqrt(square_x), np.sqrt(square_y)
     if not (along_x > 1.0 + SLACK_TEXELS or along_y > 1.0 + SLACK_TEXELS):
-        return look_up(u, v, texels, samplers, sampler, decode, samplers[sampler, 5] != 0)
+        return look_up(u, v, texels, samplers, sampler, decode, samplers[sampler, 5] != 0, with_alpha)
     return sum_probes(
-        u, v, ux, vx, uy, vy, along_x, along_y, texels, mips, levels, samplers, sampler, decode, alpha_weighted,
+        u, v, ux, vx, uy, vy, along_x, along_y, texels, mips, levels, samplers, sampler, decode, with_alpha,
         minor_texels,
     )  # fmt: skip

@@ -32,12 +32,12 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     "geometry.kernels.texel": (
         (
             "texel_rows",
-            "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,:,::1], i8, f4[:,::1], i4[:,::1], f8[::1], f4[:,:,::1], "
-            "b1[:,::1], b1[::1]",
+            "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], i8, f4[:,::1], i4[:,::1], f8[::1], f4[:,:,::1], b1[:,::1], "
+            "b1[::1]",
         ),
     ),
     "geometry.kernels.color": (
-        ("pixel_rows", "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,:,::1], f4[:,::1], i8, f8[::1], f4[:,:,::1]"),
+        ("pixel_rows", "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], i8, f8[::1], f4[:,:,::1]"),
         ("color_rows", "surface, i4[:,::1], f4[:,:,::1], f4[:,::1], b1, f8[::1], f4[:,:,::1]"),
     ),
     "pipeline.unwrap.kernels.stitch": (
@@ -61,15 +61,11 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("turn_charts", "i8[::1], f8[:,::1]"),
     ),
     "geometry.kernels.raster": (
-        ("coverage_rows", "i4[:,::1], b1[:,::1], i8, u1[:,::1]"),
-        ("interpolate_rows", "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,:,::1], i8, i8"),
-        ("normalise_rows", "f4[:,::1], f8, b1[::1]"),
-        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
         (
             "rasterize_rows",
-            "f4[:,::1], i4[:,::1], i4[:,::1], u1[::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1], b1, i4[:,::1], "
-            "f4[:,::1]",
+            "f4[:,::1], i4[:,::1], i4[:,::1], u1[::1], i8, i8, i4[:,::1], f4[:,::1], b1, i4[:,::1], f4[:,::1]",
         ),
+        ("resolve_rows", "i4[:,::1], f4[:,::1], i4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
         ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], u1[::1], i8, i8"),
     ),
     "pipeline.unwrap.kernels.chart": (
@@ -84,8 +80,13 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     "geometry.kernels.measure": (
         ("count_bits", "u1[:,::1]"),
         ("count_components", "i8[:,::1], i8"),
+        (
+            "count_sheet_pixels",
+            "f4[:,:,::1], f4[:,:,::1], b1[:,::1], f4[:,:,::1], b1[:,::1], f8[::1], f8[::1], f8[:,::1], i8, f8, f8",
+        ),
         ("cover_layout", "f8[:,::1], i4[:,::1], b1[::1], i8"),
         ("edge_keys", "i8[:,::1], i8"),
+        ("sum_differences", "u1[:,::1], u1[:,::1], b1[::1], i8"),
         ("sum_gradients", "u1[:,:,::1], b1[:,::1]"),
         ("walk_edges", "i8[::1], i8[::1], i8[:,::1], i4[:,::1], f4[:,::1]"),
     ),
@@ -98,17 +99,39 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
             "f8[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1]",
         ),
     ),
+    "geometry.kernels.interpolate": (
+        ("interpolate_rows", "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,:,::1], i8, i8"),
+        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
+        (
+            "surface_rows",
+            "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,::1], f8, f4[:,:,::1], f4[:,:,::1], b1[:,::1]",
+        ),
+    ),
+    "geometry.kernels.samples": (
+        ("box_around", "f4[:,::1], i4[:,::1], f8[::1], f8[::1]"),
+        ("column_sums", "f8[:,::1], f8[::1]"),
+        ("count_colors", "u1[:,::1], i8, i8[::1], i8[::1], i8[::1], i8[::1]"),
+        ("gather_shells", "f8[::1], u1[:,::1], b1[::1], f8[::1], f8[:,::1]"),
+        ("lengths_between", "f8[:,::1], i8[::1], i8, f8[::1]"),
+        ("points_on_faces", "f4[:,::1], i4[:,::1], i4[::1], f4[:,::1], f8[:,::1]"),
+        ("weighted_corners", "f4[:,::1], f8[::1], f8, i4[:,::1], i4[::1], f4[:,::1], f8[:,::1]"),
+    ),
     "geometry.gutter": (
         ("grow", "f4[:,:,::1], b1[:,::1], i8"),
         ("pull", "f4[:,:,::1], b1[:,::1]"),
         ("push", "f4[:,:,::1], b1[:,::1], f4[:,:,::1]"),
     ),
     "geometry.mips": (
-        ("halve", "f4[:,:,::1], f4[::1], b1, b1"),
-        ("halve", "u1[:,:,::1], f4[::1], b1, b1"),
+        ("halve", "f4[:,:,::1], f4[::1], b1, b1, f4[:,:,::1]"),
+        ("halve", "u1[:,:,::1], f4[::1], b1, b1, f4[:,:,::1]"),
+        ("quarter", "f4[:,:,::1], f4[::1], b1, b1, f4[:,:,::1]"),
+        ("quarter", "u1[:,:,::1], f4[::1], b1, b1, f4[:,:,::1]"),
+        ("to_fractions", "f4[:,:,::1], u2[:,:,::1]"),
     ),
     "geometry.kernels.average": (
         ("average_rows", "f4[:,:,::1], b1[:,::1], i8, f4[:,:,::1], b1[:,::1]"),
+        ("coverage_rows", "i4[:,::1], b1[:,::1], i8, u1[::1], u1[:,::1]"),
+        ("encode_pixels", "f4[:,::1], b1[::1], f4[::1], u1[::1], u1[:,::1]"),
         ("encode_rows", "f4[::1], f4[::1], u1[::1], u1[::1]"),
     ),
 }
@@ -130,7 +153,7 @@ GROUPS = (
     LAYOUTS[4:],
     ("geometry.kernels.shading",),
     ("geometry.gutter",),
-    ("geometry.mips", "geometry.kernels.average"),
+    ("geometry.mips", "geometry.kernels.average", "geometry.kernels.interpolate", "geometry.kernels.samples"),
 )
 """Modules that one process compiles, since they share inner kernels; the longest first."""
 

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
+from geometry.kernels.samples import box_around, weighted_corners
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.filter.surface_samples import SurfaceSamples
 from schemas.mesh import TexturedMesh
@@ -68,20 +69,19 @@ def places(
     mesh: TexturedMesh, face: Int32[np.ndarray, " n"], bary: Float32[np.ndarray, "n 2"]
 ) -> tuple[Float64[np.ndarray, "n 3"], Float64[np.ndarray, "n 3"]]:
     """Position, in a box of side 1 around the mesh's middle, and unit normal of points on faces."""
-    weights = np.column_stack([bary, 1 - bary.sum(axis=1)]).astype(np.float64)[..., None]
-    corners = mesh.faces[face]
-    normals = (mesh.normals.astype(np.float64)[corners] * weights).sum(axis=1)
+    points, normals = np.empty((2, len(face), 3))
+    weighted_corners(mesh.vertices, *box_of(mesh), mesh.faces, face, bary, points)
+    weighted_corners(mesh.normals, np.zeros(3), 1.0, mesh.faces, face, bary, normals)
     length = np.linalg.norm(normals, axis=1, keepdims=True)
-    return (boxed(mesh)[corners] * weights).sum(axis=1), normals / np.maximum(length, 1e-9)
+    return points, normals / np.maximum(length, 1e-9)
 
 
-def boxed(mesh: TexturedMesh) -> Float64[np.ndarray, "v 3"]:
-    """Vertices scaled so that the largest side of the box around the faces is 1, its middle at the origin."""
-    wide = mesh.vertices.astype(np.float64)
-    used = wide[mesh.faces.reshape(-1)]
-    low, high = used.min(axis=0), used.max(axis=0)
+def box_of(mesh: TexturedMesh) -> tuple[Float64[np.ndarray, "3"], float]:
+    """Middle of the box around the faces and its largest side, which counts as 1 where it is nothing."""
+    low, high = np.empty((2, 3))
+    box_around(mesh.vertices, mesh.faces, low, high)
     side = float((high - low).max())
-    return (wide - (low + high) / 2) / (side if side > 0 else 1.0)
+    return (low + high) / 2, side if side > 0 else 1.0
 
 
 def openness(
@@ -89,7 +89,8 @@ def openness(
 ) -> Float64[np.ndarray, " n"]:
     """Cosine-weighted share of the sky that places see, by orthographic depth maps from all around (0..1)."""
     directions = sphere(NUM_DIRECTIONS)
-    vertices = boxed(mesh)
+    middle, side = box_of(mesh)
+    vertices = (mesh.vertices.astype(np.float64) - middle) / side
     seen, total = np.zeros(len(points)), np.zeros(len(points))
     rasterizer = CpuRasterizer()
     for direction in directions:

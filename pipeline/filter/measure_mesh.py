@@ -7,17 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from geometry.kernels.measure import count_components, edge_keys, walk_edges
+from geometry.kernels.samples import box_around
 from geometry.mesh import face_vectors, weld
+from geometry.texture import PackedSurface
 from pipeline.filter.baked_light import baked_light
 from pipeline.filter.signature import signature
-from pipeline.filter.surface_samples import (
-    SurfaceSamples,
-    color_shares,
-    grey_share,
-    hsv_entropy,
-    num_colors,
-    sample_surface,
-)
+from pipeline.filter.surface_samples import SurfaceSamples, count_by_color, sample_surface
 from pipeline.mesh_io.preflight import AssetFacts
 from pipeline.unwrap.uv_metrics import (
     DEGENERATE_AREA,
@@ -59,14 +54,15 @@ def topology(mesh: TexturedMesh | UvMesh) -> Topology:
     )
 
 
-def measure(mesh: TexturedMesh, facts: AssetFacts | None = None) -> Measurements:
-    """Measure an asset as loaded, in its own frame and units."""
+def measure(mesh: TexturedMesh, facts: AssetFacts | None = None, surface: PackedSurface | None = None) -> Measurements:
+    """Measure an asset as loaded, in its own frame and units. `surface`: the mesh, packed already."""
     shape = topology(mesh)
     wide = mesh.vertices.astype(np.float64)
-    used = wide[mesh.faces.reshape(-1)]
-    sides = np.ptp(used, axis=0)
+    low, high = np.empty((2, 3))
+    box_around(mesh.vertices, mesh.faces, low, high)
+    sides = high - low
     areas = np.linalg.norm(face_vectors(wide, mesh.faces.astype(np.int64)), axis=1) / 2
-    samples = sample_surface(mesh, areas)
+    samples = sample_surface(mesh, areas, surface)
     return Measurements(
         bytes=facts.bytes if facts else None,
         faces=len(mesh.faces),
@@ -88,8 +84,7 @@ def _appearance(
     mesh: TexturedMesh, areas: Float64[np.ndarray, " f"], samples: SurfaceSamples, chart: Int64[np.ndarray, " f"]
 ) -> dict[str, Any]:
     """The measurements of colour, by name."""
-    srgb = samples.srgb
-    shares = color_shares(srgb)
+    colors = count_by_color(samples.srgb)
     base = {m.texture for m in mesh.materials if m.texture is not None}
     sides = [side for index in base for side in mesh.textures[index].image.shape[:2]]
     wears_texture = np.array([m.texture is not None for m in mesh.materials], bool)[mesh.face_material]
@@ -100,11 +95,11 @@ def _appearance(
         "texture_side_max": max(sides, default=0),
         "textured_share": area_share(wears_texture & mesh.face_has_uv, areas),
         "transparent_share": float(1 - samples.opaque.mean()) if len(samples.opaque) else 0.0,
-        "distinct_colors": num_colors(shares),
-        "color_std": float((srgb.astype(np.float64) / 255).std(axis=0).mean()) if len(srgb) else 0.0,
-        "flat_share": float(shares.max(initial=0.0)),
-        "grey_share": grey_share(srgb),
-        "texture_entropy": hsv_entropy(srgb),
+        "distinct_colors": colors.count(),
+        "color_std": colors.std,
+        "flat_share": float(colors.shares.max(initial=0.0)),
+        "grey_share": colors.grey_share,
+        "texture_entropy": colors.entropy,
         "baked_light": baked_light(mesh, samples, chart),
         "signature": signature(mesh, samples, float(areas.sum())),
     }

@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Float64
 
-from geometry.cameras import project
-from geometry.kernels.measure import sum_gradients
+from geometry.kernels.measure import count_sheet_pixels, sum_gradients
 from geometry.mesh import corner_vectors
 from pipeline.filter.measure_mesh import topology
 from pipeline.unwrap.uv_metrics import density_spread, layout_stretch, signed_areas
@@ -80,33 +79,19 @@ def single_surface_share(views: Views, cameras: Cameras, pairs: list[tuple[int, 
     """Share of the pixels of opposite views whose place the other view sees, too, and from the surface's other side.
     What lies between the two sides of a closed shape keeps them apart; a sheet has nothing between."""
     same, total = 0, 0
+    to_clip = cameras.world_to_clip.astype(np.float64)
     for here, there in pairs + [(b, a) for a, b in pairs]:
-        mask = views.mask[here, ::STRIDE, ::STRIDE]
-        points, normals = (field[here, ::STRIDE, ::STRIDE][mask] for field in (views.position, views.normal))
-        facing = [((rays(cameras, view, points)) * normals).sum(axis=1) for view in (here, there)]
-        other, seen = look_up(views, cameras, there, points)
-        step = other - points
-        close = (np.abs((step * normals).sum(axis=1)) < SHEET_THICKNESS) & (np.abs(step).max(axis=1) < SHEET_REACH)
-        same += int((seen & close & (facing[0] * facing[1] < 0)).sum())
-        total += len(points)
+        found, looked_at = count_sheet_pixels(
+            views.position[here], views.normal[here], views.mask[here], views.position[there], views.mask[there],
+            eye(cameras, here), eye(cameras, there), to_clip[there], STRIDE, SHEET_THICKNESS, SHEET_REACH,
+        )  # fmt: skip
+        same, total = same + found, total + looked_at
     return same / total if total else None
 
 
-def look_up(
-    views: Views, cameras: Cameras, view: int, points: Float32[np.ndarray, "n 3"]
-) -> tuple[Float32[np.ndarray, "n 3"], Bool[np.ndarray, " n"]]:
-    """Look up a view at the pixels where points fall, and return whether it shows anything there."""
-    clip = project(np.ascontiguousarray(points), cameras.world_to_clip[view : view + 1])[0]
-    size = np.array(views.mask.shape[:0:-1])
-    pixel = np.floor((clip[:, :2] / clip[:, 3:] + 1) / 2 * size).astype(np.int64)
-    inside = ((pixel >= 0) & (pixel < size)).all(axis=1)
-    column, row = np.clip(pixel, 0, size - 1).T
-    return views.position[view, row, column], inside & views.mask[view, row, column]
-
-
-def rays(cameras: Cameras, view: int, points: Float32[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
-    """From points towards a camera."""
+def eye(cameras: Cameras, view: int) -> Float64[np.ndarray, "4"]:
+    """Where rays towards a camera go: its place, followed by 1, or the direction that all of them have, and 0."""
     pose = cameras.world_to_cam[view].astype(np.float64)
     if cameras.projection[view, 3, 3] == 1:  # orthographic: all rays are parallel
-        return np.broadcast_to(pose[2, :3], (len(points), 3))
-    return -pose[:3, :3].T @ pose[:3, 3] - points
+        return np.append(pose[2, :3], 0.0)
+    return np.append(-pose[:3, :3].T @ pose[:3, 3], 1.0)

@@ -4,8 +4,9 @@ not change with position, rotation, size, order of faces and vertices, texture l
 import numpy as np
 from jaxtyping import Float64, UInt16
 
+from geometry.kernels.samples import gather_shells, lengths_between, points_on_faces
 from geometry.texture import encode_srgb8
-from pipeline.filter.surface_samples import SurfaceSamples
+from pipeline.filter.surface_samples import SurfaceSamples, column_mean
 from schemas.mesh import TexturedMesh
 
 RADII = 6
@@ -30,11 +31,9 @@ def signature(mesh: TexturedMesh, samples: SurfaceSamples, area: float) -> str |
     """Hex text of `NUMBERS` numbers; None where the surface has no extent."""
     if not len(samples.face):
         return None
-    corners = mesh.vertices.astype(np.float64)[mesh.faces[samples.face]]
-    first, second = samples.bary.astype(np.float64).T
-    points = corners[:, 2] + first[:, None] * (corners[:, 0] - corners[:, 2])
-    points += second[:, None] * (corners[:, 1] - corners[:, 2])
-    points -= points.mean(axis=0)
+    points = np.empty((len(samples.face), 3))
+    points_on_faces(mesh.vertices, mesh.faces, samples.face, samples.bary, points)
+    points -= column_mean(points)
     size = np.sqrt((points**2).sum(axis=1).mean())
     if not (np.isfinite(size) and size > 0):
         return None
@@ -52,11 +51,10 @@ def signature(mesh: TexturedMesh, samples: SurfaceSamples, area: float) -> str |
 def _lengths(points: Float64[np.ndarray, "n 3"]) -> list[Float64[np.ndarray, " parts"]]:
     """Mean distances from the centroid, and between points that fixed permutations pair, of parts by size."""
     order = np.random.default_rng(1).permutation(len(points))
-    apart = [points - points[np.roll(order, shift)] for shift in range(PAIRINGS)]
-    return [
-        _part_means(np.linalg.norm(points, axis=1), RADII),
-        _part_means(np.linalg.norm(np.concatenate(apart), axis=1), DISTANCES),
-    ]
+    apart = np.empty((PAIRINGS, len(points)))
+    for shift in range(PAIRINGS):
+        lengths_between(points, order, shift, apart[shift])
+    return [_part_means(np.linalg.norm(points, axis=1), RADII), _part_means(apart.reshape(-1), DISTANCES)]
 
 
 def _part_means(values: Float64[np.ndarray, " n"], parts: int) -> Float64[np.ndarray, " parts"]:
@@ -66,10 +64,9 @@ def _part_means(values: Float64[np.ndarray, " n"], parts: int) -> Float64[np.nda
 def _shell_colors(points: Float64[np.ndarray, "n 3"], samples: SurfaceSamples) -> Float64[np.ndarray, "shells 3"]:
     """sRGB gathered in shells around the centroid, which fade into each other: on a ball no point would have a shell of
     its own for sure. Black where it is looked through."""
-    step = SHELLS[1] - SHELLS[0]
-    weights = np.maximum(0.0, 1 - np.abs(np.linalg.norm(points, axis=1)[:, None] - SHELLS) / step)
-    srgb = encode_srgb8(samples.linear).astype(np.float64) / 255 * samples.opaque[:, None]
-    return weights.T @ srgb / len(points)
+    sums = np.zeros((len(SHELLS), 3))
+    gather_shells(np.linalg.norm(points, axis=1), encode_srgb8(samples.linear), samples.opaque, SHELLS, sums)
+    return sums / len(points)
 
 
 def _text(numbers: UInt16[np.ndarray, " d"]) -> str:

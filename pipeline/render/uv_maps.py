@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from geometry.gutter import dilate
-from geometry.image_metrics import capped_psnr
+from geometry.image_metrics import compare_pixels
 from geometry.mesh import corner_vectors
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import PackedSurface, encode_srgb8, pack_surface, surface_color, texel_color
-from pipeline.render.views import RenderConfig, interpolate_geometry, render_colors, wear
+from pipeline.render.views import RenderConfig, Sight, interpolate_geometry, render_colors, wear
 from schemas.errors import require_between
 from schemas.mesh import TexturedMesh, UvMesh
 from schemas.sample import Cameras, UvMaps, Views
@@ -57,12 +57,13 @@ def bake_uv(
         raise ValueError(f"{len(uv_mesh.faces)} unwrapped faces for a mesh of {len(mesh.faces)}: they must correspond")
     surface = surface or pack_surface(mesh)
     centre = rasterize_layout(uv_mesh, cfg.resolution, rasterizer)
-    samples = rasterize_layout(uv_mesh, cfg.resolution * cfg.supersample, rasterizer)
-    values, known, seen = texel_color(surface, layout_clip(uv_mesh), uv_mesh.faces, centre, samples)
+    clip, size = layout_clip(uv_mesh), cfg.resolution * cfg.supersample
+    samples = rasterizer.sides(clip[None], uv_mesh.faces, size, size)
+    values, known, seen = texel_color(surface, clip, uv_mesh.faces, centre, samples)
     if not seen.all():
         place_unseen(values, known, np.flatnonzero(~seen), surface, uv_mesh)
     values = dilate(values, known)
-    position, normal = interpolate_geometry(centre, uv_mesh, rasterizer)
+    position, normal = interpolate_geometry(centre, uv_mesh)
     return UvMaps(
         rgb=encode_srgb8(np.ascontiguousarray(values[..., :3])),
         mask=centre.face[0] >= 0,
@@ -132,7 +133,7 @@ def bake_geometry(
 ]:
     """Position, unit normal and mask at texel centres."""
     fragments = rasterize_layout(uv_mesh, resolution, rasterizer)
-    position, normal = interpolate_geometry(fragments, uv_mesh, rasterizer)
+    position, normal = interpolate_geometry(fragments, uv_mesh)
     return position[0], normal[0], fragments.face[0] >= 0
 
 
@@ -148,11 +149,15 @@ def rasterize_layout(uv_mesh: UvMesh, resolution: int, rasterizer: Rasterizer) -
 
 
 def round_trip(
-    views: Views, uv_mesh: UvMesh, maps: UvMaps, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer
+    views: Views,
+    uv_mesh: UvMesh,
+    maps: UvMaps,
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    sight: Sight | None = None,
 ) -> RoundTrip:
-    """Views from the baked map against views of the source."""
-    rgb, mask = render_colors(wear(uv_mesh, maps.rgb, maps.opacity), cameras, cfg, rasterizer)
-    covered = views.mask | mask
-    psnr = capped_psnr(views.rgb, rgb, covered)
-    difference = np.abs(views.rgb[covered].astype(np.int16) - rgb[covered])
-    return RoundTrip(psnr_db=psnr, off_share=float((difference.max(axis=-1) > OFF_LEVELS).mean()))
+    """Views from the baked map against views of the source. `sight`: what the latter show, if it is at hand."""
+    rgb, mask = render_colors(wear(uv_mesh, maps.rgb, maps.opacity), cameras, cfg, rasterizer, sight)
+    psnr_db, off_share = compare_pixels(views.rgb, rgb, views.mask | mask, OFF_LEVELS)
+    return RoundTrip(psnr_db=psnr_db, off_share=off_share)

@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int32, UInt8
 
 from geometry.cameras import project
-from geometry.kernels.raster import coverage_rows, normalise_rows
+from geometry.kernels.average import coverage_rows
+from geometry.kernels.interpolate import surface_rows
 from geometry.mesh import unit_normals
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import (
     PackedSurface,
     average_samples,
-    encode_srgb8,
+    encode_pixels8,
     pack_surface,
     pixel_color,
     surface_color,
@@ -28,6 +29,8 @@ from schemas.sample import Cameras, Views
 
 SHORTEST_NORMAL = 1e-6
 """Interpolated normals below this length have cancelled out and point nowhere."""
+MAX_KEPT_SAMPLES = 1 << 24
+"""Samples of views that are kept for the round trip, 4 bytes each; those of the paper's views are a quarter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +57,47 @@ def require_views_fit(num_views: int, resolution: int) -> None:
     require_between(f"views.resolution of {num_views} views", resolution, 1, highest)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """The parts of a mesh that its views show, whatever colours it wears."""
+
+    centres: Fragments
+    """At pixel centres."""
+    samples: Int32[np.ndarray, "views height_s width_s"] | None = None
+    """At the samples of pixels (`Rasterizer.sides`); None where colour decides what they show, or for one sample."""
+
+
+def see(
+    mesh: TexturedMesh, surface: PackedSurface, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer
+) -> Sight:
+    """Find what the views of a mesh show. Samples are found as they are needed where they would take too much memory to
+    keep."""
+    clip = project(mesh.vertices, cameras.world_to_clip)
+    centres = visible_fragments(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
+    size = cfg.resolution * cfg.supersample
+    if cfg.supersample == 1 or surface.has_holes() or len(clip) * size * size > MAX_KEPT_SAMPLES:
+        return Sight(centres=centres)
+    return Sight(centres=centres, samples=rasterizer.sides(clip, surface.faces, size, size))
+
+
 def render_views(
     mesh: TexturedMesh,
     cameras: Cameras,
     cfg: RenderConfig,
     rasterizer: Rasterizer,
     surface: PackedSurface | None = None,
+    sight: Sight | None = None,
 ) -> Views:
-    """Views of a mesh in the dataset frame. Both sides of every face are seen. `surface`: the mesh, packed already."""
+    """Views of a mesh in the dataset frame. Both sides of every face are seen. `surface`: the mesh, packed already;
+    `sight`: what its views show, if that is known."""
     surface = surface or pack_surface(mesh)
-    clip = project(mesh.vertices, cameras.world_to_clip)
-    fragments = visible_fragments(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
-    mask = fragments.face >= 0
-    position, normal = interpolate_geometry(fragments, mesh, rasterizer)
-    rgb, coverage = view_colors(surface, clip, fragments, cfg, rasterizer)
+    sight = sight or see(mesh, surface, cameras, cfg, rasterizer)
+    mask = sight.centres.face >= 0
+    position, normal = interpolate_geometry(sight.centres, mesh)
+    coverage = np.empty(mask.shape, np.uint8)
+    rgb = view_colors(surface, project(mesh.vertices, cameras.world_to_clip), sight, cfg, rasterizer, coverage)
     return Views(
-        rgb=encode_srgb8(rgb * mask[..., None]),
+        rgb=encode_pixels8(rgb, mask),
         mask=mask,
         coverage=coverage,
         position=position,
@@ -80,29 +108,36 @@ def render_views(
 def view_colors(
     surface: PackedSurface,
     clip: Float32[np.ndarray, "views vertices 4"],
-    centres: Fragments,
+    sight: Sight,
     cfg: RenderConfig,
     rasterizer: Rasterizer,
-) -> tuple[Float32[np.ndarray, "views height width 3"], UInt8[np.ndarray, "views height width"]]:
-    """Linear colour of the views, mean of the covered samples of each pixel (its centre's where none is covered), and
-    the share of those samples."""
-    mask = centres.face >= 0
+    coverage: UInt8[np.ndarray, "views height width"] | None = None,
+) -> Float32[np.ndarray, "views height width 3"]:
+    """Linear colour of the views, mean of the covered samples of each pixel (its centre's where none is covered). The
+    share of those samples is written to `coverage`."""
+    mask = sight.centres.face >= 0
     if cfg.supersample == 1:
-        return surface_color(surface, centres, clip)[..., :3], mask.astype(np.uint8) * np.uint8(255)
-    rgb, coverage = np.empty((*mask.shape, 3), np.float32), np.empty(mask.shape, np.uint8)
-    size = cfg.resolution * cfg.supersample
+        if coverage is not None:
+            coverage[:] = np.where(mask, np.uint8(255), np.uint8(0))
+        return surface_color(surface, sight.centres, clip)[..., :3]
+    rgb = np.empty((*mask.shape, 3), np.float32)
+    size, samples_each = cfg.resolution * cfg.supersample, cfg.supersample**2
+    shares = ((np.arange(samples_each + 1) * 510 + samples_each) // (2 * samples_each)).astype(np.uint8)
     for view in range(len(clip)):  # one at a time: samples take cfg.supersample^2 times the memory
-        corners, centre = clip[view : view + 1], one_image(centres, view)
+        corners, centre = clip[view : view + 1], one_image(sight.centres, view)
         if surface.has_holes():
             samples, color = visible_surface(surface, corners, size, size, rasterizer)
-            mean, covered = average_samples(color, samples.face >= 0, cfg.supersample)
+            sides = samples.face
+            mean, covered = average_samples(color, sides >= 0, cfg.supersample)
             missed = replace(centre, face=np.where(mask[view] & ~covered, centre.face, np.int32(-1)))
             rgb[view] = (mean + surface_color(surface, missed, corners)[..., :3])[0]
         else:
-            samples = rasterizer.rasterize(corners, surface.faces, size, size)
-            rgb[view] = pixel_color(surface, centre, samples, corners)[0]
-        coverage_rows(samples.face[0], mask[view], cfg.supersample, coverage[view])
-    return rgb, coverage
+            known = sight.samples
+            sides = rasterizer.sides(corners, surface.faces, size, size) if known is None else known[view : view + 1]
+            pixel_color(surface, centre, sides, corners, rgb[view : view + 1])
+        if coverage is not None:
+            coverage_rows(sides[0], mask[view], cfg.supersample, shares, coverage[view])
+    return rgb
 
 
 def one_image(fragments: Fragments, image: int) -> Fragments:
@@ -123,15 +158,20 @@ def render_baked(
 
 
 def render_colors(
-    mesh: TexturedMesh, cameras: Cameras, cfg: RenderConfig, rasterizer: Rasterizer
+    mesh: TexturedMesh,
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    sight: Sight | None = None,
 ) -> tuple[UInt8[np.ndarray, "views height width 3"], Bool[np.ndarray, "views height width"]]:
-    """Colour and mask of `render_views` alone."""
+    """Colour and mask of `render_views` alone. `sight`: that of any mesh with the same faces in the same places, of use
+    where neither has holes."""
     surface = pack_surface(mesh)
-    clip = project(mesh.vertices, cameras.world_to_clip)
-    fragments = visible_fragments(surface, clip, cfg.resolution, cfg.resolution, rasterizer)
-    rgb, _ = view_colors(surface, clip, fragments, cfg, rasterizer)
-    mask = fragments.face >= 0
-    return encode_srgb8(rgb * mask[..., None]), mask
+    if sight is None or surface.has_holes():
+        sight = see(mesh, surface, cameras, cfg, rasterizer)
+    rgb = view_colors(surface, project(mesh.vertices, cameras.world_to_clip), sight, cfg, rasterizer)
+    mask = sight.centres.face >= 0
+    return encode_pixels8(rgb, mask), mask
 
 
 def wear(
@@ -140,7 +180,10 @@ def wear(
     opacity: UInt8[np.ndarray, "height width"] | None = None,
 ) -> TexturedMesh:
     """An unwrapped mesh with one texture: opaque, or cut out where its opacity is below one half."""
-    alpha = np.full(rgb.shape[:2], 255, np.uint8) if opacity is None else opacity
+    image = np.full((*rgb.shape[:2], 4), 255, np.uint8)
+    image[..., :3] = rgb
+    if opacity is not None:
+        image[..., 3] = opacity
     return TexturedMesh(
         vertices=uv_mesh.vertices,
         normals=uv_mesh.normals,
@@ -150,7 +193,7 @@ def wear(
         face_material=np.zeros(len(uv_mesh.faces), np.int32),
         face_has_uv=np.ones(len(uv_mesh.faces), bool),
         materials=(Material(texture=0, alpha_mode=AlphaMode.OPAQUE if opacity is None else AlphaMode.MASK),),
-        textures=(Texture(image=np.dstack([rgb, alpha]), wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
+        textures=(Texture(image=image, wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
     )
 
 
@@ -164,19 +207,21 @@ def render_geometry(
     """Position, unit normal and mask at pixel centres of a mesh whose every face is opaque."""
     clip = project(mesh.vertices, cameras.world_to_clip)
     fragments = rasterizer.rasterize(clip, mesh.faces, resolution, resolution)
-    position, normal = interpolate_geometry(fragments, mesh, rasterizer)
+    position, normal = interpolate_geometry(fragments, mesh)
     return position, normal, fragments.face >= 0
 
 
 def interpolate_geometry(
-    fragments: Fragments, mesh: TexturedMesh | UvMesh, rasterizer: Rasterizer
+    fragments: Fragments, mesh: TexturedMesh | UvMesh
 ) -> tuple[Float32[np.ndarray, "images height width 3"], Float32[np.ndarray, "images height width 3"]]:
     """Position and unit normal at every fragment, 0 elsewhere. Where vertex normals cancel out: the face's own."""
-    position = rasterizer.interpolate(fragments, mesh.faces, mesh.vertices)
-    normal = rasterizer.interpolate(fragments, mesh.faces, mesh.normals)
+    position, normal = np.empty((2, *fragments.face.shape, 3), np.float32)
     lost = np.empty(fragments.face.shape, bool)
-    normalise_rows(normal.reshape(-1, 3), SHORTEST_NORMAL, lost.reshape(-1))
-    lost &= fragments.face >= 0
+    for image in range(len(lost)):
+        surface_rows(
+            fragments.face[image], fragments.bary[image], mesh.faces, mesh.vertices, mesh.normals, SHORTEST_NORMAL,
+            position[image], normal[image], lost[image],
+        )  # fmt: skip
     if lost.any():
         normal[lost] = unit_normals(mesh.vertices[mesh.faces[fragments.face[lost]]])
     return position, normal

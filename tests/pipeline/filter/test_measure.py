@@ -12,7 +12,7 @@ from geometry.raster_cpu import CpuRasterizer
 from pipeline.filter.measure_mesh import measure
 from pipeline.filter.measure_views import measure_map, measure_views, opposite_pairs
 from pipeline.filter.rules import FilterConfig, apply_rules
-from pipeline.filter.surface_samples import hsv_entropy
+from pipeline.filter.surface_samples import count_by_color
 from pipeline.mesh_io.load import load_mesh
 from pipeline.render.views import RenderConfig, render_views
 from pipeline.unwrap.uv_metrics import coverage
@@ -249,12 +249,12 @@ def test_density_and_score_of_an_uneven_layout() -> None:
 
 
 def test_entropy_of_known_colours() -> None:
-    assert hsv_entropy(np.full((50, 3), 77, np.uint8)) == 0
+    assert count_by_color(np.full((50, 3), 77, np.uint8)).entropy == 0
     grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    assert hsv_entropy(grey) == pytest.approx(8 / 3), "8 bits of value, none of hue and saturation"
+    assert count_by_color(grey).entropy == pytest.approx(8 / 3), "8 bits of value, none of hue and saturation"
     primaries = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
     # hue 0 twice (red, white): 1.5 bits; saturation 3 : 1; value one
-    assert hsv_entropy(primaries) == pytest.approx((1.5 + 0.75 * np.log2(4 / 3) + 0.25 * 2) / 3)
+    assert count_by_color(primaries).entropy == pytest.approx((1.5 + 0.75 * np.log2(4 / 3) + 0.25 * 2) / 3)
 
 
 def test_flat_and_grey_shares(cube: TexturedMesh) -> None:
