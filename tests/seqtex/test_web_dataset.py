@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 import seqtex
-from schemas.codec import decode
-from schemas.sample import TextureSample
+from schemas.codec import decode, encode
+from schemas.sample import Regime, TextureSample
 from schemas.shards import read_shard
-from tests.support.small_dataset import UV_SIZE, VIEW_SIZE
+from seqtex.web_dataset import sample_arrays
+from tests.support.small_dataset import UV_SIZE, VIEW_SIZE, small_sample
 from tests.support.varied_dataset import PER_REGIME, write_varied_dataset
 
 VIEWS = {"rgb", "mask", "coverage", "position", "normal"}
@@ -60,6 +62,15 @@ def test_samples_have_the_same_keys_and_exact_arrays(folder, regime, keys):
         np.testing.assert_array_equal(sample["uv_opacity"], opaque if truth.uv.opacity is None else truth.uv.opacity)
         for name in ARRAYS:
             np.testing.assert_array_equal(sample["mesh"][name], getattr(truth.mesh, name))
+
+
+def test_lit_views_are_there_where_a_dataset_has_them():
+    sample = small_sample("a", Regime.MV_ONLY, seed=0)
+    lit = replace(sample, views=replace(sample.views, lit=sample.views.rgb // 2))
+    found = sample_arrays({"__key__": "a"} | encode(lit))
+    assert set(found) == COMMON | {"lit"} and (found["lit"] == sample.views.rgb // 2).all()
+    with pytest.raises(seqtex.UserError, match="sample b: its JSON is of 'a'"):
+        sample_arrays({"__key__": "b"} | encode(lit))
 
 
 def test_samples_are_batches_of_tensors_in_workers(folder):

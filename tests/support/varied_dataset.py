@@ -1,5 +1,6 @@
 """A small dataset whose samples differ in all that a sample may lack, for readers that infer types from a few."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,6 @@ from tests.support.small_dataset import small_sample
 PER_REGIME = 7
 """Samples of each regime in a job."""
 JOBS = 2
-LONG = "-long" * 39
-"""End of a uid: a name of more than 100 characters needs a header of its own in a tar."""
 SOURCES = (
     Attribution(),
     Attribution(name="Objaverse", licence="CC-BY-4.0", attribution='"Chair" by Zoë', title="Chair", author="Zoë"),
@@ -40,10 +39,11 @@ MEASURED = (
 )
 
 
-def varied_sample(number: int, regime: Regime) -> TextureSample:
+def varied_sample(number: int, regime: Regime, longest_uid: int) -> TextureSample:
     """The sample of a number: every fifth has the same choice of what is there and what is missing."""
     turn = number % len(SOURCES)
-    sample = small_sample(f"{number:03d}-{regime}"[:5] + (LONG if turn == 2 else ""), regime, seed=number)
+    uid = f"{number:03d}-{regime}"[:5]
+    sample = small_sample(uid.ljust(longest_uid, "x") if turn == 2 else uid, regime, seed=number)
     measured, uv, mesh = MEASURED[turn], sample.uv, sample.mesh
     if uv is not None and mesh is not None:
         mesh = replace(mesh, layout=LAYOUTS[turn % len(LAYOUTS)])
@@ -61,10 +61,13 @@ def varied_sample(number: int, regime: Regime) -> TextureSample:
     return replace(sample, uv=uv, mesh=mesh, meta=meta)
 
 
-def write_varied_dataset(out: Path) -> dict[str, TextureSample]:
-    """Write a finished dataset, which `verify` accepts, of both regimes in two jobs; return its samples by uid."""
-    count = 2 * PER_REGIME * JOBS
-    made = [varied_sample(number, list(Regime)[number % 2]) for number in range(count)]
+def write_varied_dataset(
+    out: Path, regimes: Sequence[Regime] = tuple(Regime), longest_uid: int = 200
+) -> dict[str, TextureSample]:
+    """Write a finished dataset, which `verify` accepts, in two jobs; return its samples by uid. (A name of more than
+    100 characters, uid and extension, needs a header of its own in a tar.)"""
+    count = len(regimes) * PER_REGIME * JOBS
+    made = [varied_sample(number, regimes[number % len(regimes)], longest_uid) for number in range(count)]
     samples = {sample.uid: sample for sample in made}
     jobs = plan_jobs(map(_ref, made), count // JOBS)
     with writable(out):
