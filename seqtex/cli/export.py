@@ -1,4 +1,4 @@
-"""`seqtex export`, `import`, `publish`, `attribution`, `weights`: datasets and checkpoints in forms that others read."""
+"""`seqtex export`, `import`, `publish`, `attribution`, `weights`: datasets and checkpoints in forms for others."""
 
 import tempfile
 from dataclasses import asdict
