@@ -137,6 +137,26 @@ def decode(fields: Mapping[str, Any]) -> TextureSample:
     return TextureSample(uid=meta["uid"], regime=regime, views=views, cameras=cameras, uv=uv, mesh=mesh, meta=meta)
 
 
+def decode_field(name: str, data: bytes) -> Any:
+    """Decode one field without the others of its sample: JSON to a dict, a mesh to its arrays by name, an image to one
+    array, in which views stay a strip. None for a field that no sample has.
+
+    Raises ValueError naming the field where it is malformed or oversized."""
+    fields, kind = {name: data}, name.removeprefix("uv_")
+    if name not in EXTENSIONS:
+        return None
+    if name == "json":
+        return _decode_json(data)
+    if name == "mesh.npz":
+        mesh = decode_mesh(data, layout="")
+        return {array: getattr(mesh, array) for array in _MESH_DTYPES}
+    if kind in ("position.png", "normal.png"):
+        return (decode_positions if kind == "position.png" else decode_normals)(fields, name)
+    if name.endswith(".webp"):
+        return decode_image(fields, name, "WEBP", "RGB")
+    return decode_image(fields, name, "PNG", "1" if kind == "mask.png" else "L")
+
+
 def cameras_json(cameras: Cameras) -> dict[str, list[list[list[float]]]]:
     """Return the `cameras` entry of a sample's JSON; float32 values survive exactly."""
     return {"world_to_cam": cameras.world_to_cam.tolist(), "projection": cameras.projection.tolist()}

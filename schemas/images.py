@@ -112,24 +112,33 @@ def decode_image(fields: Mapping[str, Any], name: str, form: str, mode: str) -> 
 
 
 def decode_positions(
-    fields: Mapping[str, Any], name: str, mask: Bool[np.ndarray, "height width"]
+    fields: Mapping[str, Any], name: str, mask: Bool[np.ndarray, "height width"] | None = None
 ) -> Float32[np.ndarray, "height width 3"]:
-    """Decode positions as `encode_positions` wrote them; 0 outside the mask."""
-    height, width = mask.shape
+    """Decode positions as `encode_positions` wrote them; 0 outside the mask, which the image itself shows."""
+    height, width = mask.shape if mask is not None else _declared_size(fields, name, planes=3)
     planes = _pixels(fields, name, (3 * height, width), 16, _GREY)
+    inside = planes[:height].view(">u2") != 0 if mask is None else mask
     position = np.empty((height, width, 3), np.float32)
-    scaled_planes(planes, mask, np.float32(1 / POSITION_STEPS), position)
+    scaled_planes(planes, inside, np.float32(1 / POSITION_STEPS), position)
     return position
 
 
 def decode_normals(
-    fields: Mapping[str, Any], name: str, mask: Bool[np.ndarray, "height width"]
+    fields: Mapping[str, Any], name: str, mask: Bool[np.ndarray, "height width"] | None = None
 ) -> Float32[np.ndarray, "height width 3"]:
-    """Decode unit vectors as `encode_normals` wrote them; 0 where the image is black."""
-    height, width = mask.shape
+    """Decode unit vectors as `encode_normals` wrote them; 0 where the image is black. The mask gives the size alone."""
+    height, width = mask.shape if mask is not None else _declared_size(fields, name)
     normal = np.empty((height, width, 3), np.float32)
     unit_pixels(_pixels(fields, name, (height, width), 8, _RGB), normal)
     return normal
+
+
+def _declared_size(fields: Mapping[str, Any], name: str, planes: int = 1) -> tuple[int, int]:
+    """Return height and width of each of the planes of a PNG image, by its header. Raises ValueError where they are too
+    large."""
+    width, rows = struct.unpack(">II", field_bytes(fields, name)[16:24].ljust(8, b"\0"))
+    check_size(name, rows // planes, width)
+    return rows // planes, width
 
 
 def _pixels(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from seqtex.dataset import Dataset, Sample
     from seqtex.runs import build, train
     from seqtex.texturing import texture
+    from seqtex.web_dataset import decoder, webdataset
     from training.data.datamodule import TextureDataModule
     from training.module import TextureModule
 
@@ -24,8 +25,10 @@ __all__ = [
     "UserError",
     "__version__",
     "build",
+    "decoder",
     "texture",
     "train",
+    "webdataset",
 ]
 
 _MODULES = {
@@ -35,8 +38,10 @@ _MODULES = {
     "TextureModule": "training.module",
     "UserError": "schemas.errors",
     "build": "seqtex.runs",
+    "decoder": "seqtex.web_dataset",
     "texture": "seqtex.texturing",
     "train": "seqtex.runs",
+    "webdataset": "seqtex.web_dataset",
 }
 """Module that defines each public name."""
 

@@ -67,7 +67,7 @@ def dataset_card(info: DatasetInfo, facts: CardFacts) -> str:
         _terms(facts),
         _excluded(facts),
         _origin(info),
-        READING,
+        _reading(facts),
         LIMITS,
     ]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
@@ -165,21 +165,46 @@ def _origin(info: DatasetInfo) -> list[str]:
 READING = (
     "## Reading it",
     "",
-    "A shard counts only if a ledger part names it; `seqtex verify` checks hashes, counts and samples.",
-    "`schemas.codec.decode(fields)` turns the fields of a sample into arrays: `rgb.webp`, `mask.png`, `coverage.png`,",
-    "`position.dz`, `normal.dz`; for `textured` the same but coverage with `uv_` before, and `mesh.npz`. Views are",
-    "stored as one strip, first view on top; UV maps have v = 1 in row 0. Positions lie in [-1, 1], Z up. `index.json`",
-    "is a wids-shard-index-v1.",
+    "Every field is a standard file: JSON, WebP, PNG, .npz. The views of a sample are one strip, first view on top; UV",
+    "maps have v = 1 in row 0. What is missing is -1 or an empty text. PATH is the folder of this dataset.",
     "",
     "```python",
-    "import webdataset as wds",
-    "from schemas.codec import decode",
+    "from datasets import load_dataset",
     "",
-    'for fields in wds.WebDataset("shards/textured-000000.tar", shardshuffle=False):',
-    "    sample = decode(fields)",
-    "    print(sample.uid, sample.views.rgb.shape, sample.uv.rgb.shape)",
+    'dataset = load_dataset("PATH", "REGIME", split="train", streaming=True)',
     "```",
+    "",
+    "Positions are 16-bit grey images of three planes, x above y above z; 0 is outside the mask. Normals are RGB",
+    "images of round(127 n) + 128, black outside. A reader that converts every image to 8 bits, as webdataset's",
+    "`rgb8` does, loses the positions.",
+    "",
+    "```python",
+    "import glob, io, json",
+    "import numpy as np",
+    "import webdataset as wds",
+    "from PIL import Image",
+    "",
+    'for sample in wds.WebDataset(sorted(glob.glob("PATH/shards/REGIME-*.tar")), shardshuffle=False):',
+    '    meta = json.loads(sample["json"])',
+    '    rgb = np.array(Image.open(io.BytesIO(sample["rgb.webp"])))',
+    '    planes = np.array(Image.open(io.BytesIO(sample["position.png"])))',
+    "    planes = planes.reshape(3, -1, planes.shape[1]).transpose(1, 2, 0)",
+    "    position = np.where(planes > 0, (planes - 32768.0) / 32767, 0)  # Z up, in [-1, 1]",
+    "```",
+    "",
+    "The ledger, one row per asset with every measurement:",
+    "",
+    "```python",
+    "import pandas",
+    "",
+    'ledger = pandas.read_parquet("PATH/ledger")',
+    "```",
+    "",
+    "`index.json` is an index for random access (`pip install wids`). With `pip install seqtex-forge`,",
+    "`seqtex.Dataset(PATH)` and `seqtex.webdataset(urls)` give decoded arrays, and `seqtex verify PATH` checks hashes,",
+    "counts and samples: a shard counts only if a ledger part names it.",
 )
+"""How to read a dataset with plain tools; REGIME stands for one that it has."""
 LIMITS = (
     "## Known limits",
     "",
@@ -190,6 +215,11 @@ LIMITS = (
     "- A map is only as good as its round trip: `round_trip_psnr` says how well views from the map match the source.",
     "- Captions are those of the source, unchecked.",
 )
+
+
+def _reading(facts: CardFacts) -> list[str]:
+    regime = Regime.MV_ONLY if facts.counts.mv_only and not facts.counts.textured else Regime.TEXTURED
+    return [line.replace("REGIME", regime) for line in READING]
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -61,6 +61,8 @@ def croissant_json(
         f"{counts.mv_only} with views alone, from {info.planned} assets.",
         "license": sorted(facts.licences()) or ["not stated"],
         "version": f"{info.schema_version}.0.0",
+        "citeAs": f"SeqTex Forge dataset, plan {info.plan_sha256[:16]}, configuration {config_hash(info.config)[:16]}, "
+        f"built by seqtex-forge {info.code_version}; the works of its samples as attribution.parquet lists them",
         "keywords": ["3d", "texture", "multi-view", "webdataset", "seqtex"],
         "creator": {"@type": "Organization", "name": f"seqtex-forge {info.code_version}"},
         "identifier": f"{config_hash(info.config)}:{info.plan_sha256}",

@@ -14,7 +14,9 @@ from schemas.errors import UserError
 from schemas.mesh import MeshRef
 
 _HASH_DIGITS = 8
-_MAX_SLUG = 120
+_MAX_SLUG = 75
+"""With hash and longest extension a tar member's name has 100 characters: all that a plain tar header holds, and all
+that the `wids` package reads."""
 
 
 _UNREAD = (".3ds", ".3mf", ".c4d", ".ma", ".max", ".mb", ".off", ".skp", ".step", ".stl", ".stp", ".wrl", ".x3d")

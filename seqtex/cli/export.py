@@ -1,4 +1,4 @@
-"""`seqtex export`, `import`, `publish`, `weights`: datasets and checkpoints in the layouts and places of others."""
+"""`seqtex export`, `import`, `publish`, `attribution`, `weights`: datasets and checkpoints in forms for others."""
 
 import tempfile
 from dataclasses import asdict
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import BuildConfig
+from pipeline.dataset.attribution import attribution_csv
 from pipeline.dataset.verify import verify
 from pipeline.seqtex_layouts.export import export as write_layout
 from pipeline.seqtex_layouts.layout import Layout
@@ -92,6 +93,21 @@ def publish(
         files = published_files(dataset, repo, Path(folder))
         upload = repository.upload(files, private, lambda done, total: update(done, "", total=total))
     log_event("published", dataset=str(dataset), files=len(files), **asdict(upload))
+    return 0
+
+
+def attribution(dataset: Location, out: Path) -> int:
+    """Write the attribution of every sample as a CSV file for spreadsheets: title, author, licence, page. Texts come
+    from the assets' sources, so a cell that a spreadsheet would run as a formula begins with an apostrophe.
+
+    Args:
+        dataset: folder that `seqtex build` wrote
+        out: .csv file to write; an earlier one is replaced
+    """
+    if out.suffix.lower() != ".csv":
+        raise UsageError(f"--out {out}: only a .csv file is written; give one")
+    rows = attribution_csv(dataset, out)
+    log_event("attribution", out=str(out), samples=rows)
     return 0
 
 

@@ -137,6 +137,12 @@ COMMANDS = {
         example="seqtex publish /data/forge --repo organisation/forge --private",
         positional="dataset",
     ),
+    "attribution": Command(
+        module="seqtex.cli.export",
+        summary="write the attribution of a dataset as CSV that is safe in spreadsheets",
+        example="seqtex attribution /data/forge --out attribution.csv",
+        positional="dataset",
+    ),
     "encode": Command(
         module="seqtex.cli.encode",
         summary="write the latents of a dataset, for training without its images",

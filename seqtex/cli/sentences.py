@@ -282,6 +282,7 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "problem": lambda facts: f"problem  {facts['detail']}",
     "verified": lambda facts: f"verified  {facts['dataset']}: {count(facts['problems'], 'problem')}",
     "report": gallery,
+    "attribution": lambda facts: f"attribution  {count(facts['samples'], 'sample')} to {facts['out']}",
     "exported": lambda facts: f"exported  {count(facts['samples'], 'sample')} to {facts['out']} ({facts['layout']})",
     "licences": licences,
     "published": published,

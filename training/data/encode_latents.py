@@ -3,18 +3,18 @@ beside, flushed and renamed (or uploaded whole), so that a run that was killed g
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import safetensors.torch
 import torch
+import webdataset as wds
 from torch import Tensor
 
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, canonical_json, code_version
 from schemas.errors import UsageError, UserError
 from schemas.sample import TextureSample
-from schemas.shards import write_tar
 from schemas.storage import Location, ObjectPath, file_sha256, location, write_file
 from training.data.batch import to_model
 from training.data.dataset_files import DatasetFiles, read_json
@@ -122,18 +122,16 @@ def _encode_shard(files: DatasetFiles, folder: Location, source: ShardRecord, en
     reader = ShardReader(files, "shards", (source,), 1, decode)
     shapes: dict[str, list[int]] = {}
 
-    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+    def samples() -> Iterator[dict[str, str | bytes]]:
         for index in range(source.count):
             sample = reader(0, index)
             fields, found = encode_sample(sample, encoders)
             if shapes and found != shapes:
                 raise UserError(f"{reader.name(0)}: sample {sample.uid} has latents {found}, others {shapes}")
             shapes.update(found)
-            yield sample.uid, fields
+            yield {"__key__": sample.uid, **fields}
 
-    tar = io.BytesIO()
-    write_tar(tar, samples())
-    data = tar.getvalue()
+    data = latent_tar(samples())
     write_file(folder / source.name, data)
     shard = LatentShard(
         name=source.name,
@@ -146,6 +144,16 @@ def _encode_shard(files: DatasetFiles, folder: Location, source: ShardRecord, en
     )
     entries = {"header": asdict(encoders.header), "shard": asdict(shard)}
     write_file(_record_path(folder, source.name), canonical_json(entries) + b"\n")
+
+
+def latent_tar(samples: Iterable[Mapping[str, str | bytes]]) -> bytes:
+    """Write samples (`__key__`, and their fields by extension) as a tar. Equal samples give equal bytes: no times, no
+    owners, as `schemas.shards.write_tar` has it for shards of images."""
+    tar = io.BytesIO()
+    with wds.TarWriter(tar, encoder=False, mtime=0, user="", group="", mode=0o644, format="PAX_FORMAT") as writer:
+        for sample in samples:
+            writer.write(sample)
+    return tar.getvalue()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sources.folder import folder, uid_of
+from schemas.codec import EXTENSIONS
 from schemas.errors import UserError
 
 
@@ -43,6 +44,13 @@ def test_keys_are_safe(tmp_path: Path, name: str) -> None:
 def test_keys_are_distinct_where_slugs_are_not() -> None:
     names = ["a b.glb", "a_b.glb", "a/b.glb", "a_b.obj", "A_b.glb"]
     assert len({uid_of(name) for name in names}) == len(names)
+
+
+def test_the_longest_key_fits_a_plain_tar_header_with_every_extension() -> None:
+    names = [f"{'long name ' * 30}{number}.glb" for number in range(9)]
+    keys = {uid_of(name) for name in names}
+    assert len(keys) == len(names)
+    assert max(len(f"{key}.{extension}") for key in keys for extension in EXTENSIONS) == 100
 
 
 def test_no_such_folder(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Latents made once: what is stored is what the codec makes, training on it is training on images, and nothing that
 does not fit is read."""
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import training.arithmetic
 from schemas.dataset import read_ledger, shard_path
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
+from schemas.shards import read_shard, write_tar
 from schemas.storage import write_file
 from seqtex.cli.main import main
 from tests.support.small_dataset import small_sample, write_dataset, write_samples
@@ -90,6 +92,17 @@ def test_stored_latents_are_those_of_the_images(dataset: Path, dtype: str, toler
             if a is not None:
                 assert torch.allclose(a.rgb, b.rgb, atol=tolerance)
                 assert torch.allclose(a.geometry, b.geometry, atol=tolerance)
+
+
+def test_latent_shards_have_the_bytes_of_image_shards_tars(dataset: Path) -> None:
+    """webdataset writes the one, `write_tar` the other."""
+    folder = encode_dataset(LocalFiles(dataset), dct())
+    tars = sorted(folder.glob("*.tar"))
+    assert len(tars) == 4
+    for tar in tars:
+        again = io.BytesIO()
+        assert write_tar(again, read_shard(tar)) >= 1
+        assert again.getvalue() == tar.read_bytes()
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(rotate_views=0.7)])
