@@ -22,6 +22,8 @@ from tests.support.small_dataset import small_sample
 PER_REGIME = 7
 """Samples of each regime in a job."""
 JOBS = 2
+LATE = 10
+"""Samples from this number on have measurements that no earlier one has: five of each regime come first."""
 SOURCES = (
     Attribution(),
     Attribution(name="Objaverse", licence="CC-BY-4.0", attribution='"Chair" by Zoë', title="Chair", author="Zoë"),
@@ -51,6 +53,8 @@ def varied_sample(number: int, regime: Regime, longest_uid: int) -> TextureSampl
         opacity[: 8 * turn] = 51 * turn
         uv = replace(uv, opacity=opacity if turn in (1, 4) else None)
         measured = replace(measured, layout=mesh.layout)
+    if number >= LATE:
+        measured = replace(measured, uv_mirrored_share=0.25, distinct_colors=7)
     meta = sample.meta | {
         "source": asdict(SOURCES[turn]) | {"uri": f"{number}.glb"},
         "caption": CAPTIONS[turn],
