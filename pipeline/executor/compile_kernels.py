@@ -32,8 +32,8 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     "geometry.kernels.texel": (
         (
             "texel_rows",
-            "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], i8, f4[:,::1], i4[:,::1], f8[::1], f4[:,:,::1], b1[:,::1], "
-            "b1[::1]",
+            "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], i8, f4[:,::1], i4[:,::1], f8[::1], f8[::1], f4[:,:,::1], "
+            "b1[:,::1], b1[::1]",
         ),
     ),
     "geometry.kernels.color": (
