@@ -25,7 +25,7 @@ from PIL import Image
 from geometry.shading import split_sum_table
 from geometry.texture import SRGB_DECODE, PackedSurface
 from pipeline.sandbox.fork_server import clean_environment
-from pipeline.sandbox.linux import die_with_parent
+from pipeline.sandbox.linux import die_with_parent, keep_freed_memory
 from pipeline.sandbox.policy import REPO
 
 KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -284,6 +284,7 @@ def warm_up() -> None:
     write is not to be run by another one."""
     compile_kernels()
     load_kernels()
+    keep_freed_memory()
     Image.preinit()  # the decoders, which every child would import for itself
     split_sum_table()
     for cache in gc.get_objects():
