@@ -46,22 +46,23 @@ class CpuRasterizer:
         width: int,
     ) -> Int32[np.ndarray, "images height width"]:
         """What `rasterize` finds in front, without weights and depth."""
-        return self._draw(clip, faces, np.empty((len(clip), height, width), np.float32), None)
+        scratch = np.empty((len(clip) if self.threads > 1 else min(len(clip), 1), height, width), np.float32)
+        return self._draw(clip, faces, scratch, None)
 
     def _draw(
         self,
         clip: Float32[np.ndarray, "images vertices 4"],
         faces: Int32[np.ndarray, "faces 3"],
-        near: Float32[np.ndarray, "images height width"],
+        near: Float32[np.ndarray, "some height width"],
         behind: Fragments | None,
     ) -> Int32[np.ndarray, "images height width"]:
-        """Return the sides in front; `near` is overwritten."""
+        """Return the sides in front; `near` is overwritten, by image after image where there is only one of it."""
         images, vertices = clip.shape[:2]
         check_indices(faces, vertices)
-        side = np.empty(near.shape, np.int32)
+        height, width = near.shape[1:]
+        side = np.empty((images, height, width), np.int32)
         snapped = np.empty((images, vertices, 2), np.int32)
         outcode = np.empty((images, vertices), np.uint8)
-        height, width = near.shape[1:]
         hidden_face, hidden_depth = (side, near) if behind is None else (behind.face, behind.depth)
 
         def project(image: int, first: int, last: int) -> None:
@@ -69,8 +70,8 @@ class CpuRasterizer:
 
         def draw(image: int, first: int, last: int) -> None:
             rasterize_rows(
-                clip[image], faces, snapped[image], outcode[image], first, last, side[image], near[image],
-                behind is not None, hidden_face[image], hidden_depth[image],
+                clip[image], faces, snapped[image], outcode[image], first, last, side[image], near[image % len(near)],
+                behind is not None, hidden_face[image], hidden_depth[image % len(hidden_depth)],
             )  # fmt: skip
 
         self._run(project, images, vertices)

@@ -217,7 +217,7 @@ def texel_color(
     known, seen = np.empty((height, width), bool), np.zeros(len(faces), bool)
     texel_rows(
         surface, centre.face[0], centre.bary[0], samples[0], samples.shape[1] // height, clip, faces,
-        np.zeros(FRAME_SIZE), out, known, seen,
+        np.zeros(FRAME_SIZE), np.full(FRAME_SIZE + 1, -1.0), out, known, seen,
     )  # fmt: skip
     return out, known, seen
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.kernels.footprint import fill_frame, framed_uv, framed_weights, slopes
+from geometry.kernels.footprint import fill_corners, fill_frame, framed_uv, framed_weights, slopes
 from geometry.kernels.jit import BORROWING
 from geometry.kernels.texture import area_mean
 
@@ -35,6 +35,18 @@ def frame_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, fra
     i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
     uv = surface.uv
     fill_frame(
+        clip, clip_faces[f, 0], clip_faces[f, 1], clip_faces[f, 2],
+        np.float64(uv[i, 0]), np.float64(uv[i, 1]), np.float64(uv[j, 0]), np.float64(uv[j, 1]),
+        np.float64(uv[k, 0]), np.float64(uv[k, 1]), frame,
+    )  # fmt: skip
+
+
+@njit(forceinline=True, **BORROWING)
+def corners_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, frame: np.ndarray) -> None:
+    """`fill_corners`, likewise."""
+    i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
+    uv = surface.uv
+    fill_corners(
         clip, clip_faces[f, 0], clip_faces[f, 1], clip_faces[f, 2],
         np.float64(uv[i, 0]), np.float64(uv[i, 1]), np.float64(uv[j, 0]), np.float64(uv[j, 1]),
         np.float64(uv[k, 0]), np.float64(uv[k, 1]), frame,

@@ -32,20 +32,29 @@ def fill_frame(
     frame[13], frame[14] = y0 * w1 - y1 * w0, w0 * x1 - w1 * x0
     frame[0], frame[1] = frame[9] + frame[11] + frame[13], frame[10] + frame[12] + frame[14]
     frame[2] = x1 * y2 - x2 * y1 + x2 * y0 - x0 * y2 + x0 * y1 - x1 * y0
-    frame[3], frame[4] = u0, v0
     frame[5] = frame[11] * (u1 - u0) + frame[13] * (u2 - u0)
     frame[6] = frame[12] * (u1 - u0) + frame[14] * (u2 - u0)
     frame[7] = frame[11] * (v1 - v0) + frame[13] * (v2 - v0)
     frame[8] = frame[12] * (v1 - v0) + frame[14] * (v2 - v0)
-    frame[15], frame[16], frame[17] = x0, y0, w0
-    frame[18], frame[19], frame[20] = x1, y1, w1
-    frame[21], frame[22], frame[23] = x2, y2, w2
-    frame[24], frame[25], frame[26], frame[27] = u1, v1, u2, v2
+    fill_corners(clip, i, j, k, u0, v0, u1, v1, u2, v2, frame)
+
+
+@njit(forceinline=True, **BORROWING)
+def fill_corners(
+    clip: np.ndarray, i: int, j: int, k: int, u0: float, v0: float, u1: float, v1: float, u2: float, v2: float,
+    frame: np.ndarray,
+) -> None:  # fmt: skip
+    """Set up what `framed_weights` and `framed_uv` need of a face."""
+    frame[15], frame[16], frame[17] = clip[i, 0], clip[i, 1], clip[i, 3]
+    frame[18], frame[19], frame[20] = clip[j, 0], clip[j, 1], clip[j, 3]
+    frame[21], frame[22], frame[23] = clip[k, 0], clip[k, 1], clip[k, 3]
+    frame[3], frame[4], frame[24], frame[25], frame[26], frame[27] = u0, v0, u1, v1, u2, v2
 
 
 @njit(forceinline=True, **BORROWING)
 def framed_weights(frame: np.ndarray, turned: int, ndc_x: float, ndc_y: float) -> tuple[float, float]:
-    """`side_weights` of the face that `frame` describes; `turned`: 1 where its corners run clockwise."""
+    """Perspective-correct weights of corners 0 and 1 of the face that `frame` describes under a pixel's centre, as float32;
+    `turned`: 1 where its corners run clockwise."""
     weight0, weight1, weight2 = clamped_weights(
         frame[15], frame[16], frame[17], frame[18], frame[19], frame[20], frame[21], frame[22], frame[23],
         ndc_x, ndc_y, 1.0 - 2.0 * turned,

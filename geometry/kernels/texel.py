@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.kernels.color import face_color, face_uv, frame_of, has_texture
-from geometry.kernels.footprint import framed_uv, framed_weights, inside_span, slopes
+from geometry.kernels.color import corners_of, face_color, frame_of, has_texture
+from geometry.kernels.footprint import FRAME_SIZE, framed_uv, framed_weights, inside_span, slopes
 from geometry.kernels.jit import BORROWING
 from geometry.kernels.texture import norm
-from geometry.kernels.weights import side_weights
 
 SAME_CHART = 0.1
 """Two faces of a texel belong to one chart of the source if one's coordinates, continued to a point of the other, miss
@@ -33,49 +32,46 @@ def opacity_of(alpha: float, cutoff: float) -> float:
 
 
 @njit(forceinline=True, **BORROWING)
-def continues(
-    surface: Any, f: int, g: int, frame: np.ndarray, ndc_x: float, ndc_y: float, step_x: float, step_y: float,
-    u: float, v: float, at_x: float, at_y: float, b0: float, b1: float,
-) -> bool:  # fmt: skip
-    """Return whether face `g`, at its point (at_x, at_y), carries on the coordinates that `f` has around (ndc_x,
-    ndc_y)."""
-    material = surface.face_material[f]
-    if surface.has_colors or surface.face_material[g] != material or not surface.face_has_uv[g]:
-        return False
-    ux, vx, uy, vy = slopes(frame, ndc_x, ndc_y, u, v)
-    g_u, g_v = face_uv(surface, g, b0, b1)
-    sampler = surface.material_sampler[material]
-    height, width = surface.samplers[sampler, 1], surface.samplers[sampler, 2]
-    off_u = (u + ux * (at_x - ndc_x) + uy * (at_y - ndc_y) - g_u) * width
-    off_v = (v + vx * (at_x - ndc_x) + vy * (at_y - ndc_y) - g_v) * height
-    along_x, along_y = norm(ux * width, vx * height) * step_x, norm(uy * width, vy * height) * step_y
-    return norm(off_u, off_v) <= SAME_CHART * max(1.0, min(along_x, along_y))
-
-
-@njit(forceinline=True, **BORROWING)
-def is_one_chart(
-    surface: Any, f: int, b0: float, b1: float, frame: np.ndarray, side: np.ndarray,
-    clip: np.ndarray, clip_faces: np.ndarray, row: int, column: int, s: int, rim: int,
-) -> bool:  # fmt: skip
-    """Return whether every sample of a texel, and as many more around it as `rim` says, lies on the face at its centre
-    or on others that carry on its chart. Beyond the edge of the map all is well."""
-    step_y, step_x = 2.0 * s / side.shape[0], 2.0 * s / side.shape[1]
-    part_y, part_x = 2.0 / side.shape[0], 2.0 / side.shape[1]
+def chart_reach(
+    surface: Any, f: int, b0: float, b1: float, frame: np.ndarray, other: np.ndarray, side: np.ndarray,
+    clip: np.ndarray, clip_faces: np.ndarray, row: int, column: int, s: int,
+) -> int:  # fmt: skip
+    """How far the chart of the face at a texel's centre reaches: 2 where every sample of the texel and those just around
+    them lie on that face or on others that carry on its coordinates, 1 where its own samples do, else 0. Beyond the edge
+    of the map all is well. `other` is a frame of whatever face number `other[FRAME_SIZE]` says."""
+    height_s, width_s = side.shape
+    step_y, step_x = 2.0 * s / height_s, 2.0 * s / width_s
+    part_y, part_x = 2.0 / height_s, 2.0 / width_s
     ndc_x, ndc_y = (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0
-    textured = has_texture(surface, f)
-    u, v = framed_uv(frame, b0, b1)
-    for y in range(max(row * s - rim, 0), min(row * s + s + rim, side.shape[0])):
-        for x in range(max(column * s - rim, 0), min(column * s + s + rim, side.shape[1])):
-            g = side[y, x] >> 1
-            if g == f:
-                continue
-            if g < 0 or not textured:
-                return False
-            at_x, at_y = (x + 0.5) * step_x / s - 1.0, (y + 0.5) * step_y / s - 1.0
-            g0, g1 = side_weights(clip, clip_faces, side[y, x], (x + 0.5) * part_x - 1.0, (y + 0.5) * part_y - 1.0)
-            if not continues(surface, f, g, frame, ndc_x, ndc_y, step_x, step_y, u, v, at_x, at_y, g0, g1):
-                return False
-    return True
+    material, top, left = surface.face_material[f], row * s, column * s
+    comparable = has_texture(surface, f) and not surface.has_colors
+    u, v, ux, vx, uy, vy, width, height, limit = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    if comparable:
+        u, v = framed_uv(frame, b0, b1)
+        ux, vx, uy, vy = slopes(frame, ndc_x, ndc_y, u, v)
+        sampler = surface.material_sampler[material]
+        height, width = np.float64(surface.samplers[sampler, 1]), np.float64(surface.samplers[sampler, 2])
+        along_x, along_y = norm(ux * width, vx * height) * step_x, norm(uy * width, vy * height) * step_y
+        limit = SAME_CHART * max(1.0, min(along_x, along_y))
+    for rim in range(2):
+        for y in range(max(top - rim, 0), min(top + s + rim, height_s)):
+            for x in range(max(left - rim, 0), min(left + s + rim, width_s)):
+                g = side[y, x] >> 1
+                if g == f or (rim == 1 and top <= y < top + s and left <= x < left + s):
+                    continue
+                if g < 0 or not comparable or surface.face_material[g] != material or not surface.face_has_uv[g]:
+                    return rim
+                if other[FRAME_SIZE] != g:
+                    corners_of(surface, g, clip, clip_faces, other)
+                    other[FRAME_SIZE] = g
+                g0, g1 = framed_weights(other, side[y, x] & 1, (x + 0.5) * part_x - 1.0, (y + 0.5) * part_y - 1.0)
+                g_u, g_v = framed_uv(other, g0, g1)
+                at_x, at_y = (x + 0.5) * step_x / s - 1.0, (y + 0.5) * step_y / s - 1.0
+                off_u = (u + ux * (at_x - ndc_x) + uy * (at_y - ndc_y) - g_u) * width
+                off_v = (v + vx * (at_x - ndc_x) + vy * (at_y - ndc_y) - g_v) * height
+                if not norm(off_u, off_v) <= limit:
+                    return rim
+    return 2
 
 
 @njit(forceinline=True, **BORROWING)
@@ -110,16 +106,19 @@ def look_around(side: np.ndarray, f: int, row: int, column: int, s: int, seen: n
                 seen[g] = True
                 count += 1
     if uniform:
-        for y in range(max(row * s - 1, 0), min(row * s + s + 1, side.shape[0])):
-            for x in range(max(column * s - 1, 0), min(column * s + s + 1, side.shape[1])):
-                uniform = uniform and side[y, x] >> 1 == f
+        first, last = max(column * s - 1, 0), min(column * s + s, side.shape[1] - 1)
+        above, below = max(row * s - 1, 0), min(row * s + s, side.shape[0] - 1)
+        for x in range(first, last + 1):
+            uniform = uniform and side[above, x] >> 1 == f and side[below, x] >> 1 == f
+        for y in range(row * s, row * s + s):
+            uniform = uniform and side[y, first] >> 1 == f and side[y, last] >> 1 == f
     return count, uniform
 
 
 @njit(**BORROWING)
 def texel_rows(
     surface: Any, centre_face: np.ndarray, centre_bary: np.ndarray, side: np.ndarray, s: int, clip: np.ndarray,
-    clip_faces: np.ndarray, frame: np.ndarray, out: np.ndarray, known: np.ndarray, seen: np.ndarray,
+    clip_faces: np.ndarray, frame: np.ndarray, other: np.ndarray, out: np.ndarray, known: np.ndarray, seen: np.ndarray,
 ) -> None:  # fmt: skip
     """Linear RGB and, where out has a fourth channel, opacity of the texels of a map.
 
@@ -148,13 +147,8 @@ def texel_rows(
                     frame_of(surface, f, clip, clip_faces, frame)
                     framed = f
                 b0, b1 = centre_bary[row, column, 0], centre_bary[row, column, 1]
-                whole = count == 0 or is_one_chart(
-                    surface, f, b0, b1, frame, side, clip, clip_faces, row, column, s, np.int64(0)
-                )
-                if whole:
-                    clipped = not is_one_chart(
-                        surface, f, b0, b1, frame, side, clip, clip_faces, row, column, s, np.int64(1)
-                    )
+                reach = chart_reach(surface, f, b0, b1, frame, other, side, clip, clip_faces, row, column, s)
+                whole, clipped = count == 0 or reach > 0, reach < 2
             total, parts = 0.0, 1 if whole else s
             step_y, step_x = 2.0 / (height * parts), 2.0 / (width * parts)
             for y in range(row * parts, row * parts + parts):

@@ -61,8 +61,8 @@ def corners(
         row0, row1 = wrap_index(row0, height, wrap_v), wrap_index(row1, height, wrap_v)
     fx, fy = np.float32(x - 0.5 - left), np.float32(y - 0.5 - top)
     gx, gy = np.float32(1.0) - fx, np.float32(1.0) - fy
-    t00, t01 = first + row0 * width + column0, first + row0 * width + column1
-    t10, t11 = first + row1 * width + column0, first + row1 * width + column1
+    t00, t01 = np.uint64(first + row0 * width + column0), np.uint64(first + row0 * width + column1)
+    t10, t11 = np.uint64(first + row1 * width + column0), np.uint64(first + row1 * width + column1)
     return t00, t01, t10, t11, gx * gy, fx * gy, gx * fy, fx * fy
 
 

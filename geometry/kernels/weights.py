@@ -3,7 +3,6 @@
 # mypy: disable-error-code="arg-type, return-value, assignment"
 # (scalars are numba's, annotated as the Python types they stand for)
 
-import numpy as np
 from numba import njit
 
 from geometry.kernels.jit import BORROWING
@@ -26,17 +25,3 @@ def clamped_weights(
     if not weight0 + weight1 + weight2 > 0.0:  # seen edge-on: any point of the face will do
         return 1.0, 1.0, 1.0
     return weight0, weight1, weight2
-
-
-@njit(forceinline=True, **BORROWING)
-def side_weights(clip: np.ndarray, faces: np.ndarray, side: int, ndc_x: float, ndc_y: float) -> tuple[float, float]:
-    """Perspective-correct weights of corners 0 and 1 of a side, as float32."""
-    i, j, k = faces[side >> 1, 0], faces[side >> 1, 1], faces[side >> 1, 2]
-    weight0, weight1, weight2 = clamped_weights(
-        np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 3]),
-        np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 3]),
-        np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 3]),
-        ndc_x, ndc_y, 1.0 - 2.0 * (side & 1),
-    )  # fmt: skip
-    scale = 1.0 / (weight0 + weight1 + weight2)
-    return np.float32(weight0 * scale), np.float32(weight1 * scale)

@@ -25,15 +25,15 @@ from PIL import Image
 from geometry.shading import split_sum_table
 from geometry.texture import SRGB_DECODE, PackedSurface
 from pipeline.sandbox.fork_server import clean_environment
-from pipeline.sandbox.linux import die_with_parent
+from pipeline.sandbox.linux import die_with_parent, keep_freed_memory
 from pipeline.sandbox.policy import REPO
 
 KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     "geometry.kernels.texel": (
         (
             "texel_rows",
-            "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], i8, f4[:,::1], i4[:,::1], f8[::1], f4[:,:,::1], b1[:,::1], "
-            "b1[::1]",
+            "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], i8, f4[:,::1], i4[:,::1], f8[::1], f8[::1], f4[:,:,::1], "
+            "b1[:,::1], b1[::1]",
         ),
     ),
     "geometry.kernels.color": (
@@ -284,6 +284,7 @@ def warm_up() -> None:
     write is not to be run by another one."""
     compile_kernels()
     load_kernels()
+    keep_freed_memory()
     Image.preinit()  # the decoders, which every child would import for itself
     split_sum_table()
     for cache in gc.get_objects():

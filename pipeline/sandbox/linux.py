@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def prctl(option: int, value: int) -> None:
@@ -42,6 +43,14 @@ def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
     prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def keep_freed_memory() -> None:
+    """Have this process and its children use the memory of freed arrays again before they take fresh pages, each of
+    which the kernel has to clear: a tenth of an asset's time. Asks nothing of other C libraries than glibc."""
+    with contextlib.suppress(AttributeError):
+        _libc().mallopt(M_MMAP_MAX, 0)
+        _libc().mallopt(M_TRIM_THRESHOLD, ctypes.c_int(-1))
 
 
 def adopt_orphans() -> None:
