@@ -38,7 +38,7 @@ def fill_smoothly(
 @njit(nogil=True, cache=True)
 def grow(values: np.ndarray, known: np.ndarray, rings: int) -> None:
     """Unknown texels next to known ones become the mean of those among their 8 neighbours, ring by ring, in place."""
-    height, width, channels = values.shape
+    height, width = known.shape
     reached = np.zeros((height, width), np.bool_)
     front, further = np.empty(height * width, np.int32), np.empty(height * width, np.int32)
     count, column_known = 0, np.empty(width, np.bool_)

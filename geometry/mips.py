@@ -8,9 +8,7 @@ from jaxtyping import Float32, UInt8, UInt16
 from numba import njit
 
 from geometry.kernels.jit import BORROWING
-
-MIP_SCALE = 65535.0
-"""Linear light and alpha of mip levels are stored as 16-bit fractions: 1/40 of the smallest 8-bit sRGB step."""
+from geometry.kernels.texture import MIP_SCALE
 
 
 def mip_levels(
@@ -77,7 +75,8 @@ def quarter(fine: np.ndarray, decode: np.ndarray, from_bytes: bool, alpha_weight
 @njit(**BORROWING)
 def halve(fine: np.ndarray, decode: np.ndarray, from_bytes: bool, alpha_weighted: bool, coarse: np.ndarray) -> None:
     """Half the size (rounded down, 1 at least): [h, w, 4] of bytes (sRGB, alpha linear) or linear light ->
-    coarse [h / 2, w / 2, 4], linear light. Of an odd size every coarse texel covers a little more than two fine ones, which count by their overlap."""
+    coarse [h / 2, w / 2, 4], linear light. Of an odd size every coarse texel covers a little more than two fine ones,
+    which count by their overlap."""
     height, width, rows, columns = fine.shape[0], fine.shape[1], coarse.shape[0], coarse.shape[1]
     alpha_scale = np.float32(1.0 / 255.0 if from_bytes else 1.0)
     for row in range(rows):

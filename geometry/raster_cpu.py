@@ -45,7 +45,7 @@ class CpuRasterizer:
         height: int,
         width: int,
     ) -> Int32[np.ndarray, "images height width"]:
-        """What `rasterize` finds in front, without weights and depth."""
+        """Find what `rasterize` finds, without working out weights and depth."""
         scratch = np.empty((len(clip) if self.threads > 1 else min(len(clip), 1), height, width), np.float32)
         return self._draw(clip, faces, scratch, None)
 

@@ -182,9 +182,9 @@ def pixel_color(
     clip: Float32[np.ndarray, "images vertices 4"],
     rgb: Float32[np.ndarray, "images height width 3"],
 ) -> None:
-    """Write the linear RGB of the pixels of views to `rgb`: mean of the covered ones among their samples (`Rasterizer.sides`), which form
-    a multiple of the views; the centre's where there are none. For surfaces without holes: what is cut out would count
-    as covered."""
+    """Write the linear RGB of the pixels of views to `rgb`: mean of the covered ones among their samples
+    (`Rasterizer.sides`), which form a multiple of the views; the centre's where there are none. For surfaces without
+    holes: what is cut out would count as covered."""
     s = samples.shape[1] // rgb.shape[1]
     for image in range(len(rgb)):
         pixel_rows(

@@ -56,9 +56,9 @@ def encode_pixels(linear: np.ndarray, mask: np.ndarray, steps: np.ndarray, guess
 
 @njit(**BORROWING)
 def coverage_rows(face: np.ndarray, centre: np.ndarray, s: int, shares: np.ndarray, out: np.ndarray) -> None:
-    """Share of covered ones among the s x s samples of each pixel, 0..255: face [h s, w s] -> out [h, w]; shares [s s + 1] are what
-    numbers of covered ones amount to. A pixel whose
-    centre [h, w] is covered, but none of its samples, counts one."""
+    """Share of covered ones among the s x s samples of each pixel, 0..255: face [h s, w s] -> out [h, w]. shares
+    [s s + 1]: what each number of covered ones amounts to. A pixel whose centre [h, w] is covered, but none of its
+    samples, counts one."""
     for row in range(out.shape[0]):
         for column in range(out.shape[1]):
             count = 1 if centre[row, column] else 0

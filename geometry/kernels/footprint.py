@@ -53,8 +53,8 @@ def fill_corners(
 
 @njit(forceinline=True, **BORROWING)
 def framed_weights(frame: np.ndarray, turned: int, ndc_x: float, ndc_y: float) -> tuple[float, float]:
-    """Perspective-correct weights of corners 0 and 1 of the face that `frame` describes under a pixel's centre, as float32;
-    `turned`: 1 where its corners run clockwise."""
+    """Perspective-correct weights of corners 0 and 1 of the face that `frame` describes, under a pixel's centre, as
+    float32. `turned`: 1 where its corners run clockwise."""
     weight0, weight1, weight2 = clamped_weights(
         frame[15], frame[16], frame[17], frame[18], frame[19], frame[20], frame[21], frame[22], frame[23],
         ndc_x, ndc_y, 1.0 - 2.0 * turned,

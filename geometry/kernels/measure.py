@@ -186,8 +186,8 @@ def sum_gradients(rgb: np.ndarray, mask: np.ndarray) -> tuple[float, int]:
 
 @njit(nogil=True, cache=True)
 def sum_differences(image: np.ndarray, truth: np.ndarray, mask: np.ndarray, off: int) -> tuple[int, int, int]:
-    """Sum of the squared differences of 8-bit pixels [n, 3] in the mask [n], number of pixels of which a channel differs
-    by more than `off`, number of pixels."""
+    """Sum of the squared differences of 8-bit pixels [n, 3] in the mask [n], number of those of which a channel differs
+    by more than `off`, and number of all."""
     squares, differ, pixels = 0, 0, 0
     for pixel in range(mask.shape[0]):
         if not mask[pixel]:

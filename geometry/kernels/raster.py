@@ -193,8 +193,7 @@ def draw_queue(
                 if (e_ab | e_bc | e_ca) >= 0:
                     entered = True
                     if flat:
-                        if out_side[row, column] < 0:
-                            out_side[row, column] = side
+                        out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
                         e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
                         continue
                     here = depth

@@ -40,7 +40,7 @@ def column_sums(values: np.ndarray, sums: np.ndarray) -> None:
 def points_on_faces(
     vertices: np.ndarray, faces: np.ndarray, face: np.ndarray, bary: np.ndarray, out: np.ndarray
 ) -> None:
-    """Points on faces: vertices [v, 3], faces [f, 3], face [n], weights of corners 0 and 1 bary [n, 2] -> out [n, 3]."""
+    """Points on faces: vertices [v, 3], faces [f, 3], face [n], weights of corners 0 and 1 [n, 2] -> out [n, 3]."""
     for point in range(face.shape[0]):
         i, j, k = faces[face[point], 0], faces[face[point], 1], faces[face[point], 2]
         first, second = np.float64(bary[point, 0]), np.float64(bary[point, 1])
@@ -84,7 +84,7 @@ def lengths_between(points: np.ndarray, order: np.ndarray, shift: int, out: np.n
 def gather_shells(
     distances: np.ndarray, srgb: np.ndarray, opaque: np.ndarray, shells: np.ndarray, sums: np.ndarray
 ) -> None:
-    """Add up colours by distance: distances [n], 8-bit srgb [n, 3], opaque [n] -> sums [shells, 3] of colours in [0, 1].
+    """Add up colours by distance: distances [n], 8-bit srgb [n, 3], opaque [n] -> sums [shells, 3], colours in [0, 1].
     A colour counts fully at the distance of its shell and fades out towards the next one's."""
     step = shells[1] - shells[0]
     for point in range(distances.shape[0]):
@@ -106,8 +106,8 @@ def count_colors(
     saturations: np.ndarray,
     values: np.ndarray,
 ) -> int:
-    """Histograms of 8-bit colours [n, 3]: colors [32768], hues [180], saturations [256], values [256]. Returns the number
-    of greys: of those whose channels differ by less than `grey_levels`."""
+    """Histograms of 8-bit colours [n, 3]: colors [32768], hues [180], saturations [256], values [256]. Returns the
+    number of greys, whose channels differ by less than `grey_levels`."""
     greys = 0
     for point in range(srgb.shape[0]):
         r, g, b = np.int64(srgb[point, 0]), np.int64(srgb[point, 1]), np.int64(srgb[point, 2])

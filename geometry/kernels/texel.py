@@ -36,9 +36,9 @@ def chart_reach(
     surface: Any, f: int, b0: float, b1: float, frame: np.ndarray, other: np.ndarray, side: np.ndarray,
     clip: np.ndarray, clip_faces: np.ndarray, row: int, column: int, s: int,
 ) -> int:  # fmt: skip
-    """How far the chart of the face at a texel's centre reaches: 2 where every sample of the texel and those just around
-    them lie on that face or on others that carry on its coordinates, 1 where its own samples do, else 0. Beyond the edge
-    of the map all is well. `other` is a frame of whatever face number `other[FRAME_SIZE]` says."""
+    """Return the reach of the chart at a texel's centre: 2 where all of the texel's samples and those just around them
+    lie on the face there or on others that carry on its coordinates, 1 where the texel's own do, else 0. Beyond the
+    edge of the map all is well. `other`: a frame of the face whose number is `other[FRAME_SIZE]`."""
     height_s, width_s = side.shape
     step_y, step_x = 2.0 * s / height_s, 2.0 * s / width_s
     part_y, part_x = 2.0 / height_s, 2.0 / width_s

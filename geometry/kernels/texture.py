@@ -7,8 +7,9 @@ import numpy as np
 from numba import njit
 
 from geometry.kernels.jit import BORROWING
-from geometry.mips import MIP_SCALE
 
+MIP_SCALE = 65535.0
+"""Linear light and alpha of mip levels are stored as 16-bit fractions: 1/40 of the smallest 8-bit sRGB step."""
 MAJOR_TEXELS = 16.0
 """A footprint is summed in a level where its long side spans no more texels than this."""
 SLACK_TEXELS = 0.01
@@ -167,8 +168,8 @@ def area_mean(
     texels: np.ndarray, mips: np.ndarray, levels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray,
     with_alpha: bool, minor_texels: float,
 ) -> tuple[float, float, float, float]:  # fmt: skip
-    """Linear RGBA of a texture, mean over the parallelogram with centre (u, v) and sides (ux, vx), (uy, vy). With alpha,
-    colours are weighted by it; without, it is 1.
+    """Linear RGBA of a texture, mean over the parallelogram with centre (u, v) and sides (ux, vx), (uy, vy). Colours
+    are weighted by alpha if it is asked for; else it is 1.
 
     A footprint of up to one texel is magnification: the point look-up of the texture's own filter. A larger one is
     summed in a level where its short side spans `minor_texels` at most: the more, the less does the level's grid show.

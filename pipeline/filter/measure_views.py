@@ -90,7 +90,7 @@ def single_surface_share(views: Views, cameras: Cameras, pairs: list[tuple[int, 
 
 
 def eye(cameras: Cameras, view: int) -> Float64[np.ndarray, "4"]:
-    """Where rays towards a camera go: its place, followed by 1, or the direction that all of them have, and 0."""
+    """Return what rays go to: a camera's place, followed by 1, or the direction that all of them have, and 0."""
     pose = cameras.world_to_cam[view].astype(np.float64)
     if cameras.projection[view, 3, 3] == 1:  # orthographic: all rays are parallel
         return np.append(pose[2, :3], 0.0)

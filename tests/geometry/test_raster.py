@@ -219,3 +219,14 @@ def test_empty_meshes_leave_empty_images():
     fragments = RASTERIZER.rasterize(np.zeros((2, 0, 4), np.float32), np.zeros((0, 3), np.int32), 4, 5)
     assert fragments.face.shape == (2, 4, 5)
     assert (fragments.face == -1).all() and np.isinf(fragments.depth).all() and (fragments.bary == 0).all()
+
+
+def test_sides_are_the_front_faces_and_how_they_turn():
+    vertices, faces = bumpy_sphere(3)
+    clip = project(vertices, seqtex4(vertices.min(axis=0), vertices.max(axis=0)).world_to_clip)
+    front, sides = RASTERIZER.rasterize(clip, faces, 96, 80).face, RASTERIZER.sides(clip, faces, 96, 80)
+    np.testing.assert_array_equal(sides >> 1, front)
+    turned = RASTERIZER.sides(clip, np.ascontiguousarray(faces[:, ::-1]), 96, 80)
+    np.testing.assert_array_equal(turned, np.where(front < 0, -1, sides ^ 1))
+    assert len(np.unique(sides[sides >= 0] & 1)) == 1, "only one side of a closed surface is seen"
+    np.testing.assert_array_equal(CpuRasterizer(threads=3).sides(clip, faces, 96, 80), sides)
