@@ -300,7 +300,8 @@ def test_another_schema_is_named_before_what_it_has_more(dataset):
     path = dataset / "dataset.json"
     entries = json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1, "one_more": 3}
     path.write_text(json.dumps(entries))
-    with pytest.raises(UserError, match=rf"schema version {SCHEMA_VERSION + 1}, {SCHEMA_VERSION} is needed here; `seqtex upgrade"):
+    wanted = rf"schema version {SCHEMA_VERSION + 1}, {SCHEMA_VERSION} is needed here; `seqtex upgrade"
+    with pytest.raises(UserError, match=wanted):
         read_dataset_json(dataset)
 
 
