@@ -21,7 +21,7 @@ from pipeline.mesh_io.load import load_asset
 from pipeline.mesh_io.preflight import AssetFacts
 from pipeline.mesh_io.side_files import asset_sha256
 from pipeline.render.lit import light_views
-from pipeline.render.uv_maps import bake_uv, round_trip
+from pipeline.render.uv_maps import bake_uv, round_trip, same_places
 from pipeline.render.views import render_views, see
 from pipeline.seqtex_layouts.layout import JPEG
 from pipeline.seqtex_layouts.renders import read_renders, wear_jpeg
@@ -142,7 +142,8 @@ def _make_sample(
         mv_only = replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}")
     else:
         baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer, surface)
-        proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer, sight)
+        seen = sight if same_places(mesh, unwrapped) else None
+        proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer, seen)
         measurements = replace(
             measure_map(measurements, unwrapped, baked),
             round_trip_psnr=proof.psnr_db,

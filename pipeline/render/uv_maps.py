@@ -148,6 +148,12 @@ def rasterize_layout(uv_mesh: UvMesh, resolution: int, rasterizer: Rasterizer) -
     return rasterizer.rasterize(layout_clip(uv_mesh)[None], uv_mesh.faces, resolution, resolution)
 
 
+def same_places(mesh: TexturedMesh, uv_mesh: UvMesh) -> bool:
+    """Return whether every face of an unwrapped mesh lies exactly where that of its source does, so that both are seen
+    alike: what the proof of a map may take for granted only then."""
+    return np.array_equal(uv_mesh.vertices[uv_mesh.faces], mesh.vertices[mesh.faces])
+
+
 def round_trip(
     views: Views,
     uv_mesh: UvMesh,

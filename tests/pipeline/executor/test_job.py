@@ -21,6 +21,7 @@ from pipeline.sandbox.child import LimitsConfig
 from pipeline.sandbox.fork_server import MachineError
 from pipeline.sandbox.policy import Layer
 from pipeline.sources.procedural import procedural
+from pipeline.unwrap.unwrap import unwrap
 from schemas.codec import decode, encode
 from schemas.dataset import part_path, read_ledger_part, shard_path
 from schemas.ledger import MAX_DETAIL_CHARS, Counts, Reason, Rejected, Status
@@ -53,6 +54,19 @@ def test_a_sample_says_what_it_is_made_of(refs):
     assert sample.meta["caption"] == refs[0].caption
     assert sample.meta["measurements"] == processed.measurements.json()
     assert encode(decode(encode(sample)))["json"] == encode(sample)["json"]
+
+
+def test_the_proof_of_a_map_sees_an_unwrapped_mesh_that_lies_elsewhere(refs, monkeypatch):
+    """What the views of the source show stands in for those of the map only where the faces lie in the same places."""
+
+    def moved(*arguments):
+        found = unwrap(*arguments)
+        return dataclasses.replace(found, vertices=found.vertices * np.float32(0.9))
+
+    right = process_asset(refs[0], SMALL).measurements.round_trip_psnr
+    monkeypatch.setattr("pipeline.asset.unwrap", moved)
+    wrong = process_asset(refs[0], SMALL).measurements.round_trip_psnr
+    assert right is not None and wrong is not None and wrong < 20 < right
 
 
 def test_positions_of_the_views_project_to_their_pixels(refs):
