@@ -56,7 +56,7 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("sound_charts", "i8[::1], i8[::1], i8[::1], i8[:,::1], f8[:,::1], f8"),
     ),
     "pipeline.unwrap.kernels.pack": (
-        ("pack_at", "i8[::1], f8[:,::1], i8[:,::1], i8[::1], i8[::1], i8[::1], i8, i8"),
+        ("pack_at", "i8[::1], f8[:,::1], i8[:,::1], i8[::1], i8[::1], i8[::1], i8, i8, i8"),
         ("place_vertices", "i8[::1], f8[:,::1], i8[:,::1], i8[::1], i8[:,::1]"),
         ("turn_charts", "i8[::1], f8[:,::1]"),
     ),

@@ -36,9 +36,9 @@ def pack(
         np.argsort(-sides.sum(axis=1), kind="stable"),
     ]
 
-    def attempt(sequence: Int64[np.ndarray, " c"], scale: float) -> tuple[int, Float64[np.ndarray, "n 2"]]:
+    def attempt(sequence: Int64[np.ndarray, " c"], scale: float, limit: int) -> tuple[int, Float64[np.ndarray, "n 2"]]:
         scaled = turned * scale
-        *where, height = pack_at(sequence, scaled, corners, order, first_face, first_vertex, resolution, padding)
+        *where, height = pack_at(sequence, scaled, corners, order, first_face, first_vertex, resolution, padding, limit)
         return height, place_vertices(first_vertex, scaled, *where) / resolution
 
     flat = uv[corners]
@@ -47,7 +47,7 @@ def pack(
     scale = min(np.sqrt(FIRST_FILL / max(solid, 0.2 * float(boxes.sum()))) * resolution, largest)
     fits, too_large, best = 0.0, np.inf, None
     for _ in range(MAX_ATTEMPTS):
-        height, placed = attempt(sequences[0], scale)
+        height, placed = attempt(sequences[0], scale, 2 * resolution)
         if height <= resolution:
             fits, best = scale, placed
         else:
@@ -66,7 +66,7 @@ def pack(
         if fits * gain > largest:
             continue
         left -= 1
-        height, placed = attempt(sequence, fits * gain)
+        height, placed = attempt(sequence, fits * gain, resolution)
         if height <= resolution:
             fits, best = fits * gain, placed
             tries = [(sequence, gain) for gain in (GAIN, GAIN**2) for sequence in sequences]

@@ -46,10 +46,10 @@ def turn_charts(first_vertex: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, n
 @njit(nogil=True, cache=True)
 def pack_at(
     sequence: np.ndarray, uv: np.ndarray, corners: np.ndarray, order: np.ndarray, first_face: np.ndarray,
-    first_vertex: np.ndarray, width: int, padding: int,
+    first_vertex: np.ndarray, width: int, padding: int, limit: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:  # fmt: skip
     """One attempt in texels: lower left corner and quarter turns of each chart, its size in texels, and the height that
-    all take; charts that would need more than 1.5 times the width end the attempt."""
+    all take; charts that would need more than `limit`, or 1.5 times the width, end the attempt."""
     charts, rows = len(first_vertex) - 1, width + width // 2
     places, turns, sizes = np.zeros((charts, 2), np.int64), np.zeros(charts, np.int64), np.zeros((charts, 2), np.int64)
     next_taken = np.full((rows, width + 1), width, np.int32)
@@ -64,17 +64,20 @@ def pack_at(
         touched = touched_texels(corners, faces, uv)
         sizes[chart, 0], sizes[chart, 1] = touched.shape[1], touched.shape[0]
         best, best_x, best_y, best_turn = rows + 1, np.int64(-1), np.int64(-1), np.int64(0)
+        upright, sideways = runs_of(touched), runs_of(turned_mask(touched, 1))
         for turn in range(4):
-            shape = turned_mask(touched, turn)
-            h, w = shape.shape
+            h, w = touched.shape if turn % 2 == 0 else touched.shape[::-1]
             if w > width:
                 continue
+            runs = upright if turn % 2 == 0 else sideways
+            if turn >= 2:
+                runs = upside_down(runs, h, w)
             start = hints[min(w // 2, width // 2), min(h // 2, width // 2)]
-            x, y = lowest_place(next_taken, next_free, runs_of(shape), w, h, width, start, best - h)
+            x, y = lowest_place(next_taken, next_free, runs, w, h, width, start, best - h)
             if y >= 0:
                 best, best_x, best_y, best_turn = y + h, x, y, turn
                 hints[min(w // 2, width // 2), min(h // 2, width // 2)] = max(start, y)
-        if best_y < 0:
+        if best_y < 0 or best > limit:
             return places, turns, sizes, 2 * width
         places[chart, 0], places[chart, 1], turns[chart] = best_x, best_y, best_turn
         occupy(next_taken, next_free, turned_mask(touched, best_turn), best_x, best_y, width, padding)
@@ -151,6 +154,16 @@ def runs_of(mask: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
+def upside_down(runs: np.ndarray, h: int, w: int) -> np.ndarray:
+    """`runs_of` a mask [h, w] after half a turn, from those before."""
+    out = np.empty_like(runs)
+    for run in range(len(runs)):
+        row, first, behind = runs[len(runs) - 1 - run]
+        out[run, 0], out[run, 1], out[run, 2] = h - 1 - row, w - behind, w - first
+    return out
+
+
+@njit(nogil=True, cache=True)
 def lowest_place(
     next_taken: np.ndarray, next_free: np.ndarray, runs: np.ndarray, w: int, h: int, width: int, start: int, below: int
 ) -> tuple[int, int]:
@@ -192,18 +205,20 @@ def occupy(
     """Mark the texels of a mask and `padding` more on every side, and renew the rows' tables."""
     h, w = mask.shape
     wide = np.zeros((h + 2 * padding, w + 2 * padding), np.bool_)
-    for row in range(h):
-        for column in range(w):
-            if mask[row, column]:
-                for line in range(2 * padding + 1):
-                    wide[row + line, column : column + 2 * padding + 1] = True
+    runs = runs_of(mask)
+    for run in range(len(runs)):
+        for line in range(2 * padding + 1):
+            wide[runs[run, 0] + line, runs[run, 1] : runs[run, 2] + 2 * padding] = True
     for line in range(max(0, y - padding), min(len(next_taken), y + h + padding)):
         for at in range(min(width, x + w + padding) - 1, -1, -1):
             column = at - x + padding
-            if next_taken[line, at] == at or (column >= 0 and wide[line - y + padding, column]):
+            taken, free = next_taken[line, at], next_free[line, at]
+            if taken == at or (column >= 0 and wide[line - y + padding, column]):
                 next_taken[line, at], next_free[line, at] = at, next_free[line, at + 1]
             else:
                 next_taken[line, at], next_free[line, at] = next_taken[line, at + 1], at
+            if column < 0 and taken == next_taken[line, at] and free == next_free[line, at]:
+                break  # nor does anything change further left
 
 
 @njit(nogil=True, cache=True)
