@@ -69,7 +69,7 @@ def clocks() -> Iterator[dict[str, float]]:
 
 
 def measure_asset(ref: MeshRef, cfg: BuildConfig) -> tuple[str, dict[str, float]]:
-    """Process an asset; return the kind of its result, and processor seconds by stage, `encode` and `whole` included."""
+    """Process an asset; return the kind of its result and processor seconds by stage, encoding and whole included."""
     start = now()
     with clocks() as seconds:
         processed = process_asset(ref, cfg)
