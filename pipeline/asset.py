@@ -34,7 +34,7 @@ from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
 from schemas.storage import file_sha256
 
 VERSIONS = {"seqtex-forge": code_version()}
-"""Of every sample; read when a fork server imports this module, since an asset's own process may not open the file."""
+"""The program version in every sample. A fork server reads it at import: an asset's own process may not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ MAX_SIDE = 16_383
 MAX_PIXELS = 1 << 26
 POSITION_STEPS = 32_767
 DEFLATE_LEVEL = 6
-"""Of libdeflate, 1 to 12: a tenth smaller than level 3 for a third more time; decoding takes the same time at each."""
+"""Level of libdeflate, 1 to 12: positions are 4 to 8 % smaller than at level 3, for a third to a half more time."""
 _SIGNATURE, _END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _HEADER = struct.Struct(">4sIIBBBBB")
 _GREY, _RGB = 0, 2

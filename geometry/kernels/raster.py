@@ -20,11 +20,11 @@ QUEUE = 1024
 MAX_CORNERS = 9
 """Of a triangle clipped by five planes (one more than can occur)."""
 FEW_PIXELS = 6
-"""In the box around a triangle for which setting up a plane would take longer than it saves."""
+"""Pixels in the box around a triangle up to which setting up a plane takes longer than it saves."""
 FAR_NDC, FAR_NDEPTH = 16.0, 4.0
 """Coordinates and depths of corners up to which the rounding errors of a plane stay below 1e-8 wherever it is used."""
 DEPTH_SLACK = 2e-6
-"""Depths that differ by more are told apart by planes; a float32 step at depth 4 is a quarter of it."""
+"""Depths that differ by more are distinguished by planes; a float32 step at depth 4 is a quarter of it."""
 
 
 @njit(nogil=True, cache=True, forceinline=True)

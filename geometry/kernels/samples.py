@@ -9,7 +9,7 @@ from numba import njit
 from geometry.kernels.jit import BORROWING
 
 COLOR_BITS = 5
-"""Bits a channel at which colours are told apart."""
+"""Bits a channel at which colours are distinguished."""
 HUES, LEVELS = 180, 256
 """Numbers of different hues (OpenCV's 8-bit HSV), saturations and values."""
 

@@ -88,14 +88,14 @@ def count_by_color(srgb: UInt8[np.ndarray, "m 3"]) -> Colors:
 
 
 def column_mean(values: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "3"]:
-    """`values.mean(axis=0)`, bit by bit, which numpy takes ten times as long for."""
+    """Return `values.mean(axis=0)` bit for bit, in a tenth of numpy's time."""
     sums = np.empty(3)
     column_sums(values, sums)
     return sums / len(values)
 
 
 def column_std(values: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "3"]:
-    """`values.std(axis=0)`, likewise."""
+    """Return `values.std(axis=0)` bit for bit, in a fraction of numpy's time."""
     off = values - column_mean(values)
     return np.sqrt(column_mean(off * off))
 

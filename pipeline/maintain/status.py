@@ -96,7 +96,7 @@ class StatusReport:
     """Ledger parts that cannot be read."""
     running: bool
     assets_per_s: float | None
-    """Of the running build; None if there is none, or it has not finished a job."""
+    """Rate of the running build; None if there is none, or it has not finished a job."""
     eta_s: float | None
     textured: int
     mv_only: int

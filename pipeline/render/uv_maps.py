@@ -149,8 +149,8 @@ def rasterize_layout(uv_mesh: UvMesh, resolution: int, rasterizer: Rasterizer) -
 
 
 def same_places(mesh: TexturedMesh, uv_mesh: UvMesh) -> bool:
-    """Return whether every face of an unwrapped mesh lies exactly where that of its source does, so that both are seen
-    alike: what the proof of a map may take for granted only then."""
+    """Return whether every face of an unwrapped mesh lies exactly where that of its source does. Only then do views
+    show the same faces of both, which spares the proof of a map to find them again."""
     return np.array_equal(uv_mesh.vertices[uv_mesh.faces], mesh.vertices[mesh.faces])
 
 

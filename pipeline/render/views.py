@@ -43,8 +43,8 @@ class RenderConfig:
     """Samples per pixel along each axis, of colour and coverage (ours: 2 x 2, so coverage has 5 levels); masks,
     positions and normals are taken at pixel centres."""
     lit: Literal["none", "pbr", "cycles"] = "none"
-    """Whether samples also hold the views under light: `pbr` is glTF's metallic-roughness model under sky,
-    ground and a lamp, without shadows; `cycles` is path tracing by Blender. The unlit base colour is always there."""
+    """Views under light that samples hold beside those of unlit base colour: `pbr` is glTF's metallic-roughness model
+    under sky, ground and a lamp, without shadows; `cycles` is path tracing by Blender."""
 
     def __post_init__(self) -> None:
         require_between("views.resolution", self.resolution, 1, MAX_SIDE)
@@ -164,8 +164,8 @@ def render_colors(
     rasterizer: Rasterizer,
     sight: Sight | None = None,
 ) -> tuple[UInt8[np.ndarray, "views height width 3"], Bool[np.ndarray, "views height width"]]:
-    """Colour and mask of `render_views` alone. `sight`: that of any mesh with the same faces in the same places, of use
-    where neither has holes."""
+    """Render colour and mask of `render_views` alone. `sight`: that of any mesh with the same faces in the same places;
+    it is used where there are no holes."""
     surface = pack_surface(mesh)
     if sight is None or surface.has_holes():
         sight = see(mesh, surface, cameras, cfg, rasterizer)

@@ -46,8 +46,8 @@ def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have this process and its children use the memory of freed arrays again before they take fresh pages, each of
-    which the kernel has to clear: a tenth of an asset's time. Asks nothing of other C libraries than glibc."""
+    """Let this process and its children use the memory of freed arrays again before they take fresh pages, each of
+    which the kernel has to clear: a tenth of an asset's time. Does nothing where the C library is not glibc."""
     with contextlib.suppress(AttributeError):
         _libc().mallopt(M_MMAP_MAX, 0)
         _libc().mallopt(M_TRIM_THRESHOLD, ctypes.c_int(-1))

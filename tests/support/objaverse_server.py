@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.mesh_io.write_glb import Primitive, encode_glb
+from tests.support.loopback import loopback
 
 FAULTS = ("503", "cut", "slow", "wrong length", "missing")
 SLOW_S = 1.4
@@ -245,22 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(SLOW_S)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, *args) -> None:
-        pass
-
-
 @contextlib.contextmanager
 def serving(world: World) -> Iterator[World]:
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"world": world}))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    world.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with loopback(_Handler, world=world) as world.url:
         yield world
-    finally:
-        server.shutdown()
-        server.server_close()

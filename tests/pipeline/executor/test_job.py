@@ -57,7 +57,7 @@ def test_a_sample_says_what_it_is_made_of(refs):
 
 
 def test_the_proof_of_a_map_sees_an_unwrapped_mesh_that_lies_elsewhere(refs, monkeypatch):
-    """What the views of the source show stands in for those of the map only where the faces lie in the same places."""
+    """Faces seen in the views of the source are taken for those of the map only where they lie in the same places."""
 
     def moved(*arguments):
         found = unwrap(*arguments)
