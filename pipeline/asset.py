@@ -28,7 +28,7 @@ from pipeline.seqtex_layouts.renders import read_renders, wear_jpeg
 from pipeline.unwrap.unwrap import unwrap
 from schemas.codec import SCHEMA_VERSION, cameras_json
 from schemas.dataset import code_version
-from schemas.ledger import Measurements, Reason, Rejected
+from schemas.ledger import Measurements, Note, Reason, Rejected
 from schemas.mesh import AssetKind, MeshRef, TexturedMesh, UvMesh
 from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
 from schemas.storage import file_sha256
@@ -45,6 +45,8 @@ class Processed:
     measurements: Measurements
     mv_only: Rejected | None = None
     """Why an accepted sample has no UV maps."""
+    notes: tuple[Note, ...] = ()
+    """What loading left out or read differently."""
 
 
 def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
@@ -59,9 +61,14 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
         size = path.stat().st_size if path.is_file() else None
         return Processed(result=opened, measurements=Measurements(bytes=size))
     facts, loaded = opened
+    return replace(_process(ref, facts, loaded, cfg), notes=facts.notes)
+
+
+def _process(ref: MeshRef, facts: AssetFacts, loaded: TexturedMesh | Rejected, cfg: BuildConfig) -> Processed:
+    """An asset that has been read, from its measurements on."""
     measurements = Measurements(bytes=facts.bytes, faces=facts.faces, vertices=facts.vertices)
     if ref.kind is AssetKind.OFFICIAL_MODEL and not isinstance(loaded, Rejected):
-        loaded = wear_jpeg(loaded, path.with_name(JPEG), cfg.preflight)
+        loaded = wear_jpeg(loaded, Path(ref.uri).with_name(JPEG), cfg.preflight)
     if isinstance(loaded, Rejected):
         return Processed(result=loaded, measurements=measurements)
     surface = pack_surface(loaded)

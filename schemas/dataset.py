@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from schemas.codec import SCHEMA_VERSION, UPGRADE
 from schemas.errors import UserError
-from schemas.ledger import LEDGER_SCHEMA, Measurements, Outcome, Reason, Status
+from schemas.ledger import LEDGER_SCHEMA, Measurements, Note, NoteKind, Outcome, Reason, Status
 from schemas.sample import Regime
 from schemas.storage import Location, write_file
 
@@ -167,9 +167,7 @@ def read_ledger_part(path: Location, sha256: str | None = None) -> LedgerPart:
             raise ValueError("its sha256 is not the one in index.json")
         table = parquet_table(data)
         record = json.loads((table.schema.metadata or {})[_COMMIT_KEY])
-        if not table.schema.equals(LEDGER_SCHEMA, check_metadata=False):
-            raise ValueError("its columns are not those of this program's ledger")
-        outcomes = tuple(_outcome(row) for row in table.to_pylist())
+        outcomes = tuple(_outcome(row) for row in _with_every_column(table).to_pylist())
         shards = tuple(ShardRecord(**(entry | {"regime": Regime(entry["regime"])})) for entry in record["shards"])
         if len(outcomes) != record["planned"]:
             raise ValueError(f"{len(outcomes)} rows, {record['planned']} were written")
@@ -180,11 +178,25 @@ def read_ledger_part(path: Location, sha256: str | None = None) -> LedgerPart:
         raise UserError(f"{path}: no readable ledger part ({error}); {remedy}") from error
 
 
+def _with_every_column(table: pa.Table) -> pa.Table:
+    """The ledger with the columns of this program; those that came after it was written are null. Raises ValueError for
+    other columns, and where one is lacking that cannot be null."""
+    for column in LEDGER_SCHEMA:
+        if column.name not in table.column_names and column.nullable:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
+    if sorted(table.column_names) == sorted(LEDGER_SCHEMA.names):
+        table = table.select(LEDGER_SCHEMA.names)
+    if not table.schema.equals(LEDGER_SCHEMA, check_metadata=False):
+        raise ValueError("its columns are not those of this program's ledger")
+    return table
+
+
 def _outcome(row: dict[str, Any]) -> Outcome:
     head = {name: row.pop(name) for name in LEDGER_SCHEMA.names if name in Outcome.__dataclass_fields__}
     head["status"] = Status(head["status"])
     head["regime"] = Regime(head["regime"]) if head["regime"] is not None else None
     head["reason"] = Reason(head["reason"]) if head["reason"] is not None else None
+    head["notes"] = tuple(Note(**(note | {"kind": NoteKind(note["kind"])})) for note in head["notes"] or ())
     return Outcome(**head, measurements=Measurements(**row))
 
 

@@ -107,6 +107,44 @@ class Rejected:
         object.__setattr__(self, "detail", storable(self.detail[:MAX_DETAIL_CHARS]))
 
 
+class NoteKind(StrEnum):
+    """Closed list of what loading leaves out of an asset, or reads in another way than the file says."""
+
+    PART_LEFT_OUT = "part_left_out"
+    """A primitive, object or node that cannot be drawn."""
+    FACES_LEFT_OUT = "faces_left_out"
+    """Faces that cannot be drawn."""
+    DATA_IGNORED = "data_ignored"
+    """Damaged data that what is drawn does not need."""
+    COORDINATES_MISSING = "coordinates_missing"
+    """Faces of a textured material without texture coordinates: drawn with the texture's corner."""
+    MATERIAL_MISSING = "material_missing"
+    """A material that no library defines: drawn white, or with the only material there is."""
+    FILE_MISSING = "file_missing"
+    """A file that can be done without."""
+    FILE_FOUND_ELSEWHERE = "file_found_elsewhere"
+    """A reference followed by another name than it has: other case, other form, or beside the asset."""
+    IMAGE_REPLACED = "image_replaced"
+    """An image read in place of another."""
+    VALUE_CORRECTED = "value_corrected"
+    """A value outside the format, read as it must be meant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """One kind of thing that loading left out of an asset or read differently."""
+
+    kind: NoteKind
+    count: int
+    """Number of faces, parts, files or values of this kind."""
+    detail: str
+    """The first of them, for a person."""
+
+
+MAX_NOTE_CHARS = 300
+"""Longest detail of a note, in characters; the rest is cut off."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
     """Measurements of an asset; None where one does not apply or the pipeline did not get that far. One ledger
@@ -243,6 +281,8 @@ class Outcome:
     regime: Regime | None
     reason: Reason | None
     detail: str
+    notes: tuple[Note, ...] = ()
+    """What loading left out or read differently, at most one entry of a kind."""
     shard: str | None
     """File name of the shard that holds the sample."""
     seconds: float
@@ -254,7 +294,7 @@ class Outcome:
     def row(self) -> dict[str, Any]:
         """The row as flat columns, in the order of `LEDGER_SCHEMA`."""
         flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "measurements"}
-        return flat | asdict(self.measurements)
+        return flat | {"notes": [asdict(note) for note in self.notes]} | asdict(self.measurements)
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:
@@ -270,6 +310,7 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("regime", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string(), nullable=False),
+        pa.field("notes", pa.list_(pa.struct({"kind": pa.string(), "count": pa.int64(), "detail": pa.string()}))),
         pa.field("shard", pa.string()),
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("sandbox", pa.string()),

@@ -17,7 +17,7 @@ from geometry.raster_cpu import CpuRasterizer
 from pipeline.filter.measure_mesh import measure
 from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.load import load_mesh
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from pipeline.mesh_io.write_glb import write_glb
 from pipeline.render.uv_maps import bake_geometry
 from pipeline.render.views import render_geometry

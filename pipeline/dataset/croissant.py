@@ -130,6 +130,7 @@ def _ledger() -> dict[str, Any]:
     fields = [
         _field(f"ledger/{column.name}", _data_type(column.type), "ledger-files", {"column": column.name})
         for column in LEDGER_SCHEMA
+        if not pa.types.is_nested(column.type)
     ]
     return _record_set("ledger", "The outcome of every planned asset, and its measurements.", "ledger/uid", fields)
 

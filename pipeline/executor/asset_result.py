@@ -13,7 +13,19 @@ from typing import Any
 from pipeline.filter.signature import is_signature
 from schemas.codec import LIT, fields_of
 from schemas.dataset import shard_name
-from schemas.ledger import FAILURES, LAYOUT_FAULTS, Measurements, Outcome, Reason, Rejected, Status
+from schemas.errors import storable
+from schemas.ledger import (
+    FAILURES,
+    LAYOUT_FAULTS,
+    MAX_NOTE_CHARS,
+    Measurements,
+    Note,
+    NoteKind,
+    Outcome,
+    Reason,
+    Rejected,
+    Status,
+)
 from schemas.mesh import LAYOUTS
 from schemas.sample import Regime
 from schemas.shards import MAX_MEMBER_BYTES
@@ -44,6 +56,7 @@ def write_asset_result(
     directory: Path,
     regime: Regime | None,
     rejected: Rejected | None,
+    notes: tuple[Note, ...],
     measurements: Measurements,
     stage_seconds: float,
     sample: dict[str, bytes],
@@ -57,6 +70,7 @@ def write_asset_result(
     outcome = {
         "regime": regime,
         "rejected": asdict(rejected) if rejected else None,
+        "notes": [asdict(note) for note in notes],
         "measurements": asdict(measurements),
         "stage_seconds": stage_seconds,
     }
@@ -75,6 +89,7 @@ def read_asset_result(directory: Path, row: Outcome, job: int) -> AssetResult | 
         left = json.loads((directory / OUTCOME).read_bytes())
         regime = Regime(left["regime"]) if left["regime"] is not None else None
         rejected = None if left["rejected"] is None else _rejected(left["rejected"])
+        notes = _notes(left["notes"])
         measurements, stage_seconds = _measurements(left["measurements"]), float(left["stage_seconds"])
         files = () if regime is None else _fields(directory / FIELDS, regime)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -88,6 +103,7 @@ def read_asset_result(directory: Path, row: Outcome, job: int) -> AssetResult | 
         regime=regime,
         reason=reason,
         detail=rejected.detail if rejected else "",
+        notes=notes,
         shard=shard_name(regime, job) if regime else None,
         measurements=measurements,
     )
@@ -100,6 +116,17 @@ def _rejected(left: dict[str, Any]) -> Rejected:
     if left["reason"] == Reason.DUPLICATE:
         raise ValueError(f"{OUTCOME}: the process of one asset knows no other")
     return Rejected(reason=Reason(left["reason"]), detail=left["detail"])
+
+
+def _notes(left: list[dict[str, Any]]) -> tuple[Note, ...]:
+    """At most one note of a kind, by kind."""
+    notes = tuple(Note(kind=NoteKind(note["kind"]), count=note["count"], detail=note["detail"]) for note in left)
+    if [note.kind for note in notes] != sorted({note.kind for note in notes}):
+        raise ValueError(f"{OUTCOME}: the notes are not one of a kind, in order")
+    for note in notes:
+        if type(note.count) is not int or not 0 < note.count < 2**63 or not isinstance(note.detail, str):
+            raise ValueError(f"{OUTCOME}: the note {note.kind} has no count or no detail")
+    return tuple(replace(note, detail=storable(note.detail[:MAX_NOTE_CHARS])) for note in notes)
 
 
 def _measurements(left: dict[str, Any]) -> Measurements:

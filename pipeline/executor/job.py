@@ -173,6 +173,7 @@ def process_in_child(request: dict[str, Any], directory: Path) -> None:
         directory,
         None if isinstance(processed.result, Rejected) else processed.result.regime,
         processed.result if isinstance(processed.result, Rejected) else processed.mv_only,
+        processed.notes,
         processed.measurements,
         stage_seconds,
         fields,

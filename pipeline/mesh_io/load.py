@@ -16,7 +16,8 @@ from pipeline.mesh_io.images import TextureStore
 from pipeline.mesh_io.obj import ObjFile, ObjMaterial, obj_part
 from pipeline.mesh_io.parts import Part, merge
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, open_checked
-from pipeline.mesh_io.references import AssetError, read_limited
+from pipeline.mesh_io.problems import AssetError, Notes
+from pipeline.mesh_io.references import read_limited
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import AlphaMode, Material, Shading, TexturedMesh, Wrap
 
@@ -39,14 +40,16 @@ def load_asset(
     path: Path, cfg: PreflightConfig, *, shading: bool = False
 ) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
     """Check and load an asset, parsing its file once: facts and mesh, or why the preflight refused it."""
+    notes = Notes()
     try:
-        facts, content = open_checked(path, cfg)
+        facts, content = open_checked(path, cfg, notes)
     except AssetError as error:
         return error.rejected
     try:
         mesh = _from_obj(content, cfg, shading) if isinstance(content, ObjFile) else _from_scene(content, cfg, shading)
     except AssetError as error:
-        return facts, error.rejected
+        return replace(facts, notes=notes.found()), error.rejected
+    facts = replace(facts, notes=notes.found())
     return facts, _incomplete(mesh, facts) or _without_extent(mesh) or mesh
 
 

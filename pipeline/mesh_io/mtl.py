@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.mesh_io.references import AssetError, confined, read_limited
+from pipeline.mesh_io.problems import AssetError
+from pipeline.mesh_io.references import confined, read_limited
 from schemas.ledger import Reason
 
 _MAP_OPTIONS = {"-s": 3, "-o": 3, "-t": 3, "-mm": 2} | {

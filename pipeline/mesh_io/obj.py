@@ -15,7 +15,8 @@ from geometry.mesh import face_vectors, unit
 from geometry.texture import srgb_to_linear
 from pipeline.mesh_io.mtl import ObjMaterial, read_mtl
 from pipeline.mesh_io.parts import Part
-from pipeline.mesh_io.references import AssetError, confined
+from pipeline.mesh_io.problems import AssetError, Notes
+from pipeline.mesh_io.references import confined
 from schemas.ledger import Reason
 
 _ABSENT = -(2**62)
@@ -50,7 +51,7 @@ class _Block:
     """Where each word begins in the text."""
 
 
-def read_obj(data: bytes, directory: Path, max_bytes: int, max_faces: int) -> ObjFile:
+def read_obj(data: bytes, directory: Path, max_bytes: int, max_faces: int, notes: Notes) -> ObjFile:
     """Parse a whole OBJ file and the material libraries in its folder."""
     if b"\0" in data:
         raise AssetError(Reason.NOT_A_MESH, "OBJ holds a zero byte: it is not a text file")

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from geometry.mesh import face_vectors, unit
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 from schemas.mesh import Material, Texture, TexturedMesh
 

@@ -15,8 +15,9 @@ from pipeline.mesh_io.gltf.primitives import Primitive
 from pipeline.mesh_io.gltf.scene import INSTANCING, VISIBILITY, Scene, Skin, read_scene
 from pipeline.mesh_io.images import image_size
 from pipeline.mesh_io.obj import ObjFile, read_obj
-from pipeline.mesh_io.references import AssetError, read_limited
-from schemas.ledger import Reason
+from pipeline.mesh_io.problems import AssetError, Notes
+from pipeline.mesh_io.references import read_limited
+from schemas.ledger import Note, Reason
 
 SUFFIXES = (".glb", ".gltf", ".obj")
 _MATERIAL_EXTENSIONS = (
@@ -68,10 +69,13 @@ class AssetFacts:
     """Distinct base-colour images."""
     image_side_max: int
     """Pixels; 0 without images."""
+    notes: tuple[Note, ...] = ()
+    """What loading left out or read differently."""
 
 
-def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | ObjFile]:
-    """Facts and parsed structure of a file that passes every check; raises `AssetError` otherwise."""
+def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetFacts, Scene | ObjFile]:
+    """Facts and parsed structure of a file that passes every check; raises `AssetError` otherwise. `notes` gets what is
+    left out."""
     suffix = path.suffix.lower()
     if suffix in blender.SUFFIXES:
         raise AssetError(Reason.NEEDS_BLENDER, f"{suffix} is read through Blender, which is off: {blender.REMEDY}")
@@ -81,7 +85,7 @@ def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | 
     if not data:
         raise AssetError(Reason.EMPTY_FILE, "file has 0 bytes")
     if suffix == ".obj":
-        return _check_obj(data, path, cfg)
+        return _check_obj(data, path, cfg, notes)
     if suffix == ".gltf" and data.lstrip()[:1] != b"{":
         raise AssetError(Reason.NOT_A_MESH, f"not a glTF: starts with {data[:4]!r}, expected '{{'")
     text, binary = split_glb(data) if suffix == ".glb" else (data, None)
@@ -89,7 +93,7 @@ def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | 
     _check_version(tree)
     unsupported = _unsupported(tree)
     try:
-        container = read_container(tree, binary, path.parent if suffix == ".gltf" else None, cfg.max_file_bytes)
+        container = read_container(tree, binary, path.parent if suffix == ".gltf" else None, cfg.max_file_bytes, notes)
         scene = read_scene(container, cfg.max_nodes, cfg.max_node_depth)
         sides = _check_images([image_bytes(container.images[i], cfg.max_file_bytes) for i in scene.used_images()], cfg)
     except AssetError as error:
@@ -107,8 +111,8 @@ def open_checked(path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, Scene | 
     return _facts(suffix[1:], data, faces, vertices, sides), scene
 
 
-def _check_obj(data: bytes, path: Path, cfg: PreflightConfig) -> tuple[AssetFacts, ObjFile]:
-    obj = read_obj(data, path.parent, cfg.max_file_bytes, cfg.max_faces)
+def _check_obj(data: bytes, path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetFacts, ObjFile]:
+    obj = read_obj(data, path.parent, cfg.max_file_bytes, cfg.max_faces, notes)
     paths = {obj.materials[i].image: i for i in np.unique(obj.face_material)}
     images = [read_limited(p, f"map_Kd of material {i}", cfg.max_file_bytes) for p, i in paths.items() if p is not None]
     return _facts("obj", data, len(obj.corners), len(obj.positions), _check_images(images, cfg)), obj

@@ -6,17 +6,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
-from schemas.ledger import Reason, Rejected
-
-
-class AssetError(Exception):
-    """The asset cannot be used. Raised by the readers; caught by `load_asset`, and where what is missing can be done
-    without."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        self.rejected = Rejected(reason=reason, detail=detail)
-        super().__init__(f"{reason}: {self.rejected.detail}")
-
+from pipeline.mesh_io.problems import AssetError
+from schemas.ledger import Reason
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 

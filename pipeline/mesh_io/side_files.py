@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.mesh_io.gltf.buffers import reference
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.mtl import read_mtl
-from pipeline.mesh_io.references import AssetError, confined
+from pipeline.mesh_io.problems import AssetError
+from pipeline.mesh_io.references import confined
 from schemas.storage import file_sha256
 
 _LIBRARY = re.compile(rb"^[ \t]*mtllib[ \t]+([^\r\n]*[^\s])", re.MULTILINE)

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64
 from geometry.cameras import FAR, NEAR, orthographic, perspective
 from geometry.frames import Frame
 from pipeline.mesh_io.gltf.json_fields import Json
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 from schemas.sample import Cameras
 

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float32
 from scipy.ndimage import minimum_filter
 
 from geometry.cameras import project, view_depth
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 from schemas.sample import Cameras
 

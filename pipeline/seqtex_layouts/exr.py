@@ -7,7 +7,7 @@ import numpy as np
 import OpenEXR
 from jaxtyping import Float32
 
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 
 BACKGROUND = 1e10

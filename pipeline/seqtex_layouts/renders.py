@@ -15,7 +15,8 @@ from geometry.texture import encode_srgb8, srgb_to_linear
 from pipeline.mesh_io.gltf.json_fields import parse_json
 from pipeline.mesh_io.images import decode_image, image_size
 from pipeline.mesh_io.preflight import PreflightConfig
-from pipeline.mesh_io.references import AssetError, read_limited
+from pipeline.mesh_io.problems import AssetError
+from pipeline.mesh_io.references import read_limited
 from pipeline.seqtex_layouts.cameras import MAX_VIEWS, Pose, read_poses, to_cameras
 from pipeline.seqtex_layouts.consistency import check_depths, world_normals
 from pipeline.seqtex_layouts.exr import read_depth

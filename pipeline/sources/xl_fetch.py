@@ -14,7 +14,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pipeline.mesh_io.mtl import read_mtl
-from pipeline.mesh_io.references import AssetError, confined, is_data_uri, read_limited
+from pipeline.mesh_io.problems import AssetError
+from pipeline.mesh_io.references import confined, is_data_uri, read_limited
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.objaverse import ObjaverseConfig, glb_fault, sha256_fault
 from schemas.ledger import Reason, Rejected

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, open_checked
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError, Notes
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import TexturedMesh
 
@@ -135,7 +135,7 @@ def primitive(builder: Builder) -> dict[str, Any]:
 def preflight(path: Path, cfg: PreflightConfig) -> AssetFacts | Rejected:
     """The facts of a file that the loader may be given, or why it may not."""
     try:
-        return open_checked(path, cfg)[0]
+        return open_checked(path, cfg, Notes())[0]
     except AssetError as fault:
         return fault.rejected
 

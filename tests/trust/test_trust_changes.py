@@ -166,7 +166,7 @@ def run(request, directory):
     rejected = Rejected(reason=Reason(told["reason"]), detail="") if told["reason"] else None
     files = sorted((Path(request["ref"]["uri"]).parent / regime).iterdir()) if regime else []
     sample = {file.name: file.read_bytes() for file in files}
-    write_asset_result(directory, regime, rejected, Measurements(), 0.0, sample)
+    write_asset_result(directory, regime, rejected, (), Measurements(), 0.0, sample)
 
 def cured(request, directory):
     told = json.loads(request["ref"]["caption"])

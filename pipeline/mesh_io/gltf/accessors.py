@@ -7,7 +7,7 @@ from jaxtyping import Shaped
 
 from pipeline.mesh_io.gltf.buffers import BufferView
 from pipeline.mesh_io.gltf.json_fields import Json, Parsed
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 
 COMPONENT = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}

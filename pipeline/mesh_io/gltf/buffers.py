@@ -6,7 +6,8 @@ from pathlib import Path
 import meshopt
 
 from pipeline.mesh_io.gltf.json_fields import Json
-from pipeline.mesh_io.references import AssetError, confined, decode_data_uri, is_data_uri, read_limited
+from pipeline.mesh_io.problems import AssetError
+from pipeline.mesh_io.references import confined, decode_data_uri, is_data_uri, read_limited
 from schemas.ledger import Reason
 
 MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")

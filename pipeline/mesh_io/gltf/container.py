@@ -7,7 +7,8 @@ from pathlib import Path
 from pipeline.mesh_io.gltf.accessors import Accessor, parse_accessor
 from pipeline.mesh_io.gltf.buffers import BufferView, ViewReader, read_buffers, reference
 from pipeline.mesh_io.gltf.json_fields import Json, Parsed
-from pipeline.mesh_io.references import AssetError, decode_data_uri, is_data_uri, read_limited
+from pipeline.mesh_io.problems import AssetError, Notes
+from pipeline.mesh_io.references import decode_data_uri, is_data_uri, read_limited
 from schemas.ledger import Reason
 
 DRACO, BASISU, WEBP = "KHR_draco_mesh_compression", "KHR_texture_basisu", "EXT_texture_webp"
@@ -30,6 +31,7 @@ class Container:
     textures: list[Json]
     samplers: list[Json]
     nodes: list[Json]
+    notes: Notes
 
 
 def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
@@ -63,7 +65,9 @@ def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
     return bytes(chunks[0][1]), binary
 
 
-def read_container(tree: Json, binary: memoryview | None, directory: Path | None, max_bytes: int) -> Container:
+def read_container(
+    tree: Json, binary: memoryview | None, directory: Path | None, max_bytes: int, notes: Notes
+) -> Container:
     """Buffers, buffer views, accessors and images of a glTF tree.
 
     `directory`: where external files may lie; None when they are not allowed (.glb). `max_bytes`: of all buffers
@@ -82,6 +86,7 @@ def read_container(tree: Json, binary: memoryview | None, directory: Path | None
         textures=tree.objects("textures"),
         samplers=tree.objects("samplers"),
         nodes=tree.objects("nodes"),
+        notes=notes,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 
 T = TypeVar("T")

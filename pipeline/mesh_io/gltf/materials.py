@@ -10,7 +10,7 @@ from jaxtyping import Float64
 
 from pipeline.mesh_io.gltf.container import BASISU, WEBP, Container
 from pipeline.mesh_io.gltf.json_fields import Json
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 from schemas.mesh import AlphaMode, Wrap
 

@@ -12,7 +12,7 @@ from pipeline.mesh_io.gltf.materials import IDENTITY
 from pipeline.mesh_io.gltf.primitives import Draco, Primitive
 from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin
 from pipeline.mesh_io.parts import Part
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 
 Values = tuple[dict[str, Float64[np.ndarray, "v width"]], Int64[np.ndarray, " corners"]]

@@ -6,7 +6,7 @@ from pipeline.mesh_io.gltf.accessors import Accessor
 from pipeline.mesh_io.gltf.buffers import BufferView
 from pipeline.mesh_io.gltf.container import DRACO, Container
 from pipeline.mesh_io.gltf.json_fields import Json
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 
 TRIANGLE_MODES = {4: "triangles", 5: "strip", 6: "fan"}

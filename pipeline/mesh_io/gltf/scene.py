@@ -15,7 +15,7 @@ from pipeline.mesh_io.gltf.container import Container
 from pipeline.mesh_io.gltf.json_fields import Json
 from pipeline.mesh_io.gltf.materials import SceneMaterial, read_material
 from pipeline.mesh_io.gltf.primitives import Primitive, read_primitives
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 
 INSTANCING, VISIBILITY = "EXT_mesh_gpu_instancing", "KHR_node_visibility"

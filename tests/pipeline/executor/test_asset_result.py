@@ -9,13 +9,14 @@ import pytest
 
 from pipeline.executor.asset_result import MAX_OUTCOME_BYTES, read_asset_result, write_asset_result
 from schemas.codec import LIT, OPACITY, VIEW_FIELDS
-from schemas.ledger import Measurements, Outcome, Reason, Rejected, Status
+from schemas.ledger import Measurements, Note, NoteKind, Outcome, Reason, Rejected, Status
 from schemas.sample import Regime
 
 SAMPLE = dict.fromkeys(("json", *VIEW_FIELDS, LIT), b"x")
 LEFT = dict(
     regime=Regime.MV_ONLY,
     rejected=Rejected(reason=Reason.NO_MESH, detail="none"),
+    notes=(Note(kind=NoteKind.FACES_LEFT_OUT, count=2, detail="line 81: a face with 2 corners"),),
     measurements=Measurements(
         faces=12, color_std=0.25, size_x=1e30, layout="grown", layout_fault="no_mesh", signature="0a" * 72
     ),
@@ -47,6 +48,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         regime=Regime.MV_ONLY,
         reason=Reason.NO_MESH,
         detail="none",
+        notes=LEFT["notes"],
         shard="mv_only-000007.tar",
         measurements=LEFT["measurements"],
     )
@@ -94,6 +96,10 @@ HOSTILE = {
     "no reason for having no map": changed(rejected=None),
     "a reason beside a map": changed(regime="textured"),
     "a duplicate of what it cannot know": changed(rejected={"reason": "duplicate", "detail": "same bytes as a"}),
+    "a note of no kind": changed(notes=[{"kind": "odd", "count": 1, "detail": ""}]),
+    "a note without a count": changed(notes=[{"kind": "file_missing", "count": 0, "detail": ""}]),
+    "two notes of a kind": changed(notes=[{"kind": "file_missing", "count": 1, "detail": ""}] * 2),
+    "notes are no list": changed(notes=7),
     "endless": changed(stage_seconds=float("inf")),
     "a measurement is text": measured(faces="12"),
     "a measurement is true": measured(faces=True),

@@ -15,7 +15,7 @@ from pipeline.mesh_io.gltf.json_fields import Json
 from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig
-from pipeline.mesh_io.references import AssetError
+from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import TexturedMesh
 from tests.pipeline.mesh_io.test_load import signed_volume

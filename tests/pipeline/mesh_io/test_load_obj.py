@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.obj import read_obj
+from pipeline.mesh_io.problems import Notes
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Shading, TexturedMesh
 from tests.support.small_gltf import CORNERS, QUADRANTS, png
@@ -76,7 +77,7 @@ f -4 -3 -2 -1 1
 
 
 def test_odd_but_valid_lines(tmp_path: Path) -> None:
-    obj = read_obj(ODD.encode(), tmp_path, 1000, 1000)
+    obj = read_obj(ODD.encode(), tmp_path, 1000, 1000, Notes())
     expected = np.array([[[-1 if i is None else i for i in corner] for corner in face] for face in plainly(ODD)])
     np.testing.assert_array_equal(obj.corners, expected)
     np.testing.assert_array_equal(obj.positions, [[0, 0, 0], [1.5, 0, 0], [0, 1, 0], [-1, 0, 0]])
