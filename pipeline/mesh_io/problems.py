@@ -1,4 +1,11 @@
-"""What is wrong with an asset: what ends its reading, and what is only noted in its ledger row."""
+"""Problems of an asset: those that end its reading, and those that its ledger row only notes.
+
+A part that cannot be drawn costs that part, not the asset, and nothing that is left out or read in another way than the
+file says goes without a note.
+"""
+
+import contextlib
+from collections.abc import Iterator
 
 from schemas.errors import storable
 from schemas.ledger import MAX_NOTE_CHARS, Note, NoteKind, Reason, Rejected
@@ -24,6 +31,14 @@ class Notes:
         known = self._found.get(kind)
         shown = known.detail if known else storable(detail[:MAX_NOTE_CHARS])
         self._found[kind] = Note(kind=kind, count=count + (known.count if known else 0), detail=shown)
+
+    @contextlib.contextmanager
+    def in_place_of_an_error(self, kind: NoteKind) -> Iterator[None]:
+        """Note an AssetError raised within, and go on."""
+        try:
+            yield
+        except AssetError as error:
+            self.add(kind, error.rejected.detail)
 
     def found(self) -> tuple[Note, ...]:
         """All notes, by kind."""
