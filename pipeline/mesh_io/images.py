@@ -17,6 +17,10 @@ from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 from schemas.mesh import Texture, Wrap
 
+_BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, NotImplementedError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's decoders raise for data that they cannot read."""
 _CHANNELS = {"r": 0, "g": 1, "b": 2, "m": 3}
 """Values of MTL's -imfchan."""
 
@@ -55,7 +59,7 @@ def decode_image(data: bytes | memoryview, where: str, suffix: str = "") -> UInt
             return _rgba(image, data[24] if name == "PNG" else 8)
     except PillowImage.DecompressionBombError as e:
         raise AssetError(Reason.TOO_LARGE, f"{where}: {e}") from e
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error) as e:
+    except _BROKEN as e:
         if "out of memory" in str(e):  # Pillow's words for its decoders' want of it
             raise MemoryError(f"{where}: {e}") from e
         raise AssetError(Reason.BAD_IMAGE, f"{where}: image cannot be decoded ({e})") from e
