@@ -6,7 +6,7 @@ import os
 import re
 import struct
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.mesh_io.gltf.buffers import reference
@@ -16,8 +16,11 @@ from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, plain_text
 from schemas.storage import file_sha256
 
-_LIBRARY = re.compile(rb"(?:^|[\r\n])(?:[ \t\f\v]|\xef\xbb\xbf)*mtllib[ \t\f\v]((?:\\\r?\n|\\\r|[^\r\n])*)")
-"""An `mtllib` line; a backslash at its end joins the next one."""
+_LIBRARY = re.compile(rb"mtllib[ \t\f\v]((?:\\\r?\n|\\\r|[^\r\n])*)")
+"""An `mtllib` line from its keyword on, which the search leaps to; a backslash at its end joins the next one."""
+_LINE_START = re.compile(rb"(?:\A|[\r\n])(?:[ \t\f\v]|\xef\xbb\xbf)*\Z")
+_MAX_INDENT = 256
+"""Blanks before a keyword."""
 _JOINED = re.compile(rb"\\(?:\r\n|\r|\n)")
 _MAX_TEXT_BYTES = 32 * 2**20
 """Of a .gltf's JSON and of an .mtl; more is refused by the preflight's defaults too."""
@@ -27,11 +30,16 @@ _GLB_HEADER = struct.Struct("<4sIII4s")
 
 
 def asset_sha256(path: Path, root: Path | None = None) -> str:
-    """The sha256 of a file; of one that refers to others, one of all their names and hashes. What cannot be read, or
-    may not be referred to, counts as missing: the preflight reports it. `root`: see `side_files`. Raises OSError for
-    `path` itself."""
+    """The sha256 of a file; of one that refers to others (`side_files` of this `root`), one of all their names and
+    hashes. What cannot be read, or may not be referred to, counts as missing: the preflight reports it. Raises OSError
+    for `path` itself."""
+    return sha256_with(path, side_files(path, root))
+
+
+def sha256_with(path: Path, others: Iterable[Path]) -> str:
+    """The same of a file whose side files are known."""
     own = file_sha256(path)
-    others = sorted(set(side_files(path, root)))
+    others = sorted(set(others))
     if not others:
         return own
     whole = hashlib.sha256(own.encode())
@@ -41,10 +49,9 @@ def asset_sha256(path: Path, root: Path | None = None) -> str:
     return whole.hexdigest()
 
 
-def reaches_beyond(path: Path, root: Path) -> bool:
-    """Return whether a file refers to others below `root` that are not in its own folder, or is a .glb that refers to
-    any."""
-    own, others = path.parent.resolve(), side_files(path, root)
+def reaches_beyond(path: Path, others: Iterable[Path]) -> bool:
+    """Return whether one of the side files of a file is not in its own folder, or is that of a .glb."""
+    own = path.parent.resolve()
     return any(path.suffix.lower() == ".glb" or not other.is_relative_to(own) for other in others)
 
 
@@ -94,7 +101,11 @@ def library_lines(path: Path) -> list[tuple[str, str]]:
     if not path.stat().st_size:
         return []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        found = [_JOINED.sub(b"  ", argument) for argument in _LIBRARY.findall(text)]
+        found = [
+            _JOINED.sub(b"  ", line[1])
+            for line in _LIBRARY.finditer(text)
+            if _LINE_START.search(text[max(0, line.start() - _MAX_INDENT) : line.start()])
+        ]
     arguments = (plain_text(argument).strip() for argument in found)
     return [(argument, "mtllib") for argument in dict.fromkeys(arguments) if argument]
 

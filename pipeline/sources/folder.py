@@ -4,12 +4,12 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.mesh_io.preflight import SUFFIXES
-from pipeline.mesh_io.side_files import asset_sha256, reaches_beyond
+from pipeline.mesh_io.side_files import reaches_beyond, sha256_with, side_files
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
 
@@ -42,9 +42,9 @@ def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
     for name in found:
         # a name that is no text cannot stand in a ledger: it ends there as a missing file, to be renamed
         uri = os.fsencode(root / name).decode(errors="replace")
-        around = str(root) if reaches_beyond(root / name, root) else None
-        sha256 = sha256_or_none(root / name, root)
-        yield MeshRef(uid=uid_of(name), uri=uri, sha256=sha256, root=around)
+        others = side_files(root / name, root)
+        around = str(root) if reaches_beyond(root / name, others) else None
+        yield MeshRef(uid=uid_of(name), uri=uri, sha256=sha256_or_none(root / name, others), root=around)
 
 
 def passed_over(path: Path, blender: bool = False) -> str:
@@ -67,8 +67,9 @@ def uid_of(name: str) -> str:
     return f"{slug}-{digest[:_HASH_DIGITS]}"
 
 
-def sha256_or_none(path: Path, root: Path | None = None) -> str | None:
+def sha256_or_none(path: Path, others: Iterable[Path] = ()) -> str | None:
+    """The hash of a file and of its side files."""
     try:
-        return asset_sha256(path, root)
+        return sha256_with(path, others)
     except OSError:
         return None  # an unreadable file still gets its row in the ledger: preflight says why
