@@ -146,7 +146,7 @@ def _is_tga(data: Bytes) -> bool:
 
 
 def _tiff_size(data: Bytes) -> tuple[int, int] | None:
-    """Of the first page, turned as it says (as Pillow does)."""
+    """Return the size of the first page, turned as it says (as Pillow does)."""
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, start)

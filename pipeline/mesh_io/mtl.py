@@ -111,7 +111,7 @@ class _Reader:
         return material
 
     def _color(self, words: list[str], place: str) -> tuple[float, float, float]:
-        """Of one number (grey) to three."""
+        """Read a colour of one number (grey) to three."""
         numbers = [_number(word, place) for word in words]
         red, green, blue = (*numbers, *numbers[:1] * 2)[:3]
         if LARGEST_UNIT < max(numbers) <= 255.0:
@@ -166,7 +166,7 @@ def read_mtl(path: Path, where: str, max_bytes: int, notes: Notes) -> dict[str, 
 
 
 def readings(argument: str) -> tuple[str, ...]:
-    """What a name behind a keyword can mean: in quotes, as it stands, or up to a comment."""
+    """Return what a name behind a keyword can mean: in quotes, as it stands, or up to a comment."""
     argument = argument.strip()
     if argument[:1] == '"' and (end := argument.find('"', 1)) > 1:
         return (argument[1:end],)

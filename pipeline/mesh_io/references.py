@@ -88,7 +88,7 @@ class Folders:
     def candidates(
         self, names: Sequence[str], where: str, *, encoded: bool = False, first: Path | None = None
     ) -> tuple[list[Path], list[Path]]:
-        """Where a reference may lie, without a look at the disk: by its path, and by its name alone."""
+        """List where a reference may lie, without a look at the disk: by its path, and by its name alone."""
         folders = list(dict.fromkeys([first or self.own, self.own]))
         plain = [_plain(name, where, encoded) for name in names]
         paths = [posixpath.normpath(folder / name) for name in plain if not _ABSOLUTE.match(name) for folder in folders]

@@ -21,7 +21,7 @@ class Image:
 
     @property
     def suffix(self) -> str:
-        """Of the image's own file, if it is one."""
+        """Return the suffix of the image's own file, if it is one."""
         return self.source.suffix if isinstance(self.source, Path) else ""
 
 
