@@ -200,7 +200,10 @@ def materials_of(
     library, missing = _library(arguments, folders, max_bytes)
     wanted = ["", *(argument for _, keyword, argument in names if keyword == "usemtl")]
     used = list(dict.fromkeys(wanted[change] for change in drawn.tolist()))
-    chosen = {name: _chosen(name, library, folders.notes) for name in used if name}
+    alike: dict[str, list[str]] = {}
+    for name in library:
+        alike.setdefault(folded(name), []).append(name)
+    chosen = {name: _chosen(name, library, alike, folders.notes) for name in used if name}
     unknown = [name for name, found in chosen.items() if found is None]
     if missing and plain and (unknown or not library):
         raise missing[0]
@@ -235,12 +238,12 @@ def _library(
     return found, missing
 
 
-def _chosen(name: str, library: dict[str, ObjMaterial], notes: Notes) -> str | None:
+def _chosen(name: str, library: dict[str, ObjMaterial], alike: dict[str, list[str]], notes: Notes) -> str | None:
     """The material that `usemtl` means: of that name, or the only one of that name in other letters."""
     for reading in readings(name):
         if reading in library:
             return reading
-        same = [other for other in library if folded(other) == folded(reading)]
+        same = alike.get(folded(reading), [])
         if len(same) == 1:
             notes.add(NoteKind.MATERIAL_MISSING, f"usemtl {name[:80]!r} is read as {same[0][:80]!r}")
             return same[0]

@@ -16,6 +16,8 @@ from schemas.ledger import NoteKind, Reason
 _SCHEME = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:", re.IGNORECASE)
 """Of a URL; one letter before the colon is a drive, and `file:` an absolute path."""
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:|file:", re.IGNORECASE)
+_MAX_ENDS = 4
+"""Folders and name of the longest end of a path that is looked for elsewhere."""
 _BLANKS = str.maketrans("", "", "\t\n\r\f ")
 
 
@@ -56,10 +58,10 @@ class Folders:
         """The file that a reference names, links resolved; the one that it should be where there is none.
 
         A path leads from the folder `first` (of an MTL), else from the asset's own; where nothing is there, another
-        letter case or Unicode form will do if just one file has it, then the file's name alone in these two folders.
-        Either is noted. `\\` is `/`. An absolute path counts as the file's name alone. `names`: the readings of a
-        reference, the likeliest first. `encoded`: they are URIs with percent escapes (glTF). Raises AssetError for what
-        leads, or can lead, out of the root.
+        letter case or Unicode form will do if just one file has it, then the end of the path, at last the file's name
+        alone, in these two folders. Either is noted. `\\` is `/`. Of an absolute path only its end counts. `names`: the
+        readings of a reference, the likeliest first. `encoded`: they are URIs with percent escapes (glTF). Raises
+        AssetError for what leads, or can lead, out of the root.
         """
         key = tuple(names), encoded, first
         if key not in self._found:
@@ -88,11 +90,11 @@ class Folders:
     def candidates(
         self, names: Sequence[str], where: str, *, encoded: bool = False, first: Path | None = None
     ) -> tuple[list[Path], list[Path]]:
-        """List where a reference may lie, without a look at the disk: by its path, and by its name alone."""
+        """List where a reference may lie, without a look at the disk: by its path, and by the end of it."""
         folders = list(dict.fromkeys([first or self.own, self.own]))
         plain = [_plain(name, where, encoded) for name in names]
         paths = [posixpath.normpath(folder / name) for name in plain if not _ABSOLUTE.match(name) for folder in folders]
-        alone = [folder / name for name in map(posixpath.basename, plain) if name.strip(".") for folder in folders]
+        alone = [folder / end for name in plain for end in _ends(name) for folder in folders]
         inside = [path for path in map(Path, paths) if path.is_relative_to(self.root)]
         return list(dict.fromkeys(inside)), [path for path in dict.fromkeys(alone) if path not in inside]
 
@@ -140,6 +142,12 @@ def plain_text(data: bytes) -> str:
         except UnicodeDecodeError:
             continue
     return data.decode("latin-1")
+
+
+def _ends(name: str) -> list[str]:
+    """Ends of a path, the longest first: `/home/me/chair/maps/t.png` may be `maps/t.png` beside the asset."""
+    parts = [part for part in name.split("/") if part.strip(".") and not _ABSOLUTE.match(part)]
+    return ["/".join(parts[-count:]) for count in range(min(len(parts), _MAX_ENDS), 0, -1)]
 
 
 def _plain(name: str, where: str, encoded: bool) -> str:

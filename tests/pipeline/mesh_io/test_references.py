@@ -57,6 +57,8 @@ def followed(root: Path, name: str, encoded: bool = False, own: str = "a/model")
         ("FILE:///c:/t.png", ("a/model/t.png", 1)),
         ("../../../../t.png", ("a/model/t.png", 1)),
         ("textures/t.png", ("a/model/t.png", 1)),
+        ("C:\\me\\model\\MAPS\\s.png", ("a/model/maps/s.png", 1)),
+        ("/x/y/z/maps/s.png", ("a/model/maps/s.png", 1)),
         (unicodedata.normalize("NFD", "hölz.png"), ("a/model/hölz.png", 1)),
         ("HÖLZ.png", ("a/model/hölz.png", 1)),
         ("two.png", ("a/model/two.png", 0)),
