@@ -1,7 +1,8 @@
 """Checks of untrusted bytes before anything is decoded: container, structure, bounds, references, budgets."""
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from pipeline.mesh_io.gltf.container import BASISU, DRACO, WEBP, image_bytes, re
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.gltf.primitives import Primitive
 from pipeline.mesh_io.gltf.scene import INSTANCING, VISIBILITY, Scene, Skin, read_scene
-from pipeline.mesh_io.images import image_size
+from pipeline.mesh_io.image_header import image_size
 from pipeline.mesh_io.obj import ObjFile, read_obj
 from pipeline.mesh_io.problems import AssetError, Notes
-from pipeline.mesh_io.references import read_limited
+from pipeline.mesh_io.references import Folders, read_limited
 from schemas.ledger import Note, Reason
 
 SUFFIXES = (".glb", ".gltf", ".obj")
@@ -73,9 +74,11 @@ class AssetFacts:
     """What loading left out or read differently."""
 
 
-def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetFacts, Scene | ObjFile]:
-    """Facts and parsed structure of a file that passes every check; raises `AssetError` otherwise. `notes` gets what is
-    left out."""
+def open_checked(
+    path: Path, cfg: PreflightConfig, root: Path | None, notes: Notes
+) -> tuple[AssetFacts, Scene | ObjFile]:
+    """Facts and parsed structure of a file that passes every check; raises `AssetError` otherwise. `root`: the folder
+    that the files it refers to must lie in; None: its own, and none for a .glb. `notes` gets what is left out."""
     suffix = path.suffix.lower()
     if suffix in blender.SUFFIXES:
         raise AssetError(Reason.NEEDS_BLENDER, f"{suffix} is read through Blender, which is off: {blender.REMEDY}")
@@ -84,18 +87,22 @@ def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetF
     data = read_limited(path, "asset", cfg.max_file_bytes)
     if not data:
         raise AssetError(Reason.EMPTY_FILE, "file has 0 bytes")
+    folders = Folders(path, root, notes)
     if suffix == ".obj":
-        return _check_obj(data, path, cfg, notes)
+        return _check_obj(data, folders, cfg)
+    data = data.removeprefix(BOM_UTF8) if suffix == ".gltf" else data
     if suffix == ".gltf" and data.lstrip()[:1] != b"{":
         raise AssetError(Reason.NOT_A_MESH, f"not a glTF: starts with {data[:4]!r}, expected '{{'")
     text, binary = split_glb(data) if suffix == ".glb" else (data, None)
-    tree = parse_json(text, cfg.max_json_bytes, cfg.max_json_depth)
+    tree = parse_json(text.removeprefix(BOM_UTF8), cfg.max_json_bytes, cfg.max_json_depth)
     _check_version(tree)
     unsupported = _unsupported(tree)
     try:
-        container = read_container(tree, binary, path.parent if suffix == ".gltf" else None, cfg.max_file_bytes, notes)
+        may_refer = suffix == ".gltf" or root is not None
+        container = read_container(tree, binary, folders if may_refer else None, cfg.max_file_bytes, notes)
         scene = read_scene(container, cfg.max_nodes, cfg.max_node_depth)
-        sides = _check_images([image_bytes(container.images[i], cfg.max_file_bytes) for i in scene.used_images()], cfg)
+        images = [container.images[i] for i in scene.used_images()]
+        sides = _check_images([(image_bytes(image, cfg.max_file_bytes), image.suffix) for image in images], cfg)
     except AssetError as error:
         if unsupported is None or error.rejected.reason in (Reason.MISSING_FILE, Reason.UNSAFE_URI):
             raise  # what is wrong with the asset itself comes before what we cannot read
@@ -111,11 +118,13 @@ def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetF
     return _facts(suffix[1:], data, faces, vertices, sides), scene
 
 
-def _check_obj(data: bytes, path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetFacts, ObjFile]:
-    obj = read_obj(data, path.parent, cfg.max_file_bytes, cfg.max_faces, notes)
-    paths = {obj.materials[i].image: i for i in np.unique(obj.face_material)}
-    images = [read_limited(p, f"map_Kd of material {i}", cfg.max_file_bytes) for p, i in paths.items() if p is not None]
-    return _facts("obj", data, len(obj.corners), len(obj.positions), _check_images(images, cfg)), obj
+def _check_obj(data: bytes, folders: Folders, cfg: PreflightConfig) -> tuple[AssetFacts, ObjFile]:
+    obj = read_obj(data, folders, cfg.max_file_bytes, cfg.max_faces)
+    used = [obj.materials[number] for number in np.unique(obj.face_material)]
+    paths = {use.path: name for m in used for name, use in (("map_Kd", m.image), ("map_d", m.mask)) if use and use.path}
+    images = [(read_limited(path, name, cfg.max_file_bytes), path.suffix) for path, name in paths.items()]
+    facts = _facts("obj", data, len(obj.corners), len(obj.positions), _check_images(images, cfg))
+    return replace(facts, images=len({m.image.path for m in used if m.image})), obj
 
 
 def _facts(kind: str, data: bytes, faces: int, vertices: int, sides: list[int]) -> AssetFacts:
@@ -146,9 +155,9 @@ def _unsupported(tree: Json) -> AssetError | None:
     return AssetError(Reason.UNSUPPORTED_EXTENSION, f"requires {', '.join(unknown)[:200]}")
 
 
-def _check_images(images: Sequence[bytes | memoryview], cfg: PreflightConfig) -> list[int]:
-    """Longest side of each base-colour image."""
-    sizes = [image_size(data, f"base-colour image {number}") for number, data in enumerate(images)]
+def _check_images(images: Sequence[tuple[bytes | memoryview, str]], cfg: PreflightConfig) -> list[int]:
+    """Longest side of each base-colour image; the images with the suffixes of their files."""
+    sizes = [image_size(data, f"base-colour image {number}", suffix) for number, (data, suffix) in enumerate(images)]
     decoded = sum(4 * width * height for width, height in sizes)
     if decoded > cfg.max_image_bytes:
         largest = max(sizes, key=lambda size: size[0] * size[1])
