@@ -40,7 +40,7 @@ def triangles(
     owner, clipped = _clipped(points, begin[concave], count[concave], normal[concave])
     cut = np.unique(owner)
     if len(cut) < len(concave):
-        detail = "a polygon that crosses itself is drawn around its first corner"
+        detail = f"a polygon crosses itself, or has over {_MAX_CORNERS:,} corners: drawn around its first corner"
         notes.add(NoteKind.VALUE_CORRECTED, detail, len(concave) - len(cut))
     kept = ~np.isin(face, concave[cut])
     face, corner = np.concatenate([face[kept], concave[owner]]), np.concatenate([corner[kept], clipped])
