@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -79,6 +79,15 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(config)).hexdigest()
 
 
+def recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without programs of a machine: whether Blender was there decides the bytes of a dataset,
+    where it lay does not. Nobody who reads a dataset gets a program to start from it."""
+    blender = config.get("blender")
+    if not isinstance(blender, dict):
+        return config
+    return config | {"blender": blender | {"python": bool(blender.get("python"))}}
+
+
 def shard_name(regime: Regime, job: int) -> str:
     """Return the name of a shard, as `SHARD_NAME` matches it."""
     return f"{regime}-{job:06d}.tar"
@@ -110,7 +119,8 @@ def dataset_json(info: DatasetInfo) -> bytes:
 
 
 def read_dataset_json(out: Location, schema_version: int = SCHEMA_VERSION) -> DatasetInfo:
-    """Read `dataset.json`. Raises UserError where it is absent, damaged, or of another schema version."""
+    """Read `dataset.json`, its configuration as `recipe`. Raises UserError where it is absent, damaged, or of another
+    schema version."""
     path = out / "dataset.json"
     try:
         data = path.read_bytes()
@@ -120,9 +130,10 @@ def read_dataset_json(out: Location, schema_version: int = SCHEMA_VERSION) -> Da
             raise UserError(f"{path}: schema version {version}, {schema_version} is needed here; {UPGRADE}")
         info = DatasetInfo(**{key: value for key, value in entries.items() if key not in ("sha256", "config_sha256")})
         damaged = dataset_json(info) != data
+        info = replace(info, config=recipe(info.config))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the folder that `seqtex build` wrote") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it or build into a new folder") from error
     if damaged:
         raise UserError(f"{path}: damaged, its text is not what was written; restore it or build into a new folder")

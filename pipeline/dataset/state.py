@@ -68,8 +68,8 @@ def settle(out: Location, jobs: list[ShardJob], config: dict[str, Any]) -> Datas
         jobs=len(jobs),
         code_version=code_version(),
     )
-    new_text = dataset_json(info)
-    if known := (out / "dataset.json").exists():
+    path = out / "dataset.json"
+    if known := path.exists():
         before = read_dataset_json(out)
         require_same(out, before, info.config)
         if before.plan_sha256 != info.plan_sha256:
@@ -82,8 +82,9 @@ def settle(out: Location, jobs: list[ShardJob], config: dict[str, Any]) -> Datas
     plan_path = out / "plan.parquet"
     if not plan_path.is_file() or plan_path.read_bytes() != plan:
         write_file(plan_path, plan)
-    if not known:
-        write_file(out / "dataset.json", new_text)
+    text = dataset_json(info)
+    if not known or path.read_bytes() != text:
+        write_file(path, text)
     return info
 
 

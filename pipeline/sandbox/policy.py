@@ -2,8 +2,11 @@
 
 import contextlib
 import ctypes
+import functools
 import os
+import pwd
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -51,6 +54,10 @@ class Policy:
     own: Path
     """The folder in which it may write."""
 
+    def __post_init__(self) -> None:
+        if wide := [str(path) for path in (*self.readable, self.own) if is_too_wide(path)]:
+            raise ValueError(f"{wide[0]}: no policy opens the root, a home, or what lies around this program")
+
 
 def enter(policy: Policy) -> tuple[list[Layer], int | None]:
     """Close this process in, for good, as far as the host allows; `no_new_privs` must be set. The layers reached, and
@@ -79,8 +86,8 @@ def program_files() -> tuple[Path, ...]:
     system = [Path("/") / name for name in _SYSTEM] + [Path("/etc") / name for name in _SETTINGS]
     packages = [Path(entry) for entry in sys.path if entry and Path(entry).resolve() not in (REPO, Path.cwd())]
     ours = [REPO / name for name in ("schemas", "geometry", "pipeline")]
-    wanted = [*system, Path(sys.prefix), Path(sys.base_prefix), *packages, *ours, *_library_folders()]
-    found = sorted({path.resolve() for path in wanted})
+    wanted = [*system, Path(sys.prefix), Path(sys.base_prefix), *packages, *ours, *_libraries()]
+    found = sorted({path.resolve() for path in wanted if not is_too_wide(path)})
     return tuple(path for path in found if not any(parent in found for parent in path.parents))
 
 
@@ -90,17 +97,41 @@ def devices() -> tuple[Path, ...]:
 
 
 def interpreter_files(python: str) -> tuple[Path, ...]:
-    """List the folders that another interpreter needs: of its virtual environment and of the one behind it."""
+    """List what another interpreter needs: the folders of its virtual environment and of the one behind it."""
     if not python:
         return ()
-    path = Path(python).absolute()
-    return (path.parents[1], path.resolve().parents[1])
+    given = Path(python).absolute()
+    found = (given.parents[1] if given.parent.name == "bin" else given for given in (given, given.resolve()))
+    return tuple(path for path in found if not is_too_wide(path))
 
 
-def _library_folders() -> list[Path]:
+def folder_of(path: Path, others: Callable[[Path], Sequence[Path]]) -> tuple[Path, ...]:
+    """List what a file that may refer to its neighbours needs: its folder, or, where that is too wide for a policy, the
+    `others` that it names."""
+    return (path, *others(path)) if is_too_wide(path.parent) else (path, path.parent)
+
+
+def is_too_wide(folder: Path) -> bool:
+    """Return whether a folder is one that no policy opens: the root, a home, or one above a home or this program."""
+    return folder.resolve() in too_wide()
+
+
+@functools.cache
+def too_wide() -> frozenset[Path]:
+    """List the root, the homes of this user, and the folders above those and above this program's."""
+    homes = {Path(os.environ.get("HOME", "/")).resolve()}
+    with contextlib.suppress(KeyError):  # a user without an entry, as in some containers
+        homes.add(Path(pwd.getpwuid(os.getuid()).pw_dir).resolve())
+    programs = [Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), REPO / "pipeline"]
+    wide = homes.union(*(inner.parents for inner in (*homes, *programs)))
+    return frozenset(wide - {Path("/") / name for name in _SYSTEM})
+
+
+def _libraries() -> list[Path]:
+    """List the folders of all libraries that are loaded; the library alone where its folder is too wide."""
     with Path("/proc/self/maps").open() as maps:
-        mapped = {line.split(maxsplit=5)[-1].strip() for line in maps}
-    return sorted({Path(name).parent for name in mapped if ".so" in name and name.startswith("/")})
+        mapped = {Path(line.split(maxsplit=5)[-1].strip()) for line in maps if ".so" in line and "/" in line}
+    return sorted({name if is_too_wide(name.parent) else name.parent for name in mapped if name.is_absolute()})
 
 
 class _Header(ctypes.Structure):

@@ -4,8 +4,8 @@ Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C). `-
 `--print_config` writes them; `--log json` writes events as JSON lines for programs."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from importlib import import_module
 from inspect import signature
 from io import TextIOWrapper
@@ -193,12 +193,13 @@ def command_function(name: str) -> Callable[..., int]:
 
 
 def flat_configs(function: Callable[..., int]) -> dict[str, type]:
-    """Return the dataclasses of a command's parameters `cfg` and `work`, whose fields become options of the command."""
-    return {name: kind for name, kind in get_type_hints(function).items() if name in ("cfg", "work")}
+    """Return the dataclasses of a command's parameters `cfg`, `work` and `machine`, whose fields become options of the
+    command."""
+    return {name: kind for name, kind in get_type_hints(function).items() if name in ("cfg", "work", "machine")}
 
 
 def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> None:
-    """Add the options of a command. Its module may have a `default_config` for defaults that depend on the other
+    """Add the options of a command. Its module may have a function `defaults` for those that depend on the other
     arguments."""
     function, positional = command_function(name), COMMANDS[name].positional
     parser.add_argument("--config", action="config", help="read options from this YAML file")
@@ -216,25 +217,15 @@ def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> 
     for action in parser._actions:  # a flag may stand alone: --dry_run is --dry_run true
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
-    default_config = getattr(import_module(COMMANDS[name].module), "default_config", None)
-    if default_config and (defaults := default_config(name, arguments)):
-        parser.set_defaults(dict(leaves(defaults)))
+    defaults = getattr(import_module(COMMANDS[name].module), "defaults", None)
+    if defaults:
+        parser.set_defaults(defaults(name, arguments))
 
 
 def add_log_option(parser: ArgumentParser) -> None:
     """Add `--log`, which every command has."""
     text = "events as short lines for people, or as JSON lines for programs, on standard output"
     parser.add_argument("--log", type=LogFormat, default="plain", help=text)
-
-
-def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values of a dataclass of dataclasses."""
-    for f in fields(cfg):
-        value = getattr(cfg, f.name)
-        if is_dataclass(value):
-            yield from leaves(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", value
 
 
 def build_parser(name: str | None, arguments: Sequence[str] = ()) -> ArgumentParser:

@@ -1,0 +1,104 @@
+"""The fault matrix of a dataset that comes from a stranger: no program of its own choice runs."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.blender.host import BlenderConfig
+from pipeline.dataset.plan import read_plan
+from pipeline.sandbox.policy import Policy, folder_of, interpreter_files, program_files, too_wide
+from schemas.dataset import canonical_json, config_hash, read_dataset_json
+from seqtex.cli.main import main
+from seqtex.cli.options import recorded_options
+from tests.support.build_without_assets import CFG
+from tests.trust.trust import Trust
+
+
+def with_config(dataset: Path, change: Callable[[dict], None]) -> None:
+    """Write another configuration, with the hashes that belong to it, as whoever made the dataset can."""
+    entries = json.loads((dataset / "dataset.json").read_bytes())
+    change(entries["config"])
+    entries["config_sha256"] = config_hash(entries["config"])
+    del entries["sha256"]
+    entries["sha256"] = hashlib.sha256(canonical_json(entries)).hexdigest()
+    (dataset / "dataset.json").write_text(json.dumps(entries, sort_keys=True, indent=2) + "\n")
+
+
+COMMANDS = {
+    "extend": ("--source", "procedural:1"),
+    "retry": ("--reason", "crashed"),
+    "repair": (),
+    "inspect": ("--uid", ""),
+}
+
+
+@pytest.mark.trust(26)
+@pytest.mark.parametrize("lit", ["none", "cycles"])
+def test_no_program_that_a_dataset_names_is_started(
+    trust: Trust, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lit: str
+) -> None:
+    """The program lies beside the root, so that its folder's folder is the whole machine. Every command that would use
+    it refuses, and names the option."""
+    program, started = tmp_path / "evil", tmp_path / "started"
+    program.write_text(f"#!/bin/sh\ntouch {started}\n")
+    program.chmod(0o755)
+
+    def name_it(config: dict) -> None:
+        config["blender"]["python"] = str(program)
+        config["views"]["lit"] = lit
+
+    with_config(dataset, name_it)
+    uid, told = read_plan(dataset / "plan.parquet")[0].refs[0].uid, {}
+    for command, options in COMMANDS.items():
+        code = main([command, str(dataset), *(option or uid for option in options)])
+        told[command] = (code, capsys.readouterr().err, started.exists())
+    held = sum(code in (1, 2) and "--blender.python" in text and not ran for code, text, ran in told.values())
+    trust.held(held, len(COMMANDS))
+    assert held == len(COMMANDS), told
+
+
+@pytest.mark.trust(26)
+def test_a_dataset_remembers_that_there_was_blender_not_where(trust: Trust, dataset: Path) -> None:
+    """Two machines whose Blender lies elsewhere write the same bytes; a path in an older dataset is not read."""
+    here, there = (replace(CFG, blender=BlenderConfig(python=path)).recorded() for path in ("/a/python", "/b/python"))
+    assert here == there != CFG.recorded() and "/a" not in str(here)
+    with_config(dataset, lambda config: config["blender"].update(python="/evil/bin/python"))
+    info = read_dataset_json(dataset)
+    options = recorded_options(["extend", str(dataset)])
+    held = [config_hash(info.config) == config_hash(here), "/evil" not in str(options), "blender.samples" in options]
+    trust.held(sum(held), len(held))
+    assert all(held)
+
+
+@pytest.mark.trust(26)
+def test_no_policy_opens_the_machine(trust: Trust, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an interpreter or an asset is called: never the root, a home, or what lies around this program."""
+    home = tmp_path / "home"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin/python").symlink_to(sys.executable)
+    monkeypatch.setenv("HOME", str(home))
+    too_wide.cache_clear()
+    wide = [Path("/"), home, home.parent, Path(sys.prefix).parent, Path.home().parent]
+    opened = [
+        *interpreter_files("/evil"),
+        *interpreter_files(str(home / "bin/python")),
+        *interpreter_files(str(home / "evil")),
+        *folder_of(Path("/chair.obj"), lambda path: []),
+        *folder_of(home / "chair.obj", lambda path: [home / "chair.mtl"]),
+        *program_files(),
+    ]
+    refused = 0
+    for folder in wide:
+        with pytest.raises(ValueError, match="no policy"):
+            Policy(readable=(folder,), devices=(), own=tmp_path / "own")
+        refused += 1
+    held = sum(folder not in opened for folder in wide) + refused
+    too_wide.cache_clear()
+    trust.held(held, 2 * len(wide))
+    assert held == 2 * len(wide), opened
+    assert home / "chair.mtl" in opened and Path(sys.prefix).resolve() in opened, "what is needed can be read"
