@@ -186,9 +186,8 @@ def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
     """List the assets of a source. Raises UserError where that fails."""
     cfg = work.cfg
     try:
-        yield from open_source(
-            source, workspace(work.out) / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse
-        )
+        assets, blender = workspace(work.out) / "assets", bool(cfg.blender.python)
+        yield from open_source(source, assets, blender, cfg.select, cfg.objaverse, cfg.preflight.max_file_bytes)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(

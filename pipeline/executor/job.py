@@ -13,7 +13,6 @@ from pipeline.config import BuildConfig, config_from_dict
 from pipeline.dataset.lock import job_folder
 from pipeline.dataset.shards import commit, committed, unpack
 from pipeline.executor.asset_result import AssetResult, read_asset_result, write_asset_result
-from pipeline.mesh_io.side_files import side_files
 from pipeline.sandbox.child import ChildResult, LimitsConfig, insist, stderr_tail
 from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sandbox.policy import folder_of, interpreter_files
@@ -142,7 +141,7 @@ def _readable(ref: MeshRef, cfg: BuildConfig) -> tuple[Path, ...]:
     folder."""
     path, blender = Path(ref.uri), interpreter_files(cfg.blender.python)
     alone = ref.kind is AssetKind.MESH and path.suffix.lower() == ".glb"
-    return (path, *blender) if alone else (*folder_of(path, side_files), *blender)
+    return (path, *blender) if alone else (*folder_of(path), *blender)
 
 
 def _outcome(ref: MeshRef, rejected: Rejected | None) -> Outcome:

@@ -5,6 +5,7 @@ arbitrary Kd next to a map). Kd is sRGB-encoded, as three.js has it.
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,17 +65,16 @@ def _with_line(material: ObjMaterial, words: list[str], line: str, directory: Pa
 
 def _map_argument(argument: str) -> tuple[str, bool]:
     """File name (spaces allowed) behind any options, and whether it is clamped."""
-    clamp, words = False, argument.split()
-    while words and words[0] in _MAP_OPTIONS:
-        option = words.pop(0)
-        argument = argument.split(None, 1)[1] if words else ""
-        clamp |= option == "-clamp" and words[:1] == ["on"]
-        for _ in range(_MAP_OPTIONS[option]):
-            if len(words) < 2 or (_MAP_OPTIONS[option] > 1 and not _is_number(words[0])):
+    words = [(word[0], word.start()) for word in re.finditer(r"\S+", argument)]
+    clamp, at = False, 0
+    while at < len(words) and (most := _MAP_OPTIONS.get(option := words[at][0])):
+        at += 1
+        clamp |= option == "-clamp" and at < len(words) and words[at][0] == "on"
+        for _ in range(most):
+            if at + 1 >= len(words) or (most > 1 and not _is_number(words[at][0])):
                 break
-            words.pop(0)
-            argument = argument.split(None, 1)[1]
-    return argument, clamp
+            at += 1
+    return argument[words[at][1] :] if at < len(words) else "", clamp
 
 
 def _is_number(word: str) -> bool:

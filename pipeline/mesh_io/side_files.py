@@ -2,8 +2,10 @@
 
 import hashlib
 import mmap
+import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.mesh_io.gltf.buffers import reference
@@ -11,24 +13,27 @@ from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.mtl import read_mtl
 from pipeline.mesh_io.problems import AssetError
 from pipeline.mesh_io.references import confined
-from schemas.storage import file_sha256
 
-_LIBRARY = re.compile(rb"^[ \t]*mtllib[ \t]+([^\r\n]*[^\s])", re.MULTILINE)
+_LIBRARY = re.compile(rb"^[ \t]*mtllib[ \t]+([^\s][^\r\n]*)", re.MULTILINE)
+MAX_HASHED_BYTES = 512 * 2**20
+"""Default of `preflight.max_file_bytes`."""
 _MAX_TEXT_BYTES = 32 * 2**20
 """Of a .gltf's JSON and of an .mtl; more is refused by the preflight's defaults too."""
 _MAX_JSON_DEPTH = 64
 
 
-def asset_sha256(path: Path) -> str:
-    """The sha256 of a file; of a .gltf or .obj that refers to others, one of all their names and hashes. What cannot be
-    read, or may not be referred to, counts as missing: the preflight reports it. Raises OSError for `path` itself."""
-    own = file_sha256(path)
-    others = sorted(set(side_files(path)))
-    if not others:
+def asset_sha256(path: Path, others: Sequence[Path], max_bytes: int = MAX_HASHED_BYTES) -> str | None:
+    """The sha256 of a file; where it refers to `others` (`side_files`), one of all their names and hashes. None where
+    the file itself cannot be read, is no regular file or has more than `max_bytes`: the preflight says what is wrong.
+    Another one that cannot be read, or goes beyond `max_bytes` for all together, counts as missing."""
+    own, left = _sha256_or_none(path, max_bytes), max_bytes
+    if own is None or not others:
         return own
-    whole = hashlib.sha256(own.encode())
-    for other in others:
-        whole.update(f"\n{other.relative_to(path.parent.resolve()).as_posix()} {_sha256_or_none(other)}".encode())
+    whole, root = hashlib.sha256(own.encode()), path.parent.resolve()
+    for other in sorted(set(others)):
+        found = _sha256_or_none(other, left, os.O_NOFOLLOW)
+        left -= other.stat().st_size if found else 0
+        whole.update(f"\n{other.relative_to(root).as_posix()} {found}".encode())
     return whole.hexdigest()
 
 
@@ -38,7 +43,7 @@ def side_files(path: Path) -> list[Path]:
         if path.suffix.lower() == ".gltf":
             return list(_of_gltf(path))
         return list(_of_obj(path)) if path.suffix.lower() == ".obj" else []
-    except (AssetError, OSError):
+    except (AssetError, OSError, ValueError):
         return []
 
 
@@ -62,7 +67,7 @@ def _of_obj(path: Path) -> Iterator[Path]:
     if not path.stat().st_size:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        names = [name.decode("utf-8", "replace") for name in _LIBRARY.findall(text)]
+        names = [name.rstrip().decode("utf-8", "replace") for name in _LIBRARY.findall(text)]
     for name in dict.fromkeys(names):
         library = confined(name, path.parent, "mtllib", encoded=False)
         yield library
@@ -73,8 +78,17 @@ def _of_obj(path: Path) -> Iterator[Path]:
         yield from (material.image for material in materials.values() if material.image)
 
 
-def _sha256_or_none(path: Path) -> str | None:
+def _sha256_or_none(path: Path, max_bytes: int, flags: int = 0) -> str | None:
+    """The sha256 of a regular file of at most `max_bytes`. It is read in pieces, and never waited for."""
     try:
-        return file_sha256(path)
-    except OSError:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags)
+    except (OSError, ValueError):
         return None
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+            return None
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None

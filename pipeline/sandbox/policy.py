@@ -6,7 +6,6 @@ import functools
 import os
 import pwd
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +21,8 @@ _READ_ANY_FILE = 0b110
 _SYSTEM = ("usr", "bin", "lib", "lib32", "lib64", "nix/store", "gnu/store", "proc", "sys")
 _SETTINGS = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "fonts", "localtime", "mime.types", "nvidia")
 """In /etc."""
+_BESIDE = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".webp", ".ktx2")
+"""Files that an asset may refer to."""
 _DEVICES = ("null", "zero", "full", "random", "urandom", "dri", "dxg", "nvidia*")
 """In /dev; the last ones are for CUDA."""
 
@@ -105,10 +106,13 @@ def interpreter_files(python: str) -> tuple[Path, ...]:
     return tuple(path for path in found if not is_too_wide(path))
 
 
-def folder_of(path: Path, others: Callable[[Path], Sequence[Path]]) -> tuple[Path, ...]:
+def folder_of(path: Path) -> tuple[Path, ...]:
     """List what a file that may refer to its neighbours needs: its folder, or, where that is too wide for a policy, the
-    `others` that it names."""
-    return (path, *others(path)) if is_too_wide(path.parent) else (path, path.parent)
+    materials, buffers and images beside it."""
+    if not is_too_wide(path.parent):
+        return (path, path.parent)
+    beside = (other for other in path.parent.iterdir() if other.suffix.lower() in _BESIDE and other.is_file())
+    return (path, *sorted(beside))
 
 
 def is_too_wide(folder: Path) -> bool:

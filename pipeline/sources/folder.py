@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.mesh_io.preflight import SUFFIXES
-from pipeline.mesh_io.side_files import asset_sha256
+from pipeline.mesh_io.side_files import MAX_HASHED_BYTES
+from pipeline.sources.fingerprint import sha256s
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
 
@@ -23,12 +24,12 @@ _UNREAD = (".3ds", ".3mf", ".c4d", ".ma", ".max", ".mb", ".off", ".skp", ".step"
 """Other formats of meshes: worth a word, not a row."""
 
 
-def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
+def folder(path: Path, blender: bool = False, max_bytes: int = MAX_HASHED_BYTES) -> Iterator[MeshRef]:
     """Every .glb, .gltf and .obj below `path`, with `blender` also what only Blender reads, sorted by relative path.
 
     The uid is the relative path made safe, plus a hash of that path: stable when files are added or edited, and
-    distinct where two paths look the same once made safe. The hash
-    of a .gltf or .obj is one of the files that it refers to as well.
+    distinct where two paths look the same once made safe. The sha256 of a .gltf or .obj is one of the files that it
+    refers to as well; of files up to `max_bytes`.
     """
     root = path.resolve()
     if not root.is_dir():
@@ -39,10 +40,10 @@ def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
         for file in root.rglob("*")
         if file.suffix.lower() in wanted and file.is_file()
     )
-    for name in found:
+    for name, sha256 in zip(found, sha256s([root / name for name in found], max_bytes), strict=True):
         # a name that is no text cannot stand in a ledger: it ends there as a missing file, to be renamed
         uri = os.fsencode(root / name).decode(errors="replace")
-        yield MeshRef(uid=uid_of(name), uri=uri, sha256=sha256_or_none(root / name))
+        yield MeshRef(uid=uid_of(name), uri=uri, sha256=sha256)
 
 
 def passed_over(path: Path, blender: bool = False) -> str:
@@ -63,10 +64,3 @@ def uid_of(name: str) -> str:
     slug = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:_MAX_SLUG] or "asset"
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{slug}-{digest[:_HASH_DIGITS]}"
-
-
-def sha256_or_none(path: Path) -> str | None:
-    try:
-        return asset_sha256(path)
-    except OSError:
-        return None  # an unreadable file still gets its row in the ledger: preflight says why

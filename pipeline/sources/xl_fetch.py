@@ -17,6 +17,7 @@ from pipeline.mesh_io.mtl import read_mtl
 from pipeline.mesh_io.problems import AssetError
 from pipeline.mesh_io.references import confined, is_data_uri, read_limited
 from pipeline.sources.download import DownloadError, download
+from pipeline.sources.fingerprint import side_files_of
 from pipeline.sources.objaverse import ObjaverseConfig, glb_fault, sha256_fault
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import MeshRef
@@ -33,8 +34,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SMITHSONIAN_PATH = re.compile(r"[A-Za-z0-9_.:/%()~+,-]+\.glb")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_MAX_TEXT_BYTES = 32 * 2**20
-"""Of a .gltf, or a material library."""
+_MAX_TEXT_BYTES = 2**20
+"""Of JSON or of a material library that is parsed here: it takes up to eighty times as much memory."""
 _MAX_COMPANIONS = 512
 """Files that one asset may name; the preflight misses the others."""
 
@@ -148,7 +149,10 @@ def _companions(path: Path, parts: list[str], cfg: ObjaverseConfig) -> Iterator[
     """Relative paths of the files that a .gltf or .obj names, in its own folder or below; materials before their
     images. What leads elsewhere is left to the preflight, which refuses it."""
     kind, found = path.suffix.lower(), list[str]()
-    if kind == ".gltf":
+    if kind == ".gltf" and path.stat().st_size > _MAX_TEXT_BYTES:
+        root = path.parent.resolve()
+        found = [other.relative_to(root).as_posix() for other in side_files_of([path])[path]]
+    elif kind == ".gltf":
         found = [_inside(uri, path, encoded=True) for uri in _gltf_uris(path)]
     elif kind == ".obj":
         found = [_inside(name, path, encoded=False) for name in _libraries(path)]

@@ -47,8 +47,12 @@ def build(source: str, out: Location, cfg: BuildConfig, work: WorkOptions) -> in
     with build_progress() as notify:
         report = build_dataset(source, out, cfg, work.workers, notify, work.address, work.run)
     log_report("built", out, report)
-    if report.textured + report.mv_only == 0:
-        raise UserError(f"{out}: no asset was accepted; see the reasons in {out / 'ledger'} and {out / 'README.md'}")
+    if report.textured + report.mv_only:
+        return 0
+    nothing = f"{out}: no asset was accepted; see the reasons in {out / 'ledger'} and {out / 'README.md'}"
+    if report.failed:
+        raise UserError(nothing)
+    log_event("warning", detail=nothing)  # an end like any other: each asset has its row and its reason
     return 0
 
 

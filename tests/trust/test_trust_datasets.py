@@ -81,6 +81,8 @@ def test_no_policy_opens_the_machine(trust: Trust, tmp_path: Path, monkeypatch: 
     home = tmp_path / "home"
     (home / "bin").mkdir(parents=True)
     (home / "bin/python").symlink_to(sys.executable)
+    for name in ("chair.obj", "chair.mtl", "letter.txt"):
+        (home / name).touch()
     monkeypatch.setenv("HOME", str(home))
     too_wide.cache_clear()
     wide = [Path("/"), home, home.parent, Path(sys.prefix).parent, Path.home().parent]
@@ -88,8 +90,8 @@ def test_no_policy_opens_the_machine(trust: Trust, tmp_path: Path, monkeypatch: 
         *interpreter_files("/evil"),
         *interpreter_files(str(home / "bin/python")),
         *interpreter_files(str(home / "evil")),
-        *folder_of(Path("/chair.obj"), lambda path: []),
-        *folder_of(home / "chair.obj", lambda path: [home / "chair.mtl"]),
+        *folder_of(Path("/chair.obj")),
+        *folder_of(home / "chair.obj"),
         *program_files(),
     ]
     refused = 0
@@ -101,4 +103,5 @@ def test_no_policy_opens_the_machine(trust: Trust, tmp_path: Path, monkeypatch: 
     too_wide.cache_clear()
     trust.held(held, 2 * len(wide))
     assert held == 2 * len(wide), opened
+    assert home / "letter.txt" not in opened
     assert home / "chair.mtl" in opened and Path(sys.prefix).resolve() in opened, "what is needed can be read"
