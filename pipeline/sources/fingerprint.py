@@ -1,5 +1,6 @@
 """The sha256 of assets that are files. What they refer to is found by a sandboxed process: nothing here parses them."""
 
+import itertools
 import json
 import os
 import tempfile
@@ -10,11 +11,11 @@ from typing import Any
 from pipeline.mesh_io.side_files import MAX_HASHED_BYTES, asset_sha256, side_files
 from pipeline.sandbox.child import LimitsConfig
 from pipeline.sandbox.fork_server import ForkServer
-from pipeline.sandbox.policy import folder_of
+from pipeline.sandbox.policy import folder_of, is_too_wide
 
 LIMITS = LimitsConfig(timeout_s=20.0, memory_gb=1.0, file_gb=0.1)
 """Of the process that looks into a batch of assets (ours: what one of 32 MB of JSON takes, ten times)."""
-BATCH = 64
+BATCH = 256
 """Assets that one process looks into."""
 REFERRING = (".gltf", ".obj")
 _FOUND = "found"
@@ -42,7 +43,8 @@ def side_files_of(paths: Sequence[Path]) -> dict[Path, list[Path]]:
     ):
         while todo := paths[len(found) : len(found) + BATCH]:
             directory = Path(tempfile.mkdtemp(dir=name))
-            readable = {readable for path in todo if path.exists() for readable in folder_of(path)}
+            folders = {path.parent: folder_of(path)[1:] for path in todo}
+            readable = {*itertools.chain(*folders.values()), *(path for path in todo if is_too_wide(path.parent))}
             children.run({"paths": [os.fsdecode(path) for path in todo]}, directory, tuple(sorted(readable)))
             done = dict(zip(todo, _read(directory / _FOUND, todo), strict=False))
             found |= done or {todo[0]: []}  # the one at which it ended
@@ -61,8 +63,8 @@ def _read(answer: Path, paths: Sequence[Path]) -> Iterator[list[Path]]:
             return
         if not isinstance(names, list) or not all(isinstance(name, str) and "\0" not in name for name in names):
             return
-        resolved = [(root / name).resolve() for name in names[:_MAX_FILES]]
-        yield [other for other in resolved if other.is_relative_to(root)]
+        resolved = map(os.path.realpath, (root / name for name in names[:_MAX_FILES]))
+        yield [Path(other) for other in resolved if other.startswith(f"{root}/".replace("//", "/"))]
 
 
 def find(request: dict[str, Any], directory: Path) -> None:
