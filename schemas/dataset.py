@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.codec import SCHEMA_VERSION, UPGRADE
@@ -21,6 +22,8 @@ from schemas.storage import Location, write_file
 Place = TypeVar("Place", bound=Location)
 SHARD_NAME = re.compile(r"(textured|mv_only)-(\d{6,})\.tar")
 PART_NAME = re.compile(r"(\d{6,})\.parquet")
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException)
+"""Errors of reading a ledger part; OSError: pyarrow's, for damage."""
 _COMMIT_KEY = b"seqtex.commit"
 """Key of the commit record in a ledger part's Parquet metadata: JSON {job, planned, shards}."""
 
@@ -178,14 +181,16 @@ def read_ledger_part(path: Location, sha256: str | None = None) -> LedgerPart:
             raise ValueError("its sha256 is not the one in index.json")
         table = parquet_table(data)
         record = json.loads((table.schema.metadata or {})[_COMMIT_KEY])
-        outcomes = tuple(_outcome(row) for row in _with_every_column(table).to_pylist())
+        table = _with_every_column(table)
+        _check_finite(table)
+        outcomes = tuple(_outcome(row) for row in table.to_pylist())
         shards = tuple(ShardRecord(**(entry | {"regime": Regime(entry["regime"])})) for entry in record["shards"])
         if len(outcomes) != record["planned"]:
             raise ValueError(f"{len(outcomes)} rows, {record['planned']} were written")
         if bad := [shard.name for shard in shards if not SHARD_NAME.fullmatch(shard.name)]:
             raise ValueError(f"{bad[0]!r} is no shard name")
         return LedgerPart(job=int(record["job"]), outcomes=outcomes, shards=shards)
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:  # OSError: pyarrow's, for damage
+    except UNREADABLE as error:
         raise UserError(f"{path}: no readable ledger part ({error}); {remedy}") from error
 
 
@@ -200,6 +205,13 @@ def _with_every_column(table: pa.Table) -> pa.Table:
     if not table.schema.equals(LEDGER_SCHEMA, check_metadata=False):
         raise ValueError("its columns are not those of this program's ledger")
     return table
+
+
+def _check_finite(table: pa.Table) -> None:
+    """Raise ValueError naming a column that holds a number which is none: no chart and no sum bears it."""
+    for column in LEDGER_SCHEMA:
+        if pa.types.is_floating(column.type) and pc.all(pc.is_finite(table[column.name])).as_py() is False:
+            raise ValueError(f"{column.name} holds a number that is not finite")
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
@@ -249,5 +261,5 @@ def indexed_parts(data: bytes) -> dict[str, str]:
     """Return the sha256 of every ledger part that an `index.json` lists, by file name; empty if the text is damaged."""
     try:
         return {str(entry["url"]).rpartition("/")[2]: str(entry["sha256"]) for entry in json.loads(data)["ledger"]}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -142,7 +142,7 @@ def _read(path: ObjectPath) -> Owner | None:
         return Owner(**json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: no lock of this program ({error}); delete it if no build is at work") from error
 
 

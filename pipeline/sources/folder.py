@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
@@ -14,7 +14,7 @@ from pipeline.sources.fingerprint import sha256s
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
 
-_HASH_DIGITS = 8
+_HASH_DIGITS, _LONG_HASH = 8, 40
 _MAX_SLUG = 75
 """With hash and longest extension a tar member's name has 100 characters: all that a plain tar header holds, and all
 that the `wids` package reads."""
@@ -40,10 +40,11 @@ def folder(path: Path, blender: bool = False, max_bytes: int = MAX_HASHED_BYTES)
         for file in root.rglob("*")
         if file.suffix.lower() in wanted and file.is_file()
     )
-    for name, sha256 in zip(found, sha256s([root / name for name in found], max_bytes), strict=True):
+    sha256 = sha256s([root / name for name in found], max_bytes)
+    for name, uid, hashed in zip(found, uids_of(found), sha256, strict=True):
         # a name that is no text cannot stand in a ledger: it ends there as a missing file, to be renamed
         uri = os.fsencode(root / name).decode(errors="replace")
-        yield MeshRef(uid=uid_of(name), uri=uri, sha256=sha256)
+        yield MeshRef(uid=uid, uri=uri, sha256=hashed)
 
 
 def passed_over(path: Path, blender: bool = False) -> str:
@@ -58,9 +59,16 @@ def passed_over(path: Path, blender: bool = False) -> str:
     return listed + (f"; {' '.join(through)} can be read through Blender (--blender.python)" if through else "")
 
 
-def uid_of(name: str) -> str:
+def uids_of(names: Sequence[str]) -> list[str]:
+    """Keys of assets, each as `uid_of`; those that would be one are told apart by more digits."""
+    short = [uid_of(name) for name in names]
+    counts = Counter(short)
+    return [uid if counts[uid] == 1 else uid_of(name, _LONG_HASH) for name, uid in zip(names, short, strict=True)]
+
+
+def uid_of(name: str, digits: int = _HASH_DIGITS) -> str:
     """Key of the asset at a relative path: `[A-Za-z0-9_-]` only."""
     stem = name.rsplit(".", 1)[0]
-    slug = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:_MAX_SLUG] or "asset"
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[: _MAX_SLUG + _HASH_DIGITS - digits] or "asset"
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{slug}-{digest[:_HASH_DIGITS]}"
+    return f"{slug}-{digest[:digits]}"

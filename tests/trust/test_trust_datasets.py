@@ -11,8 +11,16 @@ import pytest
 
 from pipeline.blender.host import BlenderConfig
 from pipeline.dataset.plan import read_plan
+from pipeline.dataset.verify import verify
 from pipeline.sandbox.policy import Policy, folder_of, interpreter_files, program_files, too_wide
-from schemas.dataset import canonical_json, config_hash, read_dataset_json
+from schemas.dataset import (
+    canonical_json,
+    config_hash,
+    part_path,
+    read_dataset_json,
+    read_ledger_part,
+    write_ledger_part,
+)
 from seqtex.cli.main import main
 from seqtex.cli.options import recorded_options
 from tests.support.build_without_assets import CFG
@@ -105,3 +113,28 @@ def test_no_policy_opens_the_machine(trust: Trust, tmp_path: Path, monkeypatch: 
     assert held == 2 * len(wide), opened
     assert home / "letter.txt" not in opened
     assert home / "chair.mtl" in opened and Path(sys.prefix).resolve() in opened, "what is needed can be read"
+
+
+NESTED = b'{"config": ' * 5000 + b"1" + b"}" * 5000
+
+
+@pytest.mark.trust(20)
+def test_numbers_that_are_none_and_endless_nesting_get_a_sentence(
+    trust: Trust, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`verify` finds a ledger with NaN; no command ends with a traceback."""
+    part = read_ledger_part(part_path(dataset, 0))
+    broken = replace(part.outcomes[0], measurements=replace(part.outcomes[0].measurements, flatness=float("nan")))
+    write_ledger_part(dataset, replace(part, outcomes=(broken, *part.outcomes[1:])))
+    held = ["flatness" in " ".join(verify(dataset))]
+    for command in ("report", "status", "failures"):
+        code = main([command, str(dataset)])
+        told = capsys.readouterr()
+        held.append(code in (0, 1) and "000000.parquet" in told.out + told.err)
+    (dataset / "dataset.json").write_bytes(NESTED)
+    for command in ("status", "verify", "report", "repair"):
+        code = main([command, str(dataset)])
+        told = capsys.readouterr()
+        held.append(code == 1 and "dataset.json" in told.out + told.err)
+    trust.held(sum(held), len(held))
+    assert all(held), held
