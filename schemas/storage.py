@@ -21,6 +21,8 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 """Extra of this program that brings the client for a scheme."""
 SCRATCH = "SEQTEX_SCRATCH"
 """Environment variable: folder for the local files of a build into an object store while it works."""
+OTHERS = "wandb"
+"""Folder of a run that another program fills, with links of its own."""
 Result = TypeVar("Result")
 Error = TypeVar("Error", bound=Exception)
 
@@ -265,6 +267,28 @@ def retried(attempt: Callable[[], Result], error: type[Error], pause_s: Callable
     raise AssertionError("unreachable")
 
 
+def refuse_links(folder: Location) -> None:
+    """Raise UserError where a local folder that is about to be written to or published holds a link: a stranger may
+    have made it, and what lies behind a link is none of it. The folder itself may be one."""
+    todo = [folder] if isinstance(folder, Path) and folder.is_dir() else []
+    while todo:
+        for path in os.scandir(todo.pop()):
+            if path.is_dir(follow_symlinks=False) and path.name != OTHERS:
+                todo.append(Path(path))
+            if path.is_symlink():
+                raise UserError(f"{path.path}: a link, which could lead anywhere; put a file or folder in its place")
+
+
+def write_in_place(path: Path, text: str) -> None:
+    """Write a file that must keep its inode, such as a lock; never through a link. Raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(handle, "w") as file:
+        if os.fstat(handle).st_nlink > 1:
+            raise OSError(errno.EMLINK, "has another name elsewhere; delete it", str(path))
+        file.truncate()
+        file.write(text)
+
+
 # whole files
 
 
@@ -298,8 +322,9 @@ def staged(path: Location) -> Path:
 def staging(path: Location) -> Iterator[BinaryIO]:
     """Open the staged file of `path` for writing. It is flushed to the disk at the end, and removed after an error."""
     temporary = staged(path)
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # new, never through a link of that name
             yield file
             file.flush()
             os.fsync(file.fileno())

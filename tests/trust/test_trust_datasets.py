@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from schemas.dataset import (
     read_ledger_part,
     write_ledger_part,
 )
+from schemas.storage import staged, write_file, write_in_place
 from seqtex.cli.main import main
 from seqtex.cli.options import recorded_options
 from tests.support.build_without_assets import CFG
@@ -138,3 +140,73 @@ def test_numbers_that_are_none_and_endless_nesting_get_a_sentence(
         held.append(code == 1 and "dataset.json" in told.out + told.err)
     trust.held(sum(held), len(held))
     assert all(held), held
+
+
+LINKED = (".lock", "report", "latents", "shards", "index.json", "report/index.html", f".index.json.{os.getpid()}.tmp")
+"""Links that a dataset may come with, to a file or a folder of whoever works with it."""
+WRITERS: dict[str, tuple[str, ...]] = {
+    "repair": (),
+    "report": (),
+    "retry": ("--reason", "flat"),
+    "encode": ("--codec", "dct"),
+    "publish": ("--repo", "someone/something", "--endpoint", "http://127.0.0.1:9"),
+}
+
+
+@pytest.mark.trust(29)
+@pytest.mark.parametrize("command", WRITERS)
+def test_no_command_writes_or_reads_through_a_link(
+    trust: Trust, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Each refuses and names the link; what lies behind it stays as it was."""
+    told = {}
+    for name in LINKED:
+        place, folder = dataset / name, tmp_path / "mine" / name.replace("/", "_")
+        (dataset / "report").mkdir(exist_ok=True)
+        kept = place.rename(tmp_path / "kept") if place.exists() else None
+        folder.mkdir(parents=True)
+        (folder / "letter").write_text("mine")
+        target = folder if (kept and kept.is_dir()) or name == "latents" else folder / "letter"
+        place.symlink_to(target)
+        code = main([command, str(dataset), *WRITERS[command]])
+        unchanged = {path.name: path.read_text() for path in folder.iterdir()} == {"letter": "mine"}
+        told[name] = (code, unchanged, name.split("/")[-1] in capsys.readouterr().err)
+        place.unlink()
+        if kept is not None:
+            kept.rename(place)
+    held = sum(code == 1 and unchanged and named for code, unchanged, named in told.values())
+    trust.held(held, len(LINKED))
+    assert held == len(LINKED), told
+
+
+@pytest.mark.trust(29)
+def test_files_are_written_beside_links_not_through_them(trust: Trust, tmp_path: Path) -> None:
+    """Also where the link came after the look: the staged file, a lock file, one with a second name."""
+    (tmp_path / "letter").write_text("mine")
+    write_file_at, lock_at, twice = tmp_path / "index.json", tmp_path / ".lock", tmp_path / "second"
+    staged(write_file_at).symlink_to(tmp_path / "letter")
+    write_file(write_file_at, b"new")
+    lock_at.symlink_to(tmp_path / "letter")
+    os.link(tmp_path / "letter", twice)
+    refused = 0
+    for path in (lock_at, twice):
+        with pytest.raises(OSError, match=path.name):
+            write_in_place(path, "new")
+        refused += 1
+    held = [write_file_at.read_bytes() == b"new", (tmp_path / "letter").read_text() == "mine", refused == 2]
+    trust.held(sum(held), len(held))
+    assert all(held)
+
+
+@pytest.mark.trust(29)
+def test_a_run_directory_with_a_link_is_refused(trust: Trust, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("mine")
+    held = 0
+    for name in (".lock", "losses.jsonl", "config.json", "states"):
+        run = tmp_path / f"run-{name}"
+        run.mkdir()
+        (run / name).symlink_to(tmp_path / "letter")
+        code = main(["train", "--data.directory", str(dataset), "--run.directory", str(run), "--run.max_steps", "1"])
+        held += code == 1 and (tmp_path / "letter").read_text() == "mine"
+    trust.held(held, 4)
+    assert held == 4
