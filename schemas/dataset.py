@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.codec import SCHEMA_VERSION, UPGRADE
-from schemas.errors import UserError
+from schemas.errors import UserError, redacted
 from schemas.ledger import LEDGER_SCHEMA, Measurements, Note, NoteKind, Outcome, Reason, Status
 from schemas.sample import Regime
 from schemas.storage import Location, write_file
@@ -148,7 +148,8 @@ def read_dataset_json(out: Location, schema_version: int = SCHEMA_VERSION) -> Da
 
 def write_ledger_part(out: Location, part: LedgerPart) -> None:
     """Write the commit record of a job, atomically: once this file is there, its shards count."""
-    table = pa.Table.from_pylist([outcome.row() for outcome in part.outcomes], schema=LEDGER_SCHEMA)
+    rows = [outcome.row() | {"detail": redacted(outcome.detail)} for outcome in part.outcomes]
+    table = pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
     record = {"job": part.job, "planned": len(part.outcomes), "shards": [asdict(shard) for shard in part.shards]}
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata({_COMMIT_KEY: canonical_json(record)})

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from schemas.dataset import code_version, part_paths
-from schemas.errors import UserError
+from schemas.errors import UserError, redacted
 from schemas.storage import file_sha256, write_file, write_in_place
 from training.arithmetic import decisions
 from training.config import TrainConfig, as_json
@@ -68,7 +68,7 @@ PACKAGES = ("torch", "lightning", "numpy", "diffusers", "transformers", "peft", 
 
 def write_record(cfg: TrainConfig, device: torch.device) -> None:
     """`config.json`, every option, and `environment.json`."""
-    data = {files.location: dataset_hash(files.folder) for files in open_datasets(cfg.data)}
+    data = {redacted(files.location): dataset_hash(files.folder) for files in open_datasets(cfg.data)}
     made_with = environment(device, cfg.run.ranks) | {"dataset_sha256": data}
     made_with["arithmetic"] = decisions(device.type, cfg.run.precision)
     for name, entries in (("config.json", as_json(cfg)), ("environment.json", made_with)):
