@@ -12,7 +12,7 @@ from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import remove_leftovers
 from pipeline.dataset.state import BuildReport, finish, finished, planned_jobs, replan, require_same, settle, writable
 from pipeline.executor.progress import BuildEvent, Progress
-from pipeline.executor.ray_executor import run_jobs
+from pipeline.executor.ray_environment import close_to_others
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.duplicates import known_ahead, unsettled
 from pipeline.sources.registry import open_source
@@ -233,6 +233,10 @@ def _carry_out(
     progress.report("planned", detail="" if todo else "nothing to do")
     if todo:
         (out / "index.json").unlink(missing_ok=True)
+        if work.address is None:
+            close_to_others()
+        from pipeline.executor.ray_executor import run_jobs  # Ray reads the environment when it is imported
+
         run_jobs(todo, out, work.cfg, work.run, work.workers, work.address, progress, then=with_duplicates)
         remove_leftovers(out, len(jobs))  # of workers that were lost on the way
     report = finish(out, info, jobs, len(doing))

@@ -18,7 +18,10 @@ _CAPGET_CAPSET = {"x86_64": (125, 126), "aarch64": (90, 91)}
 _CAPABILITIES_VERSION = 0x20080522
 _READ_ANY_FILE = 0b110
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: root goes on reading other users' files; Landlock says which."""
-_SYSTEM = ("usr", "bin", "lib", "lib32", "lib64", "nix/store", "gnu/store", "proc", "sys")
+_SYSTEM = ("usr", "bin", "lib", "lib32", "lib64", "nix/store", "gnu/store", "sys")
+_KERNEL = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "devices", "driver", "sys")
+"""In /proc: of the machine, not of other processes."""
+_SELF = Path("/proc/self")
 _SETTINGS = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "fonts", "localtime", "mime.types", "nvidia")
 """In /etc."""
 _BESIDE = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".webp", ".ktx2")
@@ -31,15 +34,16 @@ class Layer(StrEnum):
     """The layers of the sandbox, strongest last. The ledger column `sandbox` joins those reached by `+`."""
 
     LIMITS = "limits"
-    """Resource limits, wall clock, `no_new_privs`, an environment and a process group of its own: on every host."""
+    """Resource limits, disk, wall clock, `no_new_privs`, its own environment and process group: on every host."""
     NO_PRIVILEGES = "no_privileges"
     """No capabilities, but for reading files."""
     FILES = "files"
-    """Landlock: reads the system, our code and its asset; writes its own folder."""
+    """Landlock: reads the system, our code and its asset, of /proc itself alone; writes its own folder."""
     SIGNALS = "signals"
     """Landlock, Linux 6.12: no signals and no abstract sockets beyond itself."""
     NO_NETWORK = "no_network"
-    """No socket of any kind, no view into other processes."""
+    """No socket of any kind, no view into other processes and no change to them, no change to owner, mode and times of
+    files, nothing that outlives it."""
     STARTS = "starts"
     """Processes and threads are counted, and refused beyond the limit."""
 
@@ -69,7 +73,7 @@ def enter(policy: Policy) -> tuple[list[Layer], int | None]:
         layers.append(Layer.NO_PRIVILEGES)
     with contextlib.suppress(OSError):
         rights = dict.fromkeys(policy.readable, landlock.READ) | dict.fromkeys(policy.devices, landlock.DEVICE)
-        version = landlock.restrict(rights | {policy.own: landlock.OWN})
+        version = landlock.restrict(rights | {policy.own: landlock.OWN, _SELF: landlock.READ})
         layers += [Layer.FILES, Layer.SIGNALS] if version >= landlock.SCOPES_SINCE else [Layer.FILES]
     try:
         listener = seccomp.install(ask=True)
@@ -85,6 +89,7 @@ def program_files() -> tuple[Path, ...]:
     """List the files that this program needs: the system's libraries, the interpreter, its packages, our own, and
     wherever else it has loaded libraries from; never the folder we stand in. None lies in another one."""
     system = [Path("/") / name for name in _SYSTEM] + [Path("/etc") / name for name in _SETTINGS]
+    system += [Path("/proc") / name for name in _KERNEL]
     packages = [Path(entry) for entry in sys.path if entry and Path(entry).resolve() not in (REPO, Path.cwd())]
     ours = [REPO / name for name in ("schemas", "geometry", "pipeline")]
     wanted = [*system, Path(sys.prefix), Path(sys.base_prefix), *packages, *ours, *_libraries()]

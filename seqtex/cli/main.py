@@ -1,15 +1,20 @@
 """The `seqtex` command: its subcommands, with options from the dataclasses of the stages.
 
-Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C). `--config FILE` reads options from YAML,
-`--print_config` writes them; `--log json` writes events as JSON lines for programs."""
+Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
+`--config FILE` reads options from YAML, `--print_config` writes them; `--log json` writes events as JSON lines for
+programs."""
 
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import import_module
 from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -20,7 +25,7 @@ from schemas.errors import UsageError, UserError, printable
 from schemas.storage import Location, location
 from seqtex.cli.console import LogFormat, begin_log, log
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +294,27 @@ def run(name: str, options: dict[str, Any]) -> int:
     return function(**options)
 
 
+@contextmanager
+def ending_at_sigterm() -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM end the command as Ctrl-C does, in the main thread of a process that would die of it; yields a
+    function that returns whether it has come. (Ray passes a KeyboardInterrupt on, no class derived from it.)"""
+    came = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: a second one must not break off the end
+        came.set()
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield came.is_set
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (the parser itself exits with 2 on bad usage)."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -300,6 +326,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin_log(requested_format(arguments))
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a name that the encoding cannot write ends no command
+    with ending_at_sigterm() as terminated:
+        return _run(name, arguments, terminated)
+
+
+def _run(name: str | None, arguments: Sequence[str], terminated: Callable[[], bool]) -> int:
     try:
         parser = build_parser(name, arguments)
         parsed = parser.instantiate(parser.parse_args(appending(name, arguments)))
@@ -312,8 +343,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(printable(f"seqtex {name}: {place}{error.strerror or error}\n"))
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nseqtex {name}: interrupted; run the same command again, what is finished is kept\n")
-        return INTERRUPTED
+        why = "ended by SIGTERM" if terminated() else "interrupted"
+        sys.stderr.write(f"\nseqtex {name}: {why}; run the same command again, what is finished is kept\n")
+        return TERMINATED if terminated() else INTERRUPTED
 
 
 if __name__ == "__main__":
