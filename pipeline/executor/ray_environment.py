@@ -1,4 +1,4 @@
-"""What Ray reads of the environment when it is imported, for a Ray that a build starts on this machine: it listens on
+"""The environment of a Ray that a build starts on this machine, which Ray reads when it is imported: it listens on
 loopback addresses alone and asks everybody for a token. Does not import Ray."""
 
 import atexit
