@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +268,8 @@ def _connected(workers: int, address: str | None) -> Iterator[str | None]:
         options = {"address": "local", "num_cpus": workers, "object_store_memory": 80 * 2**20}
         options["include_dashboard"] = False
     variables, at_sigterm = {"PYTHONPATH": str(REPO)}, signal.getsignal(signal.SIGTERM)
-    with nullcontext({}) if address else socket_folder() as folder:
+    sockets: AbstractContextManager[dict[str, str]] = nullcontext({}) if address else socket_folder()
+    with sockets as folder:
         try:
             with _environment({} if address else variables | folder):
                 # workers of a Ray started here inherit the variables; with `runtime_env` Ray would start them again
