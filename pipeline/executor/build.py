@@ -6,16 +6,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.config import BuildConfig, built_config
+from pipeline.config import BuildConfig, MachineConfig, built_config, require_blender
 from pipeline.dataset.lock import lock
 from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import remove_leftovers
 from pipeline.dataset.state import BuildReport, finish, finished, planned_jobs, replan, require_same, settle, writable
 from pipeline.executor.progress import BuildEvent, Progress
-from pipeline.executor.ray_executor import run_jobs
+from pipeline.executor.ray_environment import close_to_others
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.duplicates import known_ahead, unsettled
-from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.registry import open_source
 from schemas.dataset import DatasetInfo, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError, UserError
@@ -98,16 +97,16 @@ def rework(
     workers: int = 1,
     on_event: Callable[[BuildEvent], None] | None = None,
     address: str | None = None,
-    objaverse: ObjaverseConfig | None = None,
+    machine: MachineConfig | None = None,
     run: RunConfig | None = None,
 ) -> BuildReport:
     """Do some jobs of a dataset again, by its own plan and configuration: those that `choose` picks, given the dataset
-    and its jobs (`pipeline.maintain.failures`). `objaverse`: where to download from, which a dataset does not record.
+    and its jobs (`pipeline.maintain.failures`). `machine`: what a dataset does not record.
 
     Raises UserError as `build`, and where `out` is no dataset."""
     out = out.expanduser().absolute()
     before = read_dataset_json(out)
-    cfg = replace(built_config(out, before), objaverse=objaverse or ObjaverseConfig())
+    cfg = built_config(out, before, machine)
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
         jobs = planned_jobs(out, before)
@@ -129,6 +128,7 @@ def extend(
     Raises UserError as `build`, and where `out` is no dataset."""
     out = out.expanduser().absolute()
     info = read_dataset_json(out)
+    require_blender(out, info, cfg.blender)
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
         require_same(
@@ -186,9 +186,8 @@ def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
     """List the assets of a source. Raises UserError where that fails."""
     cfg = work.cfg
     try:
-        yield from open_source(
-            source, workspace(work.out) / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse
-        )
+        assets, blender = workspace(work.out) / "assets", bool(cfg.blender.python)
+        yield from open_source(source, assets, blender, cfg.select, cfg.objaverse, cfg.preflight.max_file_bytes)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
@@ -234,6 +233,10 @@ def _carry_out(
     progress.report("planned", detail="" if todo else "nothing to do")
     if todo:
         (out / "index.json").unlink(missing_ok=True)
+        if work.address is None:
+            close_to_others()
+        from pipeline.executor.ray_executor import run_jobs  # Ray reads the environment when it is imported
+
         run_jobs(todo, out, work.cfg, work.run, work.workers, work.address, progress, then=with_duplicates)
         remove_leftovers(out, len(jobs))  # of workers that were lost on the way
     report = finish(out, info, jobs, len(doing))

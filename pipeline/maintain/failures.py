@@ -6,12 +6,11 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.config import built_config
+from pipeline.config import MachineConfig, built_config
 from pipeline.dataset.shards import require_committed
 from pipeline.dataset.state import planned_jobs
 from pipeline.dataset.verify import find_problems
 from pipeline.executor.job import ASSET_TARGET, process_job
-from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.dataset import part_path, part_paths, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError
 from schemas.ledger import Outcome, Reason, Status
@@ -30,8 +29,8 @@ class Failure:
     detail: str
     """Explanation of the reason; the end of its stderr if the asset's process crashed."""
     reproduce: str
-    """Command line that processes this asset alone. A dataset does not record mirror and cache of Objaverse: add
-    `--objaverse.*` as in the build."""
+    """Command line that processes this asset alone. A dataset records no program, server or cache: add
+    `--blender.python` and `--objaverse.*` as in the build."""
 
 
 def failures(out: Location, rejected: bool = False) -> Iterator[Failure]:
@@ -54,16 +53,16 @@ def failures(out: Location, rejected: bool = False) -> Iterator[Failure]:
 def process_alone(
     out: Location,
     uid: str,
-    objaverse: ObjaverseConfig | None = None,
+    machine: MachineConfig | None = None,
     target: str = ASSET_TARGET,
     python_path: tuple[Path, ...] = (),
 ) -> Outcome:
     """Process one planned asset again, under the dataset's own configuration and limits: a job of its own, in a
-    folder that is thrown away. `objaverse`: where to download from, which a dataset does not record.
+    folder that is thrown away. `machine`: what a dataset does not record.
 
     Raises UsageError where no asset of that uid was planned."""
     info = read_dataset_json(out)
-    cfg = replace(built_config(out, info), objaverse=objaverse or ObjaverseConfig())
+    cfg = built_config(out, info, machine)
     refs = (ref for job in planned_jobs(out, info) for ref in job.refs)
     if (ref := next((ref for ref in refs if ref.uid == uid), None)) is None:
         raise UsageError(f"{out}: has no asset {uid!r}; its uids are in {out / 'plan.parquet'}")
