@@ -14,7 +14,7 @@ import pytest
 from pipeline.executor.mesh_file import open_mesh_file
 from pipeline.mesh_io.gltf.json_fields import parse_json
 from pipeline.mesh_io.mtl import read_mtl
-from pipeline.mesh_io.problems import AssetError
+from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.side_files import side_files
 from pipeline.publish.local_paths import PATH
 from pipeline.sources.folder import uid_of
@@ -116,7 +116,7 @@ def json_of(text: bytes) -> None:
 
 def material_of(folder: Path, line: bytes) -> None:
     (folder / "a.mtl").write_bytes(b"newmtl a\n" + line + b"\n")
-    read_mtl(folder / "a.mtl", folder, "here", 8 * MB)
+    read_mtl(folder / "a.mtl", "here", 8 * MB, Notes())
 
 
 def libraries_of(folder: Path, text: bytes) -> None:
