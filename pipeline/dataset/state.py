@@ -75,8 +75,12 @@ def settle(out: Location, jobs: list[ShardJob], config: dict[str, Any]) -> Datas
         require_same(out, before, info.config)
         if before.plan_sha256 != info.plan_sha256:
             difference = plan_difference(planned_jobs(out, before), jobs)
-            grown = ", or seqtex extend to add assets" if difference and "are new" in difference else ""
-            raise UserError(f"{out}: the input has changed: {difference}; {_REMEDY}{grown}")
+            more = ""
+            if difference and "are new" in difference:
+                more = ", or seqtex extend to add assets"
+            elif difference and difference.startswith("sha256 of asset"):
+                more = ", or take in a new file of an asset that has a sample by `seqtex retry DATASET --uid UID`"
+            raise UserError(f"{out}: the input has changed: {difference}; {_REMEDY}{more}")
         info = replace(info, history=before.history)
     elif any((out / "ledger").iterdir()):
         raise UserError(f"{out}: has a ledger but no dataset.json; restore that, or give another --out")

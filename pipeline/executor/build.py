@@ -13,6 +13,7 @@ from pipeline.dataset.shards import remove_leftovers
 from pipeline.dataset.state import BuildReport, finish, finished, planned_jobs, replan, require_same, settle, writable
 from pipeline.executor.progress import BuildEvent, Progress
 from pipeline.executor.ray_environment import close_to_others
+from pipeline.executor.renew import renew, renewed_by_source, stale
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.duplicates import known_ahead, unsettled
 from pipeline.sources.registry import open_source
@@ -80,14 +81,17 @@ def build(
 ) -> BuildReport:
     """Build the dataset of `source` (`pipeline.sources.registry`, or the assets themselves) in `out`, or finish it.
 
-    Finished jobs are kept. `address` joins a running Ray cluster whose machines all see `out`; otherwise Ray is started
-    here with `workers` processes. `run` decides nothing about the dataset. Raises UserError: bad source, unwritable
-    output, another build at work on `out`, or a configuration or input that differs from that of the dataset in `out`;
-    once all other jobs are done, where one could not be."""
+    Finished jobs are kept; of assets without a sample, files that have changed since are taken in. `address` joins a
+    running Ray cluster whose machines all see `out`; otherwise Ray is started here with `workers` processes. `run`
+    decides nothing about the dataset. Raises UserError: bad source, unwritable output, another build at work on `out`,
+    or a configuration or input that differs from that of the dataset in `out`; once all other jobs are done, where one
+    could not be."""
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
         refs = _listed(source, work) if isinstance(source, str) else source
         jobs = plan_jobs(refs, cfg.assets_per_job)
+        if (work.out / "dataset.json").exists():
+            renewed_by_source(work.out, read_dataset_json(work.out), jobs)
         return _carry_out(work, jobs, settle(work.out, jobs, cfg.recorded()))
 
 
@@ -99,9 +103,12 @@ def rework(
     address: str | None = None,
     machine: MachineConfig | None = None,
     run: RunConfig | None = None,
+    *,
+    take_in: bool = False,
 ) -> BuildReport:
     """Do some jobs of a dataset again, by its own plan and configuration: those that `choose` picks, given the dataset
-    and its jobs (`pipeline.maintain.failures`). `machine`: what a dataset does not record.
+    and its jobs (`pipeline.maintain.failures`). `machine`: what a dataset does not record. `take_in`: the files of the
+    assets that are picked may have changed since they were planned.
 
     Raises UserError as `build`, and where `out` is no dataset."""
     out = out.expanduser().absolute()
@@ -110,7 +117,11 @@ def rework(
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
         jobs = planned_jobs(out, before)
-        return _carry_out(work, jobs, settle(out, jobs, cfg.recorded()), choose)
+        info = settle(out, jobs, cfg.recorded())
+        if take_in:
+            uids = frozenset(uid for job in choose(out, jobs) for uid in job.only or ())
+            info, jobs = renew(out, info, jobs, uids, cfg.preflight.max_file_bytes)
+        return _carry_out(work, jobs, info, choose)
 
 
 def extend(
@@ -217,7 +228,11 @@ def _carry_out(
     chosen = choose(out, jobs) if choose else None
     doing = {job.index for job in chosen or ()}
     done = finished(out, [job for job in jobs if job.index not in doing])
-    todo = [job for job in jobs if job.index not in done] if chosen is None else chosen
+    if chosen is None:
+        renewed = {job.index: job for job in stale(out, info, [job for job in jobs if job.index in done])}
+        done = {index: counts for index, counts in done.items() if index not in renewed}
+        chosen = [renewed.get(job.index, job) for job in jobs if job.index not in done]
+    todo = chosen
     doing |= {job.index for job in todo}
     progress = _progress(jobs, done.values(), work.notify)
 

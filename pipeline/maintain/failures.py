@@ -80,14 +80,20 @@ def recorded(out: Location, uid: str) -> Outcome | None:
     return next((outcome for outcome in rows if outcome.uid == uid), None)
 
 
-def with_reasons(out: Location, jobs: list[ShardJob], *, reasons: Set[Reason]) -> list[ShardJob]:
-    """Choose the jobs with assets that ended with one of `reasons`, to process those assets alone.
+def chosen_assets(
+    out: Location, jobs: list[ShardJob], *, reasons: Set[Reason] = frozenset(), uids: Set[str] = frozenset()
+) -> list[ShardJob]:
+    """Choose the jobs with assets that ended with one of `reasons`, or have one of `uids`, to process those assets
+    alone.
 
-    Raises UserError where a job is unfinished or damaged: its other assets could not be kept as they are."""
+    Raises UserError where a job is unfinished or damaged: its other assets could not be kept as they are; UsageError
+    for a uid that no asset has."""
+    if unknown := sorted(uids - {ref.uid for job in jobs for ref in job.refs}):
+        raise UsageError(f"{out}: has no asset {unknown[0]!r}; its uids are in {out / 'plan.parquet'}")
     chosen = []
     for job in jobs:
-        outcomes = require_committed(out, job).outcomes
-        if only := frozenset(outcome.uid for outcome in outcomes if outcome.reason in reasons):
+        rows = require_committed(out, job).outcomes if reasons or any(ref.uid in uids for ref in job.refs) else ()
+        if only := frozenset(row.uid for row in rows if row.reason in reasons or row.uid in uids):
             chosen.append(replace(job, only=only))
     return chosen
 

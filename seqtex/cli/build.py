@@ -13,7 +13,7 @@ from pipeline.dataset.state import BuildReport, writable
 from pipeline.executor.build import build as build_dataset
 from pipeline.executor.build import extend as extend_dataset
 from pipeline.executor.build import rework as rework_dataset
-from pipeline.maintain.failures import damaged, with_reasons
+from pipeline.maintain.failures import chosen_assets, damaged
 from pipeline.maintain.merge import carry_over, plan_merge
 from pipeline.maintain.upgrade import upgrade as upgrade_dataset
 from pipeline.sources.registry import skipped_files
@@ -103,16 +103,26 @@ def upgrade(dataset: Location, out: Location) -> int:
     return 0
 
 
-def retry(dataset: Location, reason: list[str], work: WorkOptions, machine: MachineConfig) -> int:
-    """Process again the assets that ended with a reason, by the dataset's own configuration. All others keep their rows
-    and samples, byte for byte.
+def retry(
+    dataset: Location,
+    work: WorkOptions,
+    machine: MachineConfig,
+    reason: list[str] = [],  # noqa: B006 (jsonargparse shows it; it is never changed)
+    uid: list[str] = [],  # noqa: B006
+) -> int:
+    """Process again the assets that ended with a reason, or of some uids, by the dataset's own configuration. Files
+    that were put right since they were planned are taken in, and the dataset's history names them. All others keep
+    their rows and samples, byte for byte.
 
     Args:
         dataset: folder that `seqtex build` wrote
-        reason: e.g. timeout; may be given several times
+        reason: e.g. timeout or missing_file; may be given several times
+        uid: an asset; may be given several times
     """
-    reasons = frozenset(map(as_reason, reason))
-    log_report("retried", dataset, rework(dataset, partial(with_reasons, reasons=reasons), work, machine))
+    if not reason and not uid:
+        raise UsageError("give --reason or --uid, e.g. --reason missing_file")
+    choose = partial(chosen_assets, reasons=frozenset(map(as_reason, reason)), uids=frozenset(uid))
+    log_report("retried", dataset, rework(dataset, choose, work, machine, take_in=True))
     return 0
 
 
@@ -140,10 +150,12 @@ def rework(
     choose: Callable[[Location, list[ShardJob]], list[ShardJob]],
     work: WorkOptions,
     machine: MachineConfig,
+    *,
+    take_in: bool = False,
 ) -> BuildReport:
     """Run the jobs of a dataset that `choose` selects again, and show the progress."""
     with build_progress() as notify:
-        return rework_dataset(dataset, choose, work.workers, notify, work.address, machine, work.run)
+        return rework_dataset(dataset, choose, work.workers, notify, work.address, machine, work.run, take_in=take_in)
 
 
 def log_report(event: str, dataset: Location, report: BuildReport, **facts: Any) -> None:

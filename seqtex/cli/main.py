@@ -40,8 +40,8 @@ class Command:
     """Parameter that is given without a flag."""
     function: str | None = None
     """Name of its function, if it is not the command's."""
-    repeated: str | None = None
-    """Option with a list of values that is given once per value."""
+    repeated: tuple[str, ...] = ()
+    """Options with a list of values that are given once per value."""
 
 
 COMMANDS = {
@@ -81,10 +81,10 @@ COMMANDS = {
     ),
     "retry": Command(
         module="seqtex.cli.build",
-        summary="process again the assets that ended with a reason",
-        example="seqtex retry /data/forge --reason timeout --reason crashed",
+        summary="process again the assets that ended with a reason, or whose file was put right",
+        example="seqtex retry /data/forge --reason timeout --reason missing_file",
         positional="dataset",
-        repeated="reason",
+        repeated=("reason", "uid"),
     ),
     "repair": Command(
         module="seqtex.cli.build",
@@ -256,10 +256,9 @@ def appending(name: str | None, arguments: Sequence[str]) -> list[str]:
     `adapted` for further changes."""
     if name and (adapted := getattr(import_module(COMMANDS[name].module), "adapted", None)):
         arguments = adapted(name, arguments)
-    flag = f"--{COMMANDS[name].repeated}" if name and COMMANDS[name].repeated else None
-    return [
-        word.replace(flag, f"{flag}+", 1) if flag and word.partition("=")[0] == flag else word for word in arguments
-    ]
+    flags = {f"--{option}" for option in COMMANDS[name].repeated} if name else set()
+    split = (word.partition("=") for word in arguments)
+    return [f"{flag}+{equals}{value}" if flag in flags else flag + equals + value for flag, equals, value in split]
 
 
 def command_first(arguments: Sequence[str], name: str | None) -> list[str]:
