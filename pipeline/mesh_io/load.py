@@ -45,11 +45,15 @@ def load_asset(
         facts, content = open_checked(path, cfg, notes)
     except AssetError as error:
         return error.rejected
+    lost = 0
     try:
-        mesh = _from_obj(content, cfg, shading) if isinstance(content, ObjFile) else _from_scene(content, cfg, shading)
+        if isinstance(content, ObjFile):
+            mesh = _from_obj(content, cfg, shading)
+        else:
+            mesh, lost = _from_scene(content, cfg, shading)
     except AssetError as error:
         return replace(facts, notes=notes.found()), error.rejected
-    facts = replace(facts, notes=notes.found())
+    facts = replace(facts, faces=facts.faces - lost, notes=notes.found())
     return facts, _incomplete(mesh, facts) or _without_extent(mesh) or mesh
 
 
@@ -73,8 +77,11 @@ def _without_extent(mesh: TexturedMesh) -> Rejected | None:
     return Rejected(reason=Reason.DEGENERATE, detail=f"the largest side of the bounding box is {side}")
 
 
-def _from_scene(scene: Scene, cfg: PreflightConfig, shading: bool) -> TexturedMesh:
-    parts = scene_parts(scene)
+def _from_scene(scene: Scene, cfg: PreflightConfig, shading: bool) -> tuple[TexturedMesh, int]:
+    """The drawn scene, and the faces of parts that were left out because they cannot be decoded."""
+    parts, lost = scene_parts(scene)
+    if (error := scene.container.notes.first_error) and not any(len(part.faces) for part in parts):
+        raise error
     images = scene.container.images
     store = TextureStore[int](
         lambda image: (image_bytes(images[image], cfg.max_file_bytes), images[image].where), cfg.max_image_bytes
@@ -99,7 +106,7 @@ def _from_scene(scene: Scene, cfg: PreflightConfig, shading: bool) -> TexturedMe
             replace(material, shading=_shading(source, scene, store, bool(mapped[number])))
             for number, (material, source) in enumerate(zip(materials, sources, strict=True))
         ]
-    return merge(parts, materials, store.textures())
+    return merge(parts, materials, store.textures()), lost
 
 
 def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], has_uv: bool) -> Shading:

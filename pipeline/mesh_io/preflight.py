@@ -1,35 +1,25 @@
 """Checks of untrusted bytes before anything is decoded: container, structure, bounds, references, budgets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.blender import host as blender
 from pipeline.mesh_io.gltf.accessors import Accessor, read_accessor
-from pipeline.mesh_io.gltf.buffers import MESHOPT
-from pipeline.mesh_io.gltf.container import BASISU, DRACO, WEBP, image_bytes, read_container, split_glb
+from pipeline.mesh_io.gltf.container import image_bytes, read_container, split_glb
+from pipeline.mesh_io.gltf.extensions import SUPPORTED_EXTENSIONS
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.gltf.primitives import Primitive
-from pipeline.mesh_io.gltf.scene import INSTANCING, VISIBILITY, Scene, Skin, read_scene
+from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin, all_meshes, read_scene
 from pipeline.mesh_io.images import image_size
 from pipeline.mesh_io.obj import ObjFile, read_obj
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import read_limited
-from schemas.ledger import Note, Reason
+from schemas.ledger import Note, NoteKind, Reason
 
 SUFFIXES = (".glb", ".gltf", ".obj")
-_MATERIAL_EXTENSIONS = (
-    "anisotropy clearcoat diffuse_transmission dispersion emissive_strength ior iridescence pbrSpecularGlossiness "
-    "sheen specular transmission unlit variants volume"
-)
-SUPPORTED_EXTENSIONS = frozenset(
-    {*MESHOPT, DRACO, BASISU, WEBP, INSTANCING, VISIBILITY}
-    | {"KHR_mesh_quantization", "KHR_texture_transform", "KHR_lights_punctual", "KHR_xmp_json_ld"}
-).union(f"KHR_materials_{name}" for name in _MATERIAL_EXTENSIONS.split(" "))
-"""Extensions that a file may require: those we read, and those that leave geometry and base colour alone."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightConfig:
@@ -95,6 +85,10 @@ def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetF
     try:
         container = read_container(tree, binary, path.parent if suffix == ".gltf" else None, cfg.max_file_bytes, notes)
         scene = read_scene(container, cfg.max_nodes, cfg.max_node_depth)
+        _check_counts(scene, cfg)
+        scene = _sound(scene, notes)
+        if not scene.placements:
+            _sound(all_meshes(scene), notes)
         sides = _check_images([image_bytes(container.images[i], cfg.max_file_bytes) for i in scene.used_images()], cfg)
     except AssetError as error:
         if unsupported is None or error.rejected.reason in (Reason.MISSING_FILE, Reason.UNSAFE_URI):
@@ -102,13 +96,12 @@ def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetF
         raise unsupported from error
     if unsupported is not None:
         raise unsupported
-    faces, vertices = _check_counts(scene, cfg)
-    for primitive in scene.primitives:
-        _check_values(primitive)
-    for skin, primitive in {(id(x.skin), id(p)): (x.skin, p) for x in scene.placements for p in x.primitives}.values():
-        if skin is not None:
-            _check_skin(skin, primitive)
-    return _facts(suffix[1:], data, faces, vertices, sides), scene
+    drawn = [primitive for primitive, _ in scene.drawn()]
+    if notes.first_error and not drawn:
+        raise notes.first_error
+    counted = {id(primitive): primitive.count_faces() for primitive in drawn}
+    faces = sum(counted[id(primitive)] for primitive in drawn)
+    return _facts(suffix[1:], data, faces, sum(primitive.num_vertices for primitive in drawn), sides), scene
 
 
 def _check_obj(data: bytes, path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetFacts, ObjFile]:
@@ -159,28 +152,54 @@ def _check_images(images: Sequence[bytes | memoryview], cfg: PreflightConfig) ->
     return [max(size) for size in sizes]
 
 
-def _check_counts(scene: Scene, cfg: PreflightConfig) -> tuple[int, int]:
-    primitives = [primitive for placement in scene.placements for primitive in placement.primitives]
-    faces = sum(primitive.num_faces for primitive in primitives)
-    vertices = sum(primitive.num_vertices for primitive in primitives)
+def _check_counts(scene: Scene, cfg: PreflightConfig) -> None:
+    faces = sum(primitive.num_faces for primitive, _ in scene.drawn())
+    vertices = sum(primitive.num_vertices for primitive, _ in scene.drawn())
     if faces > cfg.max_faces:
         raise AssetError(Reason.TOO_LARGE, f"{faces:,} triangles with instances, limit {cfg.max_faces:,}")
     if vertices > cfg.max_vertices:
         raise AssetError(Reason.TOO_LARGE, f"{vertices:,} vertices with instances, limit {cfg.max_vertices:,}")
-    return faces, vertices
 
 
-def _check_values(primitive: Primitive) -> None:
-    for number, target in enumerate(primitive.targets):
+def _sound(scene: Scene, notes: Notes) -> Scene:
+    """The scene without primitives whose values cannot be drawn, each of which is noted."""
+    sound: dict[tuple[int, int, tuple[float, ...]], bool] = {}
+    placements = []
+    for placement in scene.placements:
+        kept = []
+        for primitive in placement.primitives:
+            key = id(primitive), id(placement.skin), tuple(placement.weights)
+            if key not in sound:
+                sound[key] = False
+                with notes.in_place_of_an_error(NoteKind.PART_LEFT_OUT):
+                    _check_values(primitive, placement, scene, notes)
+                    sound[key] = True
+            kept += [primitive] if sound[key] else []
+        placements.append(replace(placement, primitives=kept))
+    return replace(scene, placements=placements)
+
+
+def _check_values(primitive: Primitive, placement: Placement, scene: Scene, notes: Notes) -> None:
+    """What a placed primitive shows is finite and refers to what is there; a damaged attribute that it can do without is
+    taken from it."""
+    for _, target in primitive.moved(placement.weights):
         for name, accessor in target.items():
-            _check_finite(f"{primitive.where}.targets[{number}].{name}", accessor)
+            _check_finite(f"{primitive.where}.targets.{name}", accessor, primitive, notes)
+    if placement.skin is not None:
+        _check_skin(placement.skin, primitive)
     if primitive.draco is not None:
         return  # the loader checks what the stream decodes to
-    for name, accessor in primitive.attributes.items():
-        if name.startswith(("POSITION", "TEXCOORD", "COLOR", "WEIGHTS")):
-            _check_finite(f"{primitive.where}.{name}", accessor)
     if primitive.indices is not None:
         _check_range(f"{primitive.where}.indices", primitive.indices, primitive.num_vertices, "vertices")
+    textured = primitive.material is not None and scene.materials[primitive.material].texture is not None
+    for name, accessor in list(primitive.attributes.items()):
+        if name.startswith("TEXCOORD") and not textured:
+            del primitive.attributes[name]
+            with notes.in_place_of_an_error(NoteKind.DATA_IGNORED):
+                _check_finite(f"{primitive.where}.{name}", accessor, primitive, notes)
+                primitive.attributes[name] = accessor
+        elif name.startswith(("POSITION", "TEXCOORD", "COLOR", "WEIGHTS")):
+            _check_finite(f"{primitive.where}.{name}", accessor, primitive, notes)
 
 
 def _check_skin(skin: Skin, primitive: Primitive) -> None:
@@ -188,16 +207,27 @@ def _check_skin(skin: Skin, primitive: Primitive) -> None:
         for name, accessor in primitive.attributes.items():
             if name.startswith("JOINTS"):
                 _check_range(f"{primitive.where}.{name}", accessor, len(skin.joints), "joints")
-    if skin.inverse_bind is not None:
-        _check_finite(f"{skin.where}.inverseBindMatrices", skin.inverse_bind)
+    if skin.inverse_bind is not None and not np.isfinite(read_accessor(skin.inverse_bind)).all():
+        raise AssetError(Reason.NON_FINITE, f"{skin.where}.inverseBindMatrices are not finite")
 
 
-def _check_finite(where: str, accessor: Accessor) -> None:
-    if accessor.dtype.kind == "f":
-        values = read_accessor(accessor)
-        if not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0, 0])
-            raise AssetError(Reason.NON_FINITE, f"{where}: element {row} of {accessor.count} is {values[row].tolist()}")
+def _check_finite(where: str, accessor: Accessor, primitive: Primitive, notes: Notes) -> None:
+    """Values at the vertices that faces use are finite; others are noted."""
+    if accessor.dtype.kind != "f":
+        return
+    values = read_accessor(accessor)
+    broken = ~np.isfinite(values).all(axis=1)
+    if not broken.any():
+        return
+    row = int(broken.argmax())
+    detail = f"{where}: element {row} of {accessor.count} is {values[row].tolist()}"
+    used = np.ones(accessor.count, bool)
+    if primitive.indices is not None and primitive.draco is None:
+        used[:] = False
+        used[read_accessor(primitive.indices)[:, 0]] = True
+    if (broken & used).any():
+        raise AssetError(Reason.NON_FINITE, detail)
+    notes.add(NoteKind.DATA_IGNORED, f"{detail}; no face uses it", int(broken.sum()))
 
 
 def _check_range(where: str, accessor: Accessor, limit: int, of: str) -> None:
