@@ -141,8 +141,9 @@ def is_in_front(
 
 @njit(**BORROWING)
 def draw_queue(
-    queue: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, row_first: int, row_last: int,
-    out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+    queue: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, row_first: int,
+    row_last: int, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray,
+    peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
     """Queued fixed-point triangles (face, ax, ay, bx, by, cx, cy) into rows `row_first:row_last` of out_side [h, w].
 
@@ -165,6 +166,8 @@ def draw_queue(
         if area < 0:
             bx, by, cx, cy = cx, cy, bx, by
             side += 1
+        elif single_sided[face]:
+            continue  # seen from behind
         x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
         y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
         px, py = (x_first << 8) + 128, (y_first << 8) + 128
@@ -310,11 +313,12 @@ def clip_face(
 
 @njit(nogil=True, cache=True)
 def rasterize_rows(
-    clip: np.ndarray, faces: np.ndarray, snapped: np.ndarray, outcode: np.ndarray, row_first: int, row_last: int,
-    out_side: np.ndarray, near: np.ndarray, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+    clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, snapped: np.ndarray, outcode: np.ndarray,
+    row_first: int, row_last: int, out_side: np.ndarray, near: np.ndarray, peel: bool, peel_face: np.ndarray,
+    peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
     """All faces of one image into rows `row_first:row_last`: the side in front at every pixel -> out_side [h, w], its
-    rough depth -> near [h, w]."""
+    rough depth -> near [h, w]. Of single-sided faces [f] the side whose corners run clockwise, y up, alone counts."""
     height, width = out_side.shape
     out_side[row_first:row_last] = -1
     flat = not peel and not clip[:, 2].any()
@@ -350,7 +354,10 @@ def rasterize_rows(
             count += 1
             if count == QUEUE:
                 draw_queue(
-                    queue, count, clip, faces, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth
-                )
+                    queue, count, clip, faces, single_sided, row_first, row_last, out_side, near, flat, peel, peel_face,
+                    peel_depth,
+                )  # fmt: skip
                 count = np.int64(0)
-    draw_queue(queue, count, clip, faces, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth)
+    draw_queue(
+        queue, count, clip, faces, single_sided, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth
+    )

@@ -21,6 +21,7 @@ from schemas.ledger import Note, NoteKind, Reason
 
 SUFFIXES = (".glb", ".gltf", ".obj")
 
+
 @dataclass(frozen=True, kw_only=True)
 class PreflightConfig:
     """Limits on what an asset may ask of us; all ours."""
@@ -180,8 +181,8 @@ def _sound(scene: Scene, notes: Notes) -> Scene:
 
 
 def _check_values(primitive: Primitive, placement: Placement, scene: Scene, notes: Notes) -> None:
-    """What a placed primitive shows is finite and refers to what is there; a damaged attribute that it can do without is
-    taken from it."""
+    """Check that what a placed primitive shows is finite and refers to what is there. A damaged attribute that it can
+    do without is taken from it."""
     for _, target in primitive.moved(placement.weights):
         for name, accessor in target.items():
             _check_finite(f"{primitive.where}.targets.{name}", accessor, primitive, notes)

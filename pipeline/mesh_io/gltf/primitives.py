@@ -85,9 +85,7 @@ def triangles(corners: Integer[np.ndarray, " corners"], mode: int) -> Integer[np
     return faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]
 
 
-def _primitive(
-    entry: Json, container: Container, materials: Parsed[SceneMaterial], skinned: bool
-) -> Primitive | None:
+def _primitive(entry: Json, container: Container, materials: Parsed[SceneMaterial], skinned: bool) -> Primitive | None:
     mode = entry.integer("mode", 4, high=6)
     names = entry.object("attributes") or Json({}, entry.at("attributes"))
     if mode not in TRIANGLE_MODES or "POSITION" not in names:

@@ -159,9 +159,11 @@ def _worlds(
         following = []
         for number, parent in level:
             worlds[number] = np.nan
-            with np.errstate(over="ignore", invalid="ignore"):  # what is no longer finite is not drawn
-                with notes.in_place_of_an_error(NoteKind.PART_LEFT_OUT):
-                    worlds[number] = parent @ _local(nodes[number])
+            with (
+                notes.in_place_of_an_error(NoteKind.PART_LEFT_OUT),
+                np.errstate(over="ignore", invalid="ignore"),  # what is no longer finite is not drawn
+            ):
+                worlds[number] = parent @ _local(nodes[number])
             following += [(child, worlds[number]) for child in children[number]]
         reached += len(level)
         level = following
