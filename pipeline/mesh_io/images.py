@@ -163,6 +163,11 @@ class TextureStore(Generic[Key]):
         """Return the index of a texture, its image decoded when new. Raises AssetError where that fails.
 
         `glossiness`: the factor of an image with glossiness in A, of which a metallic-roughness texture is made."""
+        self.pixels(image)
+        return self._slots.setdefault((image, wrap_u, wrap_v, nearest, glossiness), len(self._slots))
+
+    def pixels(self, image: Key) -> UInt8[np.ndarray, "height width 4"]:
+        """Return an image, decoded when new. Raises AssetError where that fails."""
         if image not in self._pixels:
             data, where = self._fetch(image)
             width, height = image_size(data, where)
@@ -172,7 +177,7 @@ class TextureStore(Generic[Key]):
                     Reason.TOO_LARGE, f"{where}: images decode to {decoded:,} bytes, limit {self._limit:,}"
                 )
             self._pixels[image] = decode_image(data, where)
-        return self._slots.setdefault((image, wrap_u, wrap_v, nearest, glossiness), len(self._slots))
+        return self._pixels[image]
 
     def slot_or_none(
         self, image: Key, wrap_u: Wrap, wrap_v: Wrap, nearest: bool = False, glossiness: float | None = None

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from geometry.frames import bounding_box
 from geometry.texture import srgb_to_linear
 from pipeline.mesh_io.gltf.container import image_bytes
-from pipeline.mesh_io.gltf.materials import SceneMaterial, TextureUse, read_shading
+from pipeline.mesh_io.gltf.materials import SceneMaterial, TextureUse, emissive_instead, read_shading
 from pipeline.mesh_io.gltf.mesh import scene_parts
 from pipeline.mesh_io.gltf.scene import Scene
 from pipeline.mesh_io.images import TextureStore
@@ -18,12 +18,15 @@ from pipeline.mesh_io.parts import Part, merge
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, open_checked
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import read_limited
-from schemas.ledger import Reason, Rejected
+from schemas.ledger import NoteKind, Reason, Rejected
 from schemas.mesh import AlphaMode, Material, Shading, TexturedMesh, Wrap
+
+BLACK = 4
+"""8-bit sRGB levels below which a colour counts as black: JPEG leaves some noise (ours)."""
 
 
 def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool = False) -> TexturedMesh | Rejected:
-    """A .glb, .gltf or .obj as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight itself.
+    """A file of `preflight.SUFFIXES` as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight itself.
 
     Every face of the default scene, in file order, with node transforms, instances, morph targets at rest and skins
     applied. A base-colour image that is missing or broken rejects the asset: it is never silently textureless. Normals
@@ -45,15 +48,14 @@ def load_asset(
         facts, content = open_checked(path, cfg, notes)
     except AssetError as error:
         return error.rejected
-    lost = 0
     try:
         if isinstance(content, ObjFile):
             mesh = _from_obj(content, cfg, shading)
         else:
-            mesh, lost = _from_scene(content, cfg, shading)
+            facts, mesh = _from_scene(content, facts, cfg, shading)
     except AssetError as error:
         return replace(facts, notes=notes.found()), error.rejected
-    facts = replace(facts, faces=facts.faces - lost, notes=notes.found())
+    facts = replace(facts, notes=notes.found())
     return facts, _incomplete(mesh, facts) or _without_extent(mesh) or mesh
 
 
@@ -77,16 +79,23 @@ def _without_extent(mesh: TexturedMesh) -> Rejected | None:
     return Rejected(reason=Reason.DEGENERATE, detail=f"the largest side of the bounding box is {side}")
 
 
-def _from_scene(scene: Scene, cfg: PreflightConfig, shading: bool) -> tuple[TexturedMesh, int]:
-    """The drawn scene, and the faces of parts that were left out because they cannot be decoded."""
-    parts, lost = scene_parts(scene)
-    if (error := scene.container.notes.first_error) and not any(len(part.faces) for part in parts):
-        raise error
+def _from_scene(
+    scene: Scene, facts: AssetFacts, cfg: PreflightConfig, shading: bool
+) -> tuple[AssetFacts, TexturedMesh]:
+    """The drawn scene, and its facts without parts that turn out to be damaged and images that are replaced."""
     images = scene.container.images
     store = TextureStore[int](
         lambda image: (image_bytes(images[image], cfg.max_file_bytes), images[image].where), cfg.max_image_bytes
     )
+    if cfg.emissive_as_base:
+        scene = _glowing(scene, store)
+    parts, lost = scene_parts(scene)
+    if (error := scene.container.notes.first_error) and not any(len(part.faces) for part in parts):
+        raise error
     sources = [scene.materials[number - 1] if number else SceneMaterial() for number in _used(parts)]
+    if lost or any(source.glows_instead for source in sources):
+        used = {source.texture.image for source in sources if source.texture is not None}
+        facts = replace(facts, faces=facts.faces - lost, images=len(used))
     materials = []
     for source in sources:
         use = source.texture
@@ -106,7 +115,26 @@ def _from_scene(scene: Scene, cfg: PreflightConfig, shading: bool) -> tuple[Text
             replace(material, shading=_shading(source, scene, store, bool(mapped[number])))
             for number, (material, source) in enumerate(zip(materials, sources, strict=True))
         ]
-    return merge(parts, materials, store.textures()), lost
+    return facts, merge(parts, materials, store.textures())
+
+
+def _glowing(scene: Scene, store: TextureStore[int]) -> Scene:
+    """The scene with emitted light in place of base colours that are black."""
+    found = {}
+    for number, material in scene.materials.items():
+        instead = emissive_instead(material, scene.container)
+        if instead is None or not _is_black(material, store):
+            continue
+        found[number] = instead
+        detail = f"{material.entry.where}: its base colour is black, what it emits stands in"
+        scene.container.notes.add(NoteKind.IMAGE_REPLACED, detail)
+    return replace(scene, materials=scene.materials | found)
+
+
+def _is_black(material: SceneMaterial, store: TextureStore[int]) -> bool:
+    if max(material.base_color[:3]) < srgb_to_linear(np.array(BLACK / 255.0)):
+        return True
+    return material.texture is not None and int(store.pixels(material.texture.image)[..., :3].max()) < BLACK
 
 
 def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], has_uv: bool) -> Shading:

@@ -17,14 +17,16 @@ from pipeline.mesh_io.images import image_size
 from pipeline.mesh_io.obj import ObjFile, read_obj
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import read_limited
+from pipeline.mesh_io.trimesh_formats import SUFFIXES as TRIMESH_SUFFIXES
+from pipeline.mesh_io.trimesh_formats import read_trimesh
 from schemas.ledger import Note, NoteKind, Reason
 
-SUFFIXES = (".glb", ".gltf", ".obj")
+SUFFIXES = (".glb", ".gltf", ".obj", *TRIMESH_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightConfig:
-    """Limits on what an asset may ask of us; all ours."""
+    """Limits on what an asset may ask of us, all ours, and how it is read."""
 
     max_file_bytes: int = 512 * 2**20
     """Bytes of the main file, of all its external buffers together, and of all that they decompress to."""
@@ -42,6 +44,8 @@ class PreflightConfig:
     """Vertices, each instance counted."""
     max_image_bytes: int = 2**30
     """Decoded base-colour images together, at 4 bytes a pixel."""
+    emissive_as_base: bool = True
+    """Emitted light stands in for a base colour that is black (glTF), as baked looks are often exported; noted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,7 @@ class AssetFacts:
     """Facts on a sound file, known without decoding it."""
 
     format: str
-    """`glb`, `gltf` or `obj`."""
+    """`glb`, `gltf`, `obj`, or another suffix of `SUFFIXES`."""
     bytes: int
     """Of the main file."""
     faces: int
@@ -76,7 +80,10 @@ def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetF
     if not data:
         raise AssetError(Reason.EMPTY_FILE, "file has 0 bytes")
     if suffix == ".obj":
-        return _check_obj(data, path, cfg, notes)
+        return _check_indexed(suffix, data, read_obj(data, path.parent, cfg.max_file_bytes, cfg.max_faces, notes), cfg)
+    if suffix in TRIMESH_SUFFIXES:
+        read = read_trimesh(data, suffix, path.parent, cfg.max_file_bytes, cfg.max_faces, notes)
+        return _check_indexed(suffix, data, read, cfg)
     if suffix == ".gltf" and data.lstrip()[:1] != b"{":
         raise AssetError(Reason.NOT_A_MESH, f"not a glTF: starts with {data[:4]!r}, expected '{{'")
     text, binary = split_glb(data) if suffix == ".glb" else (data, None)
@@ -105,11 +112,14 @@ def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetF
     return _facts(suffix[1:], data, faces, sum(primitive.num_vertices for primitive in drawn), sides), scene
 
 
-def _check_obj(data: bytes, path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetFacts, ObjFile]:
-    obj = read_obj(data, path.parent, cfg.max_file_bytes, cfg.max_faces, notes)
+def _check_indexed(suffix: str, data: bytes, obj: ObjFile, cfg: PreflightConfig) -> tuple[AssetFacts, ObjFile]:
+    """Facts of an OBJ, or of what was read as one."""
+    if len(obj.positions) > cfg.max_vertices:
+        raise AssetError(Reason.TOO_LARGE, f"{len(obj.positions):,} vertices, limit {cfg.max_vertices:,}")
+    what = "map_Kd of" if suffix == ".obj" else "texture of"
     paths = {obj.materials[i].image: i for i in np.unique(obj.face_material)}
-    images = [read_limited(p, f"map_Kd of material {i}", cfg.max_file_bytes) for p, i in paths.items() if p is not None]
-    return _facts("obj", data, len(obj.corners), len(obj.positions), _check_images(images, cfg)), obj
+    images = [read_limited(p, f"{what} material {i}", cfg.max_file_bytes) for p, i in paths.items() if p is not None]
+    return _facts(suffix[1:], data, len(obj.corners), len(obj.positions), _check_images(images, cfg)), obj
 
 
 def _facts(kind: str, data: bytes, faces: int, vertices: int, sides: list[int]) -> AssetFacts:

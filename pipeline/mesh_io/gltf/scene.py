@@ -47,7 +47,8 @@ class Scene:
     placements: list[Placement]
     worlds: Float64[np.ndarray, "nodes 4 4"]
     """Global transform of every node."""
-    materials: Parsed[SceneMaterial]
+    materials: dict[int, SceneMaterial]
+    """Those of what is drawn, by number."""
     container: Container
 
     def drawn(self) -> list[tuple[Primitive, Placement]]:
@@ -66,7 +67,7 @@ def read_scene(container: Container, max_nodes: int, max_depth: int) -> Scene:
     tree, nodes, notes = container.tree, container.nodes, container.notes
     if len(nodes) > max_nodes:
         raise AssetError(Reason.TOO_LARGE, f"{len(nodes):,} nodes, limit {max_nodes:,}")
-    materials = Parsed(tree.objects("materials"), lambda entry: read_material(entry, container))
+    materials = all_materials(container)
     entries, skins = tree.objects("meshes"), Parsed(tree.objects("skins"), lambda entry: _skin(entry, container))
     children = [_known(node, "children", len(nodes), notes) for node in nodes]
     worlds = _worlds(nodes, children, max_depth, notes)
@@ -87,15 +88,26 @@ def read_scene(container: Container, max_nodes: int, max_depth: int) -> Scene:
                 raise AssetError(Reason.NON_FINITE, f"{node.where}: its transform is not finite")
             worlds_here = _instances(node, worlds[number], container, max_nodes - len(placements))
             placements += [Placement(meshes[mesh], world, posed, weights) for world in worlds_here]
-    return Scene(placements, worlds, materials, container)
+    used = {primitive.material for placement in placements for primitive in placement.primitives}
+    return Scene(placements, worlds, {number: materials[number] for number in used if number is not None}, container)
+
+
+def all_materials(container: Container) -> Parsed[SceneMaterial]:
+    """Return the materials of a file, each read when first asked for."""
+    return Parsed(container.tree.objects("materials"), lambda entry: read_material(entry, container))
 
 
 def all_meshes(scene: Scene) -> Scene:
     """Every mesh of the file placed once, for what is wrong with a file that draws none."""
     container = scene.container
-    entries = container.tree.objects("meshes")
-    found = [read_primitives(entry, container, scene.materials, skinned=False) for entry in entries]
-    return replace(scene, placements=[Placement(primitives, np.eye(4), None, []) for primitives in found])
+    entries, materials = container.tree.objects("meshes"), all_materials(container)
+    found = [read_primitives(entry, container, materials, skinned=False) for entry in entries]
+    used = {primitive.material for primitives in found for primitive in primitives}
+    return replace(
+        scene,
+        placements=[Placement(primitives, np.eye(4), None, []) for primitives in found],
+        materials={number: materials[number] for number in used if number is not None},
+    )
 
 
 def _known(entry: Json, key: str, size: int, notes: Notes) -> list[int]:
