@@ -26,7 +26,8 @@ BLACK = 4
 
 
 def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool = False) -> TexturedMesh | Rejected:
-    """A file of `preflight.SUFFIXES` as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight itself.
+    """A file of `preflight.SUFFIXES` as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight
+    itself.
 
     Every face of the default scene, in file order, with node transforms, instances, morph targets at rest and skins
     applied. A base-colour image that is missing or broken rejects the asset: it is never silently textureless. Normals

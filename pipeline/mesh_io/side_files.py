@@ -1,5 +1,6 @@
 """The files that an asset's main file refers to, and one hash of them all, without loading anything."""
 
+import contextlib
 import hashlib
 import mmap
 import re
@@ -11,6 +12,7 @@ from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.mtl import read_mtl
 from pipeline.mesh_io.problems import AssetError
 from pipeline.mesh_io.references import confined
+from pipeline.mesh_io.trimesh_formats import referenced
 from schemas.storage import file_sha256
 
 _LIBRARY = re.compile(rb"^[ \t]*mtllib[ \t]+([^\r\n]*[^\s])", re.MULTILINE)
@@ -37,6 +39,8 @@ def side_files(path: Path) -> list[Path]:
     try:
         if path.suffix.lower() == ".gltf":
             return list(_of_gltf(path))
+        if path.suffix.lower() in (".dae", ".ply"):
+            return list(_of_text(path))
         return list(_of_obj(path)) if path.suffix.lower() == ".obj" else []
     except (AssetError, OSError):
         return []
@@ -56,6 +60,17 @@ def _or_none(entry: Json, directory: Path) -> Path | None:
         return reference(entry, directory)
     except AssetError:
         return None
+
+
+def _of_text(path: Path) -> Iterator[Path]:
+    """Files that a PLY or COLLADA file names."""
+    if path.stat().st_size > _MAX_TEXT_BYTES and path.suffix.lower() == ".dae":
+        return
+    with path.open("rb") as file:
+        data = file.read(_MAX_TEXT_BYTES)
+    for name in dict.fromkeys(referenced(data, path.suffix.lower())):
+        with contextlib.suppress(AssetError):
+            yield confined(name.removeprefix("file://"), path.parent, "texture")
 
 
 def _of_obj(path: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class _References:
 
     def name_of(self, image: Any) -> str | None:
         """The name by which an image was asked for."""
-        return None if image is None else self.names[int(image.info["number"])]
+        number = getattr(image, "info", {}).get("number")
+        return None if number is None else self.names[int(number)]
 
 
 @dataclass(slots=True)
@@ -165,20 +166,38 @@ def _parsed(data: bytes, suffix: str, references: _References, notes: Notes) -> 
     from trimesh.exchange.load import mesh_loaders  # half a second that only such files should cost
 
     load, kind = mesh_loaders[suffix[1:]], suffix[1:]
+    if kind == "dae":
+        return _parsed_collada(data, load, references, notes)
     options = {"fix_texture": bool(_PLY_TEXTURE.search(data[:_MAX_HEADER]))} if kind == "ply" else {}
     try:
-        if kind != "dae":
-            return dict(load(file_obj=io.BytesIO(data), file_type=kind, resolver=references, **options))
-        from collada.common import DaeError
+        loaded = dict(load(file_obj=io.BytesIO(data), file_type=kind, resolver=references, **options))
+    except _PARSE_ERRORS as error:
+        raise _unreadable(suffix, error) from error
+    for name, element in loaded.get("metadata", {}).get("_ply_raw", {}).items():
+        rows = element.get("data", ())
+        found = len(next(iter(rows.values()), ())) if isinstance(rows, dict) else len(rows)
+        if found != element["length"]:
+            raise AssetError(Reason.TRUNCATED, f"{found:,} of {element['length']:,} elements {name!r:.40} are there")
+    return loaded
 
+
+def _parsed_collada(data: bytes, load: Callable[..., Any], references: _References, notes: Notes) -> dict[str, Any]:
+    """What a COLLADA file holds, and where some of it is broken, the rest."""
+    from collada.common import DaeError
+
+    try:
         try:
             return dict(load(file_obj=io.BytesIO(data), resolver=references, ignore_broken=False))
         except DaeError as error:
+            loaded = dict(load(file_obj=io.BytesIO(data), resolver=references))
             notes.add(NoteKind.PART_LEFT_OUT, f"COLLADA: {error}")
-            return dict(load(file_obj=io.BytesIO(data), resolver=references))
-    except _PARSE_ERRORS as error:
-        detail = f"the {suffix} file cannot be parsed ({type(error).__name__}: {error})"
-        raise AssetError(Reason.LOAD_ERROR, detail) from error
+            return loaded
+    except (*_PARSE_ERRORS, DaeError) as error:
+        raise _unreadable(".dae", error) from error
+
+
+def _unreadable(suffix: str, error: BaseException) -> AssetError:
+    return AssetError(Reason.LOAD_ERROR, f"the {suffix} file cannot be parsed ({type(error).__name__}: {error})")
 
 
 def _pieces(loaded: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Float64[np.ndarray, "4 4"]]]:
@@ -189,7 +208,10 @@ def _pieces(loaded: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Float64[np
     for place in places:
         piece = geometries.get(place["geometry"])
         if piece is not None and piece.get("faces") is not None and len(piece["faces"]):
-            yield piece | {"faces": _triangles(piece["faces"])}, np.asarray(place["matrix"], np.float64)
+            faces, colors = _triangles(piece["faces"]), piece.get("face_colors")
+            if colors is not None:  # one for every polygon
+                colors = np.repeat(colors, len(faces) // len(piece["faces"]), axis=0)
+            yield piece | {"faces": faces, "face_colors": colors}, np.asarray(place["matrix"], np.float64)
 
 
 def _triangles(faces: Any) -> Int64[np.ndarray, "f 3"]:
@@ -235,6 +257,8 @@ def _add(
     normal = _rows(piece.get("vertex_normals"), len(vertices), 3)
     color = None if material.image else _colors(piece.get("vertex_colors"), len(vertices))
     by_face = None if material.image or color is not None else _colors(piece.get("face_colors"), len(faces))
+    if piece.get("face_colors") is not None and by_face is None and color is None and not material.image:
+        notes.add(NoteKind.MATERIAL_MISSING, "colours of polygons that differ in size are not read: drawn white")
     source = faces
     if by_face is not None:  # a colour of its own for every corner
         rows = faces.reshape(-1)
