@@ -6,6 +6,7 @@ else.
 """
 
 import io
+import logging
 import re
 import struct
 import zipfile
@@ -165,6 +166,7 @@ def _parsed(data: bytes, suffix: str, references: _References, notes: Notes) -> 
     """trimesh's arrays of a file, before it makes a mesh of them, in which it would drop what it does not like."""
     from trimesh.exchange.load import mesh_loaders  # half a second that only such files should cost
 
+    logging.getLogger("trimesh").disabled = True  # what it has to say goes into the reason
     load, kind = mesh_loaders[suffix[1:]], suffix[1:]
     if kind == "dae":
         return _parsed_collada(data, load, references, notes)
@@ -210,14 +212,25 @@ def _pieces(loaded: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Float64[np
         if piece is not None and piece.get("faces") is not None and len(piece["faces"]):
             faces, colors = _triangles(piece["faces"]), piece.get("face_colors")
             if colors is not None:  # one for every polygon
-                colors = np.repeat(colors, len(faces) // len(piece["faces"]), axis=0)
+                colors = np.repeat(_array(colors), len(faces) // len(piece["faces"]), axis=0)
             yield piece | {"faces": faces, "face_colors": colors}, np.asarray(place["matrix"], np.float64)
+
+
+def _array(values: Any) -> np.ndarray:
+    """An array of numbers. Raises AssetError for what is none, such as rows of different lengths."""
+    try:
+        array = np.asarray([] if values is None else values)
+    except ValueError as error:
+        raise AssetError(Reason.INVALID_STRUCTURE, f"rows differ in length: {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise AssetError(Reason.INVALID_STRUCTURE, f"an array of {array.dtype} {array.shape} in place of numbers")
+    return array
 
 
 def _triangles(faces: Any) -> Int64[np.ndarray, "f 3"]:
     """Polygons of one size as fans."""
-    array = np.asarray(faces)
-    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "iu":
+    array = _array(faces)
+    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind == "f":
         raise AssetError(Reason.INVALID_STRUCTURE, f"faces are an array of {array.dtype} {array.shape}")
     fans = [array[:, [0, corner, corner + 1]] for corner in range(1, array.shape[1] - 1)]
     return np.stack(fans, axis=1).reshape(-1, 3).astype(np.int64)
@@ -244,7 +257,7 @@ def _add(
     notes: Notes,
 ) -> None:
     """Add a placed piece."""
-    faces, vertices = piece["faces"], np.asarray(piece["vertices"], np.float64)
+    faces, vertices = piece["faces"], _array(piece["vertices"]).astype(np.float64)
     if vertices.ndim != 2 or vertices.shape[1] != 3 or not np.isfinite(matrix).all():
         raise AssetError(Reason.INVALID_STRUCTURE, f"vertices of shape {vertices.shape}, transform {matrix.tolist()}")
     if not 0 <= faces.min() <= faces.max() < len(vertices):
@@ -300,8 +313,8 @@ def _finite(
 
 def _rows(values: Any, count: int, width: int) -> Float64[np.ndarray, "count width"] | None:
     """A table of as many rows as wanted; None where it is another or not finite."""
-    table = np.asarray([] if values is None else values)
-    if table.shape != (count, width) or table.dtype.kind not in "fiu":
+    table = _array(values)
+    if table.shape != (count, width):
         return None
     return table.astype(np.float64) if np.isfinite(table).all() else None
 
@@ -309,8 +322,8 @@ def _rows(values: Any, count: int, width: int) -> Float64[np.ndarray, "count wid
 def _colors(values: Any, count: int) -> Float64[np.ndarray, "count 3"] | None:
     """sRGB colours in 0..1: whole numbers count to the largest of their type, others to 1, or to 255 where some are
     above 1. None where all are one white or there are none."""
-    table = np.asarray([] if values is None else values)
-    if table.ndim != 2 or table.shape[0] != count or table.shape[1] not in (3, 4) or table.dtype.kind not in "fiu":
+    table = _array(values)
+    if table.ndim != 2 or table.shape[0] != count or table.shape[1] not in (3, 4):
         return None
     colors = table[:, :3].astype(np.float64)
     if not np.isfinite(colors).all():

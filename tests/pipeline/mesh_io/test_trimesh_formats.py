@@ -313,8 +313,14 @@ def mutate(folder: Path, kind: str, count: int, seed: int) -> dict[str, int]:
     """Outcomes of loading mutated files of a kind."""
     rng, data, outcomes = np.random.default_rng(seed), samples(folder)[kind], dict[str, int]()
     path = folder / f"m.{kind.partition('_')[0]}"
-    for _ in range(count):
+    for number in range(count):
         path.write_bytes(mutated(data, rng))
+        if kind == "3mf" and number % 4:  # within
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                parts = {name: archive.read(name) for name in archive.namelist()}
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, part in parts.items():
+                    archive.writestr(name, mutated(part, rng) if name.endswith(".model") else part)
         found = load_mesh(path, PreflightConfig(max_file_bytes=2**20, max_faces=10_000))
         if isinstance(found, TexturedMesh):
             assert np.isfinite(found.vertices).all() and found.faces.max() < len(found.vertices)
