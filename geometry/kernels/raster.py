@@ -148,9 +148,9 @@ def draw_queue(
     """Queued fixed-point triangles (face, ax, ay, bx, by, cx, cy) into rows `row_first:row_last` of out_side [h, w].
 
     Coverage is exact integer arithmetic with the top-left rule. Depth is that of `exact_depth`, from the unsnapped clip
-    coordinates of the *face*, so that a piece of a clipped face needs nothing else. It is worked out only where it
-    decides: where a pixel's centre is inside the unsnapped face for sure, a plane gives depth to within `DEPTH_SLACK`.
-    `near` [h, w] holds depths to within that slack. In a flat image all depths are equal: who comes first stays.
+    coordinates of the *face*: a piece of a clipped face needs nothing else. It is worked out only where it decides:
+    surely inside the unsnapped face a plane gives depth to within `DEPTH_SLACK`, and so does `near` [h, w]. In a flat
+    image all depths are equal: who comes first stays.
     """
     height, width = out_side.shape
     step_x, step_y = 2.0 / width, 2.0 / height
@@ -160,14 +160,11 @@ def draw_queue(
         bx, by = np.int64(queue[entry, 3]), np.int64(queue[entry, 4])
         cx, cy = np.int64(queue[entry, 5]), np.int64(queue[entry, 6])
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if area == 0:
+        if area == 0 or (area > 0 and single_sided[face]):
             continue
         side = 2 * np.int64(face)
         if area < 0:
-            bx, by, cx, cy = cx, cy, bx, by
-            side += 1
-        elif single_sided[face]:
-            continue  # seen from behind
+            bx, by, cx, cy, side = cx, cy, bx, by, side + 1
         x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
         y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
         px, py = (x_first << 8) + 128, (y_first << 8) + 128

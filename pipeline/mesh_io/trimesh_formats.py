@@ -184,7 +184,7 @@ def _parsed(data: bytes, suffix: str, references: _References, notes: Notes) -> 
 
 
 def _parsed_collada(data: bytes, load: Callable[..., Any], references: _References, notes: Notes) -> dict[str, Any]:
-    """What a COLLADA file holds, and where some of it is broken, the rest."""
+    """Parse a COLLADA file; where some of it is broken, the rest."""
     from collada.common import DaeError
 
     try:
