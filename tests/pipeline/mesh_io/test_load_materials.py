@@ -226,7 +226,7 @@ def test_shading(tmp_path: Path) -> None:
     assert mesh.materials == (Material(texture=0, double_sided=False, shading=SHADED),)
     assert [int(texture.image[0, 0, 0]) for texture in mesh.textures[1:]] == [10, 20, 30]
     plain = loaded(tmp_path, shaded())
-    assert plain.materials == (Material(texture=0),) and len(plain.textures) == 1
+    assert plain.materials == (Material(texture=0, double_sided=False),) and len(plain.textures) == 1
 
 
 def test_default_shading_is_that_of_the_specification(tmp_path: Path) -> None:
