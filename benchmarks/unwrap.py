@@ -1,4 +1,5 @@
-"""New UV layouts, ours against plain xatlas, in one run on one thread each: `python -m benchmarks.unwrap`.
+"""New UV layouts, ours against plain xatlas, and uvunwrap where it is installed (`pip install uvunwrap`), in one run on
+one thread each: `python -m benchmarks.unwrap`.
 
 Bumpy tori of several sizes with random texels, and with `--assets DIR` every mesh of that folder given by `--names`.
 Processor seconds are of the whole step as the pipeline takes it: welding, a child process, the layout, the checks.
@@ -7,9 +8,13 @@ no texel's centre. dB: views of the source against views from the baked map.
 """
 
 import argparse
+import contextlib
+import importlib.util
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -30,6 +35,23 @@ from schemas.mesh import GROWN, XATLAS, TexturedMesh, UvMesh
 
 RASTERIZER = CpuRasterizer(threads=1)
 MAP = 1024
+UVUNWRAP = "uvunwrap"
+
+
+def uvunwrap_layout(points: np.ndarray, faces: np.ndarray, resolution: int, padding: int) -> dict[str, np.ndarray]:
+    """A layout by the package `uvunwrap` with its defaults, as `pipeline.unwrap.unwrap.xatlas_layout` gives one."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    import uvunwrap
+
+    mesh = uvunwrap.Mesh(points.astype(np.float32).reshape(-1).tolist(), faces.reshape(-1).tolist())
+    atlas = uvunwrap.generate([mesh], page_size=resolution, padding=padding)
+    found = atlas.meshes[0]
+    return {
+        "uv": np.array(found.uv, np.float32).reshape(-1, 2),
+        "faces": np.array(found.indices, np.int64).reshape(-1, 3),
+        "origin": np.array(found.xref, np.int64),
+        "charts": np.array(atlas.chart_count),
+    }
 
 
 def subjects(sizes: list[int], assets: Path, names: list[str]) -> Iterator[tuple[str, TexturedMesh]]:
@@ -77,17 +99,21 @@ def cpu_seconds() -> float:
 def contest(name: str, mesh: TexturedMesh, limit_s: float, rounds: int) -> None:
     """One line per maker; the least time of `rounds` turns that the makers take after one another."""
     cfg = UnwrapConfig(timeout_s=limit_s, memory_gb=8.0, min_fill=0.0, max_stretch=1e9, max_overlap_share=1.0)
-    seconds: dict[str, float] = {XATLAS: np.inf, GROWN: np.inf}
+    makers = [XATLAS, GROWN] + [UVUNWRAP] * (importlib.util.find_spec(UVUNWRAP) is not None)
+    seconds: dict[str, float] = dict.fromkeys(makers, np.inf)
     found: dict[str, UvMesh | Rejected] = {}
     for _ in range(rounds):
         for maker in seconds:
             if isinstance(found.get(maker), Rejected):
                 continue
             start = cpu_seconds()
-            found[maker] = new_layout(mesh, (maker,), cfg, MAP)
+            with contextlib.ExitStack() as held:
+                if maker == UVUNWRAP:
+                    held.enter_context(mock.patch("pipeline.unwrap.unwrap.xatlas_layout", uvunwrap_layout))
+                found[maker] = new_layout(mesh, (XATLAS if maker == UVUNWRAP else maker,), cfg, MAP)
             seconds[maker] = min(seconds[maker], cpu_seconds() - start)
     for maker, layout in found.items():
-        head = f"{name:<28.28} {len(mesh.faces):>8,} {maker:<7}"
+        head = f"{name:<28.28} {len(mesh.faces):>8,} {maker:<8}"
         if isinstance(layout, Rejected):
             print(f"{head} {layout.detail}", flush=True)
         else:
@@ -104,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     warm_up()
     print(
-        f"{'mesh':<28} {'faces':>8} {'maker':<7} {'CPU s':>7} {'charts':>6} {'seam':>6} {'fill':>6} {'overlap':>8} "
+        f"{'mesh':<28} {'faces':>8} {'maker':<8} {'CPU s':>7} {'charts':>6} {'seam':>6} {'fill':>6} {'overlap':>8} "
         f"{'stretch':>8} {'p95/p5':>8} {'no texel':>8} {'dB':>6}"
     )
     for name, mesh in subjects(options.faces, options.assets, options.names):

@@ -56,7 +56,7 @@ def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
         return Processed(result=changed, measurements=Measurements())
     if ref.kind is AssetKind.OFFICIAL_RENDERS:
         return _from_renders(ref, cfg)
-    opened = _open(path, cfg)
+    opened = _open(path, root_of(ref), cfg)
     if isinstance(opened, Rejected):
         size = path.stat().st_size if path.is_file() else None
         return Processed(result=opened, measurements=Measurements(bytes=size))
@@ -85,11 +85,16 @@ def _rejected(measurements: Measurements, cfg: BuildConfig) -> Rejected | None:
     return result.rejected if result.regime is None else None
 
 
-def _open(path: Path, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
+def root_of(ref: MeshRef) -> Path | None:
+    """The folder that the files of an asset must lie in; None: its own, and a .glb has none."""
+    return None if ref.root is None else Path(ref.root)
+
+
+def _open(path: Path, root: Path | None, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
     """Facts and mesh of a file, or of what Blender makes of it."""
     shading = cfg.views.lit != "none"
     if not (cfg.blender.python and path.suffix.lower() in BLENDER_SUFFIXES):
-        return load_asset(path, cfg.preflight, shading=shading)
+        return load_asset(path, cfg.preflight, root, shading=shading)
     with tempfile.TemporaryDirectory(prefix="converted-") as name:
         converted = convert(path, Path(name) / "asset.glb", cfg.blender, cfg.preflight.max_file_bytes)
         opened = converted if isinstance(converted, Rejected) else load_asset(converted, cfg.preflight, shading=shading)
@@ -108,7 +113,7 @@ def _changed(path: Path, ref: MeshRef) -> Rejected | None:
     """The file is no longer the one that was planned, by itself or with those it refers to: sources hash either."""
     if ref.sha256 is None or not path.is_file():
         return None  # the preflight reports a missing file
-    if file_sha256(path) == ref.sha256 or (found := asset_sha256(path)) == ref.sha256:
+    if file_sha256(path) == ref.sha256 or (found := asset_sha256(path, root_of(ref))) == ref.sha256:
         return None
     return Rejected(reason=Reason.INPUT_CHANGED, detail=f"sha256 {found[:12]} where {ref.sha256[:12]} was planned")
 

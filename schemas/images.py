@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from schemas.png_kernels import UP, normal_rows, position_rows, scaled_planes, undo_up, unit_pixels
+from schemas.png_kernels import UP, normal_pixels, normal_rows, position_pixels, position_rows
 
 MAX_SIDE = 16_383
 """Longest side of a stored image, pixels (WebP's own limit); of positions the side of a plane."""
@@ -116,10 +116,10 @@ def decode_positions(
 ) -> Float32[np.ndarray, "height width 3"]:
     """Decode positions as `encode_positions` wrote them; 0 outside the mask, which the image itself shows."""
     height, width = mask.shape if mask is not None else _declared_size(fields, name, planes=3)
-    planes = _pixels(fields, name, (3 * height, width), 16, _GREY)
-    inside = planes[:height].view(">u2") != 0 if mask is None else mask
+    rows = _rows(fields, name, (3 * height, width), 16, _GREY)
     position = np.empty((height, width, 3), np.float32)
-    scaled_planes(planes, inside, np.float32(1 / POSITION_STEPS), position)
+    inside = np.empty((0, 0), bool) if mask is None else mask
+    position_pixels(rows, inside, mask is not None, np.float32(1 / POSITION_STEPS), position)
     return position
 
 
@@ -129,7 +129,7 @@ def decode_normals(
     """Decode unit vectors as `encode_normals` wrote them; 0 where the image is black. The mask gives the size alone."""
     height, width = mask.shape if mask is not None else _declared_size(fields, name)
     normal = np.empty((height, width, 3), np.float32)
-    unit_pixels(_pixels(fields, name, (height, width), 8, _RGB), normal)
+    normal_pixels(_rows(fields, name, (height, width), 8, _RGB), normal)
     return normal
 
 
@@ -141,10 +141,11 @@ def _declared_size(fields: Mapping[str, Any], name: str, planes: int = 1) -> tup
     return rows // planes, width
 
 
-def _pixels(
+def _rows(
     fields: Mapping[str, Any], name: str, size: tuple[int, int], depth: int, color: int
 ) -> UInt8[np.ndarray, "height bytes"]:
-    """Decode a PNG image of a size that was checked: the bytes of its rows. Raises ValueError where it is another."""
+    """Inflate a PNG image of a size that was checked: its rows, each behind the number of its filter, which is not
+    undone. Raises ValueError where it is another image."""
     data, (height, width) = field_bytes(fields, name), size
     wanted = _SIGNATURE + _chunk(_HEADER.pack(b"IHDR", width, height, depth, color, 0, 0, 0))
     start = len(wanted)
@@ -164,6 +165,4 @@ def _pixels(
     rows = np.frombuffer(raw, np.uint8).reshape(height, row_bytes)
     if (rows[:, 0] != UP).any():
         raise ValueError(f"field {name!r}: rows are not filtered as they are written here")
-    pixels = np.empty((height, row_bytes - 1), np.uint8)
-    undo_up(rows, pixels)
-    return pixels
+    return rows

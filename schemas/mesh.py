@@ -53,6 +53,9 @@ class MeshRef:
     source: Attribution = Attribution()
     caption: str = ""
     kind: AssetKind = AssetKind.MESH
+    root: str | None = None
+    """The folder that all files of the asset lie in, absolute, where it is not the main file's own, and for a .glb
+    that refers to other files; a .glb without it may not."""
 
 
 class Wrap(StrEnum):
@@ -134,6 +137,9 @@ class TexturedMesh:
     """False where the part of this face has no texture coordinates."""
     materials: tuple[Material, ...]
     textures: tuple[Texture, ...]
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Where the origin of `vertices` lies in the asset's own frame, in double precision: not 0 only for an asset so far
+    from its origin (UTM coordinates) that single precision would distort it."""
 
     @property
     def single_sided(self) -> Bool[np.ndarray, " f"]:

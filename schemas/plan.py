@@ -9,6 +9,8 @@ import pyarrow as pa
 from schemas.ledger import Rejected
 from schemas.mesh import AssetKind, Attribution, MeshRef
 
+LATER_COLUMNS = ("root",)
+"""Columns that plans of earlier versions lack."""
 PLAN_SCHEMA = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
@@ -22,6 +24,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("url", pa.string(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
+        pa.field("root", pa.string()),
         pa.field("job", pa.int64(), nullable=False),
     ]
 )
@@ -42,7 +45,7 @@ class ShardJob:
 
 
 def plan_row(ref: MeshRef, job: int) -> dict[str, Any]:
-    rest = {"caption": ref.caption, "kind": str(ref.kind), "job": job}
+    rest = {"caption": ref.caption, "kind": str(ref.kind), "root": ref.root, "job": job}
     return {"uid": ref.uid, "uri": ref.uri, "sha256": ref.sha256} | asdict(ref.source) | rest
 
 

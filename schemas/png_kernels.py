@@ -51,33 +51,34 @@ def normal_rows(normal: np.ndarray, mask: np.ndarray, rows: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True)
-def undo_up(rows: np.ndarray, pixels: np.ndarray) -> None:
-    """Undo the filter. rows: uint8 [h, 1 + n], each beginning with `UP`; pixels: uint8 [h, n], written."""
-    for y in range(len(rows)):
-        for x in range(pixels.shape[1]):
-            pixels[y, x] = rows[y, 1 + x] + (pixels[y - 1, x] if y else np.uint8(0))
-
-
-@njit(nogil=True, cache=True)
-def scaled_planes(planes: np.ndarray, mask: np.ndarray, scale: np.float32, out: np.ndarray) -> None:
-    """Decode positions. planes: uint8 [3 h, 2 w], 16-bit big-endian values; mask: bool [h, w], outside it 0 is written;
-    out: float32 [h, w, 3]."""
+def position_pixels(rows: np.ndarray, mask: np.ndarray, masked: bool, scale: np.float32, out: np.ndarray) -> None:
+    """Decode positions. rows: uint8 [3 h, 1 + 2 w], 16-bit big-endian values behind the filter's number; mask: bool
+    [h, w], outside it 0 is written; not `masked`: outside is where the first plane is 0; out: float32 [h, w, 3]."""
     height, width, _ = out.shape
+    above = np.zeros((3, 2 * width), np.uint8)
+    for k in range(1, 3):  # the three planes are read side by side: each begins below the last row of the one before
+        above[k] = above[k - 1]
+        for y in range(height):
+            add_row(rows[(k - 1) * height + y], above[k])
     for y in range(height):
-        inside = mask[y]
         for k in range(3):
-            row = planes[k * height + y]
+            add_row(rows[k * height + y], above[k])
+        for k in range(3):
+            row = above[k]
             for x in range(width):
-                value = (np.int32(row[2 * x]) << np.int32(8) | np.int32(row[2 * x + 1])) - np.int32(32768)
-                out[y, x, k] = np.float32(value) * scale * np.float32(inside[x])
+                value = np.int32(row[2 * x]) << np.int32(8) | np.int32(row[2 * x + 1])
+                inside = mask[y, x] if masked else (above[0, 2 * x] | above[0, 2 * x + 1]) != 0
+                out[y, x, k] = np.float32(value - np.int32(32768)) * scale * np.float32(inside)
 
 
 @njit(nogil=True, cache=True)
-def unit_pixels(pixels: np.ndarray, out: np.ndarray) -> None:
-    """Decode normals. pixels: uint8 [h, 3 w], black where there is none; out: float32 [h, w, 3], unit vectors or 0."""
+def normal_pixels(rows: np.ndarray, out: np.ndarray) -> None:
+    """Decode normals. rows: uint8 [h, 1 + 3 w], black where there is none, behind the filter's number; out: float32
+    [h, w, 3], unit vectors or 0."""
     height, width, _ = out.shape
+    row = np.zeros(3 * width, np.uint8)
     for y in range(height):
-        row = pixels[y]
+        add_row(rows[y], row)
         for x in range(width):
             i, j, k = np.int32(row[3 * x]), np.int32(row[3 * x + 1]), np.int32(row[3 * x + 2])
             if i + j + k == 0:  # background: no root needed
@@ -87,3 +88,10 @@ def unit_pixels(pixels: np.ndarray, out: np.ndarray) -> None:
             square = i * i + j * j + k * k
             scale = np.float32(1) / np.sqrt(np.float32(square if square else 1))
             out[y, x, 0], out[y, x, 1], out[y, x, 2] = i * scale, j * scale, k * scale
+
+
+@njit(nogil=True, cache=True)
+def add_row(row: np.ndarray, above: np.ndarray) -> None:
+    """Undo the filter of a row [1 + n] in place of the row above [n]."""
+    for x in range(len(above)):
+        above[x] += row[1 + x]

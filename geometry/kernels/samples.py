@@ -98,6 +98,72 @@ def gather_shells(
 
 
 @njit(**BORROWING)
+def gather_layout(
+    points: np.ndarray,
+    vertices: np.ndarray,
+    uv: np.ndarray,
+    faces: np.ndarray,
+    mapped: np.ndarray,
+    face: np.ndarray,
+    bary: np.ndarray,
+    values: np.ndarray,
+    by_texture: np.ndarray,
+    by_direction: np.ndarray,
+) -> None:
+    """Add up values [n, c] of points [n, 3] around the origin, on faces [f, 3] of vertices [v, 3] with uv [v, 2], at
+    face [n] with weights bary [n, 2] of corners 0 and 1, into two grids [s, s, c]: by place in the texture, and by
+    direction from the origin on an octahedral map. Faces that are not mapped [f] to a texture have their place by
+    distance from the origin and slope against it."""
+    side = by_texture.shape[0]
+    for n in range(points.shape[0]):
+        i, j, k = faces[face[n], 0], faces[face[n], 1], faces[face[n], 2]
+        x, y, z = points[n, 0], points[n, 1], points[n, 2]
+        length = np.sqrt(x * x + y * y + z * z)
+        if mapped[face[n]]:
+            first, second = np.float64(bary[n, 0]), np.float64(bary[n, 1])
+            third = 1.0 - first - second
+            u = first * uv[i, 0] + second * uv[j, 0] + third * uv[k, 0]
+            v = first * uv[i, 1] + second * uv[j, 1] + third * uv[k, 1]
+        else:
+            u, v = min(length / 4.0, 0.99), 0.5 + 0.49 * _slope(vertices, i, j, k, x, y, z)
+        _spread(u * side - 0.5, v * side - 0.5, values, n, by_texture, True)
+        total = abs(x) + abs(y) + abs(z)
+        if total > 0.0:
+            u, v = x / total, y / total
+            if z < 0.0:
+                u, v = (1.0 - abs(v)) * (1.0 if u >= 0 else -1.0), (1.0 - abs(u)) * (1.0 if v >= 0 else -1.0)
+            _spread((u + 1.0) / 2.0 * side - 0.5, (v + 1.0) / 2.0 * side - 0.5, values, n, by_direction, False)
+
+
+@njit(**BORROWING)
+def _slope(vertices: np.ndarray, i: int, j: int, k: int, x: float, y: float, z: float) -> float:
+    """Cosine between a face's normal and a direction; 0 where either has no length."""
+    px, py, pz = np.float64(vertices[i, 0]), np.float64(vertices[i, 1]), np.float64(vertices[i, 2])
+    ax, ay, az = vertices[j, 0] - px, vertices[j, 1] - py, vertices[j, 2] - pz
+    bx, by, bz = vertices[k, 0] - px, vertices[k, 1] - py, vertices[k, 2] - pz
+    nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    across = np.sqrt((nx * nx + ny * ny + nz * nz) * (x * x + y * y + z * z))
+    return (x * nx + y * ny + z * nz) / across if across > 0.0 else 0.0
+
+
+@njit(**BORROWING)
+def _spread(x: float, y: float, values: np.ndarray, n: int, grid: np.ndarray, wraps: bool) -> None:
+    """Add row n of values [n, c] to the four cells of a grid [s, s, c] around a place, by nearness."""
+    side = grid.shape[0]
+    left, top = np.floor(x), np.floor(y)
+    for row in range(2):
+        for column in range(2):
+            weight = abs(1.0 - row - (y - top)) * abs(1.0 - column - (x - left))
+            if wraps:
+                at_x, at_y = np.int64((left + column) % side), np.int64((top + row) % side)
+            else:
+                at_x = min(max(np.int64(left + column), 0), side - 1)
+                at_y = min(max(np.int64(top + row), 0), side - 1)
+            for channel in range(values.shape[1]):
+                grid[at_y, at_x, channel] += weight * values[n, channel]
+
+
+@njit(**BORROWING)
 def count_colors(
     srgb: np.ndarray,
     grey_levels: int,

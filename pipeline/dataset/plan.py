@@ -11,7 +11,7 @@ from schemas.codec import UID_PATTERN
 from schemas.dataset import parquet_table
 from schemas.errors import UsageError, UserError, storable
 from schemas.mesh import Attribution, MeshRef
-from schemas.plan import PLAN_SCHEMA, ShardJob, plan_ref, plan_row
+from schemas.plan import LATER_COLUMNS, PLAN_SCHEMA, ShardJob, plan_ref, plan_row
 from schemas.storage import Location
 
 _ROWS_AT_ONCE = 1 << 14
@@ -62,7 +62,10 @@ def read_plan(path: Location) -> list[ShardJob]:
         raise UserError(f"{path}: no such plan; {remedy}") from error
     try:
         table = parquet_table(data)
-        if not table.schema.equals(PLAN_SCHEMA, check_metadata=False):
+        stored = pa.schema(
+            [field for field in PLAN_SCHEMA if field.name in table.column_names or field.name not in LATER_COLUMNS]
+        )
+        if not table.schema.equals(stored, check_metadata=False):
             raise ValueError("its columns are not those of this program's plan")
         refs: dict[int, list[MeshRef]] = {}
         for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):

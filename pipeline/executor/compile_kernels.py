@@ -24,6 +24,7 @@ from PIL import Image
 
 from geometry.shading import split_sum_table
 from geometry.texture import SRGB_DECODE, PackedSurface
+from pipeline.filter.signature import layout_patterns
 from pipeline.sandbox.fork_server import clean_environment
 from pipeline.sandbox.linux import die_with_parent, keep_freed_memory
 from pipeline.sandbox.policy import REPO
@@ -111,6 +112,11 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("box_around", "f4[:,::1], i4[:,::1], f8[::1], f8[::1]"),
         ("column_sums", "f8[:,::1], f8[::1]"),
         ("count_colors", "u1[:,::1], i8, i8[::1], i8[::1], i8[::1], i8[::1]"),
+        (
+            "gather_layout",
+            "f8[:,::1], f4[:,::1], f4[:,::1], i4[:,::1], b1[::1], i4[::1], f4[:,::1], f8[:,::1], f8[:,:,::1], "
+            "f8[:,:,::1]",
+        ),
         ("gather_shells", "f8[::1], u1[:,::1], b1[::1], f8[::1], f8[:,::1]"),
         ("lengths_between", "f8[:,::1], i8[::1], i8, f8[::1]"),
         ("points_on_faces", "f4[:,::1], i4[:,::1], i4[::1], f4[:,::1], f8[:,::1]"),
@@ -288,6 +294,7 @@ def warm_up() -> None:
     keep_freed_memory()
     Image.preinit()  # the decoders, which every child would import for itself
     split_sum_table()
+    layout_patterns()
     for cache in gc.get_objects():
         if isinstance(cache, FunctionCache):
             cache.disable()

@@ -138,10 +138,11 @@ def _run_asset(
 
 def _readable(ref: MeshRef, cfg: BuildConfig) -> tuple[Path, ...]:
     """The files of an asset, and Blender's: a .glb holds all it needs, any other one may refer to what lies in its
-    folder."""
+    folder; either may refer to what lies in the root that the source has found it to need."""
     path, blender = Path(ref.uri), interpreter_files(cfg.blender.python)
     alone = ref.kind is AssetKind.MESH and path.suffix.lower() == ".glb"
-    return (path, *blender) if alone else (path, path.parent, *blender)
+    folders = (() if alone else (path.parent,)) if ref.root is None else (path.parent, Path(ref.root))
+    return (path, *folders, *blender)
 
 
 def _outcome(ref: MeshRef, rejected: Rejected | None) -> Outcome:

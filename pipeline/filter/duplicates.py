@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial import cKDTree
 
-from pipeline.filter.signature import numbers_of
+from pipeline.filter.signature import GENERAL, differences, is_signature, numbers_of
 from schemas.dataset import LedgerPart
 from schemas.errors import require_between
 from schemas.ledger import Outcome, Reason, Rejected, Status
 from schemas.mesh import AssetKind, MeshRef
 from schemas.plan import ShardJob
 
-_SELF_CONTAINED = (".glb",)
-"""Files whose bytes are the whole asset; others refer to files that are not hashed."""
+_HASHED_WHOLE = (".glb", ".gltf", ".obj")
+"""Local files whose hash is one of all the files that they refer to (`pipeline.mesh_io.side_files`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,9 @@ class DuplicatesConfig:
     """Options of rejecting assets that the dataset has already."""
 
     exact: bool = True
-    """Those with the bytes of an earlier asset (.glb alone: other formats refer to further files)."""
+    """Those with the bytes of an earlier asset, side files included (.glb; .gltf and .obj on a disk)."""
     max_distance: float = 0.019
-    """Those whose signature differs from an earlier asset's by no more in any number; 0: off (ours: re-exports of one
-    asset differ by up to 0.0182, different made-up ones by 0.0199 and more)."""
+    """Those whose signature differs from an earlier asset's by no more in any number that counts; 0: off (ours)."""
 
     def __post_init__(self) -> None:
         require_between("duplicates.max_distance", self.max_distance, 0, 1)
@@ -72,6 +71,7 @@ class Row:
     duplicate_of: str
     """The detail of a duplicate; empty for all others."""
     signature: bytes | None
+    """None for those of an older program too, which cannot be compared."""
 
 
 def row_of(ref: MeshRef, outcome: Outcome) -> Row:
@@ -82,7 +82,7 @@ def row_of(ref: MeshRef, outcome: Outcome) -> Row:
         failed=outcome.status is Status.FAILED,
         competes=outcome.status is Status.ACCEPTED or duplicate,
         duplicate_of=outcome.detail if duplicate else "",
-        signature=None if signature is None else bytes.fromhex(signature),
+        signature=bytes.fromhex(signature) if signature and is_signature(signature) else None,
     )
 
 
@@ -114,7 +114,8 @@ def _exact(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 
 def _whole(ref: MeshRef, sha256: str | None) -> str | None:
     """The hash of an asset, where it is one of all its bytes."""
-    return sha256 if ref.kind is AssetKind.MESH and ref.uri.lower().endswith(_SELF_CONTAINED) else None
+    suffixes = (".glb",) if "://" in ref.uri else _HASHED_WHOLE
+    return sha256 if ref.kind is AssetKind.MESH and ref.uri.lower().endswith(suffixes) else None
 
 
 def _same_bytes(first: str, kept: str = "") -> Rejected:
@@ -128,11 +129,14 @@ def _near(shown: Sequence[Row], max_distance: float) -> Iterator[tuple[str, tupl
     if not known:
         return
     numbers = numbers_of(b"".join(signature for _, signature in known)).reshape(len(known), -1)
-    tree, out = cKDTree(numbers), np.zeros(len(known), bool)
+    general = numbers[:, :GENERAL]
+    tree, out = cKDTree(general), np.zeros(len(known), bool)
     for index, (kept, _) in enumerate(known):
         if out[index]:
             continue
-        for other in sorted(tree.query_ball_point(numbers[index], max_distance, p=np.inf)):
-            if other > index and not out[other]:
+        near = np.array(sorted(tree.query_ball_point(general[index], max_distance, p=np.inf)))
+        near = near[(near > index) & ~out[near]]
+        for other, apart in zip(near, differences(numbers[index], numbers[near]), strict=True):
+            if apart <= max_distance:
                 out[other] = True
-                yield known[other][0], (kept, float(np.abs(numbers[other] - numbers[index]).max()))
+                yield known[other][0], (kept, float(apart))

@@ -12,6 +12,8 @@ from schemas.mesh import TexturedMesh
 
 NUM_SAMPLES = 1 << 16
 """Points on the surface at which colour is looked up."""
+GOLDEN = np.array([0.7548776662466927, 0.5698402909980532])
+"""Inverse powers of the root of x^3 = x + 1."""
 MIN_COLOR_SHARE = 1e-3
 """A colour counts from this share of the area on."""
 GREY_LEVELS = 8
@@ -39,15 +41,16 @@ class SurfaceSamples:
 def sample_surface(
     mesh: TexturedMesh, areas: Float64[np.ndarray, " f"], surface: PackedSurface | None = None
 ) -> SurfaceSamples:
-    """Evenly spaced in cumulated area, so that every face of 1/n of the area or more is met; random only within a face
-    (the same in every run). `surface`: the mesh, packed already."""
+    """Evenly spaced in cumulated area, so that every face of 1/n of the area or more is met; within a face by the
+    two-dimensional golden ratio sequence (Roberts 2018), whose runs of any length lie evenly. `surface`: the mesh,
+    packed already."""
     total = np.cumsum(areas)
     if not (len(total) and total[-1] > 0):
         nothing = np.zeros((0, 3), np.float32)
         return SurfaceSamples(face=np.zeros(0, np.int32), bary=nothing[:, :2], linear=nothing, opaque=np.zeros(0, bool))
     marks = (np.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES * total[-1]
     face = np.minimum(np.searchsorted(total, marks), len(areas) - 1).astype(np.int32)
-    bary = np.random.default_rng(0).random((NUM_SAMPLES, 2)).astype(np.float32)
+    bary = ((0.5 + GOLDEN * np.arange(NUM_SAMPLES)[:, None]) % 1).astype(np.float32)
     bary = np.where(bary.sum(axis=1, keepdims=True) > 1, 1 - bary, bary)
     points = Fragments(face=face[None, None], bary=bary[None, None], depth=np.zeros((1, 1, NUM_SAMPLES), np.float32))
     color = surface_color(surface or mesh, points)[0, 0]

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pipeline.filter.rules import FilterConfig, FilterResult, apply_rules, rule_of
 from pipeline.unwrap.unwrap import UnwrapConfig, authored_problem
 from schemas.ledger import Measurements, Outcome, Reason, Status
-from schemas.mesh import AUTHORED
+from schemas.mesh import AUTHORED, XATLAS
 from schemas.sample import Regime
 
 UNMEASURED = ("timeout_s", "memory_gb", "padding")
@@ -100,6 +100,11 @@ def _layout(m: Measurements, cfg: Thresholds) -> tuple[ChangeKind, str] | None:
         return ChangeKind.TEXTURED, f"{_UNWRAP}max_faces: {m.faces:,} faces to unwrap, at most {now.max_faces:,}"
     if (m.faces <= built.max_xatlas_faces) != (m.faces <= now.max_xatlas_faces):
         return _gain(m), f"{_UNWRAP}max_xatlas_faces: {m.faces:,} faces would get their layout from another maker"
+    if m.layout == XATLAS and m.faces > max(now.max_rescue_faces, now.max_xatlas_faces):
+        return ChangeKind.MV_ONLY, f"{_UNWRAP}max_rescue_faces: {m.faces:,} faces, xatlas gets {now.max_rescue_faces:,}"
+    rescued = m.layout_fault in (Reason.UNWRAP_FAILED, Reason.UNWRAP_POOR)
+    if rescued and built.max_rescue_faces < m.faces <= now.max_rescue_faces:
+        return ChangeKind.TEXTURED, f"{_UNWRAP}max_rescue_faces: {m.faces:,} faces, xatlas would be tried"
     return _quality(m, now, built)
 
 

@@ -8,12 +8,13 @@ from jaxtyping import Bool
 
 from geometry.frames import bounding_box
 from geometry.texture import srgb_to_linear
-from pipeline.mesh_io.gltf.container import image_bytes
+from pipeline.mesh_io.gltf.container import Image, image_bytes
 from pipeline.mesh_io.gltf.materials import SceneMaterial, TextureUse, emissive_instead, read_shading
 from pipeline.mesh_io.gltf.mesh import scene_parts
 from pipeline.mesh_io.gltf.scene import Scene
 from pipeline.mesh_io.images import TextureStore
-from pipeline.mesh_io.obj import ObjFile, ObjMaterial, obj_part
+from pipeline.mesh_io.mtl import ObjMaterial
+from pipeline.mesh_io.obj import ObjFile, obj_part, with_coordinates
 from pipeline.mesh_io.parts import Part, merge
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, open_checked
 from pipeline.mesh_io.problems import AssetError, Notes
@@ -27,7 +28,7 @@ BLACK = 4
 
 def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool = False) -> TexturedMesh | Rejected:
     """A file of `preflight.SUFFIXES` as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight
-    itself.
+    itself. The files that it refers to must lie in its own folder or below.
 
     Every face of the default scene, in file order, with node transforms, instances, morph targets at rest and skins
     applied. A base-colour image that is missing or broken rejects the asset: it is never silently textureless. Normals
@@ -36,22 +37,23 @@ def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool =
     `shading`: fill `Material.shading` too, with its textures after those of the base colours; a texture of it that
     cannot be had is skipped, its factor stays.
     """
-    found = load_asset(path, cfg or PreflightConfig(), shading=shading)
+    found = load_asset(path, cfg or PreflightConfig(), path.parent, shading=shading)
     return found if isinstance(found, Rejected) else found[1]
 
 
 def load_asset(
-    path: Path, cfg: PreflightConfig, *, shading: bool = False
+    path: Path, cfg: PreflightConfig, root: Path | None = None, *, shading: bool = False
 ) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
-    """Check and load an asset, parsing its file once: facts and mesh, or why the preflight refused it."""
+    """Check and load an asset, parsing its file once: facts and mesh, or why the preflight refused it. `root`: the
+    folder that the files it refers to must lie in; None: its own, and none for a .glb."""
     notes = Notes()
     try:
-        facts, content = open_checked(path, cfg, notes)
+        facts, content = open_checked(path, cfg, root, notes)
     except AssetError as error:
         return error.rejected
     try:
         if isinstance(content, ObjFile):
-            mesh = _from_obj(content, cfg, shading)
+            mesh = _from_obj(content, cfg, notes, shading)
         else:
             facts, mesh = _from_scene(content, facts, cfg, shading)
     except AssetError as error:
@@ -85,9 +87,7 @@ def _from_scene(
 ) -> tuple[AssetFacts, TexturedMesh]:
     """The drawn scene, and its facts without parts that turn out to be damaged and images that are replaced."""
     images = scene.container.images
-    store = TextureStore[int](
-        lambda image: (image_bytes(images[image], cfg.max_file_bytes), images[image].where), cfg.max_image_bytes
-    )
+    store = TextureStore[int](lambda image: _encoded(images[image], cfg), cfg.max_image_bytes)
     if cfg.emissive_as_base:
         scene = _glowing(scene, store)
     parts, lost = scene_parts(scene)
@@ -99,11 +99,10 @@ def _from_scene(
         facts = replace(facts, faces=facts.faces - lost, images=len(used))
     materials = []
     for source in sources:
-        use = source.texture
         materials.append(
             Material(
                 base_color=source.base_color,
-                texture=store.slot(use.image, use.wrap_u, use.wrap_v, use.nearest) if use else None,
+                texture=_slot(source.texture, store, scene.container.notes) if source.texture else None,
                 alpha_mode=source.alpha_mode,
                 alpha_cutoff=source.alpha_cutoff,
                 double_sided=source.double_sided,
@@ -121,21 +120,42 @@ def _from_scene(
 
 def _glowing(scene: Scene, store: TextureStore[int]) -> Scene:
     """The scene with emitted light in place of base colours that are black."""
-    found = {}
+    found, notes = {}, scene.container.notes
     for number, material in scene.materials.items():
         instead = emissive_instead(material, scene.container)
-        if instead is None or not _is_black(material, store):
+        if instead is None:
             continue
-        found[number] = instead
-        detail = f"{material.entry.where}: its base colour is black, what it emits stands in"
-        scene.container.notes.add(NoteKind.IMAGE_REPLACED, detail)
+        black = bool(max(material.base_color[:3]) < srgb_to_linear(np.array(BLACK / 255.0)))
+        if not black and material.texture is not None:
+            use = _decodable(material.texture, store, notes)
+            found[number] = replace(material, texture=use)
+            black = int(store.pixels(use.image)[..., :3].max()) < BLACK
+        if black:
+            found[number] = instead
+            detail = f"{material.entry.where}: its base colour is black, what it emits stands in"
+            notes.add(NoteKind.IMAGE_REPLACED, detail)
     return replace(scene, materials=scene.materials | found)
 
 
-def _is_black(material: SceneMaterial, store: TextureStore[int]) -> bool:
-    if max(material.base_color[:3]) < srgb_to_linear(np.array(BLACK / 255.0)):
-        return True
-    return material.texture is not None and int(store.pixels(material.texture.image)[..., :3].max()) < BLACK
+def _encoded(image: Image, cfg: PreflightConfig) -> tuple[bytes | memoryview, str, str]:
+    return image_bytes(image, cfg.max_file_bytes), image.where, image.suffix
+
+
+def _slot(use: TextureUse, store: TextureStore[int], notes: Notes) -> int:
+    chosen = _decodable(use, store, notes)
+    return store.slot(chosen.image, chosen.wrap_u, chosen.wrap_v, chosen.nearest)
+
+
+def _decodable(use: TextureUse, store: TextureStore[int], notes: Notes) -> TextureUse:
+    """A base-colour texture, with its substitute where its image cannot be decoded."""
+    try:
+        store.pixels(use.image)
+    except AssetError as error:
+        if use.substitute is None:
+            raise
+        notes.add(NoteKind.IMAGE_REPLACED, f"{error.rejected.detail}: its substitute is used")
+        return _decodable(replace(use, image=use.substitute, substitute=None), store, notes)
+    return use
 
 
 def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], has_uv: bool) -> Shading:
@@ -177,27 +197,45 @@ def _renumbered(parts: list[Part]) -> list[Part]:
     return [replace(part, face_material=np.searchsorted(used, part.face_material)) for part in parts]
 
 
-def _from_obj(obj: ObjFile, cfg: PreflightConfig, shading: bool) -> TexturedMesh:
+def _from_obj(obj: ObjFile, cfg: PreflightConfig, notes: Notes, shading: bool) -> TexturedMesh:
     """Every material that faces use, the corners of all faces made vertices."""
-    part = obj_part(obj)
+    part = obj_part(with_coordinates(obj, notes))
     store = TextureStore[Path](
-        lambda path: (read_limited(path, "map_Kd", cfg.max_file_bytes), f"map_Kd {path.name!r}"), cfg.max_image_bytes
+        lambda path: (read_limited(path, "map_Kd", cfg.max_file_bytes), f"map_Kd {path.name!r}", path.suffix),
+        cfg.max_image_bytes,
     )
     materials = []
     for number in _used([part]):
-        source, slot = obj.materials[number], None
-        if source.image is not None:
-            if not part.face_has_uv[obj.face_material == number].all():
-                raise AssetError(Reason.INVALID_STRUCTURE, f"faces with map_Kd {source.image.name!r} but without vt")
-            wrap = Wrap.CLAMP if source.clamp else Wrap.REPEAT
-            slot = store.slot(source.image, wrap, wrap)
-        material = _obj_material(source, slot)
+        source = obj.materials[number]
+        material = _obj_material(source, _obj_texture(source, store, notes))
         materials.append(replace(material, shading=Shading(roughness=source.roughness)) if shading else material)
     return merge(_renumbered([part]), materials, store.textures())
 
 
+def _obj_texture(material: ObjMaterial, store: TextureStore[Path], notes: Notes) -> int | None:
+    """map_Kd and map_d as one texture. A mask that lies elsewhere on the surface than the colour is noted."""
+    image, mask = material.image, material.mask
+    if image and mask and (mask.scale, mask.offset) != (image.scale, image.offset):
+        notes.add(NoteKind.DATA_IGNORED, f"{mask.where}: map_d has another -s or -o than map_Kd: ignored")
+        mask = None
+    use = image or mask
+    if use is None:
+        return None
+    wrap = Wrap.CLAMP if use.clamp else Wrap.REPEAT
+    return store.slot(
+        image.path if image else None,
+        wrap,
+        wrap,
+        mask=mask.path if mask else None,
+        channel=mask.channel if mask else "",
+    )
+
+
 def _obj_material(material: ObjMaterial, texture: int | None) -> Material:
+    """A map stands in for the value it belongs to. Opacity is that of a blended material, as viewers have it, whether
+    it is a value or a map: drawn is what has one half or more, as of every blended material."""
     red, green, blue = (float(x) for x in srgb_to_linear(np.array(material.color, dtype=np.float32)))
-    factor = (1.0, 1.0, 1.0) if texture is not None else (red, green, blue)
-    blend = AlphaMode.BLEND if material.opacity < 1 else AlphaMode.OPAQUE
-    return Material(base_color=(*factor, material.opacity), texture=texture, alpha_mode=blend)
+    factor = (1.0, 1.0, 1.0) if material.image is not None else (red, green, blue)
+    opacity = 1.0 if material.mask is not None else material.opacity
+    blend = AlphaMode.BLEND if material.mask is not None or opacity < 1 else AlphaMode.OPAQUE
+    return Material(base_color=(*factor, opacity), texture=texture, alpha_mode=blend)

@@ -5,22 +5,26 @@ them. All lines of a kind are cut out of the file as one block and parsed at onc
 """
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from geometry.mesh import face_vectors, unit
 from geometry.texture import srgb_to_linear
-from pipeline.mesh_io.mtl import ObjMaterial, read_mtl
+from pipeline.mesh_io.mtl import LARGEST_UNIT, ObjMaterial, materials_of
 from pipeline.mesh_io.parts import Part
+from pipeline.mesh_io.polygons import triangles
 from pipeline.mesh_io.problems import AssetError, Notes
-from pipeline.mesh_io.references import confined
-from schemas.ledger import Reason
+from pipeline.mesh_io.references import Folders, plain_text
+from schemas.ledger import NoteKind, Reason
 
 _ABSENT = -(2**62)
 """Stands in the text for an index that a corner leaves out (`1//3`)."""
+_MARK = "\ufeff".encode()
+"""Of UTF-8: stands before a text, and in the midst of those that were joined."""
+_NAN = re.compile(rb"\d\.#[A-Z]+\d*|nan\(\w*\)", re.IGNORECASE)
+"""What C's printf makes of NaN and infinity on Windows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,32 +55,43 @@ class _Block:
     """Where each word begins in the text."""
 
 
-def read_obj(data: bytes, directory: Path, max_bytes: int, max_faces: int, notes: Notes) -> ObjFile:
-    """Parse a whole OBJ file and the material libraries in its folder."""
+def read_obj(data: bytes, folders: Folders, max_bytes: int, max_faces: int) -> ObjFile:
+    """Parse a whole OBJ file and its material libraries, each of at most `max_bytes`."""
     if b"\0" in data:
         raise AssetError(Reason.NOT_A_MESH, "OBJ holds a zero byte: it is not a text file")
     blocks, names = _split(data)
-    vertices, faces = blocks["v"], blocks["f"]
+    vertices, faces, notes = blocks["v"], blocks["f"], folders.notes
     if not len(vertices.line) or not len(faces.line):
         raise AssetError(Reason.NO_GEOMETRY, f"OBJ has {len(vertices.line)} vertices and {len(faces.line)} faces")
-    materials, changes, numbers = _materials(names, directory, max_bytes)
-    face, corner = _fans(faces, max_faces)
-    corners = _corners(faces, [blocks[kind].line for kind in ("v", "vt", "vn")])
-    colored = vertices.words[0] >= 6
-    table = _table(vertices, 6 if colored else 3)
+    if (triangles_at_most := np.maximum(faces.words - 2, 0).sum()) > max_faces:
+        raise AssetError(Reason.TOO_LARGE, f"{triangles_at_most:,} triangles, limit {max_faces:,}")
+    corners, kept = _corners(faces, [blocks[kind].line for kind in ("v", "vt", "vn")], notes)
+    used = corners[np.repeat(kept, faces.words)]
+    table = _finite(_table(vertices, 3, 6 if (vertices.words >= 6).any() else 3), vertices, used[:, 0], notes)
+    uvs = _finite(_table(blocks["vt"], 1, 2), blocks["vt"], used[:, 1], notes)
+    normals = _finite(_table(blocks["vn"], 3, 3), blocks["vn"], used[:, 2], notes)
+    begin, count = (np.cumsum(faces.words) - faces.words)[kept], faces.words[kept]
+    face, corner = triangles(table[np.maximum(corners[:, 0], 0), :3], begin, count, notes)
+    changes = [line for line, keyword, _ in names if keyword == "usemtl"]
+    change = np.searchsorted(np.array(changes, np.int64), faces.line[kept][face])
+    colors = _colors(table[:, 3:], vertices, notes) if table.shape[1] == 6 else None
+    materials, numbers = materials_of(
+        names, np.unique(change), folders, max_bytes, plain=colors is None, mapped=len(uvs) > 0
+    )
     return ObjFile(
         positions=table[:, :3],
-        colors=np.clip(table[:, 3:], 0.0, 1.0) if colored else None,
-        uvs=_table(blocks["vt"], 2),
-        normals=_table(blocks["vn"], 3),
+        colors=colors,
+        uvs=uvs,
+        normals=normals,
         corners=corners[corner],
-        face_material=numbers[np.searchsorted(changes, faces.line[face])],
+        face_material=numbers[change],
         materials=materials,
     )
 
 
 def _split(data: bytes) -> tuple[dict[str, _Block], list[tuple[int, str, str]]]:
     """Lines by kind; those that name materials as (line, keyword, argument)."""
+    data = data.replace(_MARK, b"") if _MARK in data else data
     data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\\\n", b"  ")
     data = re.sub(rb"(?m)^[ \t\f\v]+", b"", data) + b"\n\n\n"
     codes = np.frombuffer(data, np.uint8).copy()
@@ -93,7 +108,7 @@ def _split(data: bytes) -> tuple[dict[str, _Block], list[tuple[int, str, str]]]:
     blocks = {kind: _block(kind, codes, starts, ends, np.flatnonzero(mask)) for kind, mask in chosen.items()}
     names = []
     for line in np.flatnonzero((first == ord("u")) | (first == ord("m"))):
-        keyword, *rest = data[starts[line] : ends[line]].decode("utf-8", "replace").split(None, 1) or [""]
+        keyword, *rest = plain_text(data[starts[line] : ends[line]]).split(None, 1) or [""]
         names.append((int(line), keyword, rest[0].rstrip() if rest else ""))
     return blocks, names
 
@@ -111,30 +126,59 @@ def _block(kind: str, codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, l
     for i in range(len(kind)):
         found[offsets[:-1] + i] = ord(" ")
     text = found.tobytes()
+    if b".#" in text or b"(" in text:
+        text = _NAN.sub(lambda number: b"nan".ljust(len(number[0])), text)
     if b"#" in text:
         text = re.sub(rb"#[^\n]*", lambda comment: b" " * len(comment[0]), text)
-        found = np.frombuffer(text, np.uint8)
+    found = np.frombuffer(text, np.uint8)
     solid = ~_is_blank(found)
     words = np.flatnonzero(solid & ~np.concatenate([[False], solid[:-1]])) if len(solid) else np.zeros(0, np.int64)
     return _Block(kind, text, lines, np.diff(np.searchsorted(words, offsets)), words)
 
 
-def _table(block: _Block, width: int) -> Float64[np.ndarray, "rows width"]:
-    """The first `width` numbers of every line."""
+def _table(block: _Block, least: int, width: int) -> Float64[np.ndarray, "rows width"]:
+    """The first `width` numbers of every line, which has at least `least`; 0 where it has fewer."""
     if not len(block.line):
         return np.zeros((0, width))
-    if block.words.min() < width:
+    if block.words.min() < least:
         line = block.line[block.words.argmin()] + 1
-        raise AssetError(Reason.INVALID_STRUCTURE, f"line {line}: '{block.kind}' with fewer than {width} numbers")
+        raise AssetError(Reason.INVALID_STRUCTURE, f"line {line}: '{block.kind}' with fewer than {least} numbers")
     numbers = _numbers(block.text, np.float64, len(block.starts), f"'{block.kind}' lines")
-    if len(numbers) == width * len(block.line):
-        table = numbers.reshape(-1, width)
-    else:
-        table = numbers[(np.cumsum(block.words) - block.words)[:, None] + np.arange(width)]
-    if not np.isfinite(table).all():
-        row = int(np.argwhere(~np.isfinite(table))[0, 0])
-        raise AssetError(Reason.NON_FINITE, f"line {block.line[row] + 1}: '{block.kind}' is {table[row].tolist()}")
+    if (block.words == width).all():
+        return numbers.reshape(-1, width)
+    table, begin = np.zeros((len(block.line), width)), np.cumsum(block.words) - block.words
+    for column in range(width):
+        rows = np.flatnonzero(block.words > column)
+        table[rows, column] = numbers[begin[rows] + column]
     return table
+
+
+def _finite(
+    table: Float64[np.ndarray, "rows width"], block: _Block, index: Int64[np.ndarray, " c"], notes: Notes
+) -> Float64[np.ndarray, "rows width"]:
+    """A table without rows that are not finite: noted and made 0 where no corner refers to them. Of normals also where
+    one does: such a normal is computed."""
+    broken = ~np.isfinite(table).all(axis=1)
+    if not broken.any():
+        return table
+    used = np.zeros(len(table), bool)
+    used[index[index >= 0]] = True
+    wrong = broken & used if (broken & used).any() else broken
+    row = int(wrong.argmax())
+    detail = f"line {block.line[row] + 1}: '{block.kind}' is {table[row].tolist()}"
+    if wrong[used].any() and block.kind != "vn":
+        raise AssetError(Reason.NON_FINITE, detail)
+    notes.add(NoteKind.DATA_IGNORED, detail, int(broken.sum()))
+    return np.where(broken[:, None], 0.0, table)
+
+
+def _colors(stored: Float64[np.ndarray, "v 3"], block: _Block, notes: Notes) -> Float64[np.ndarray, "v 3"]:
+    """Vertex colours in [0, 1], white where a `v` has none."""
+    colored = block.words >= 6
+    if LARGEST_UNIT < stored.max() <= 255 and np.median(stored[stored > 0]) > 1:
+        notes.add(NoteKind.VALUE_CORRECTED, "vertex colours are counted to 255", int(colored.sum()))
+        stored = stored / 255.0
+    return np.where(colored[:, None], np.clip(stored, 0.0, 1.0), 1.0)
 
 
 def _numbers(text: bytes, dtype: type, count: int, where: str) -> np.ndarray:
@@ -148,25 +192,11 @@ def _numbers(text: bytes, dtype: type, count: int, where: str) -> np.ndarray:
     return numbers
 
 
-def _fans(faces: _Block, max_faces: int) -> tuple[Int64[np.ndarray, " f"], Int64[np.ndarray, "f 3"]]:
-    """Polygons cut into triangles around their first corner: the polygon of each, and the numbers of its corners."""
-    if faces.words.min() < 3:
-        line = int(faces.words.argmin())
-        raise AssetError(
-            Reason.INVALID_STRUCTURE, f"line {faces.line[line] + 1}: a face with {faces.words[line]} corners"
-        )
-    count = faces.words - 2
-    if count.sum() > max_faces:
-        raise AssetError(Reason.TOO_LARGE, f"{count.sum():,} triangles, limit {max_faces:,}")
-    face = np.repeat(np.arange(len(count)), count)
-    begin = (np.cumsum(faces.words) - faces.words)[face]
-    step = np.arange(len(face)) - (np.cumsum(count) - count)[face]
-    return face, np.stack([begin, begin + step + 1, begin + step + 2], axis=1)
-
-
-def _corners(faces: _Block, lines: list[np.ndarray]) -> Int64[np.ndarray, "words 3"]:
-    """Position, uv, normal of every corner in the file: indices from 0, -1 for none. Negative ones in the file count
-    back from the face's own line; `lines` are those of v, vt, vn."""
+def _corners(
+    faces: _Block, lines: list[np.ndarray], notes: Notes
+) -> tuple[Int64[np.ndarray, "words 3"], Bool[np.ndarray, " faces"]]:
+    """Position, uv, normal of every corner in the file (indices from 0, -1 for none), and the faces that can be drawn.
+    Negative ones in the file count back from the face's own line; `lines` are those of v, vt, vn."""
     codes = np.frombuffer(faces.text, np.uint8)
     slashes = np.searchsorted(faces.starts, np.flatnonzero(codes == ord("/")), side="right") - 1
     parts = 1 + np.bincount(slashes, minlength=len(faces.starts))
@@ -182,19 +212,38 @@ def _corners(faces: _Block, lines: list[np.ndarray]) -> Int64[np.ndarray, "words
     found[
         np.repeat(np.arange(len(parts)), parts), np.arange(len(numbers)) - np.repeat(np.cumsum(parts) - parts, parts)
     ] = numbers
+    zero = found == 0
     for slot, (kind, placed) in enumerate(zip(("v", "vt", "vn"), lines, strict=True)):
         index = found[:, slot].copy()
-        absent = (index == _ABSENT) & (slot > 0)
+        absent = ((index == _ABSENT) & (slot > 0)) | zero[:, slot]
         before = np.searchsorted(placed, faces.line)[owner]
         found[:, slot] = np.where(absent, -1, np.where(index > 0, index - 1, before + index))
-        wrong = ~absent & ((index == 0) | (found[:, slot] < 0) | (found[:, slot] >= len(placed)))
-        if wrong.any():
-            at = int(wrong.argmax())
+        wrong = ~absent & ((found[:, slot] < 0) | (found[:, slot] >= len(placed)))
+        if wrong.any() or (zero[:, slot].any() and slot == 0 and found[:, 0].max() < len(placed) - 1):
+            at = int(wrong.argmax()) if wrong.any() else int(zero[:, 0].argmax())
             raise AssetError(
                 Reason.INDEX_OUT_OF_RANGE,
                 f"line {faces.line[owner[at]] + 1}: a face refers to {kind} {index[at]}, file has {len(placed):,}",
             )
-    return found
+    return found, _drawn(faces, owner, zero, notes)
+
+
+def _drawn(
+    faces: _Block, owner: Int64[np.ndarray, " words"], zero: Bool[np.ndarray, "words 3"], notes: Notes
+) -> Bool[np.ndarray, " faces"]:
+    """Faces of three corners or more whose positions exist; an index 0, which counts nothing, is noted."""
+    broken = np.zeros(len(faces.line), bool)
+    broken[owner[zero[:, 0]]] = True
+    left_out = broken | (faces.words < 3)
+    if left_out.all():
+        raise AssetError(Reason.NO_GEOMETRY, f"none of {len(left_out):,} faces has 3 corners with positions")
+    if left_out.any():
+        line = int(left_out.argmax())
+        what = "a corner of index 0" if broken[line] else f"{faces.words[line]} corners"
+        notes.add(NoteKind.FACES_LEFT_OUT, f"line {faces.line[line] + 1}: a face with {what}", int(left_out.sum()))
+    if count := int(zero[~left_out[owner], 1:].sum()):
+        notes.add(NoteKind.DATA_IGNORED, "'f' lines: index 0 of a vt or vn is read as none", count)
+    return ~left_out
 
 
 def _shown(faces: _Block, bad: np.ndarray) -> str:
@@ -202,25 +251,32 @@ def _shown(faces: _Block, bad: np.ndarray) -> str:
     return repr(faces.text[start : start + 40].split()[0].decode("utf-8", "replace"))
 
 
-def _materials(
-    names: list[tuple[int, str, str]], directory: Path, max_bytes: int
-) -> tuple[list[ObjMaterial], Int64[np.ndarray, " changes"], Int64[np.ndarray, " one_more"]]:
-    """Materials, the lines at which the current one changes, and which it is before the first and after each."""
-    library: dict[str, int] = {}
-    seen: set[Path] = set()
-    materials, lines, numbers = [ObjMaterial()], [], [0]
-    for line, keyword, argument in names:
-        if keyword == "usemtl":
-            lines.append(line)
-            numbers.append(library.get(argument, 0))
-        elif keyword == "mtllib" and argument:
-            path = confined(argument, directory, f"line {line + 1} (mtllib)", encoded=False)
-            if path not in seen:
-                seen.add(path)
-                for name, material in read_mtl(path, directory, f"line {line + 1}", max_bytes).items():
-                    library[name] = len(materials)
-                    materials.append(material)
-    return materials, np.array(lines, np.int64), np.array(numbers, np.int64)
+MOST = 0.5
+"""Share of the surface up to which textured faces may lack texture coordinates (ours)."""
+
+
+def with_coordinates(obj: ObjFile, notes: Notes) -> ObjFile:
+    """The same with the coordinates that its textures are looked up with: -s and -o of the maps applied, and the
+    texture's corner where a corner of a face has none. Raises AssetError where that is most of the surface."""
+    uvs, corners, bare = np.concatenate([obj.uvs, np.zeros((1, 2))]), obj.corners.copy(), 0
+    textured = np.array([bool(material.image or material.mask) for material in obj.materials])[obj.face_material]
+    lacking = textured & (corners[..., 1] < 0).any(axis=1)
+    if bare := int(lacking.sum()):
+        areas = np.linalg.norm(face_vectors(obj.positions, corners[..., 0]), axis=1)
+        use = obj.materials[obj.face_material[lacking][0]]
+        name = (use.image or use.mask).names[0]
+        if areas[lacking].sum() > MOST * areas.sum():
+            raise AssetError(Reason.INVALID_STRUCTURE, f"{bare:,} faces with map_Kd {name!r} but without vt")
+        notes.add(NoteKind.COORDINATES_MISSING, f"map_Kd {name!r} on faces without vt: the texture's corner", bare)
+        corners[..., 1] = np.where(textured[:, None] & (corners[..., 1] < 0), len(obj.uvs), corners[..., 1])
+    for number, material in enumerate(obj.materials):
+        use = material.image or material.mask
+        if use is not None and (use.scale, use.offset) != ((1.0, 1.0), (0.0, 0.0)):
+            faces = obj.face_material == number
+            index, place = np.unique(corners[faces, :, 1], return_inverse=True)
+            corners[faces, :, 1] = len(uvs) + place.reshape(-1, 3)
+            uvs = np.concatenate([uvs, uvs[index] * use.scale + use.offset])
+    return replace(obj, uvs=uvs, corners=corners)
 
 
 _COS_CREASE = np.cos(np.radians(40.0))

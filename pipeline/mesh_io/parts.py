@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from geometry.frames import bounding_box, far_origin
 from geometry.mesh import face_vectors, unit
 from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
@@ -52,12 +53,15 @@ def merge(parts: Sequence[Part], materials: Sequence[Material], textures: Sequen
     colors = np.concatenate([part.colors for part in parts])
     if not np.abs(uv).max() < 1e30:
         raise AssetError(Reason.NON_FINITE, "a texture transform takes a texture coordinate beyond 1e30")
+    faces = np.concatenate([part.faces + start for part, start in zip(parts, starts, strict=False)])
+    origin = far_origin(*bounding_box(vertices, faces))
     return TexturedMesh(
-        vertices=vertices.astype(np.float32),
+        vertices=(vertices - origin if origin.any() else vertices).astype(np.float32),
+        offset=(float(origin[0]), float(origin[1]), float(origin[2])),
         normals=np.concatenate([completed_normals(part) for part in parts]).astype(np.float32),
         uv=uv.astype(np.float32),
         colors=np.clip(colors, 0.0, 1.0).astype(np.float32),
-        faces=np.concatenate([p.faces + start for p, start in zip(parts, starts, strict=False)]).astype(np.int32),
+        faces=faces.astype(np.int32),
         face_material=np.concatenate([part.face_material for part in parts]).astype(np.int32),
         face_has_uv=np.concatenate([part.face_has_uv for part in parts]),
         materials=tuple(materials),

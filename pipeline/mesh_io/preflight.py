@@ -1,5 +1,6 @@
 """Checks of untrusted bytes before anything is decoded: container, structure, bounds, references, budgets."""
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from pipeline.mesh_io.gltf.extensions import SUPPORTED_EXTENSIONS
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.gltf.primitives import Primitive
 from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin, all_meshes, read_scene
-from pipeline.mesh_io.images import image_size
+from pipeline.mesh_io.image_header import image_size
 from pipeline.mesh_io.obj import ObjFile, read_obj
 from pipeline.mesh_io.problems import AssetError, Notes
-from pipeline.mesh_io.references import read_limited
+from pipeline.mesh_io.references import Folders, read_limited
 from pipeline.mesh_io.trimesh_formats import SUFFIXES as TRIMESH_SUFFIXES
 from pipeline.mesh_io.trimesh_formats import read_trimesh
 from schemas.ledger import Note, NoteKind, Reason
@@ -68,9 +69,11 @@ class AssetFacts:
     """What loading left out or read differently."""
 
 
-def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetFacts, Scene | ObjFile]:
-    """Facts and parsed structure of a file that passes every check; raises `AssetError` otherwise. `notes` gets what is
-    left out."""
+def open_checked(
+    path: Path, cfg: PreflightConfig, root: Path | None, notes: Notes
+) -> tuple[AssetFacts, Scene | ObjFile]:
+    """Facts and parsed structure of a file that passes every check; raises `AssetError` otherwise. `root`: the folder
+    that the files it refers to must lie in; None: its own, and none for a .glb. `notes` gets what is left out."""
     suffix = path.suffix.lower()
     if suffix in blender.SUFFIXES:
         raise AssetError(Reason.NEEDS_BLENDER, f"{suffix} is read through Blender, which is off: {blender.REMEDY}")
@@ -79,25 +82,29 @@ def open_checked(path: Path, cfg: PreflightConfig, notes: Notes) -> tuple[AssetF
     data = read_limited(path, "asset", cfg.max_file_bytes)
     if not data:
         raise AssetError(Reason.EMPTY_FILE, "file has 0 bytes")
+    folders = Folders(path, root, notes)
     if suffix == ".obj":
-        return _check_indexed(suffix, data, read_obj(data, path.parent, cfg.max_file_bytes, cfg.max_faces, notes), cfg)
+        return _check_indexed(suffix, data, read_obj(data, folders, cfg.max_file_bytes, cfg.max_faces), cfg)
     if suffix in TRIMESH_SUFFIXES:
-        read = read_trimesh(data, suffix, path.parent, cfg.max_file_bytes, cfg.max_faces, notes)
+        read = read_trimesh(data, suffix, folders, cfg.max_file_bytes, cfg.max_faces)
         return _check_indexed(suffix, data, read, cfg)
+    data = data.removeprefix(BOM_UTF8) if suffix == ".gltf" else data
     if suffix == ".gltf" and data.lstrip()[:1] != b"{":
         raise AssetError(Reason.NOT_A_MESH, f"not a glTF: starts with {data[:4]!r}, expected '{{'")
     text, binary = split_glb(data) if suffix == ".glb" else (data, None)
-    tree = parse_json(text, cfg.max_json_bytes, cfg.max_json_depth)
+    tree = parse_json(text.removeprefix(BOM_UTF8), cfg.max_json_bytes, cfg.max_json_depth)
     _check_version(tree)
     unsupported = _unsupported(tree)
     try:
-        container = read_container(tree, binary, path.parent if suffix == ".gltf" else None, cfg.max_file_bytes, notes)
+        may_refer = suffix == ".gltf" or root is not None
+        container = read_container(tree, binary, folders if may_refer else None, cfg.max_file_bytes, notes)
         scene = read_scene(container, cfg.max_nodes, cfg.max_node_depth)
         _check_counts(scene, cfg)
         scene = _sound(scene, notes)
         if not scene.placements:
             _sound(all_meshes(scene), notes)
-        sides = _check_images([image_bytes(container.images[i], cfg.max_file_bytes) for i in scene.used_images()], cfg)
+        images = [container.images[i] for i in scene.used_images()]
+        sides = _check_images([(image_bytes(image, cfg.max_file_bytes), image.suffix) for image in images], cfg)
     except AssetError as error:
         if unsupported is None or error.rejected.reason in (Reason.MISSING_FILE, Reason.UNSAFE_URI):
             raise  # what is wrong with the asset itself comes before what we cannot read
@@ -116,10 +123,13 @@ def _check_indexed(suffix: str, data: bytes, obj: ObjFile, cfg: PreflightConfig)
     """Facts of an OBJ, or of what was read as one."""
     if len(obj.positions) > cfg.max_vertices:
         raise AssetError(Reason.TOO_LARGE, f"{len(obj.positions):,} vertices, limit {cfg.max_vertices:,}")
-    what = "map_Kd of" if suffix == ".obj" else "texture of"
-    paths = {obj.materials[i].image: i for i in np.unique(obj.face_material)}
-    images = [read_limited(p, f"{what} material {i}", cfg.max_file_bytes) for p, i in paths.items() if p is not None]
-    return _facts(suffix[1:], data, len(obj.corners), len(obj.positions), _check_images(images, cfg)), obj
+    used = [obj.materials[number] for number in np.unique(obj.face_material)]
+    names = ("map_Kd", "map_d") if suffix == ".obj" else ("texture", "mask")
+    uses = ((use, name) for material in used for use, name in zip((material.image, material.mask), names, strict=True))
+    paths = {use.path: name for use, name in uses if use and use.path}
+    images = [(read_limited(path, name, cfg.max_file_bytes), path.suffix) for path, name in paths.items()]
+    facts = _facts(suffix[1:], data, len(obj.corners), len(obj.positions), _check_images(images, cfg))
+    return replace(facts, images=len({m.image.path for m in used if m.image})), obj
 
 
 def _facts(kind: str, data: bytes, faces: int, vertices: int, sides: list[int]) -> AssetFacts:
@@ -150,9 +160,9 @@ def _unsupported(tree: Json) -> AssetError | None:
     return AssetError(Reason.UNSUPPORTED_EXTENSION, f"requires {', '.join(unknown)[:200]}")
 
 
-def _check_images(images: Sequence[bytes | memoryview], cfg: PreflightConfig) -> list[int]:
-    """Longest side of each base-colour image."""
-    sizes = [image_size(data, f"base-colour image {number}") for number, data in enumerate(images)]
+def _check_images(images: Sequence[tuple[bytes | memoryview, str]], cfg: PreflightConfig) -> list[int]:
+    """Longest side of each base-colour image; the images with the suffixes of their files."""
+    sizes = [image_size(data, f"base-colour image {number}", suffix) for number, (data, suffix) in enumerate(images)]
     decoded = sum(4 * width * height for width, height in sizes)
     if decoded > cfg.max_image_bytes:
         largest = max(sizes, key=lambda size: size[0] * size[1])

@@ -30,7 +30,7 @@ class Notes:
     def __init__(self) -> None:
         self._found: dict[NoteKind, Note] = {}
         self.first_error: AssetError | None = None
-        """Of those that were noted: why an asset of which nothing is left is rejected."""
+        """Of the parts that were left out: why an asset of which nothing is left is rejected."""
 
     def add(self, kind: NoteKind, detail: str, count: int = 1) -> None:
         """Note `count` more things of a kind; `detail` names the first: where it is, and what was done."""
@@ -46,7 +46,8 @@ class Notes:
         except AssetError as error:
             if error.rejected.reason in NEVER_NOTED:
                 raise
-            self.first_error = self.first_error or error
+            if kind is NoteKind.PART_LEFT_OUT:
+                self.first_error = self.first_error or error
             self.add(kind, error.rejected.detail)
 
     def found(self) -> tuple[Note, ...]:

@@ -3,66 +3,104 @@
 import contextlib
 import hashlib
 import mmap
+import os
 import re
-from collections.abc import Iterator
+import struct
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.mesh_io.gltf.buffers import reference
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
-from pipeline.mesh_io.mtl import read_mtl
-from pipeline.mesh_io.problems import AssetError
-from pipeline.mesh_io.references import confined
-from pipeline.mesh_io.trimesh_formats import referenced
+from pipeline.mesh_io.mtl import libraries, read_mtl
+from pipeline.mesh_io.problems import AssetError, Notes
+from pipeline.mesh_io.references import Folders, plain_text
+from pipeline.mesh_io.trimesh_formats import referenced, texture
 from schemas.storage import file_sha256
 
-_LIBRARY = re.compile(rb"^[ \t]*mtllib[ \t]+([^\r\n]*[^\s])", re.MULTILINE)
+_LIBRARY = re.compile(rb"mtllib[ \t\f\v]((?:\\\r?\n|\\\r|[^\r\n])*)")
+"""An `mtllib` line from its keyword on, which the search leaps to; a backslash at its end joins the next one."""
+_LINE_START = re.compile(rb"(?:\A|[\r\n])(?:[ \t\f\v]|\xef\xbb\xbf)*\Z")
+_MAX_INDENT = 256
+"""Blanks before a keyword."""
+_JOINED = re.compile(rb"\\(?:\r\n|\r|\n)")
 _MAX_TEXT_BYTES = 32 * 2**20
 """Of a .gltf's JSON and of an .mtl; more is refused by the preflight's defaults too."""
 _MAX_JSON_DEPTH = 64
+_GLB_HEADER = struct.Struct("<4sIII4s")
+"""Of a GLB and its first chunk."""
 
 
-def asset_sha256(path: Path) -> str:
-    """The sha256 of a file; of a .gltf or .obj that refers to others, one of all their names and hashes. What cannot be
-    read, or may not be referred to, counts as missing: the preflight reports it. Raises OSError for `path` itself."""
+def asset_sha256(path: Path, root: Path | None = None) -> str:
+    """The sha256 of a file; of one that refers to others (`side_files` of this `root`), one of all their names and
+    hashes. What cannot be read, or may not be referred to, counts as missing: the preflight reports it. Raises OSError
+    for `path` itself."""
+    return sha256_with(path, side_files(path, root))
+
+
+def sha256_with(path: Path, others: Iterable[Path]) -> str:
+    """The same of a file whose side files are known."""
     own = file_sha256(path)
-    others = sorted(set(side_files(path)))
+    others = sorted(set(others))
     if not others:
         return own
     whole = hashlib.sha256(own.encode())
     for other in others:
-        whole.update(f"\n{other.relative_to(path.parent.resolve()).as_posix()} {_sha256_or_none(other)}".encode())
+        name = Path(os.path.relpath(other, path.parent.resolve())).as_posix()
+        whole.update(b"\n" + os.fsencode(name) + f" {_sha256_or_none(other)}".encode())
     return whole.hexdigest()
 
 
-def side_files(path: Path) -> list[Path]:
-    """Files that `path` refers to, there or not, inside its own folder; none where it cannot be understood."""
+def reaches_beyond(path: Path, others: Iterable[Path]) -> bool:
+    """Return whether one of the side files of a file is not in its own folder, or is that of a .glb."""
+    own = path.parent.resolve()
+    return any(path.suffix.lower() == ".glb" or not other.is_relative_to(own) for other in others)
+
+
+def side_files(path: Path, root: Path | None = None) -> list[Path]:
+    """Files that `path` refers to, there or not, below `root` (None: in its own folder, and none of a .glb); none where
+    it cannot be understood. A superset of what is read: materials that no face has are not looked at then."""
+    kind = path.suffix.lower()
+    if root is None and kind == ".glb":
+        return []
     try:
-        if path.suffix.lower() == ".gltf":
-            return list(_of_gltf(path))
-        if path.suffix.lower() in (".dae", ".ply"):
-            return list(_of_text(path))
-        return list(_of_obj(path)) if path.suffix.lower() == ".obj" else []
+        folders = Folders(path, root, Notes())
+        if kind in (".glb", ".gltf"):
+            return list(_of_gltf(path, folders))
+        if kind in (".dae", ".ply"):
+            return list(_of_text(path, folders))
+        return list(_of_obj(path, folders)) if kind == ".obj" else []
     except (AssetError, OSError):
         return []
 
 
-def _of_gltf(path: Path) -> Iterator[Path]:
-    if path.stat().st_size > _MAX_TEXT_BYTES:
-        return
-    root = parse_json(path.read_bytes(), _MAX_TEXT_BYTES, _MAX_JSON_DEPTH)
+def _of_gltf(path: Path, folders: Folders) -> Iterator[Path]:
+    root = parse_json(_json_of(path).removeprefix(BOM_UTF8), _MAX_TEXT_BYTES, _MAX_JSON_DEPTH)
     for entry in (*root.objects("buffers"), *root.objects("images")):
-        if found := _or_none(entry, path.parent):
+        if found := _or_none(entry, folders):
             yield found
 
 
-def _or_none(entry: Json, directory: Path) -> Path | None:
+def _json_of(path: Path) -> bytes:
+    """The JSON of a .gltf or .glb."""
+    with path.open("rb") as file:
+        if path.suffix.lower() == ".gltf":
+            return file.read(_MAX_TEXT_BYTES + 1)
+        start = file.read(_GLB_HEADER.size)
+        if len(start) < _GLB_HEADER.size:
+            return b""
+        magic, _, _, length, _ = _GLB_HEADER.unpack(start)
+        return file.read(min(length, _MAX_TEXT_BYTES + 1)) if magic == b"glTF" else b""
+
+
+def _or_none(entry: Json, folders: Folders) -> Path | None:
     try:
-        return reference(entry, directory)
+        return reference(entry, folders)
     except AssetError:
         return None
 
 
-def _of_text(path: Path) -> Iterator[Path]:
+def _of_text(path: Path, folders: Folders) -> Iterator[Path]:
     """Files that a PLY or COLLADA file names."""
     if path.stat().st_size > _MAX_TEXT_BYTES and path.suffix.lower() == ".dae":
         return
@@ -70,22 +108,38 @@ def _of_text(path: Path) -> Iterator[Path]:
         data = file.read(_MAX_TEXT_BYTES)
     for name in dict.fromkeys(referenced(data, path.suffix.lower())):
         with contextlib.suppress(AssetError):
-            yield confined(name.removeprefix("file://"), path.parent, "texture")
+            if found := texture(name, folders).path:
+                yield found
 
 
-def _of_obj(path: Path) -> Iterator[Path]:
+def library_lines(path: Path) -> list[tuple[str, str]]:
+    """The arguments of an OBJ's `mtllib` lines, each with its place."""
     if not path.stat().st_size:
-        return
+        return []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        names = [name.decode("utf-8", "replace") for name in _LIBRARY.findall(text)]
-    for name in dict.fromkeys(names):
-        library = confined(name, path.parent, "mtllib", encoded=False)
+        found = [
+            _JOINED.sub(b"  ", line[1])
+            for line in _LIBRARY.finditer(text)
+            if _LINE_START.search(text[max(0, line.start() - _MAX_INDENT) : line.start()])
+        ]
+    arguments = (plain_text(argument).strip() for argument in found)
+    return [(argument, "mtllib") for argument in dict.fromkeys(arguments) if argument]
+
+
+def _of_obj(path: Path, folders: Folders) -> Iterator[Path]:
+    for library in libraries(library_lines(path), folders):
         yield library
         try:
-            materials = read_mtl(library, path.parent, "mtllib", _MAX_TEXT_BYTES)
+            materials = read_mtl(library, "mtllib", _MAX_TEXT_BYTES, folders.notes)
         except AssetError:
             continue
-        yield from (material.image for material in materials.values() if material.image)
+        for use in (use for material in materials.values() for use in (material.image, material.mask) if use):
+            try:
+                found = use.found(folders).path
+            except AssetError:
+                continue
+            if found:
+                yield found
 
 
 def _sha256_or_none(path: Path) -> str | None:

@@ -13,8 +13,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -22,10 +22,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from geometry.frames import z_up_to_y_up
-from pipeline.mesh_io.mtl import ObjMaterial
+from pipeline.mesh_io.mtl import MapUse, ObjMaterial
 from pipeline.mesh_io.obj import ObjFile
 from pipeline.mesh_io.problems import AssetError, Notes
-from pipeline.mesh_io.references import confined
+from pipeline.mesh_io.references import Folders
 from schemas.ledger import NoteKind, Reason
 
 SUFFIXES = (".3mf", ".dae", ".off", ".ply", ".stl")
@@ -77,11 +77,11 @@ class _Gathered:
     num_vertices: int = 0
 
 
-def read_trimesh(data: bytes, suffix: str, directory: Path, max_bytes: int, max_faces: int, notes: Notes) -> ObjFile:
-    """Parse a file of one of `SUFFIXES`. `directory`: where its textures may lie; `max_bytes`: of what an archive
+def read_trimesh(data: bytes, suffix: str, folders: Folders, max_bytes: int, max_faces: int) -> ObjFile:
+    """Parse a file of one of `SUFFIXES`. `folders`: where its textures may lie; `max_bytes`: of what an archive
     unpacks to. 3MF is Z up, COLLADA says which axis is, the others are taken as they are, Y up."""
     _check_header(data, suffix, max_bytes, max_faces)
-    references = _References()
+    references, notes = _References(), folders.notes
     loaded = _parsed(data, suffix, references, notes)
     turn = _upright(data, suffix)
     pieces = list(_pieces(loaded))
@@ -91,7 +91,7 @@ def read_trimesh(data: bytes, suffix: str, directory: Path, max_bytes: int, max_
         raise AssetError(Reason.NO_GEOMETRY, f"the {suffix} file has no faces")
     gathered = _Gathered()
     for piece, matrix in pieces:
-        _add(gathered, piece, turn @ matrix, references, directory, notes)
+        _add(gathered, piece, turn @ matrix, references, folders)
     if suffix in (".3mf", ".dae"):
         _note_unread(data, suffix, max_bytes, notes)
     return ObjFile(
@@ -110,6 +110,15 @@ def referenced(data: bytes, suffix: str) -> list[str]:
     pattern = {".ply": _PLY_TEXTURE, ".dae": _IMAGE_FILE}.get(suffix)
     found = pattern.findall(data[:_MAX_HEADER] if suffix == ".ply" else data) if pattern else []
     return [name.strip().decode("utf-8", "replace") for name in found]
+
+
+def texture(name: str, folders: Folders) -> MapUse:
+    """The file that a name in a PLY or COLLADA file means, which may be a URI with percent escapes. Raises AssetError
+    where it leads out of the root."""
+    plain = name.removeprefix("file://")
+    return MapUse(names=tuple(dict.fromkeys([plain, unquote(plain)])), where="texture", folder=folders.own).found(
+        folders
+    )
 
 
 def _check_header(data: bytes, suffix: str, max_bytes: int, max_faces: int) -> None:
@@ -253,10 +262,10 @@ def _add(
     piece: dict[str, Any],
     matrix: Float64[np.ndarray, "4 4"],
     references: _References,
-    directory: Path,
-    notes: Notes,
+    folders: Folders,
 ) -> None:
     """Add a placed piece."""
+    notes = folders.notes
     faces, vertices = piece["faces"], _array(piece["vertices"]).astype(np.float64)
     if vertices.ndim != 2 or vertices.shape[1] != 3 or not np.isfinite(matrix).all():
         raise AssetError(Reason.INVALID_STRUCTURE, f"vertices of shape {vertices.shape}, transform {matrix.tolist()}")
@@ -265,7 +274,7 @@ def _add(
         raise AssetError(Reason.INDEX_OUT_OF_RANGE, detail)
     vertices = _finite(vertices, faces, notes)
     visual = piece.get("visual")
-    material = _material(visual, references, directory)
+    material = _material(visual, references, folders)
     uv = _rows(getattr(visual, "uv", None), len(vertices), 2) if material.image else None
     normal = _rows(piece.get("vertex_normals"), len(vertices), 3)
     color = None if material.image else _colors(piece.get("vertex_colors"), len(vertices))
@@ -333,12 +342,12 @@ def _colors(values: Any, count: int) -> Float64[np.ndarray, "count 3"] | None:
     return np.clip(colors / float(top), 0.0, 1.0)
 
 
-def _material(visual: Any, references: _References, directory: Path) -> ObjMaterial:
+def _material(visual: Any, references: _References, folders: Folders) -> ObjMaterial:
     """The material of a piece. Where its image is to be had is checked by whoever reads it."""
     source = getattr(visual, "material", None)
     name = references.name_of(getattr(source, "baseColorTexture", None) or getattr(source, "image", None))
     if name is not None:
-        return ObjMaterial(image=confined(name.removeprefix("file://"), directory, "texture"))
+        return ObjMaterial(image=texture(name, folders))
     factor = getattr(source, "baseColorFactor", None)
     if factor is None:
         return ObjMaterial()

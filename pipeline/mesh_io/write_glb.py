@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from geometry.frames import Frame, z_up_to_y_up
+from geometry.frames import Frame, bounding_box, far_origin, z_up_to_y_up
 from schemas.mesh import UvMesh
 from schemas.storage import write_file
 
@@ -59,8 +59,8 @@ def write_glb(
     """Write one mesh with one base-colour texture; the file appears whole or not at all.
 
     `uv_mesh` in the dataset frame (Z up); `rgb` sRGB, row 0 at v = 1; the surface is cut out where `opacity` is below
-    one half. With `frame` the file has the asset's own place and size, without it the dataset's [-1, 1]; either way
-    glTF's Y points up.
+    one half. With `frame` the file has the asset's own place and size (by its node's translation where that is far from
+    the origin), without it the dataset's [-1, 1]; either way glTF's Y points up.
     """
     image = rgb if opacity is None else np.dstack([rgb, opacity])
     write_file(path, textured_glb(uv_mesh, image, frame, cut_out=opacity is not None))
@@ -68,7 +68,11 @@ def write_glb(
 
 def textured_glb(uv_mesh: UvMesh, image: np.ndarray | bytes, frame: Frame | None, *, cut_out: bool) -> bytes:
     """Encode the file of `write_glb`; `image`: pixels, or the bytes of a PNG or JPEG file."""
-    points = frame.to_asset(uv_mesh.vertices) if frame is not None else z_up_to_y_up(uv_mesh.vertices)
+    points, origin = z_up_to_y_up(uv_mesh.vertices), np.zeros(3)
+    if frame is not None:
+        points = frame.to_asset(uv_mesh.vertices)
+        origin = far_origin(*bounding_box(points, uv_mesh.faces))
+        points = points - origin
     single = np.zeros(len(uv_mesh.faces), bool) if uv_mesh.single_sided is None else uv_mesh.single_sided
     primitives, materials = list[Primitive](), list[Material]()
     for double_sided in (True, False):
@@ -86,7 +90,8 @@ def textured_glb(uv_mesh: UvMesh, image: np.ndarray | bytes, frame: Frame | None
             )
         )
         materials.append(Material(image=image, roughness=1.0, double_sided=double_sided, cut_out=cut_out))
-    return encode_glb(primitives, materials, {}, "SeqTex Forge", _MIPMAPS)
+    node = {"translation": origin.tolist()} if origin.any() else {}
+    return encode_glb(primitives, materials, node, "SeqTex Forge", _MIPMAPS)
 
 
 def encode_glb(

@@ -33,8 +33,9 @@ def _asset_paths(dataset: Location) -> list[str]:
 
 def _detail_paths(parts: Sequence[LedgerPart]) -> Iterator[str]:
     for outcome in (outcome for part in parts for outcome in part.outcomes):
-        if match := PATH.search(outcome.detail):
-            yield match[0]
+        for text in (outcome.detail, *(note.detail for note in outcome.notes)):
+            if match := PATH.search(text):
+                yield match[0]
 
 
 def _config_paths(value: Any) -> Iterator[str]:

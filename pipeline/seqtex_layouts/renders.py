@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from geometry.frames import Frame
 from geometry.texture import encode_srgb8, srgb_to_linear
 from pipeline.mesh_io.gltf.json_fields import parse_json
-from pipeline.mesh_io.images import decode_image, image_size
+from pipeline.mesh_io.image_header import image_size
+from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.preflight import PreflightConfig
 from pipeline.mesh_io.problems import AssetError
 from pipeline.mesh_io.references import read_limited

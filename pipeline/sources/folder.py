@@ -4,12 +4,12 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.mesh_io.preflight import SUFFIXES
-from pipeline.mesh_io.side_files import asset_sha256
+from pipeline.mesh_io.side_files import reaches_beyond, sha256_with, side_files
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
 
@@ -28,7 +28,8 @@ def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
     relative path.
 
     The uid is the relative path made safe, plus a hash of that path: stable when files are added or edited, and
-    distinct where two paths look the same once made safe. The hash of a file is one of those that it refers to as well.
+    distinct where two paths look the same once made safe. The hash of a file that refers to others, which may lie
+    anywhere below `path`, is one of them as well.
     """
     root = path.resolve()
     if not root.is_dir():
@@ -42,7 +43,9 @@ def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
     for name in found:
         # a name that is no text cannot stand in a ledger: it ends there as a missing file, to be renamed
         uri = os.fsencode(root / name).decode(errors="replace")
-        yield MeshRef(uid=uid_of(name), uri=uri, sha256=sha256_or_none(root / name))
+        others = side_files(root / name, root)
+        around = str(root) if reaches_beyond(root / name, others) else None
+        yield MeshRef(uid=uid_of(name), uri=uri, sha256=sha256_or_none(root / name, others), root=around)
 
 
 def passed_over(path: Path, blender: bool = False) -> str:
@@ -65,8 +68,9 @@ def uid_of(name: str) -> str:
     return f"{slug}-{digest[:_HASH_DIGITS]}"
 
 
-def sha256_or_none(path: Path) -> str | None:
+def sha256_or_none(path: Path, others: Iterable[Path] = ()) -> str | None:
+    """The hash of a file and of its side files."""
     try:
-        return asset_sha256(path)
+        return sha256_with(path, others)
     except OSError:
         return None  # an unreadable file still gets its row in the ledger: preflight says why

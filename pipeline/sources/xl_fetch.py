@@ -5,17 +5,19 @@ that are checked. Files lie where the `objaverse` package 0.1.7 puts them (`smit
 of GitHub in `github/commits/ORG/REPO/COMMIT`, since a part of a repository in the package's `github/repos` would look
 whole to it. A repository that the package has put there as files is used."""
 
+import itertools
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from pipeline.mesh_io.mtl import read_mtl
-from pipeline.mesh_io.problems import AssetError
-from pipeline.mesh_io.references import confined, is_data_uri, read_limited
+from pipeline.mesh_io.mtl import MapUse, library_names, read_mtl
+from pipeline.mesh_io.problems import AssetError, Notes
+from pipeline.mesh_io.references import Folders, is_data_uri, read_limited
+from pipeline.mesh_io.side_files import library_lines
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.objaverse import ObjaverseConfig, glb_fault, sha256_fault
 from schemas.ledger import Reason, Rejected
@@ -101,14 +103,40 @@ def _from_github(tail: str, sha256: str | None, cfg: ObjaverseConfig) -> Path | 
     if (cloned := _cloned(parts, sha256, cfg)) is not None:
         return cloned
     path = _github_file(parts, sha256, cfg)
-    for companion in _companions(path, parts, cfg):
-        folder = [*parts[:-1], *companion.split("/")]
+    folders, left = Folders(path, None, Notes()), itertools.count(1)
+
+    def bring(names: Sequence[str], encoded: bool = False, first: Path | None = None) -> Path | None:
+        """The first place at which the repository has a file that the asset names, in its own folder or below."""
         try:
-            _github_file(folder, None, cfg)
-        except DownloadError as error:
-            if not error.absent:  # else the preflight says which file is missing
-                raise
+            places = [place for group in folders.candidates(names, "", encoded=encoded, first=first) for place in group]
+        except AssetError:
+            return None  # the preflight refuses it
+        for place in places:
+            inside = place.relative_to(folders.own).parts
+            if inside and next(left) <= _MAX_COMPANIONS and _is_there([*parts[:-1], *inside], cfg):
+                return place
+        return None
+
+    if path.suffix.lower() == ".gltf":
+        for uri in _gltf_uris(path):
+            bring((uri,), encoded=True)
+    elif path.suffix.lower() == ".obj":
+        for names in dict.fromkeys(n for argument, _ in library_lines(path) for n in library_names(argument)):
+            library = bring(names)
+            for use in _maps(library) if library else ():
+                bring(use.names, first=use.folder)
     return path
+
+
+def _is_there(parts: list[str], cfg: ObjaverseConfig) -> bool:
+    """Fetch a file of a repository, and return whether it has it."""
+    try:
+        _github_file(parts, None, cfg)
+    except DownloadError as error:
+        if not error.absent:
+            raise
+        return False  # the preflight says which file is missing
+    return True
 
 
 def _plain(parts: list[str]) -> bool:
@@ -144,32 +172,6 @@ def _is_pointer(path: Path) -> bool:
         return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
-def _companions(path: Path, parts: list[str], cfg: ObjaverseConfig) -> Iterator[str]:
-    """Relative paths of the files that a .gltf or .obj names, in its own folder or below; materials before their
-    images. What leads elsewhere is left to the preflight, which refuses it."""
-    kind, found = path.suffix.lower(), list[str]()
-    if kind == ".gltf":
-        found = [_inside(uri, path, encoded=True) for uri in _gltf_uris(path)]
-    elif kind == ".obj":
-        found = [_inside(name, path, encoded=False) for name in _libraries(path)]
-    for name in list(dict.fromkeys(found))[:_MAX_COMPANIONS]:
-        if not name:
-            continue
-        yield name
-        if kind == ".obj":
-            yield from [image for image in _images(path.parent / name, path) if image][:_MAX_COMPANIONS]
-
-
-def _inside(name: str, path: Path, *, encoded: bool) -> str:
-    """A reference as a path below the file's folder; empty where it leads elsewhere."""
-    try:
-        target = confined(name, path.parent, path.name, encoded=encoded)
-    except AssetError:
-        return ""
-    relative = target.relative_to(path.parent.resolve()).as_posix()
-    return relative if _plain(relative.split("/")) else ""
-
-
 def _gltf_uris(path: Path) -> list[str]:
     try:
         tree = json.loads(read_limited(path, path.name, _MAX_TEXT_BYTES))
@@ -180,20 +182,10 @@ def _gltf_uris(path: Path) -> list[str]:
     return [uri for uri in uris if not is_data_uri(uri)]
 
 
-def _libraries(path: Path) -> list[str]:
-    names = []
-    with path.open("rb") as file:
-        while line := file.readline(1 << 16):
-            if line.lstrip()[:7] in (b"mtllib ", b"mtllib\t"):
-                names.append(line.split(None, 1)[1].decode("utf-8", "replace").strip() if line.split()[1:] else "")
-    return names
-
-
-def _images(library: Path, path: Path) -> list[str]:
+def _maps(library: Path) -> list[MapUse]:
+    """The maps that the materials of a library name."""
     try:
-        materials = read_mtl(library, path.parent, path.name, _MAX_TEXT_BYTES).values()
+        materials = read_mtl(library, library.name, _MAX_TEXT_BYTES, Notes()).values()
     except AssetError:
         return []
-    root = path.parent.resolve()
-    images = (m.image.relative_to(root).as_posix() for m in materials if m.image is not None)
-    return list(dict.fromkeys(images))
+    return list(dict.fromkeys(use for material in materials for use in (material.image, material.mask) if use))

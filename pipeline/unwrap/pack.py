@@ -8,6 +8,9 @@ from pipeline.unwrap.kernels.pack import pack_at, place_vertices, turn_charts
 FIRST_FILL = 0.72
 """Share of the map that the first attempt hopes to fill."""
 MAX_ATTEMPTS = 6
+SHRINK = 0.93
+"""Step by which a scale is lowered where no attempt fitted: first fit is not monotonous, so guesses can go on missing
+by a texel."""
 GAIN, MAX_GAINS, GAIN_CHARTS = 1.015, 16, 4000
 """Step by which a scale that fits is raised afterwards; how often that is tried, and how many charts that may place."""
 CLOSE_ENOUGH = 1.015
@@ -58,6 +61,11 @@ def pack(
         if fits > 0 and not fits * 1.003 < guess < too_large * 0.997:
             guess = np.sqrt(fits * too_large) if np.isfinite(too_large) else fits * 1.03
         scale = min(guess, largest)
+    while best is None and scale * float(sides.max()) > 1.0:
+        scale *= SHRINK
+        height, placed = attempt(sequences[0], scale, resolution)
+        if height <= resolution:
+            fits, best = scale, placed
     # first fit is not monotonous: other sequences and larger scales may do where one did not
     tries = [(sequence, gain) for gain in (GAIN, GAIN**2) for sequence in sequences]
     left = min(MAX_GAINS, GAIN_CHARTS // len(sides)) if best is not None else 0

@@ -2,7 +2,7 @@
 quality."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xatlas
@@ -55,6 +55,9 @@ class UnwrapConfig:
     max_xatlas_faces: int = 0
     """Triangles up to which xatlas makes the new layout instead of our own charts (ours: none, as our
     seams are shorter on most meshes; xatlas takes 26 s for 100k faces of one piece, more than 70 s for 200k)."""
+    max_rescue_faces: int = 50_000
+    """Triangles up to which xatlas is tried where our own charts fail or are poor (ours: what it lays out in a third of
+    the time limit)."""
     timeout_s: float = 60.0
     """Wall clock for a new layout, seconds (ours: fifteen times what 200k faces take)."""
     memory_gb: float = 2.0
@@ -95,7 +98,10 @@ def unwrap(
             f"authored layout unusable ({problem}) and {len(mesh.faces):,} faces to unwrap, at most {cfg.max_faces:,}"
         )
         return Rejected(reason=Reason.UNWRAP_BUDGET, detail=detail)
-    makers = (XATLAS, GROWN) if len(mesh.faces) <= cfg.max_xatlas_faces else (GROWN,)
+    if len(mesh.faces) <= cfg.max_xatlas_faces:
+        makers: tuple[str, ...] = (XATLAS, GROWN)
+    else:
+        makers = (GROWN, XATLAS) if len(mesh.faces) <= cfg.max_rescue_faces else (GROWN,)
     return new_layout(mesh, makers, cfg, resolution)
 
 
@@ -116,22 +122,28 @@ def authored_problem(measurements: Measurements, cfg: UnwrapConfig) -> str | Non
 
 
 def new_layout(mesh: TexturedMesh, makers: Sequence[str], cfg: UnwrapConfig, resolution: int) -> UvMesh | Rejected:
-    """The first layout that one of the makers (`grown`, `xatlas`) comes to an end with, if it is worth baking; authored
-    coordinates do not count."""
+    """The first layout worth baking that one of the makers (`grown`, `xatlas`) comes to; authored coordinates do not
+    count. No other is tried after one that took too long."""
     points, welded = weld(mesh.vertices, mesh.faces)
     box = _rescaled(points)
     areas = np.linalg.norm(face_vectors(box, welded), axis=1) / 2
     solid = areas > DEGENERATE_AREA
     if not solid.any():
         return Rejected(reason=Reason.UNWRAP_FAILED, detail=f"none of {len(welded):,} faces has any area")
-    problem = Rejected(reason=Reason.UNWRAP_FAILED, detail="no maker of layouts was named")
+    problems: list[Rejected] = []
     for maker in makers:
         found = _try_layout(maker, box, welded[solid], cfg, resolution)
         if not isinstance(found, Rejected):
             uv_mesh = _split(mesh, solid, found["uv"], found["faces"].astype(np.int64), maker)
-            return _poor(uv_mesh, int(found["charts"]), cfg) or uv_mesh
-        problem = found
-    return problem
+            poor = _poor(uv_mesh, int(found["charts"]), cfg)
+            if poor is None:
+                return uv_mesh
+            found = poor
+        problems.append(found)
+        if found.reason is Reason.UNWRAP_BUDGET:
+            break
+    details = "; ".join(f"{maker}: {problem.detail}" for maker, problem in zip(makers, problems, strict=False))
+    return replace(problems[0], detail=details)
 
 
 def _try_layout(
@@ -166,7 +178,7 @@ def _poor(uv_mesh: UvMesh, charts: int, cfg: UnwrapConfig) -> Rejected | None:
         detail = f"{fill:.1%} of the map are used, at least {cfg.min_fill:.1%}"
     elif stretch is None or stretch > cfg.max_stretch:
         detail = f"stretch {stretch or 0:.2f}, at most {cfg.max_stretch:g}"
-    return None if detail is None else Rejected(reason=Reason.UNWRAP_POOR, detail=f"the best layout is poor: {detail}")
+    return None if detail is None else Rejected(reason=Reason.UNWRAP_POOR, detail=f"the layout is poor: {detail}")
 
 
 def layout_fault(found: dict[str, np.ndarray], faces: Int64[np.ndarray, "f 3"]) -> str | None:

@@ -35,6 +35,7 @@ def outcome(uid: str, notes: tuple[Note, ...]) -> Outcome:
 
 @pytest.fixture
 def part(tmp_path) -> LedgerPart:
+    (tmp_path / "ledger").mkdir()
     part = LedgerPart(job=0, outcomes=(outcome("a", NOTES), outcome("b", ()), outcome("c", NOTES[:1])), shards=())
     write_ledger_part(tmp_path, part)
     return part

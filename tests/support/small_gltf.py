@@ -135,7 +135,7 @@ def primitive(builder: Builder) -> dict[str, Any]:
 def preflight(path: Path, cfg: PreflightConfig) -> AssetFacts | Rejected:
     """The facts of a file that the loader may be given, or why it may not."""
     try:
-        return open_checked(path, cfg, Notes())[0]
+        return open_checked(path, cfg, path.parent, Notes())[0]
     except AssetError as fault:
         return fault.rejected
 

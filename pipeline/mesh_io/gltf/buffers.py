@@ -7,7 +7,7 @@ import meshopt
 
 from pipeline.mesh_io.gltf.json_fields import Json
 from pipeline.mesh_io.problems import AssetError, Notes
-from pipeline.mesh_io.references import confined, decode_data_uri, is_data_uri, read_limited
+from pipeline.mesh_io.references import Folders, decode_data_uri, is_data_uri, read_limited
 from schemas.ledger import NoteKind, Reason
 
 MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
@@ -22,30 +22,31 @@ class BufferView:
     stride: int | None
 
 
-def reference(entry: Json, directory: Path | None) -> Path | None:
-    """The other file that an entry with a `uri` names; `directory` is None where none is allowed (.glb)."""
+def reference(entry: Json, folders: Folders | None) -> Path | None:
+    """The other file that an entry with a `uri` names; `folders` is None where none is allowed."""
     uri = entry.text("uri")
     if uri is None or is_data_uri(uri):
         return None
-    if directory is None:
-        raise AssetError(Reason.UNSAFE_URI, f"{entry.at('uri')}: a .glb may not refer to another file ({uri[:80]!r})")
-    return confined(uri, directory, entry.at("uri"))
+    if folders is None:
+        detail = f"{entry.at('uri')}: a .glb of this source may not refer to another file ({uri[:80]!r})"
+        raise AssetError(Reason.UNSAFE_URI, detail)
+    return folders.find((uri,), entry.at("uri"), encoded=True)
 
 
 def read_buffers(
-    entries: list[Json], binary: memoryview | None, directory: Path | None, max_bytes: int
+    entries: list[Json], binary: memoryview | None, folders: Folders | None, max_bytes: int
 ) -> list[memoryview | None]:
     """Buffers, at most `max_bytes` together; None for one that only stands in for compressed views."""
     buffers: list[memoryview | None] = []
     for number, entry in enumerate(entries):
         left = max_bytes - sum(len(buffer) for buffer in buffers if buffer is not None)
-        buffers.append(_buffer(entry, binary if number == 0 else None, directory, left))
+        buffers.append(_buffer(entry, binary if number == 0 else None, folders, left))
     return buffers
 
 
-def _buffer(entry: Json, binary: memoryview | None, directory: Path | None, max_bytes: int) -> memoryview | None:
+def _buffer(entry: Json, binary: memoryview | None, folders: Folders | None, max_bytes: int) -> memoryview | None:
     length = entry.integer("byteLength", low=1)
-    path = reference(entry, directory)
+    path = reference(entry, folders)
     for name in MESHOPT:
         stated = entry.extension(name)
         if stated is not None and stated.flag("fallback"):

@@ -8,7 +8,7 @@ from pipeline.mesh_io.gltf.accessors import Accessor, parse_accessor
 from pipeline.mesh_io.gltf.buffers import BufferView, ViewReader, read_buffers, reference
 from pipeline.mesh_io.gltf.json_fields import Json, Parsed
 from pipeline.mesh_io.problems import AssetError, Notes
-from pipeline.mesh_io.references import decode_data_uri, is_data_uri, read_limited
+from pipeline.mesh_io.references import Folders, decode_data_uri, is_data_uri, read_limited
 from schemas.ledger import Reason
 
 DRACO, BASISU, WEBP = "KHR_draco_mesh_compression", "KHR_texture_basisu", "EXT_texture_webp"
@@ -18,6 +18,11 @@ DRACO, BASISU, WEBP = "KHR_draco_mesh_compression", "KHR_texture_basisu", "EXT_t
 class Image:
     where: str
     source: bytes | memoryview | Path | None
+
+    @property
+    def suffix(self) -> str:
+        """Return the suffix of the image's own file, if it is one."""
+        return self.source.suffix if isinstance(self.source, Path) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ class Container:
     samplers: list[Json]
     nodes: list[Json]
     notes: Notes
+    max_bytes: int
+    """Of a file, or of what stands in its place."""
 
 
 def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
@@ -66,34 +73,35 @@ def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
 
 
 def read_container(
-    tree: Json, binary: memoryview | None, directory: Path | None, max_bytes: int, notes: Notes
+    tree: Json, binary: memoryview | None, folders: Folders | None, max_bytes: int, notes: Notes
 ) -> Container:
     """Buffers, buffer views, accessors and images of a glTF tree.
 
-    `directory`: where external files may lie; None when they are not allowed (.glb). `max_bytes`: of all buffers
+    `folders`: where external files may lie; None when they are not allowed. `max_bytes`: of all buffers
     together, and of all that compressed views decode to.
     """
     images = tree.objects("images")
     for image in images:  # first of all: a hostile reference rejects a file whether or not it would be followed
-        reference(image, directory)
-    buffers = read_buffers(tree.objects("buffers"), binary, directory, max_bytes)
+        reference(image, folders)
+    buffers = read_buffers(tree.objects("buffers"), binary, folders, max_bytes)
     views = Parsed(tree.objects("bufferViews"), ViewReader(buffers, max_bytes, notes))
     return Container(
         tree=tree,
         views=views,
         accessors=Parsed(tree.objects("accessors"), lambda entry: parse_accessor(entry, views)),
-        images=Parsed(images, lambda entry: _image(entry, views, directory, max_bytes)),
+        images=Parsed(images, lambda entry: _image(entry, views, folders, max_bytes)),
         textures=tree.objects("textures"),
         samplers=tree.objects("samplers"),
         nodes=tree.objects("nodes"),
         notes=notes,
+        max_bytes=max_bytes,
     )
 
 
-def _image(entry: Json, views: Parsed[BufferView], directory: Path | None, max_bytes: int) -> Image:
+def _image(entry: Json, views: Parsed[BufferView], folders: Folders | None, max_bytes: int) -> Image:
     uri = entry.text("uri")
     if uri is not None:
-        source = decode_data_uri(uri, entry.at("uri"), max_bytes) if is_data_uri(uri) else reference(entry, directory)
+        source = decode_data_uri(uri, entry.at("uri"), max_bytes) if is_data_uri(uri) else reference(entry, folders)
         return Image(entry.at("uri"), source)
     number = entry.index("bufferView", len(views), "bufferViews")
     return Image(entry.where, None if number is None else views[number].data)

@@ -8,10 +8,11 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float64
 
-from pipeline.mesh_io.gltf.container import BASISU, WEBP, Container
+from pipeline.mesh_io.gltf.container import BASISU, WEBP, Container, image_bytes
 from pipeline.mesh_io.gltf.json_fields import Json
+from pipeline.mesh_io.image_header import image_size
 from pipeline.mesh_io.problems import AssetError
-from schemas.ledger import Reason
+from schemas.ledger import NoteKind, Reason
 from schemas.mesh import AlphaMode, Wrap
 
 _WRAP = {10497: Wrap.REPEAT, 33648: Wrap.MIRROR, 33071: Wrap.CLAMP}
@@ -26,6 +27,8 @@ class TextureUse:
     """A texture as a material uses it."""
 
     image: int
+    substitute: int | None
+    """The image that the file gives readers which cannot decode `image`."""
     wrap_u: Wrap
     wrap_v: Wrap
     nearest: bool
@@ -162,8 +165,10 @@ def _texture_use(use: Json, container: Container) -> TextureUse:
     chosen = texture.index("sampler", len(container.samplers), "samplers")
     sampler = container.samplers[chosen] if chosen is not None else Json({}, "samplers")
     shift = use.extension("KHR_texture_transform") or Json({}, use.where)
+    image, *others = _texture_images(texture, container)
     return TextureUse(
-        image=_texture_image(texture, len(container.images)),
+        image=image,
+        substitute=others[0] if others else None,
         wrap_u=_wrap(sampler, "wrapS"),
         wrap_v=_wrap(sampler, "wrapT"),
         nearest=sampler.integer("magFilter", 9729) == _NEAREST,
@@ -179,13 +184,21 @@ def _wrap(sampler: Json, key: str) -> Wrap:
     return _WRAP[code]
 
 
-def _texture_image(texture: Json, num_images: int) -> int:
-    """The image of a texture; one in a compressed format is preferred to its substitute, as in viewers."""
-    for source in (texture.extension(BASISU), texture.extension(WEBP), texture):
-        image = source.index("source", num_images, "images") if source else None
-        if image is not None:
-            return image
-    raise AssetError(Reason.BAD_IMAGE, f"{texture.where} has no image")
+def _texture_images(texture: Json, container: Container) -> list[int]:
+    """The images of a texture; one in a compressed format is preferred to its substitute, as in viewers, unless it is
+    none that can be read."""
+    sources = [texture.extension(BASISU), texture.extension(WEBP), texture]
+    found = [source.index("source", len(container.images), "images") for source in sources if source]
+    images = [image for image in found if image is not None]
+    if not images:
+        raise AssetError(Reason.BAD_IMAGE, f"{texture.where} has no image")
+    while len(images) > 1:
+        with container.notes.in_place_of_an_error(NoteKind.IMAGE_REPLACED):
+            image = container.images[images[0]]
+            image_size(image_bytes(image, container.max_bytes), image.where, image.suffix)
+            break
+        images.pop(0)
+    return images
 
 
 def _transform(shift: Json) -> Float64[np.ndarray, "2 3"]:

@@ -30,16 +30,12 @@ def relax(corners: np.ndarray, rest: np.ndarray, weights: np.ndarray, uv: np.nda
         uv[corners[0, 1], 0], uv[corners[0, 1], 1] = rest[0, 0], 0.0
         uv[corners[0, 2], 0], uv[corners[0, 2], 1] = rest[0, 1], rest[0, 2]
         return
-    diagonal = np.zeros(len(uv))
-    for f in range(len(corners)):
-        for k in range(3):
-            diagonal[corners[f, k]] += weights[f, k]
-            diagonal[corners[f, (k + 1) % 3]] += weights[f, k]
+    first, others, strengths = neighbours(corners, weights, len(uv))
     wanted = np.empty_like(uv)
     scratch = np.empty((4, len(uv), 2))
     for _ in range(turns):
         turn_faces(corners, rest, weights, uv, wanted)
-        moved = solve(corners, weights, diagonal, uv, wanted, scratch, steps)
+        moved = solve(first, others, strengths, uv, wanted, scratch, steps)
         if moved < 1e-4:
             break
 
@@ -71,45 +67,85 @@ def turn_faces(corners: np.ndarray, rest: np.ndarray, weights: np.ndarray, uv: n
 
 
 @njit(nogil=True, cache=True)
-def apply_laplacian(corners: np.ndarray, weights: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
-    out[:] = 0.0
+def neighbours(corners: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edges of a chart by vertex, those of two faces once: where the entries of each vertex begin [n + 1], and for each
+    entry the other end and the weight, 0 where one is not used."""
+    first = np.zeros(count + 1, np.int64)
+    for f in range(len(corners)):
+        for k in range(3):
+            first[corners[f, k] + 1] += 2
+    for v in range(count):
+        first[v + 1] += first[v]
+    others, strengths = np.zeros(first[count], np.int32), np.zeros(first[count])
+    ends = first[:count].copy()
     for f in range(len(corners)):
         for k in range(3):
             i, j = corners[f, k], corners[f, (k + 1) % 3]
-            x = weights[f, k] * (values[j, 0] - values[i, 0])
-            y = weights[f, k] * (values[j, 1] - values[i, 1])
-            out[i, 0] -= x
-            out[i, 1] -= y
-            out[j, 0] += x
-            out[j, 1] += y
+            add_edge(i, j, weights[f, k], first, ends, others, strengths)
+            add_edge(j, i, weights[f, k], first, ends, others, strengths)
+    used = 0
+    for v in range(count):
+        begin, end = first[v], ends[v]
+        first[v] = used
+        for entry in range(begin, end):
+            others[used], strengths[used] = others[entry], strengths[entry]
+            used += 1
+    first[count] = used
+    return first, others[:used], strengths[:used]
+
+
+@njit(nogil=True, cache=True)
+def add_edge(
+    i: int, j: int, weight: float, first: np.ndarray, ends: np.ndarray, others: np.ndarray, strengths: np.ndarray
+) -> None:
+    """Add the weight of an edge to the entry of vertex i for j, which is made where there is none."""
+    for entry in range(first[i], ends[i]):
+        if others[entry] == j:
+            strengths[entry] += weight
+            return
+    others[ends[i]], strengths[ends[i]] = j, weight
+    ends[i] += 1
+
+
+@njit(nogil=True, cache=True)
+def apply_laplacian(
+    first: np.ndarray, others: np.ndarray, strengths: np.ndarray, values: np.ndarray, out: np.ndarray
+) -> float:
+    """Weighted sum of each vertex's differences to its neighbours -> out [n, 2]; returns its product with the values
+    [n, 2]."""
+    product = 0.0
+    for v in range(len(values)):
+        own_x, own_y, x, y = values[v, 0], values[v, 1], 0.0, 0.0
+        for entry in range(first[v], first[v + 1]):
+            other, strength = others[entry], strengths[entry]
+            x += strength * (own_x - values[other, 0])
+            y += strength * (own_y - values[other, 1])
+        out[v, 0], out[v, 1] = x, y
+        product += own_x * x + own_y * y
+    return product
 
 
 @njit(nogil=True, cache=True)
 def solve(
-    corners: np.ndarray, weights: np.ndarray, diagonal: np.ndarray, uv: np.ndarray, wanted: np.ndarray,
+    first: np.ndarray, others: np.ndarray, strengths: np.ndarray, uv: np.ndarray, wanted: np.ndarray,
     scratch: np.ndarray, steps: int,
 ) -> float:  # fmt: skip
     """Global step: conjugate gradients on L uv = wanted, both axes together; the system leaves a shift open, and so
     does the solution. Returns the first residual's energy over the solution's."""
-    residual, direction, image, scaled = scratch[0], scratch[1], scratch[2], scratch[3]
-    apply_laplacian(corners, weights, uv, image)
-    energy, size = 0.0, 0.0
+    residual, direction, image, inverse = scratch[0], scratch[1], scratch[2], scratch[3, :, 0]
+    size = apply_laplacian(first, others, strengths, uv, image)
+    energy = 0.0
     for v in range(len(uv)):
+        inverse[v] = 1.0 / strengths[first[v] : first[v + 1]].sum()
         for k in range(2):
             residual[v, k] = wanted[v, k] - image[v, k]
-            scaled[v, k] = residual[v, k] / diagonal[v]
-            direction[v, k] = scaled[v, k]
-            energy += residual[v, k] * scaled[v, k]
-            size += uv[v, k] * image[v, k]
-    first = energy
+            direction[v, k] = residual[v, k] * inverse[v]
+            energy += residual[v, k] * direction[v, k]
+    start = energy
     for _ in range(steps):
-        if not energy > SOLVED * SOLVED * first or not energy > 1e-24:
+        if not energy > SOLVED * SOLVED * start or not energy > 1e-24:
             break
-        apply_laplacian(corners, weights, direction, image)
-        curvature = 0.0
-        for v in range(len(uv)):
-            for k in range(2):
-                curvature += direction[v, k] * image[v, k]
+        curvature = apply_laplacian(first, others, strengths, direction, image)
         if not curvature > 0.0:
             break
         length = energy / curvature
@@ -118,9 +154,9 @@ def solve(
             for k in range(2):
                 uv[v, k] += length * direction[v, k]
                 residual[v, k] -= length * image[v, k]
-                scaled[v, k] = residual[v, k] / diagonal[v]
-                energy += residual[v, k] * scaled[v, k]
+                energy += residual[v, k] * residual[v, k] * inverse[v]
+        ratio = energy / before
         for v in range(len(uv)):
             for k in range(2):
-                direction[v, k] = scaled[v, k] + energy / before * direction[v, k]
-    return np.sqrt(first / size) if size > 0.0 else 0.0
+                direction[v, k] = residual[v, k] * inverse[v] + ratio * direction[v, k]
+    return np.sqrt(start / size) if size > 0.0 else 0.0

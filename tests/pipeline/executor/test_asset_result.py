@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.executor.asset_result import MAX_OUTCOME_BYTES, read_asset_result, write_asset_result
+from pipeline.filter.signature import NUMBERS
 from schemas.codec import LIT, OPACITY, VIEW_FIELDS
 from schemas.ledger import Measurements, Note, NoteKind, Outcome, Reason, Rejected, Status
 from schemas.sample import Regime
@@ -18,7 +19,7 @@ LEFT = dict(
     rejected=Rejected(reason=Reason.NO_MESH, detail="none"),
     notes=(Note(kind=NoteKind.FACES_LEFT_OUT, count=2, detail="line 81: a face with 2 corners"),),
     measurements=Measurements(
-        faces=12, color_std=0.25, size_x=1e30, layout="grown", layout_fault="no_mesh", signature="0a" * 72
+        faces=12, color_std=0.25, size_x=1e30, layout="grown", layout_fault="no_mesh", signature="0a" * (2 * NUMBERS)
     ),
     stage_seconds=1.5,
 )
@@ -106,7 +107,7 @@ HOSTILE = {
     "a measurement is no number": measured(color_std=float("nan")),
     "a measurement is too large": measured(faces=1 << 64),
     "a measurement is unknown": measured(evil=1),
-    "a signature is no hex": measured(signature="x" * 144),
+    "a signature is no hex": measured(signature="x" * (4 * NUMBERS)),
     "a signature is short": measured(signature="ab"),
     "a layout of nobody": measured(layout="\ud800"),
     "a fault of nothing": measured(layout_fault="because"),

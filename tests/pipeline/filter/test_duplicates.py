@@ -1,6 +1,5 @@
 """Duplicates: the same bytes under another name, the same object exported again; nothing else."""
 
-import io
 import json
 import struct
 from collections import Counter
@@ -11,16 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geometry.mesh import face_vectors
 from pipeline.config import BuildConfig
 from pipeline.dataset.plan import plan_jobs, read_plan
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
 from pipeline.executor.job import process_job
 from pipeline.filter.duplicates import DuplicatesConfig, duplicates, known_ahead, row_of, unsettled
-from pipeline.filter.signature import is_signature, numbers_of, signature
-from pipeline.filter.surface_samples import sample_surface
-from pipeline.mesh_io.load import load_asset
+from pipeline.filter.signature import GENERAL, NUMBERS
+from pipeline.mesh_io.load import load_asset, load_mesh
 from pipeline.mesh_io.preflight import PreflightConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
@@ -28,72 +25,16 @@ from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
 from schemas.dataset import LedgerPart, read_ledger, read_parquet, shard_path
 from schemas.ledger import Measurements, Outcome, Reason, Status
-from schemas.mesh import MeshRef, TexturedMesh
+from schemas.mesh import MeshRef, TexturedMesh, Wrap
 from schemas.plan import ShardJob
 from schemas.sample import Regime
 from schemas.shards import read_shard
 from schemas.storage import file_sha256
+from tests.support.re_exports import as_jpeg, distance, half_size, moved, numbers, printed, quartered, reordered
 
 CFG = BuildConfig(
     assets_per_job=3, views=RenderConfig(resolution=48), uv=BakeConfig(resolution=64), preflight=PreflightConfig()
 )
-
-
-def rotation_y(angle: float) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
-
-
-def reordered(mesh: TexturedMesh, seed: int) -> TexturedMesh:
-    """The same surface from an exporter that lists faces and vertices in another order."""
-    rng = np.random.default_rng(seed)
-    faces, vertices = rng.permutation(len(mesh.faces)), rng.permutation(len(mesh.vertices))
-    return replace(
-        mesh,
-        vertices=mesh.vertices[vertices],
-        normals=mesh.normals[vertices],
-        uv=mesh.uv[vertices],
-        colors=mesh.colors[vertices],
-        faces=np.roll(np.argsort(vertices)[mesh.faces[faces]], 1, axis=1).astype(np.int32),
-        face_material=mesh.face_material[faces],
-        face_has_uv=mesh.face_has_uv[faces],
-    )
-
-
-def moved(mesh: TexturedMesh, seed: int) -> TexturedMesh:
-    """Turned about its vertical axis, scaled and put elsewhere, as a root node does."""
-    rng = np.random.default_rng(seed)
-    turned = mesh.vertices.astype(np.float64) @ rotation_y(rng.uniform(0, 6)).T
-    return replace(mesh, vertices=(turned * rng.uniform(0.1, 9) + rng.normal(size=3)).astype(np.float32))
-
-
-def as_jpeg(mesh: TexturedMesh, quality: int) -> TexturedMesh:
-    textures = []
-    for texture in mesh.textures:
-        stream = io.BytesIO()
-        Image.fromarray(texture.image[..., :3]).save(stream, "JPEG", quality=quality)
-        image = np.dstack([np.array(Image.open(stream)), texture.image[..., 3]])
-        textures.append(replace(texture, image=image))
-    return replace(mesh, textures=tuple(textures))
-
-
-def half_size(mesh: TexturedMesh) -> TexturedMesh:
-    def half(image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        return np.array(Image.fromarray(image).resize((max(1, width // 2), max(1, height // 2)), Image.Resampling.BOX))
-
-    return replace(mesh, textures=tuple(replace(t, image=half(t.image)) for t in mesh.textures))
-
-
-def numbers(mesh: TexturedMesh) -> np.ndarray:
-    areas = np.linalg.norm(face_vectors(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)), axis=1) / 2
-    text = signature(mesh, sample_surface(mesh, areas), float(areas.sum()))
-    assert text is not None and is_signature(text)
-    return numbers_of(bytes.fromhex(text))
-
-
-def distance(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).max())
 
 
 def opened(refs: list[MeshRef]) -> dict[str, TexturedMesh]:
@@ -132,6 +73,49 @@ def test_made_up_assets_are_told_apart_and_their_re_exports_found(tmp_path):
     assert_told_apart(opened(list(procedural(12, tmp_path))), set())
 
 
+def test_one_mesh_with_two_textures_is_two_assets(tmp_path):
+    """50 pairs: a texture against its quarters in another order, and two words printed on it; even where the amounts of
+    colour are the same at every distance from the centre."""
+    limit, pairs, alike = DuplicatesConfig().max_distance, [], 0
+    for mesh in opened(list(procedural(25, tmp_path, clean=True))).values():
+        pairs += [(mesh, quartered(mesh)), (printed(mesh, "MILKY"), printed(mesh, "SALT!"))]
+    for one, other in pairs:
+        assert distance(numbers(one), numbers(other)) > limit
+        alike += float(np.abs(numbers(one) - numbers(other))[:GENERAL].max()) <= limit
+    assert len(pairs) == 50 and alike > 20
+
+
+@pytest.mark.parametrize(
+    "pair", [("quad_rgby", "quad_permuted"), ("box_MILK", "box_SALT"), ("crate_brown", "crate_brown_b")]
+)
+def test_boxes_with_other_pictures_are_other_assets(pair):
+    folder = Path(__file__).parents[2] / "data/duplicates"
+    first, second = (load_mesh(folder / f"{name}.glb") for name in pair)
+    assert isinstance(first, TexturedMesh) and isinstance(second, TexturedMesh)
+    assert distance(numbers(first), numbers(second)) > 1.5 * DuplicatesConfig().max_distance
+    again = as_jpeg(moved(reordered(second, 1), 1), 80)
+    assert distance(numbers(second), numbers(again)) < DuplicatesConfig().max_distance / 2
+
+
+def test_a_new_texture_layout_is_the_same_asset(tmp_path):
+    """Another exporter's atlas, here the old one mirrored and moved: the place in the texture changes, the object does
+    not."""
+    for mesh in opened(list(procedural(6, tmp_path, clean=True))).values():
+        images = [
+            replace(
+                t,
+                image=np.ascontiguousarray(np.roll(t.image[:, ::-1], 32, axis=0)),
+                wrap_u=Wrap.REPEAT,
+                wrap_v=Wrap.REPEAT,
+            )
+            for t in mesh.textures
+        ]
+        shift = 32 / mesh.textures[0].image.shape[0]
+        uv = np.stack([1 - mesh.uv[:, 0], mesh.uv[:, 1] - shift], axis=1).astype(np.float32)
+        laid_out = replace(mesh, uv=uv, textures=tuple(images))
+        assert distance(numbers(mesh), numbers(laid_out)) <= DuplicatesConfig().max_distance
+
+
 def test_another_colour_and_another_proportion_are_other_assets(tmp_path):
     mesh = next(mesh for mesh in opened(list(procedural(4, tmp_path, clean=True))).values() if mesh.textures)
     limit = DuplicatesConfig().max_distance
@@ -159,8 +143,8 @@ def outcome(
     )
 
 
-def text(*values: int) -> str:
-    return np.array(values, ">u2").tobytes().hex()
+def text(first: int) -> str:
+    return np.array([first] + [0] * (NUMBERS - 1), ">u2").tobytes().hex()
 
 
 def judged(*rows: Outcome, **config) -> dict[str, str]:
@@ -195,10 +179,24 @@ def test_the_copy_of_a_re_export_names_both():
     assert judged(*rows)["c"] == "same bytes as b, which looks like a"
 
 
-def test_files_that_refer_to_others_are_not_compared_by_hash(tmp_path):
-    refs = [MeshRef(uid=name, uri=f"/{name}.obj", sha256="1" * 64) for name in "ab"]
-    jobs = plan_jobs(refs, 2)
-    assert known_ahead(jobs, jobs, DuplicatesConfig())[0].duplicates == {}
+def test_files_whose_others_are_not_hashed_are_not_compared_by_hash(tmp_path):
+    for name in ("/{}.fbx", "objaverse-xl://github/{}.obj"):
+        refs = [MeshRef(uid=uid, uri=name.format(uid), sha256="1" * 64) for uid in "ab"]
+        jobs = plan_jobs(refs, 2)
+        assert known_ahead(jobs, jobs, DuplicatesConfig())[0].duplicates == {}
+
+
+def test_copies_with_their_side_files_are_known_ahead(tmp_path):
+    """Of three copies of an OBJ, the one with another texture is no copy."""
+    for index, color in enumerate(("red", "red", "blue")):
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / "a.obj").write_text("mtllib a.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+        (tmp_path / str(index) / "a.mtl").write_text("newmtl a\nmap_Kd a.png\n")
+        Image.new("RGB", (4, 4), color).save(tmp_path / str(index) / "a.png")
+    refs = list(folder(tmp_path))
+    jobs = plan_jobs(refs, 3)
+    (job,) = known_ahead(jobs, jobs, DuplicatesConfig())
+    assert {uid: found.detail for uid, found in job.duplicates.items()} == {refs[1].uid: f"same bytes as {refs[0].uid}"}
 
 
 def test_a_settled_ledger_is_left_alone_and_a_lost_original_brings_its_copy_back():

@@ -255,6 +255,7 @@ LAYOUTS = [
             dict.fromkeys(["overlapping", "grown"], (ChangeKind.LAYOUT, "unwrap.max_xatlas_faces"))
             | dict.fromkeys(["poor", "slow"], (ChangeKind.TEXTURED, "unwrap.max_xatlas_faces")),
         ),
+        ({"max_rescue_faces": 20_000}, {}),
         ({"max_stretch": 1.1}, dict.fromkeys(["overlapping", "grown"], (ChangeKind.MV_ONLY, "unwrap.max_stretch"))),
         ({"max_charts": 89}, dict.fromkeys(["overlapping", "grown"], (ChangeKind.MV_ONLY, "unwrap.max_charts"))),
         ({"min_fill": 0.7}, dict.fromkeys(["overlapping", "grown"], (ChangeKind.MV_ONLY, "unwrap.min_fill"))),
@@ -264,6 +265,17 @@ LAYOUTS = [
 def test_other_limits_on_layouts(limit: dict, expected: dict[str, tuple[ChangeKind, str]]) -> None:
     found = list(changes(LAYOUTS, thresholds(unwrap=replace(UNWRAP, **limit))))
     assert {change.uid: (change.kind, change.rule) for change in found} == expected
+
+
+def test_other_budgets_of_xatlas() -> None:
+    rows = [*LAYOUTS, layout_row("rescued", **NEW | {"layout": "xatlas"}, faces=40_000)]
+    small, large = replace(UNWRAP, max_rescue_faces=800), replace(UNWRAP, max_rescue_faces=50_000)
+    gained = changes(rows, Thresholds(filter=CFG, unwrap=large, built=small))
+    assert [(change.uid, change.kind, change.rule) for change in gained] == [
+        ("poor", ChangeKind.TEXTURED, "unwrap.max_rescue_faces")
+    ]
+    lost = changes(rows, Thresholds(filter=CFG, unwrap=small, built=large))
+    assert [(change.uid, change.kind) for change in lost] == [("rescued", ChangeKind.MV_ONLY)]
 
 
 def test_what_would_go_goes_whatever_its_layout() -> None:

@@ -264,7 +264,7 @@ def test_gpu_instances(tmp_path: Path) -> None:
     first = CORNERS + np.array([5, 100, 0])
     second = CORNERS * [2, 1, 1] @ quarter.T + [0, 100, 7]
     np.testing.assert_allclose(
-        mesh.vertices[mesh.faces], np.stack([first, second])[:, BOX_FACES].reshape(24, 3, 3), atol=1e-5
+        mesh.vertices[mesh.faces] + mesh.offset, np.stack([first, second])[:, BOX_FACES].reshape(24, 3, 3), atol=1e-5
     )
 
 

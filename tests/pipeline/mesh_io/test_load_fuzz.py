@@ -6,9 +6,11 @@ from pathlib import Path
 
 import meshopt
 import numpy as np
+from PIL import Image
 
 from pipeline.mesh_io.load import load_asset, load_mesh
 from pipeline.mesh_io.preflight import PreflightConfig
+from pipeline.mesh_io.side_files import asset_sha256
 from schemas.ledger import Rejected
 from schemas.mesh import TexturedMesh
 from tests.support.small_gltf import BOX_FACES, CORNERS, Builder, box, preflight, primitive
@@ -117,6 +119,58 @@ def test_mutations_end_in_a_mesh_or_a_reason(tmp_path: Path) -> None:
         outcomes[name] = outcomes.get(name, 0) + 1
     assert slowest < 2.0
     assert outcomes["mesh"] > 100 and len(outcomes) >= 8, outcomes  # the mutations do reach the inside
+
+
+WORDS = (
+    b"usemtl a", b"usemtl A", b"mtllib a.mtl b.mtl", b"mtllib ..\\x.mtl", b"f 1 2", b"f 0 1 2", b"f 1 2 4 3 7",
+    b"f 1/0/0 2 3",
+    b"v nan 0 0", b"v 1 2 3 200 9 9", b"vt 1", b"\xef\xbb\xbf", b"\r", b"\\\n", b"v 500000.125 0 4e6",
+    b"vn 1.#IND 0 0", b"#",
+)  # fmt: skip
+"""What is put in the midst of an OBJ."""
+MTL_WORDS = (
+    b"newmtl b", b"map_Kd -s 2 2 1 t.tga", b"map_d -o .5 T.TIF", b"map_Kd C:\\x\\t.bmp", b"map_Kd \"t.gif\" # x",
+    b"map_d t.dds",
+    b"Kd 0.5", b"Kd 200 0 0", b"Tr 1", b"d -halo 0.5 # x", b"map_Kd ../t.png",
+    b"map_Kd -clamp on -t 1 t.png", b"\xef\xbb\xbf",
+    b"map_Kd -o nan t.png", b"map_d -imfchan r t.tga", b"h\xf6lz",
+)  # fmt: skip
+
+
+def with_words(data: bytes, words: tuple[bytes, ...], rng: np.random.Generator) -> bytes:
+    """A text with some lines of others put in, then some bytes changed in every other one."""
+    lines = data.split(b"\n")
+    for _ in range(int(rng.integers(0, 4))):
+        lines.insert(int(rng.integers(0, len(lines) + 1)), words[int(rng.integers(0, len(words)))])
+    return mutated(b"\n".join(lines), rng) if rng.random() < 0.5 else b"\n".join(lines)
+
+
+def test_mutated_objs_with_materials_and_images_end_in_a_mesh_or_a_reason(tmp_path: Path) -> None:
+    rng = np.random.default_rng(20250614)
+    pixels = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+    images = {}
+    for suffix in ("png", "tga", "bmp", "tif", "gif", "dds"):
+        pixels.save(tmp_path / f"t.{suffix}")
+        images[tmp_path / f"t.{suffix}"] = (tmp_path / f"t.{suffix}").read_bytes()
+    text = "mtllib a.mtl\n" + "".join(f"v {x} {y} {z}\n" for x, y, z in CORNERS) + "vt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
+    text += "usemtl a\nf 1/1 2/2 4/3 3/4\nf 5/1 7/2 8/3 6/4\nf 1/1 5/2 6/3 2/4\nusemtl c\nf 3/1 4/2 8/3 7/4\n"
+    (tmp_path / "b.mtl").write_text("newmtl c\nKd 1 0 0\n")
+    path, outcomes = tmp_path / "asset.obj", dict[str, int]()
+    for _ in range(400):
+        path.write_bytes(with_words(text.encode(), WORDS, rng))
+        (tmp_path / "a.mtl").write_bytes(with_words(b"newmtl a\nmap_Kd t.png\nmap_d t.tga\n", MTL_WORDS, rng))
+        image = list(images)[int(rng.integers(0, len(images)))]
+        image.write_bytes(mutated(images[image], rng))
+        assert asset_sha256(path, tmp_path) == asset_sha256(path, tmp_path)
+        start = time.process_time()
+        found = load_mesh(path, shading=True)
+        assert time.process_time() - start < 2.0
+        image.write_bytes(images[image])
+        if isinstance(found, TexturedMesh):
+            assert np.isfinite(found.vertices).all() and found.faces.max() < len(found.vertices)
+        name = found.reason.value if isinstance(found, Rejected) else "mesh"
+        outcomes[name] = outcomes.get(name, 0) + 1
+    assert outcomes["mesh"] > 60 and len(outcomes) >= 4, outcomes
 
 
 def test_mutated_objs_end_in_a_mesh_or_a_reason(tmp_path: Path) -> None:

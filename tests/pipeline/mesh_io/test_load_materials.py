@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.mesh_io.load import load_mesh
+from pipeline.mesh_io.load import load_asset, load_mesh
 from pipeline.mesh_io.preflight import PreflightConfig
-from schemas.ledger import Reason
+from schemas.ledger import NoteKind, Reason, Rejected
 from schemas.mesh import AlphaMode, Material, Shading, TexturedMesh, Wrap
 from tests.support.small_gltf import QUADRANTS, Builder, box, loaded, png, primitive, refused
 
@@ -303,3 +303,25 @@ def test_unlit_materials_do_not_shine(tmp_path: Path) -> None:
     builder.tree["materials"][0].pop("emissiveFactor")
     found = loaded(tmp_path, builder, shading=True).materials[0].shading
     assert (found.metallic, found.roughness, found.metallic_roughness, found.normal_map) == (0.0, 1.0, None, None)
+
+
+@pytest.mark.parametrize("broken", ["header", "pixels", "no file"])
+def test_an_image_that_cannot_be_read_gives_way_to_its_substitute(tmp_path: Path, broken: str) -> None:
+    stream, builder = io.BytesIO(), box()
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(stream, "WEBP", lossless=True)
+    data = stream.getvalue()
+    data = b"RIFF" if broken == "header" else data[:40] + bytes(len(data) - 40)
+    number = builder.image(data, "image/webp")
+    if broken == "no file":
+        builder.tree["images"][number] = {"uri": "gone.webp"}
+    builder.tree["textures"][0] = {"extensions": {"EXT_texture_webp": {"source": number}}, "source": 0}
+    path = tmp_path / "a.glb"
+    path.write_bytes(builder.glb())
+    found = load_asset(path, PreflightConfig(), tmp_path)
+    assert not isinstance(found, Rejected) and isinstance(found[1], TexturedMesh), found
+    assert [(note.kind, note.count) for note in found[0].notes] == [(NoteKind.IMAGE_REPLACED, 1)]
+    np.testing.assert_array_equal(found[1].textures[0].image[..., :3], QUADRANTS)
+    builder.tree["textures"][0].pop("source")
+    path.write_bytes(builder.glb())
+    assert isinstance(load_mesh(path), Rejected)

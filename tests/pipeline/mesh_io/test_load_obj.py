@@ -8,6 +8,7 @@ import pytest
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.obj import read_obj
 from pipeline.mesh_io.problems import Notes
+from pipeline.mesh_io.references import Folders
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Shading, TexturedMesh
 from tests.support.small_gltf import CORNERS, QUADRANTS, png
@@ -77,7 +78,7 @@ f -4 -3 -2 -1 1
 
 
 def test_odd_but_valid_lines(tmp_path: Path) -> None:
-    obj = read_obj(ODD.encode(), tmp_path, 1000, 1000, Notes())
+    obj = read_obj(ODD.encode(), Folders(tmp_path / "a.obj", None, Notes()), 1000, 1000)
     expected = np.array([[[-1 if i is None else i for i in corner] for corner in face] for face in plainly(ODD)])
     np.testing.assert_array_equal(obj.corners, expected)
     np.testing.assert_array_equal(obj.positions, [[0, 0, 0], [1.5, 0, 0], [0, 1, 0], [-1, 0, 0]])
@@ -92,15 +93,15 @@ def test_odd_but_valid_lines(tmp_path: Path) -> None:
         ("f /1 2 3", Reason.INVALID_STRUCTURE),
         ("f 1.5 2 3", Reason.INVALID_STRUCTURE),
         ("f 1 2 x", Reason.INVALID_STRUCTURE),
-        ("f", Reason.INVALID_STRUCTURE),
         ("f 1 2 99999999999999999999", Reason.INDEX_OUT_OF_RANGE),
-        ("f 1/0 2/1 3/1", Reason.INDEX_OUT_OF_RANGE),
+        ("f 1/2 2/1 3/1", Reason.INDEX_OUT_OF_RANGE),
         ("f 1//-1 2 3", Reason.INDEX_OUT_OF_RANGE),
         ("v 1 2", Reason.INVALID_STRUCTURE),
         ("v 1 2 3,5", Reason.INVALID_STRUCTURE),
         ("v", Reason.INVALID_STRUCTURE),
         ("vt # nothing", Reason.INVALID_STRUCTURE),
-        ("vn inf 0 0", Reason.NON_FINITE),
+        ("v inf 0 0\nf 1 2 4", Reason.NON_FINITE),
+        ("vt 0 nan\nf 1/2 2/1 3/1", Reason.NON_FINITE),
     ],
 )
 def test_lines_that_will_not_do(tmp_path: Path, line: str, reason: Reason) -> None:

@@ -107,7 +107,7 @@ SPOILED = {
     "no version": (lambda b: b.tree.update(asset={}), Reason.INVALID_STRUCTURE),
     "image of 30000 x 30000": (_huge_image, Reason.TOO_LARGE),
     "image is text": (lambda b: b.tree["textures"][0].update(source=b.image(b"hello world!")), Reason.BAD_IMAGE),
-    "other file from a glb": (lambda b: b.tree["images"][0].update(uri="a.png"), Reason.UNSAFE_URI),
+    "other file from a glb": (lambda b: b.tree["images"][0].update(uri="a.png"), Reason.MISSING_FILE),
 }
 
 
@@ -239,8 +239,9 @@ OBJS = {
     "index zero": (OBJ + "f 0 1 2\n", Reason.INDEX_OUT_OF_RANGE),
     "relative index before the file": (OBJ + "f -4 -2 -1\n", Reason.INDEX_OUT_OF_RANGE),
     "uv out of range": (OBJ + "f 1/1 2/1 3/1\n", Reason.INDEX_OUT_OF_RANGE),
-    "two corners": (OBJ + "f 1 2\n", Reason.INVALID_STRUCTURE),
-    "nan": (OBJ + "v nan 0 0\nf 1 2 3\n", Reason.NON_FINITE),
+    "two corners": (OBJ + "f 1 2\n", Reason.NO_GEOMETRY),
+    "nan": (OBJ + "v nan 0 0\nf 1 2 4\n", Reason.NON_FINITE),
+    "nan that no face uses": (OBJ + "v nan 0 0\nf 1 2 3\n", None),
     "word for a number": (OBJ + "v a b c\nf 1 2 3\n", Reason.INVALID_STRUCTURE),
     "binary": ("\0\0\0", Reason.NOT_A_MESH),
     "library leaves": ("mtllib ../a.mtl\n" + OBJ + "f 1 2 3\n", Reason.UNSAFE_URI),

@@ -11,6 +11,7 @@ import pytest
 import trimesh
 
 from geometry.frames import normalise
+from pipeline.filter.measure_mesh import measure
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig
 from pipeline.mesh_io.write_glb import write_glb
@@ -114,3 +115,24 @@ def test_single_sided_faces_stay_so(tmp_path: Path, single: range) -> None:
     np.testing.assert_array_equal(again.single_sided, chosen[order])
     np.testing.assert_allclose(again.uv[again.faces], normal.uv[normal.faces[order]], atol=1e-6)
     assert len(again.textures) == 1
+
+
+def test_an_asset_far_from_its_origin_is_written_to_its_place(tmp_path: Path) -> None:
+    """Its node carries the distance in double precision, so that the file, read again, has the same place and shape."""
+    exact = np.array(
+        [[500000.123, 100.5, 4649776.25], [500010.377, 100.5, 4649776.25], [500000.123, 103.25, 4649781.5]]
+    )
+    source, path = tmp_path / "a.obj", tmp_path / "out.glb"
+    source.write_text("".join(f"v {x} {y} {z}\n" for x, y, z in exact.tolist()) + "f 1 2 3\n")
+    mesh = load_mesh(source)
+    assert isinstance(mesh, TexturedMesh)
+    normal, frame = normalise(mesh)
+    layout = np.zeros((3, 2), np.float32)
+    uv_mesh = UvMesh(vertices=normal.vertices, normals=normal.normals, uv=layout, faces=normal.faces, layout="authored")
+    write_glb(path, uv_mesh, QUADRANTS, frame)
+    again = load_mesh(path)
+    assert isinstance(again, TexturedMesh)
+    for found in (mesh, again):
+        places = (found.vertices + np.array(found.offset))[found.faces[0]]
+        np.testing.assert_allclose(places, exact, atol=1e-5, rtol=0)
+    np.testing.assert_allclose((measure(mesh).size_x, measure(mesh).size_y), (10.254, 2.75), atol=1e-5)

@@ -14,6 +14,7 @@ from geometry.raster_cpu import CpuRasterizer
 from pipeline.filter.measure_mesh import measure, topology
 from pipeline.mesh_io.load import load_mesh
 from pipeline.render.uv_maps import rasterize_layout
+from pipeline.unwrap.pack import pack
 from pipeline.unwrap.unwrap import UnwrapConfig, unwrap
 from pipeline.unwrap.uv_metrics import layout_stretch, signed_areas
 from schemas.ledger import Reason, Rejected
@@ -217,6 +218,52 @@ def test_more_charts_than_the_map_can_hold() -> None:
     assert isinstance(found, Rejected) and found.reason == Reason.UNWRAP_FAILED and "too many" in found.detail
 
 
+def zigzags(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Charts as `pack` takes them: strips of one to seven triangles, of any length, width and turn."""
+    rng = np.random.default_rng(seed)
+    corners, places, first_vertex, first_face = [], [], [0], [0]
+    for _ in range(count):
+        triangles, width, length = int(rng.integers(1, 8)), rng.uniform(0.02, 0.6) ** 1.5, rng.uniform(0.1, 1)
+        cos, sin = np.cos(angle := rng.uniform(0, 6)), np.sin(angle)
+        wide = [width * (j % 2) + 0.3 * rng.random() * width for j in range(triangles + 2)]
+        along = length * np.arange(triangles + 2) / triangles
+        places.append(np.stack([along, wide], axis=1) @ np.array([[cos, -sin], [sin, cos]]))
+        corners += [[first_vertex[-1] + j + k for k in range(3)] for j in range(triangles)]
+        first_vertex.append(first_vertex[-1] + triangles + 2)
+        first_face.append(first_face[-1] + triangles)
+    faces, uv = np.array(corners), np.concatenate(places)
+    (ax, ay), (bx, by) = ((uv[faces[:, k]] - uv[faces[:, 0]]).T for k in (1, 2))
+    turned = ax * by - ay * bx < 0
+    faces[turned] = faces[turned][:, [0, 2, 1]]
+    return faces, np.array(first_vertex), np.arange(len(faces)), np.array(first_face), uv
+
+
+@pytest.mark.parametrize(("seed", "count"), [(170, 14), *((seed, 4 + seed) for seed in range(40))])
+def test_packing_always_finds_a_scale(seed: int, count: int) -> None:
+    """Six guesses at the scale of the first one miss the map by a texel each."""
+    for resolution in (96, 128, 160):
+        placed = pack(*zigzags(seed, count), resolution, CFG.padding)
+        assert placed is not None and placed.min() >= 0 and placed.max() <= 1
+
+
+def test_xatlas_is_tried_before_an_asset_loses_its_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where our own layout fails or is poor; never after a timeout, nor for meshes beyond its budget."""
+    mesh = replace(sphere(8, 16), face_has_uv=np.zeros(256, bool))
+    real = pipeline.unwrap.unwrap.grown_layout
+    for squeeze, charts in ((1e-3, 1), (1.0, 0)):  # a poor one; one that could not be packed
+
+        def ours(*arguments: object, squeeze: float = squeeze, charts: int = charts) -> dict[str, np.ndarray]:
+            out = real(*arguments)  # type: ignore[arg-type]
+            return out | {"uv": out["uv"] * np.float32([squeeze, 1]), "charts": np.array(charts)}
+
+        monkeypatch.setattr(pipeline.unwrap.unwrap, "grown_layout", ours)
+        assert checked(mesh, UnwrapConfig(max_stretch=10.0)).layout == "xatlas"
+        lost = unwrap(mesh, measure(mesh), UnwrapConfig(max_rescue_faces=255))
+        assert isinstance(lost, Rejected) and lost.detail.startswith("grown: ")
+    both = unwrap(mesh, measure(mesh), UnwrapConfig(min_fill=1.0))
+    assert isinstance(both, Rejected) and "grown: " in both.detail and "; xatlas: the layout is poor" in both.detail
+
+
 def test_poor_layouts_are_refused() -> None:
     """A tape two hundred thousand times as long as wide covers nothing of a square."""
     along = np.repeat(np.arange(500.0), 2)
@@ -336,5 +383,6 @@ def test_silent_failures_are_noticed(monkeypatch: pytest.MonkeyPatch, fault: str
 
     monkeypatch.setattr(pipeline.unwrap.unwrap, "grown_layout", broken)
     mesh = replace(sphere(4, 8), face_has_uv=np.zeros(64, bool))
-    found = unwrap(mesh, measure(mesh), CFG)
+    found = unwrap(mesh, measure(mesh), UnwrapConfig(max_rescue_faces=0))
     assert isinstance(found, Rejected) and found.reason == Reason.UNWRAP_FAILED and found.detail
+    assert checked(mesh, UnwrapConfig(max_stretch=10.0)).layout == "xatlas"
