@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +30,12 @@ class Rasterizer(Protocol):
         height: int,
         width: int,
         behind: Fragments | None = None,
+        single_sided: Bool[np.ndarray, " faces"] | None = None,
     ) -> Fragments:
         """The front fragments, or with `behind` the next ones: those that follow these in (depth, face) order. Pixels
-        whose `behind.depth` is +inf get nothing."""
+        whose `behind.depth` is +inf get nothing. `single_sided`: faces that are drawn only where their corners run
+        clockwise in clip space as drawn (y up): the front in views, whose clip y points down. None: all are drawn from
+        both sides."""
         ...
 
     def sides(
@@ -41,6 +44,7 @@ class Rasterizer(Protocol):
         faces: Int32[np.ndarray, "faces 3"],
         height: int,
         width: int,
+        single_sided: Bool[np.ndarray, " faces"] | None = None,
     ) -> Int32[np.ndarray, "images height width"]:
         """The front faces alone, as 2 x face, plus 1 where its corners run clockwise in clip space as drawn (y up), -1
         where nothing is: all that it takes to work out the rest of a fragment later."""

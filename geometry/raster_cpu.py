@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from geometry.kernels.interpolate import interpolate_rows
 from geometry.kernels.raster import rasterize_rows, resolve_rows, snap_vertices
@@ -25,11 +25,13 @@ class CpuRasterizer:
         height: int,
         width: int,
         behind: Fragments | None = None,
+        single_sided: Bool[np.ndarray, " faces"] | None = None,
     ) -> Fragments:
         """Coverage has 8 subpixel bits and the top-left rule; on equal depth the lowest face wins; faces are cut at the
-        near plane (z >= -w) and those with a non-finite vertex are dropped. Both sides of a face are drawn."""
+        near plane (z >= -w) and those with a non-finite vertex are dropped. Both sides of a face are drawn unless it
+        is single-sided."""
         depth = np.empty((len(clip), height, width), np.float32)
-        side = self._draw(clip, faces, depth, behind)
+        side = self._draw(clip, faces, depth, behind, single_sided)
         bary = np.empty((*side.shape, 2), np.float32)
 
         def resolve(image: int, first: int, last: int) -> None:
@@ -44,10 +46,11 @@ class CpuRasterizer:
         faces: Int32[np.ndarray, "faces 3"],
         height: int,
         width: int,
+        single_sided: Bool[np.ndarray, " faces"] | None = None,
     ) -> Int32[np.ndarray, "images height width"]:
         """Find what `rasterize` finds, without working out weights and depth."""
         scratch = np.empty((len(clip) if self.threads > 1 else min(len(clip), 1), height, width), np.float32)
-        return self._draw(clip, faces, scratch, None)
+        return self._draw(clip, faces, scratch, None, single_sided)
 
     def _draw(
         self,
@@ -55,6 +58,7 @@ class CpuRasterizer:
         faces: Int32[np.ndarray, "faces 3"],
         near: Float32[np.ndarray, "some height width"],
         behind: Fragments | None,
+        single_sided: Bool[np.ndarray, " faces"] | None,
     ) -> Int32[np.ndarray, "images height width"]:
         """Return the sides in front; `near` is overwritten, by image after image where there is only one of it."""
         images, vertices = clip.shape[:2]
@@ -63,6 +67,7 @@ class CpuRasterizer:
         side = np.empty((images, height, width), np.int32)
         snapped = np.empty((images, vertices, 2), np.int32)
         outcode = np.empty((images, vertices), np.uint8)
+        one_sided = np.zeros(len(faces), bool) if single_sided is None else single_sided
         hidden_face, hidden_depth = (side, near) if behind is None else (behind.face, behind.depth)
 
         def project(image: int, first: int, last: int) -> None:
@@ -70,8 +75,9 @@ class CpuRasterizer:
 
         def draw(image: int, first: int, last: int) -> None:
             rasterize_rows(
-                clip[image], faces, snapped[image], outcode[image], first, last, side[image], near[image % len(near)],
-                behind is not None, hidden_face[image], hidden_depth[image % len(hidden_depth)],
+                clip[image], faces, one_sided, snapped[image], outcode[image], first, last, side[image],
+                near[image % len(near)], behind is not None, hidden_face[image],
+                hidden_depth[image % len(hidden_depth)],
             )  # fmt: skip
 
         self._run(project, images, vertices)

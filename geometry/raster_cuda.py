@@ -2,7 +2,8 @@
 
 Its conventions, from its documentation: row 0 of an image is clip y = -1, as here, so nothing is turned over; a pixel
 holds (u, v, z / w, face + 1), u and v the perspective-correct weights of corners 0 and 1, and zeros where nothing is;
-both sides of a face are drawn. What differs from the CPU's fragments:
+both sides of a face are drawn, so those that are not seen from behind are taken out of an image beforehand. What
+differs from the CPU's fragments:
 
 - Edges: 4 subpixel bits where the CPU has 8, so pixels within 1/32 pixel of an edge may go to a neighbour.
 - Faces are cut at all six planes of the frustum, the CPU's at the near plane alone.
@@ -53,17 +54,15 @@ class CudaRasterizer:
         height: int,
         width: int,
         behind: Fragments | None = None,
+        single_sided: Bool[np.ndarray, " faces"] | None = None,
     ) -> Fragments:
         """`behind` must be fragments that this rasteriser made of the same clip coordinates and faces."""
         check_indices(faces, clip.shape[1])
         torch, nvdiffrast = _modules()
         context = _context(nvdiffrast, self.device)
-        order = drawing_order(clip, faces)
         out = no_fragments(len(clip), height, width)
-        if not len(order):
-            return out
-        triangles = torch.from_numpy(np.ascontiguousarray(faces[order])).to(self.device)
-        for batch in batches(len(clip), len(order), height * width):
+        for batch, order in draws(clip, faces, height * width, single_sided):
+            triangles = torch.from_numpy(np.ascontiguousarray(faces[order])).to(self.device)
             corners = torch.from_numpy(np.ascontiguousarray(clip[batch])).to(self.device)
             scene = (context, corners, triangles, (height, width))
             if behind is None:
@@ -83,8 +82,9 @@ class CudaRasterizer:
         faces: Int32[np.ndarray, "faces 3"],
         height: int,
         width: int,
+        single_sided: Bool[np.ndarray, " faces"] | None = None,
     ) -> Int32[np.ndarray, "images height width"]:
-        face = self.rasterize(clip, faces, height, width).face
+        face = self.rasterize(clip, faces, height, width, single_sided=single_sided).face
         turned = np.stack([runs_clockwise(corners, faces) for corners in clip])
         images = np.arange(len(face))[:, None, None]
         return np.where(face < 0, np.int32(-1), 2 * face + turned[images, face])
@@ -114,6 +114,27 @@ def drawing_order(
     if len(order) > MAX_FACES:
         raise UserError(f"{len(order)} faces are more than nvdiffrast's {MAX_FACES}; use the rasteriser `cpu`")
     return order
+
+
+def draws(
+    clip: Float32[np.ndarray, "images vertices 4"],
+    faces: Int32[np.ndarray, "faces 3"],
+    pixels: int,
+    single_sided: Bool[np.ndarray, " faces"] | None,
+) -> Iterator[tuple[slice, Int64[np.ndarray, " drawn"]]]:
+    """Images that are drawn together, and their faces in order; one by one where some are not seen from behind, which
+    are other ones in every image."""
+    order = drawing_order(clip, faces)
+    if not len(order):
+        return
+    if single_sided is None or not single_sided.any():
+        yield from ((batch, order) for batch in batches(len(clip), len(order), pixels))
+        return
+    for image in range(len(clip)):
+        seen = order[(runs_clockwise(clip[image], faces)[order] == 1) | ~single_sided[order]]
+        if len(seen):
+            for batch in batches(1, len(seen), pixels):
+                yield slice(batch.start + image, batch.stop + image), seen
 
 
 def runs_clockwise(

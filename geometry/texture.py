@@ -66,6 +66,8 @@ class PackedSurface(NamedTuple):
     """False when all vertex colours are 1."""
     face_material: Int32[np.ndarray, " f"]
     face_has_uv: Bool[np.ndarray, " f"]
+    single_sided: Bool[np.ndarray, " f"]
+    """Not seen from behind."""
     factors: Float32[np.ndarray, "m 4"]
     cutoffs: Float32[np.ndarray, " m"]
     """Alpha from which a fragment is there; -1 for opaque materials."""
@@ -114,6 +116,7 @@ def pack_surface(mesh: TexturedMesh, mips: bool = True) -> PackedSurface:
         has_colors=bool((mesh.colors != 1.0).any()),
         face_material=mesh.face_material,
         face_has_uv=mesh.face_has_uv,
+        single_sided=mesh.single_sided,
         factors=np.array([m.base_color for m in mesh.materials], np.float32).reshape(-1, 4),
         cutoffs=np.array([alpha_cutoff(m) for m in mesh.materials], np.float32),
         material_sampler=np.array(
@@ -232,7 +235,7 @@ def visible_fragments(
     """Front fragments that are not cut out. Where nothing can be, no colour is looked up."""
     if surface.has_holes():
         return visible_surface(surface, clip, height, width, rasterizer)[0]
-    return rasterizer.rasterize(clip, surface.faces, height, width)
+    return rasterizer.rasterize(clip, surface.faces, height, width, single_sided=surface.single_sided)
 
 
 def visible_surface(
@@ -243,7 +246,7 @@ def visible_surface(
     rasterizer: Rasterizer,
 ) -> tuple[Fragments, Float32[np.ndarray, "images height width 4"]]:
     """Front fragments that are not cut out, with their colour: where a material has a hole, what lies behind it."""
-    front = rasterizer.rasterize(clip, surface.faces, height, width)
+    front = rasterizer.rasterize(clip, surface.faces, height, width, single_sided=surface.single_sided)
     color = surface_color(surface, front, clip)
     if not surface.has_holes():
         return front, color
@@ -254,7 +257,8 @@ def visible_surface(
             break
         depth = np.full_like(layer.depth, np.inf)
         depth.reshape(-1)[hole] = layer.depth.reshape(-1)[hole]
-        layer = rasterizer.rasterize(clip, surface.faces, height, width, replace(layer, depth=depth))
+        holes = replace(layer, depth=depth)
+        layer = rasterizer.rasterize(clip, surface.faces, height, width, holes, surface.single_sided)
         layer_color = surface_color(surface, layer, clip)
         copy_pixels(layer, front, hole)
         color.reshape(-1, 4)[hole] = layer_color.reshape(-1, 4)[hole]

@@ -59,14 +59,17 @@ NORMAL_ERROR_DEG = 0.4
 """Largest angle between a stored normal and the original: asin(sqrt(3) / 254) = 0.391 degrees."""
 
 _MESH_DTYPES = {"vertices": "<f4", "normals": "<f4", "uv": "<f4", "faces": "<i4"}
+_SINGLE_SIDED = "single_sided"
+"""A further array of bools, for meshes of which some face is not seen from behind."""
 _NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(<f4|<i4)', 'fortran_order': False, 'shape': \((\d{1,10}), (\d)\), \} *\n",
+    rb"\x93NUMPY\x01\x00..\{'descr': '(<f4|<i4|\|b1)', 'fortran_order': False, "
+    rb"'shape': \((\d{1,10}),(?: (\d))?\), \} *\n",
     re.DOTALL,
 )
 """The header that `np.savez` writes before an array of format 1.0."""
 _ZIP_DATE = 0x21
 """1 January 1980, the first day that a zip archive can name."""
-_MESH_COLUMNS = {"vertices": 3, "normals": 3, "uv": 2, "faces": 3}
+_MESH_COLUMNS = {"vertices": (3,), "normals": (3,), "uv": (2,), "faces": (3,), _SINGLE_SIDED: ()}
 
 
 def fields_of(regime: Regime, lit: bool = False) -> tuple[str, ...]:
@@ -149,7 +152,7 @@ def decode_field(name: str, data: bytes) -> Any:
         return _decode_json(data)
     if name == "mesh.npz":
         mesh = decode_mesh(data, layout="")
-        return {array: getattr(mesh, array) for array in _MESH_DTYPES}
+        return {array: getattr(mesh, array) for array in _members(mesh)}
     if kind in ("position.png", "normal.png"):
         return (decode_positions if kind == "position.png" else decode_normals)(fields, name)
     if name.endswith(".webp"):
@@ -297,10 +300,15 @@ def _decode_maps(fields: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np
 
 def encode_mesh(mesh: UvMesh) -> bytes:
     """Encode a mesh as a compressed .npz, as `numpy.load` reads it."""
-    members = {f"{name}.npy": _npy(getattr(mesh, name), kind) for name, kind in _MESH_DTYPES.items()}
+    members = {f"{name}.npy": _npy(getattr(mesh, name), kind) for name, kind in _members(mesh).items()}
     if (size := sum(map(len, members.values()))) > MAX_MESH_BYTES:
         raise ValueError(f"field 'mesh.npz' has {size} bytes, more than {MAX_MESH_BYTES}")
     return _zip(members)
+
+
+def _members(mesh: UvMesh) -> dict[str, str]:
+    """Arrays of a mesh and their types."""
+    return _MESH_DTYPES | ({} if mesh.single_sided is None else {_SINGLE_SIDED: "|b1"})
 
 
 def _npy(array: np.ndarray, kind: str) -> bytes:
@@ -327,11 +335,12 @@ def decode_mesh(data: bytes, layout: str) -> UvMesh:
     """Decode a mesh of a layout. Raises ValueError for anything but what `encode_mesh` writes."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in _MESH_DTYPES):
+            names = [*_MESH_DTYPES, *([_SINGLE_SIDED] if f"{_SINGLE_SIDED}.npy" in archive.namelist() else [])]
+            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in names):
                 raise ValueError(f"field 'mesh.npz' holds {archive.namelist()}, expected {list(_MESH_DTYPES)}")
             if (size := sum(info.file_size for info in archive.infolist())) > MAX_MESH_BYTES:
                 raise ValueError(f"field 'mesh.npz' declares {size} bytes, more than {MAX_MESH_BYTES}")
-            arrays = {name: _decode_npy(archive, name) for name in _MESH_DTYPES}
+            arrays = {name: _decode_npy(archive, name) for name in names}
     # zipfile's own words for a compression it does not know (NotImplementedError) and for a password (RuntimeError)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"field 'mesh.npz' cannot be read: {error}") from error
@@ -341,6 +350,8 @@ def decode_mesh(data: bytes, layout: str) -> UvMesh:
     faces = arrays["faces"]
     if faces.size and not (faces.min() >= 0 and faces.max() < corners):
         raise ValueError(f"field 'mesh.npz': a face refers to a vertex beyond the {corners} there are")
+    if len(arrays.get(_SINGLE_SIDED, faces)) != len(faces):
+        raise ValueError(f"field 'mesh.npz': {_SINGLE_SIDED} and faces differ in number")
     return UvMesh(**arrays, layout=layout)
 
 
@@ -353,11 +364,13 @@ def _decode_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     data = archive.read(info)
     if (header := _NPY_HEADER.match(data)) is None:
         raise ValueError(f"field 'mesh.npz': member {name} is not an array as it is written here")
-    dtype, shape = np.dtype(header[1].decode()), (int(header[2]), int(header[3]))
+    dtype, shape = np.dtype(header[1].decode()), tuple(int(extent) for extent in header.groups()[1:] if extent)
     raw = data[header.end() :]
-    good_shape = shape[1] == _MESH_COLUMNS[name]
-    if dtype != np.dtype(_MESH_DTYPES[name]) or not good_shape or math.prod(shape) * dtype.itemsize != len(raw):
+    good = dtype == _MESH_DTYPES.get(name, "|b1") and shape[1:] == _MESH_COLUMNS[name]
+    if not good or math.prod(shape) * dtype.itemsize != len(raw):
         raise ValueError(f"field 'mesh.npz': member {name} is {dtype} {shape} in {len(raw)} bytes")
+    if dtype.kind == "b":
+        return np.frombuffer(raw, np.uint8) != 0
     array = np.frombuffer(raw, dtype).reshape(shape).copy()
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"field 'mesh.npz': member {name} is not finite")

@@ -114,7 +114,8 @@ class Material:
     """Index into `TexturedMesh.textures`."""
     alpha_mode: AlphaMode = AlphaMode.OPAQUE
     alpha_cutoff: float = 0.5
-    double_sided: bool = False
+    double_sided: bool = True
+    """Drawn from both sides of its faces; else from the one around which their corners run counter-clockwise."""
     shading: Shading = Shading()
 
 
@@ -140,6 +141,11 @@ class TexturedMesh:
     """Where the origin of `vertices` lies in the asset's own frame, in double precision: not 0 only for an asset so far
     from its origin (UTM coordinates) that single precision would distort it."""
 
+    @property
+    def single_sided(self) -> Bool[np.ndarray, " f"]:
+        """Faces that are not seen from behind."""
+        return ~np.array([material.double_sided for material in self.materials], bool)[self.face_material]
+
 
 AUTHORED, GROWN, XATLAS = LAYOUTS = ("authored", "grown", "xatlas")
 """Origins of a UV layout: the asset's author, our own charts, xatlas."""
@@ -156,3 +162,5 @@ class UvMesh:
     faces: Int32[np.ndarray, "f 3"]
     layout: str
     """One of `LAYOUTS`."""
+    single_sided: Bool[np.ndarray, " f"] | None = None
+    """Faces that are not seen from behind; None: there are none."""

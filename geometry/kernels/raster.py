@@ -141,15 +141,16 @@ def is_in_front(
 
 @njit(**BORROWING)
 def draw_queue(
-    queue: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, row_first: int, row_last: int,
-    out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+    queue: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, row_first: int,
+    row_last: int, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray,
+    peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
     """Queued fixed-point triangles (face, ax, ay, bx, by, cx, cy) into rows `row_first:row_last` of out_side [h, w].
 
     Coverage is exact integer arithmetic with the top-left rule. Depth is that of `exact_depth`, from the unsnapped clip
-    coordinates of the *face*, so that a piece of a clipped face needs nothing else. It is worked out only where it
-    decides: where a pixel's centre is inside the unsnapped face for sure, a plane gives depth to within `DEPTH_SLACK`.
-    `near` [h, w] holds depths to within that slack. In a flat image all depths are equal: who comes first stays.
+    coordinates of the *face*: a piece of a clipped face needs nothing else. It is worked out only where it decides:
+    surely inside the unsnapped face a plane gives depth to within `DEPTH_SLACK`, and so does `near` [h, w]. In a flat
+    image all depths are equal: who comes first stays.
     """
     height, width = out_side.shape
     step_x, step_y = 2.0 / width, 2.0 / height
@@ -159,12 +160,11 @@ def draw_queue(
         bx, by = np.int64(queue[entry, 3]), np.int64(queue[entry, 4])
         cx, cy = np.int64(queue[entry, 5]), np.int64(queue[entry, 6])
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if area == 0:
+        if area == 0 or (area > 0 and single_sided[face]):
             continue
         side = 2 * np.int64(face)
         if area < 0:
-            bx, by, cx, cy = cx, cy, bx, by
-            side += 1
+            bx, by, cx, cy, side = cx, cy, bx, by, side + 1
         x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
         y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
         px, py = (x_first << 8) + 128, (y_first << 8) + 128
@@ -310,11 +310,12 @@ def clip_face(
 
 @njit(nogil=True, cache=True)
 def rasterize_rows(
-    clip: np.ndarray, faces: np.ndarray, snapped: np.ndarray, outcode: np.ndarray, row_first: int, row_last: int,
-    out_side: np.ndarray, near: np.ndarray, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+    clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, snapped: np.ndarray, outcode: np.ndarray,
+    row_first: int, row_last: int, out_side: np.ndarray, near: np.ndarray, peel: bool, peel_face: np.ndarray,
+    peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
     """All faces of one image into rows `row_first:row_last`: the side in front at every pixel -> out_side [h, w], its
-    rough depth -> near [h, w]."""
+    rough depth -> near [h, w]. Of single-sided faces [f] the side whose corners run clockwise, y up, alone counts."""
     height, width = out_side.shape
     out_side[row_first:row_last] = -1
     flat = not peel and not clip[:, 2].any()
@@ -350,7 +351,10 @@ def rasterize_rows(
             count += 1
             if count == QUEUE:
                 draw_queue(
-                    queue, count, clip, faces, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth
-                )
+                    queue, count, clip, faces, single_sided, row_first, row_last, out_side, near, flat, peel, peel_face,
+                    peel_depth,
+                )  # fmt: skip
                 count = np.int64(0)
-    draw_queue(queue, count, clip, faces, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth)
+    draw_queue(
+        queue, count, clip, faces, single_sided, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth
+    )

@@ -12,8 +12,8 @@ from pipeline.sandbox.child import ChildResult, LimitsConfig, insist, run_child
 from schemas.errors import UserError, require_between
 from schemas.ledger import Reason, Rejected
 
-SUFFIXES = (".abc", ".blend", ".dae", ".fbx", ".ply", ".usd", ".usda", ".usdc", ".usdz")
-"""Formats that are read through Blender alone (.dae where this Blender still does)."""
+SUFFIXES = (".abc", ".blend", ".fbx", ".usd", ".usda", ".usdc", ".usdz")
+"""Formats that are read through Blender alone."""
 WORKER = Path(__file__).with_name("worker")
 MAX_ANSWER_BYTES = 1 << 20
 OUT_OF_MEMORY = ("MemoryError", "alloc returns null", "alloc array aborted")

@@ -64,7 +64,7 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     "geometry.kernels.raster": (
         (
             "rasterize_rows",
-            "f4[:,::1], i4[:,::1], i4[:,::1], u1[::1], i8, i8, i4[:,::1], f4[:,::1], b1, i4[:,::1], f4[:,::1]",
+            "f4[:,::1], i4[:,::1], b1[::1], i4[:,::1], u1[::1], i8, i8, i4[:,::1], f4[:,::1], b1, i4[:,::1], f4[:,::1]",
         ),
         ("resolve_rows", "i4[:,::1], f4[:,::1], i4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
         ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], u1[::1], i8, i8"),
@@ -182,6 +182,7 @@ def _surface() -> types.Type:
             has_colors=False,
             face_material=np.zeros(0, np.int32),
             face_has_uv=np.zeros(0, bool),
+            single_sided=np.zeros(0, bool),
             factors=np.zeros((0, 4), np.float32),
             cutoffs=np.zeros(0, np.float32),
             material_sampler=np.zeros(0, np.int64),

@@ -92,12 +92,14 @@ def openness(
     middle, side = box_of(mesh)
     vertices = (mesh.vertices.astype(np.float64) - middle) / side
     seen, total = np.zeros(len(points)), np.zeros(len(points))
-    rasterizer = CpuRasterizer()
+    rasterizer, single_sided = CpuRasterizer(), mesh.single_sided
+    faces = np.ascontiguousarray(mesh.faces[:, ::-1])  # y points up here, so that fronts would run the other way round
     for direction in directions:
         view = looking_along(direction)
         clip = np.ones((1, len(vertices), 4), np.float32)
         clip[0, :, :3] = vertices @ view.T
-        depth = rasterizer.rasterize(clip, mesh.faces, DEPTH_RESOLUTION, DEPTH_RESOLUTION).depth[0]
+        layer = rasterizer.rasterize(clip, faces, DEPTH_RESOLUTION, DEPTH_RESOLUTION, single_sided=single_sided)
+        depth = layer.depth[0]
         here = points @ view.T
         column, row = np.clip(((here[:, :2] + 1) / 2 * DEPTH_RESOLUTION).astype(np.int64), 0, DEPTH_RESOLUTION - 1).T
         free = here[:, 2] <= depth[row, column] + DEPTH_BIAS * 2 / DEPTH_RESOLUTION

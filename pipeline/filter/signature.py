@@ -104,7 +104,7 @@ def _layouts(
     samples: SurfaceSamples,
     colors: UInt8[np.ndarray, "n 3"],
 ) -> Float64[np.ndarray, "2 patterns"]:
-    """Where the colours lie, contrast made even: by place in the texture, and by direction from the centroid."""
+    """Two patterns of colours, contrast made even: by place in the texture, and by direction from the centroid."""
     apart = np.where(samples.opaque[:, None], colors / 255.0, 0.0)
     apart -= column_mean(apart)
     contrast = max(float(np.sqrt((apart**2).mean())), MIN_CONTRAST)

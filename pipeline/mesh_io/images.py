@@ -120,10 +120,16 @@ class TextureStore(Generic[Key]):
         `glossiness`: the factor of an image with glossiness in A, of which a metallic-roughness texture is made.
         `mask`: the image that gives the texture its opacity (`_cut_out`), a white one where `image` is None."""
         for key in (image, mask):
-            if key is not None and key not in self._pixels:
-                self._pixels[key] = self._decoded(key)
+            if key is not None:
+                self.pixels(key)
         slot = _Slot(image, wrap_u, wrap_v, nearest, glossiness, mask, channel)
         return self._slots.setdefault(slot, len(self._slots))
+
+    def pixels(self, image: Key) -> UInt8[np.ndarray, "height width 4"]:
+        """Return an image, decoded when new. Raises AssetError where that fails."""
+        if image not in self._pixels:
+            self._pixels[image] = self._decoded(image)
+        return self._pixels[image]
 
     def _decoded(self, key: Key) -> UInt8[np.ndarray, "height width 4"]:
         data, where, suffix = self._fetch(key)

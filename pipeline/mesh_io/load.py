@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from geometry.frames import bounding_box
 from geometry.texture import srgb_to_linear
 from pipeline.mesh_io.gltf.container import Image, image_bytes
-from pipeline.mesh_io.gltf.materials import SceneMaterial, TextureUse, read_shading
+from pipeline.mesh_io.gltf.materials import SceneMaterial, TextureUse, emissive_instead, read_shading
 from pipeline.mesh_io.gltf.mesh import scene_parts
 from pipeline.mesh_io.gltf.scene import Scene
 from pipeline.mesh_io.images import TextureStore
@@ -22,10 +22,13 @@ from pipeline.mesh_io.references import read_limited
 from schemas.ledger import NoteKind, Reason, Rejected
 from schemas.mesh import AlphaMode, Material, Shading, TexturedMesh, Wrap
 
+BLACK = 4
+"""8-bit sRGB levels below which a colour counts as black: JPEG leaves some noise (ours)."""
+
 
 def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool = False) -> TexturedMesh | Rejected:
-    """A .glb, .gltf or .obj as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight itself. The
-    files that it refers to must lie in its own folder or below.
+    """A file of `preflight.SUFFIXES` as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight
+    itself. The files that it refers to must lie in its own folder or below.
 
     Every face of the default scene, in file order, with node transforms, instances, morph targets at rest and skins
     applied. A base-colour image that is missing or broken rejects the asset: it is never silently textureless. Normals
@@ -52,7 +55,7 @@ def load_asset(
         if isinstance(content, ObjFile):
             mesh = _from_obj(content, cfg, notes, shading)
         else:
-            mesh = _from_scene(content, cfg, shading)
+            facts, mesh = _from_scene(content, facts, cfg, shading)
     except AssetError as error:
         return replace(facts, notes=notes.found()), error.rejected
     facts = replace(facts, notes=notes.found())
@@ -79,11 +82,21 @@ def _without_extent(mesh: TexturedMesh) -> Rejected | None:
     return Rejected(reason=Reason.DEGENERATE, detail=f"the largest side of the bounding box is {side}")
 
 
-def _from_scene(scene: Scene, cfg: PreflightConfig, shading: bool) -> TexturedMesh:
-    parts = scene_parts(scene)
+def _from_scene(
+    scene: Scene, facts: AssetFacts, cfg: PreflightConfig, shading: bool
+) -> tuple[AssetFacts, TexturedMesh]:
+    """The drawn scene, and its facts without parts that turn out to be damaged and images that are replaced."""
     images = scene.container.images
     store = TextureStore[int](lambda image: _encoded(images[image], cfg), cfg.max_image_bytes)
+    if cfg.emissive_as_base:
+        scene = _glowing(scene, store)
+    parts, lost = scene_parts(scene)
+    if (error := scene.container.notes.first_error) and not any(len(part.faces) for part in parts):
+        raise error
     sources = [scene.materials[number - 1] if number else SceneMaterial() for number in _used(parts)]
+    if lost or any(source.glows_instead for source in sources):
+        used = {source.texture.image for source in sources if source.texture is not None}
+        facts = replace(facts, faces=facts.faces - lost, images=len(used))
     materials = []
     for source in sources:
         materials.append(
@@ -102,7 +115,26 @@ def _from_scene(scene: Scene, cfg: PreflightConfig, shading: bool) -> TexturedMe
             replace(material, shading=_shading(source, scene, store, bool(mapped[number])))
             for number, (material, source) in enumerate(zip(materials, sources, strict=True))
         ]
-    return merge(parts, materials, store.textures())
+    return facts, merge(parts, materials, store.textures())
+
+
+def _glowing(scene: Scene, store: TextureStore[int]) -> Scene:
+    """The scene with emitted light in place of base colours that are black."""
+    found, notes = {}, scene.container.notes
+    for number, material in scene.materials.items():
+        instead = emissive_instead(material, scene.container)
+        if instead is None:
+            continue
+        black = bool(max(material.base_color[:3]) < srgb_to_linear(np.array(BLACK / 255.0)))
+        if not black and material.texture is not None:
+            use = _decodable(material.texture, store, notes)
+            found[number] = replace(material, texture=use)
+            black = int(store.pixels(use.image)[..., :3].max()) < BLACK
+        if black:
+            found[number] = instead
+            detail = f"{material.entry.where}: its base colour is black, what it emits stands in"
+            notes.add(NoteKind.IMAGE_REPLACED, detail)
+    return replace(scene, materials=scene.materials | found)
 
 
 def _encoded(image: Image, cfg: PreflightConfig) -> tuple[bytes | memoryview, str, str]:
@@ -110,14 +142,20 @@ def _encoded(image: Image, cfg: PreflightConfig) -> tuple[bytes | memoryview, st
 
 
 def _slot(use: TextureUse, store: TextureStore[int], notes: Notes) -> int:
-    """A base-colour texture; that of a material's substitute where its image cannot be decoded."""
+    chosen = _decodable(use, store, notes)
+    return store.slot(chosen.image, chosen.wrap_u, chosen.wrap_v, chosen.nearest)
+
+
+def _decodable(use: TextureUse, store: TextureStore[int], notes: Notes) -> TextureUse:
+    """A base-colour texture, with its substitute where its image cannot be decoded."""
     try:
-        return store.slot(use.image, use.wrap_u, use.wrap_v, use.nearest)
+        store.pixels(use.image)
     except AssetError as error:
         if use.substitute is None:
             raise
         notes.add(NoteKind.IMAGE_REPLACED, f"{error.rejected.detail}: its substitute is used")
-        return _slot(replace(use, image=use.substitute, substitute=None), store, notes)
+        return _decodable(replace(use, image=use.substitute, substitute=None), store, notes)
+    return use
 
 
 def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], has_uv: bool) -> Shading:

@@ -9,32 +9,25 @@ import numpy as np
 
 from pipeline.blender import host as blender
 from pipeline.mesh_io.gltf.accessors import Accessor, read_accessor
-from pipeline.mesh_io.gltf.buffers import MESHOPT
-from pipeline.mesh_io.gltf.container import BASISU, DRACO, WEBP, image_bytes, read_container, split_glb
+from pipeline.mesh_io.gltf.container import image_bytes, read_container, split_glb
+from pipeline.mesh_io.gltf.extensions import SUPPORTED_EXTENSIONS
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.gltf.primitives import Primitive
-from pipeline.mesh_io.gltf.scene import INSTANCING, VISIBILITY, Scene, Skin, read_scene
+from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin, all_meshes, read_scene
 from pipeline.mesh_io.image_header import image_size
 from pipeline.mesh_io.obj import ObjFile, read_obj
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, read_limited
-from schemas.ledger import Note, Reason
+from pipeline.mesh_io.trimesh_formats import SUFFIXES as TRIMESH_SUFFIXES
+from pipeline.mesh_io.trimesh_formats import read_trimesh
+from schemas.ledger import Note, NoteKind, Reason
 
-SUFFIXES = (".glb", ".gltf", ".obj")
-_MATERIAL_EXTENSIONS = (
-    "anisotropy clearcoat diffuse_transmission dispersion emissive_strength ior iridescence pbrSpecularGlossiness "
-    "sheen specular transmission unlit variants volume"
-)
-SUPPORTED_EXTENSIONS = frozenset(
-    {*MESHOPT, DRACO, BASISU, WEBP, INSTANCING, VISIBILITY}
-    | {"KHR_mesh_quantization", "KHR_texture_transform", "KHR_lights_punctual", "KHR_xmp_json_ld"}
-).union(f"KHR_materials_{name}" for name in _MATERIAL_EXTENSIONS.split(" "))
-"""Extensions that a file may require: those we read, and those that leave geometry and base colour alone."""
+SUFFIXES = (".glb", ".gltf", ".obj", *TRIMESH_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightConfig:
-    """Limits on what an asset may ask of us; all ours."""
+    """Limits on what an asset may ask of us, all ours, and how it is read."""
 
     max_file_bytes: int = 512 * 2**20
     """Bytes of the main file, of all its external buffers together, and of all that they decompress to."""
@@ -52,6 +45,8 @@ class PreflightConfig:
     """Vertices, each instance counted."""
     max_image_bytes: int = 2**30
     """Decoded base-colour images together, at 4 bytes a pixel."""
+    emissive_as_base: bool = True
+    """Emitted light stands in for a base colour that is black (glTF), as baked looks are often exported; noted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +54,7 @@ class AssetFacts:
     """Facts on a sound file, known without decoding it."""
 
     format: str
-    """`glb`, `gltf` or `obj`."""
+    """`glb`, `gltf`, `obj`, or another suffix of `SUFFIXES`."""
     bytes: int
     """Of the main file."""
     faces: int
@@ -89,7 +84,10 @@ def open_checked(
         raise AssetError(Reason.EMPTY_FILE, "file has 0 bytes")
     folders = Folders(path, root, notes)
     if suffix == ".obj":
-        return _check_obj(data, folders, cfg)
+        return _check_indexed(suffix, data, read_obj(data, folders, cfg.max_file_bytes, cfg.max_faces), cfg)
+    if suffix in TRIMESH_SUFFIXES:
+        read = read_trimesh(data, suffix, folders, cfg.max_file_bytes, cfg.max_faces)
+        return _check_indexed(suffix, data, read, cfg)
     data = data.removeprefix(BOM_UTF8) if suffix == ".gltf" else data
     if suffix == ".gltf" and data.lstrip()[:1] != b"{":
         raise AssetError(Reason.NOT_A_MESH, f"not a glTF: starts with {data[:4]!r}, expected '{{'")
@@ -101,6 +99,10 @@ def open_checked(
         may_refer = suffix == ".gltf" or root is not None
         container = read_container(tree, binary, folders if may_refer else None, cfg.max_file_bytes, notes)
         scene = read_scene(container, cfg.max_nodes, cfg.max_node_depth)
+        _check_counts(scene, cfg)
+        scene = _sound(scene, notes)
+        if not scene.placements:
+            _sound(all_meshes(scene), notes)
         images = [container.images[i] for i in scene.used_images()]
         sides = _check_images([(image_bytes(image, cfg.max_file_bytes), image.suffix) for image in images], cfg)
     except AssetError as error:
@@ -109,21 +111,24 @@ def open_checked(
         raise unsupported from error
     if unsupported is not None:
         raise unsupported
-    faces, vertices = _check_counts(scene, cfg)
-    for primitive in scene.primitives:
-        _check_values(primitive)
-    for skin, primitive in {(id(x.skin), id(p)): (x.skin, p) for x in scene.placements for p in x.primitives}.values():
-        if skin is not None:
-            _check_skin(skin, primitive)
-    return _facts(suffix[1:], data, faces, vertices, sides), scene
+    drawn = [primitive for primitive, _ in scene.drawn()]
+    if notes.first_error and not drawn:
+        raise notes.first_error
+    counted = {id(primitive): primitive.count_faces() for primitive in drawn}
+    faces = sum(counted[id(primitive)] for primitive in drawn)
+    return _facts(suffix[1:], data, faces, sum(primitive.num_vertices for primitive in drawn), sides), scene
 
 
-def _check_obj(data: bytes, folders: Folders, cfg: PreflightConfig) -> tuple[AssetFacts, ObjFile]:
-    obj = read_obj(data, folders, cfg.max_file_bytes, cfg.max_faces)
+def _check_indexed(suffix: str, data: bytes, obj: ObjFile, cfg: PreflightConfig) -> tuple[AssetFacts, ObjFile]:
+    """Facts of an OBJ, or of what was read as one."""
+    if len(obj.positions) > cfg.max_vertices:
+        raise AssetError(Reason.TOO_LARGE, f"{len(obj.positions):,} vertices, limit {cfg.max_vertices:,}")
     used = [obj.materials[number] for number in np.unique(obj.face_material)]
-    paths = {use.path: name for m in used for name, use in (("map_Kd", m.image), ("map_d", m.mask)) if use and use.path}
+    names = ("map_Kd", "map_d") if suffix == ".obj" else ("texture", "mask")
+    uses = ((use, name) for material in used for use, name in zip((material.image, material.mask), names, strict=True))
+    paths = {use.path: name for use, name in uses if use and use.path}
     images = [(read_limited(path, name, cfg.max_file_bytes), path.suffix) for path, name in paths.items()]
-    facts = _facts("obj", data, len(obj.corners), len(obj.positions), _check_images(images, cfg))
+    facts = _facts(suffix[1:], data, len(obj.corners), len(obj.positions), _check_images(images, cfg))
     return replace(facts, images=len({m.image.path for m in used if m.image})), obj
 
 
@@ -168,28 +173,54 @@ def _check_images(images: Sequence[tuple[bytes | memoryview, str]], cfg: Preflig
     return [max(size) for size in sizes]
 
 
-def _check_counts(scene: Scene, cfg: PreflightConfig) -> tuple[int, int]:
-    primitives = [primitive for placement in scene.placements for primitive in placement.primitives]
-    faces = sum(primitive.num_faces for primitive in primitives)
-    vertices = sum(primitive.num_vertices for primitive in primitives)
+def _check_counts(scene: Scene, cfg: PreflightConfig) -> None:
+    faces = sum(primitive.num_faces for primitive, _ in scene.drawn())
+    vertices = sum(primitive.num_vertices for primitive, _ in scene.drawn())
     if faces > cfg.max_faces:
         raise AssetError(Reason.TOO_LARGE, f"{faces:,} triangles with instances, limit {cfg.max_faces:,}")
     if vertices > cfg.max_vertices:
         raise AssetError(Reason.TOO_LARGE, f"{vertices:,} vertices with instances, limit {cfg.max_vertices:,}")
-    return faces, vertices
 
 
-def _check_values(primitive: Primitive) -> None:
-    for number, target in enumerate(primitive.targets):
+def _sound(scene: Scene, notes: Notes) -> Scene:
+    """The scene without primitives whose values cannot be drawn, each of which is noted."""
+    sound: dict[tuple[int, int, tuple[float, ...]], bool] = {}
+    placements = []
+    for placement in scene.placements:
+        kept = []
+        for primitive in placement.primitives:
+            key = id(primitive), id(placement.skin), tuple(placement.weights)
+            if key not in sound:
+                sound[key] = False
+                with notes.in_place_of_an_error(NoteKind.PART_LEFT_OUT):
+                    _check_values(primitive, placement, scene, notes)
+                    sound[key] = True
+            kept += [primitive] if sound[key] else []
+        placements.append(replace(placement, primitives=kept))
+    return replace(scene, placements=placements)
+
+
+def _check_values(primitive: Primitive, placement: Placement, scene: Scene, notes: Notes) -> None:
+    """Check that what a placed primitive shows is finite and refers to what is there. A damaged attribute that it can
+    do without is taken from it."""
+    for _, target in primitive.moved(placement.weights):
         for name, accessor in target.items():
-            _check_finite(f"{primitive.where}.targets[{number}].{name}", accessor)
+            _check_finite(f"{primitive.where}.targets.{name}", accessor, primitive, notes)
+    if placement.skin is not None:
+        _check_skin(placement.skin, primitive)
     if primitive.draco is not None:
         return  # the loader checks what the stream decodes to
-    for name, accessor in primitive.attributes.items():
-        if name.startswith(("POSITION", "TEXCOORD", "COLOR", "WEIGHTS")):
-            _check_finite(f"{primitive.where}.{name}", accessor)
     if primitive.indices is not None:
         _check_range(f"{primitive.where}.indices", primitive.indices, primitive.num_vertices, "vertices")
+    textured = primitive.material is not None and scene.materials[primitive.material].texture is not None
+    for name, accessor in list(primitive.attributes.items()):
+        if name.startswith("TEXCOORD") and not textured:
+            del primitive.attributes[name]
+            with notes.in_place_of_an_error(NoteKind.DATA_IGNORED):
+                _check_finite(f"{primitive.where}.{name}", accessor, primitive, notes)
+                primitive.attributes[name] = accessor
+        elif name.startswith(("POSITION", "TEXCOORD", "COLOR", "WEIGHTS")):
+            _check_finite(f"{primitive.where}.{name}", accessor, primitive, notes)
 
 
 def _check_skin(skin: Skin, primitive: Primitive) -> None:
@@ -197,16 +228,27 @@ def _check_skin(skin: Skin, primitive: Primitive) -> None:
         for name, accessor in primitive.attributes.items():
             if name.startswith("JOINTS"):
                 _check_range(f"{primitive.where}.{name}", accessor, len(skin.joints), "joints")
-    if skin.inverse_bind is not None:
-        _check_finite(f"{skin.where}.inverseBindMatrices", skin.inverse_bind)
+    if skin.inverse_bind is not None and not np.isfinite(read_accessor(skin.inverse_bind)).all():
+        raise AssetError(Reason.NON_FINITE, f"{skin.where}.inverseBindMatrices are not finite")
 
 
-def _check_finite(where: str, accessor: Accessor) -> None:
-    if accessor.dtype.kind == "f":
-        values = read_accessor(accessor)
-        if not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0, 0])
-            raise AssetError(Reason.NON_FINITE, f"{where}: element {row} of {accessor.count} is {values[row].tolist()}")
+def _check_finite(where: str, accessor: Accessor, primitive: Primitive, notes: Notes) -> None:
+    """Values at the vertices that faces use are finite; others are noted."""
+    if accessor.dtype.kind != "f":
+        return
+    values = read_accessor(accessor)
+    broken = ~np.isfinite(values).all(axis=1)
+    if not broken.any():
+        return
+    row = int(broken.argmax())
+    detail = f"{where}: element {row} of {accessor.count} is {values[row].tolist()}"
+    used = np.ones(accessor.count, bool)
+    if primitive.indices is not None and primitive.draco is None:
+        used[:] = False
+        used[read_accessor(primitive.indices)[:, 0]] = True
+    if (broken & used).any():
+        raise AssetError(Reason.NON_FINITE, detail)
+    notes.add(NoteKind.DATA_IGNORED, f"{detail}; no face uses it", int(broken.sum()))
 
 
 def _check_range(where: str, accessor: Accessor, limit: int, of: str) -> None:

@@ -20,11 +20,17 @@ class AssetError(Exception):
         super().__init__(f"{reason}: {self.rejected.detail}")
 
 
+NEVER_NOTED = frozenset({Reason.TOO_LARGE, Reason.UNSAFE_URI})
+"""Reasons that reject an asset wherever they are met: its limits, and references that lead out of its folder."""
+
+
 class Notes:
     """Notes on one asset, at most one of a kind: the first detail, and a count."""
 
     def __init__(self) -> None:
         self._found: dict[NoteKind, Note] = {}
+        self.first_error: AssetError | None = None
+        """Of the parts that were left out: why an asset of which nothing is left is rejected."""
 
     def add(self, kind: NoteKind, detail: str, count: int = 1) -> None:
         """Note `count` more things of a kind; `detail` names the first: where it is, and what was done."""
@@ -34,10 +40,14 @@ class Notes:
 
     @contextlib.contextmanager
     def in_place_of_an_error(self, kind: NoteKind) -> Iterator[None]:
-        """Note an AssetError raised within, and go on."""
+        """Note an AssetError raised within, and go on, unless its reason is in `NEVER_NOTED`."""
         try:
             yield
         except AssetError as error:
+            if error.rejected.reason in NEVER_NOTED:
+                raise
+            if kind is NoteKind.PART_LEFT_OUT:
+                self.first_error = self.first_error or error
             self.add(kind, error.rejected.detail)
 
     def found(self) -> tuple[Note, ...]:

@@ -1,5 +1,6 @@
 """The files that an asset's main file refers to, and one hash of them all, without loading anything."""
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -15,6 +16,7 @@ from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.mtl import libraries, read_mtl
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, plain_text
+from pipeline.mesh_io.trimesh_formats import referenced, texture
 
 _LIBRARY = re.compile(rb"mtllib[ \t\f\v]((?:\\\r?\n|\\\r|[^\r\n])*)")
 """An `mtllib` line from its keyword on, which the search leaps to; a backslash at its end joins the next one."""
@@ -63,6 +65,8 @@ def side_files(path: Path, root: Path | None = None) -> list[Path]:
         folders = Folders(path, root, Notes())
         if kind in (".glb", ".gltf"):
             return list(_of_gltf(path, folders))
+        if kind in (".dae", ".ply"):
+            return list(_of_text(path, folders))
         return list(_of_obj(path, folders)) if kind == ".obj" else []
     except (AssetError, OSError, ValueError):
         return []
@@ -92,6 +96,18 @@ def _or_none(entry: Json, folders: Folders) -> Path | None:
         return reference(entry, folders)
     except AssetError:
         return None
+
+
+def _of_text(path: Path, folders: Folders) -> Iterator[Path]:
+    """Files that a PLY or COLLADA file names."""
+    if path.stat().st_size > _MAX_TEXT_BYTES and path.suffix.lower() == ".dae":
+        return
+    with path.open("rb") as file:
+        data = file.read(_MAX_TEXT_BYTES)
+    for name in dict.fromkeys(referenced(data, path.suffix.lower())):
+        with contextlib.suppress(AssetError):
+            if found := texture(name, folders).path:
+                yield found
 
 
 def library_lines(path: Path) -> list[tuple[str, str]]:

@@ -72,16 +72,26 @@ def textured_glb(uv_mesh: UvMesh, image: np.ndarray | bytes, frame: Frame | None
     if frame is not None:
         points = frame.to_asset(uv_mesh.vertices)
         origin = far_origin(*bounding_box(points, uv_mesh.faces))
-    primitive = Primitive(
-        positions=points - origin,
-        normals=z_up_to_y_up(uv_mesh.normals),
-        faces=uv_mesh.faces,
-        material=0,
-        uv=np.stack([uv_mesh.uv[:, 0], 1.0 - uv_mesh.uv[:, 1]], axis=1),
-    )
-    material = Material(image=image, roughness=1.0, double_sided=True, cut_out=cut_out)
+        points = points - origin
+    single = np.zeros(len(uv_mesh.faces), bool) if uv_mesh.single_sided is None else uv_mesh.single_sided
+    primitives, materials = list[Primitive](), list[Material]()
+    for double_sided in (True, False):
+        faces = uv_mesh.faces[single != double_sided]
+        if not len(faces) and (not double_sided or len(single)):
+            continue
+        used, corners = np.unique(faces, return_inverse=True) if single.any() else (np.arange(len(points)), faces)
+        primitives.append(
+            Primitive(
+                positions=points[used],
+                normals=z_up_to_y_up(uv_mesh.normals[used]),
+                faces=corners.reshape(-1, 3),
+                material=len(materials),
+                uv=np.stack([uv_mesh.uv[used, 0], 1.0 - uv_mesh.uv[used, 1]], axis=1),
+            )
+        )
+        materials.append(Material(image=image, roughness=1.0, double_sided=double_sided, cut_out=cut_out))
     node = {"translation": origin.tolist()} if origin.any() else {}
-    return encode_glb([primitive], [material], node, "SeqTex Forge", _MIPMAPS)
+    return encode_glb(primitives, materials, node, "SeqTex Forge", _MIPMAPS)
 
 
 def encode_glb(
@@ -93,6 +103,7 @@ def encode_glb(
 ) -> bytes:
     """Encode one node with one mesh; `node` holds its transform (translation, scale) if any."""
     buffer, images = _Buffer(), list[dict[str, Any]]()
+    slots: dict[int, int] = {}
     document: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": generator},
         "scene": 0,
@@ -103,7 +114,7 @@ def encode_glb(
         "bufferViews": buffer.views,
     }
     if materials:
-        document["materials"] = [_material(buffer, images, material) for material in materials]
+        document["materials"] = [_material(buffer, images, slots, material) for material in materials]
     if images:
         document |= {"images": images, "textures": [{"source": k, "sampler": 0} for k in range(len(images))]}
         filters = {"magFilter": _LINEAR, "minFilter": min_filter}
@@ -156,14 +167,19 @@ def _primitive(buffer: _Buffer, primitive: Primitive) -> dict[str, Any]:
     return record if primitive.material is None else record | {"material": primitive.material}
 
 
-def _material(buffer: _Buffer, images: list[dict[str, Any]], material: Material) -> dict[str, Any]:
+def _material(
+    buffer: _Buffer, images: list[dict[str, Any]], slots: dict[int, int], material: Material
+) -> dict[str, Any]:
+    """The record of a material; `slots`: places of the images that are written already, by identity."""
     surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": material.roughness}
     surface["baseColorFactor"] = [*(round(float(c), 6) for c in material.base_color), 1.0]
-    if material.image is not None:
+    if material.image is not None and id(material.image) not in slots:
         file = material.image if isinstance(material.image, bytes) else png(material.image)
         mime_type = "image/png" if file.startswith(b"\x89PNG") else "image/jpeg"
         images.append({"bufferView": buffer.view(file), "mimeType": mime_type})
-        surface["baseColorTexture"] = {"index": len(images) - 1}
+        slots[id(material.image)] = len(images) - 1
+    if material.image is not None:
+        surface["baseColorTexture"] = {"index": slots[id(material.image)]}
     record: dict[str, Any] = {"pbrMetallicRoughness": surface}
     record |= {"doubleSided": True} if material.double_sided else {}
     return record | ({"alphaMode": "MASK", "alphaCutoff": 0.5} if material.cut_out else {})

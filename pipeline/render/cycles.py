@@ -56,6 +56,7 @@ def scene(
             "base_color": material.base_color,
             "texture": material.texture,
             "cutoff": alpha_cutoff(material),
+            "double_sided": material.double_sided,
             "shading": asdict(material.shading),
         }
         for material in mesh.materials

@@ -77,7 +77,7 @@ def see(
     size = cfg.resolution * cfg.supersample
     if cfg.supersample == 1 or surface.has_holes() or len(clip) * size * size > MAX_KEPT_SAMPLES:
         return Sight(centres=centres)
-    return Sight(centres=centres, samples=rasterizer.sides(clip, surface.faces, size, size))
+    return Sight(centres=centres, samples=rasterizer.sides(clip, surface.faces, size, size, surface.single_sided))
 
 
 def render_views(
@@ -88,8 +88,8 @@ def render_views(
     surface: PackedSurface | None = None,
     sight: Sight | None = None,
 ) -> Views:
-    """Views of a mesh in the dataset frame. Both sides of every face are seen. `surface`: the mesh, packed already;
-    `sight`: what its views show, if that is known."""
+    """Views of a mesh in the dataset frame. Single-sided faces are not seen from behind. `surface`: the mesh, packed
+    already; `sight`: what its views show, if that is known."""
     surface = surface or pack_surface(mesh)
     sight = sight or see(mesh, surface, cameras, cfg, rasterizer)
     mask = sight.centres.face >= 0
@@ -133,7 +133,10 @@ def view_colors(
             rgb[view] = (mean + surface_color(surface, missed, corners)[..., :3])[0]
         else:
             known = sight.samples
-            sides = rasterizer.sides(corners, surface.faces, size, size) if known is None else known[view : view + 1]
+            if known is None:
+                sides = rasterizer.sides(corners, surface.faces, size, size, surface.single_sided)
+            else:
+                sides = known[view : view + 1]
             pixel_color(surface, centre, sides, corners, rgb[view : view + 1])
         if coverage is not None:
             coverage_rows(sides[0], mask[view], cfg.supersample, shares, coverage[view])
@@ -181,6 +184,8 @@ def wear(
 ) -> TexturedMesh:
     """An unwrapped mesh with one texture: opaque, or cut out where its opacity is below one half."""
     image = np.full((*rgb.shape[:2], 4), 255, np.uint8)
+    mode = AlphaMode.OPAQUE if opacity is None else AlphaMode.MASK
+    single = np.zeros(len(uv_mesh.faces), bool) if uv_mesh.single_sided is None else uv_mesh.single_sided
     image[..., :3] = rgb
     if opacity is not None:
         image[..., 3] = opacity
@@ -190,9 +195,9 @@ def wear(
         uv=uv_mesh.uv,
         colors=np.ones((len(uv_mesh.vertices), 4), np.float32),
         faces=uv_mesh.faces,
-        face_material=np.zeros(len(uv_mesh.faces), np.int32),
+        face_material=single.astype(np.int32),
         face_has_uv=np.ones(len(uv_mesh.faces), bool),
-        materials=(Material(texture=0, alpha_mode=AlphaMode.OPAQUE if opacity is None else AlphaMode.MASK),),
+        materials=tuple(Material(texture=0, alpha_mode=mode, double_sided=both) for both in (True, False)),
         textures=(Texture(image=image, wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
     )
 
@@ -204,9 +209,9 @@ def render_geometry(
     Float32[np.ndarray, "views height width 3"],
     Bool[np.ndarray, "views height width"],
 ]:
-    """Position, unit normal and mask at pixel centres of a mesh whose every face is opaque."""
+    """Position, unit normal and mask at pixel centres of a mesh whose every face is opaque, seen as its sides are."""
     clip = project(mesh.vertices, cameras.world_to_clip)
-    fragments = rasterizer.rasterize(clip, mesh.faces, resolution, resolution)
+    fragments = rasterizer.rasterize(clip, mesh.faces, resolution, resolution, single_sided=mesh.single_sided)
     position, normal = interpolate_geometry(fragments, mesh)
     return position, normal, fragments.face >= 0
 

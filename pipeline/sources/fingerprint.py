@@ -17,7 +17,7 @@ LIMITS = LimitsConfig(timeout_s=20.0, memory_gb=1.0, file_gb=0.1)
 """Of the process that looks into a batch of assets (ours: what one of 32 MB of JSON takes, ten times)."""
 BATCH = 256
 """Assets that one process looks into."""
-REFERRING = (".gltf", ".obj")
+REFERRING = (".gltf", ".obj", ".dae", ".ply")
 _FOUND = "found"
 _MAX_FOUND_BYTES = 64 * 2**20
 _MAX_FILES = 4096

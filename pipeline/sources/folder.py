@@ -20,12 +20,13 @@ _MAX_SLUG = 75
 that the `wids` package reads."""
 
 
-_UNREAD = (".3ds", ".3mf", ".c4d", ".ma", ".max", ".mb", ".off", ".skp", ".step", ".stl", ".stp", ".wrl", ".x3d")
+_UNREAD = (".3ds", ".c4d", ".ma", ".max", ".mb", ".skp", ".step", ".stp", ".wrl", ".x3d")
 """Other formats of meshes: worth a word, not a row."""
 
 
 def folder(path: Path, blender: bool = False, max_bytes: int = MAX_HASHED_BYTES) -> Iterator[MeshRef]:
-    """Every .glb, .gltf and .obj below `path`, with `blender` also what only Blender reads, sorted by relative path.
+    """Every file below `path` with a suffix of `SUFFIXES`, with `blender` also what only Blender reads, sorted by
+    relative path.
 
     The uid is the relative path made safe, plus a hash of that path: stable when files are added or edited, and
     distinct where two paths look the same once made safe. The sha256 of a file that refers to others, which may lie
@@ -33,7 +34,7 @@ def folder(path: Path, blender: bool = False, max_bytes: int = MAX_HASHED_BYTES)
     """
     root = path.resolve()
     if not root.is_dir():
-        raise UserError(f"{path}: not a folder; give one that holds .glb, .gltf or .obj files")
+        raise UserError(f"{path}: not a folder; give one that holds {', '.join(SUFFIXES)} files")
     wanted = SUFFIXES + BLENDER_SUFFIXES if blender else SUFFIXES
     found = sorted(
         file.relative_to(root).as_posix()

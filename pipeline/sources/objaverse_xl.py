@@ -78,7 +78,9 @@ def _read_names(which: str) -> set[str]:
 
 
 def _readable(blender: bool) -> tuple[str, ...]:
-    return SUFFIXES + BLENDER_SUFFIXES if blender else SUFFIXES
+    """Formats that can hold colours: of millions of STL files none could become a sample."""
+    readable = SUFFIXES + BLENDER_SUFFIXES if blender else SUFFIXES
+    return tuple(suffix for suffix in readable if suffix != ".stl")
 
 
 def _candidates(

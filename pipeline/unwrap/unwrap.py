@@ -91,6 +91,7 @@ def unwrap(
             uv=np.clip(mesh.uv, 0.0, 1.0),
             faces=mesh.faces,
             layout=AUTHORED,
+            single_sided=mesh.single_sided if mesh.single_sided.any() else None,
         )
     if len(mesh.faces) > cfg.max_faces:
         detail = (
@@ -214,6 +215,7 @@ def _split(
         uv=np.concatenate([np.zeros((1, 2), np.float32), uv])[slot],
         faces=faces.reshape(-1, 3).astype(np.int32),
         layout=layout,
+        single_sided=mesh.single_sided if mesh.single_sided.any() else None,
     )
 
 

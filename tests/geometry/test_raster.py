@@ -13,6 +13,7 @@ from geometry.raster_cpu import CpuRasterizer
 from schemas.sample import Cameras
 
 RASTERIZER = CpuRasterizer()
+CAMERAS = seqtex4(np.full(3, -1.0), np.full(3, 1.0))
 
 
 def flat_clip(points: np.ndarray, z: np.ndarray | float = 0.0) -> np.ndarray:
@@ -230,3 +231,32 @@ def test_sides_are_the_front_faces_and_how_they_turn():
     np.testing.assert_array_equal(turned, np.where(front < 0, -1, sides ^ 1))
     assert len(np.unique(sides[sides >= 0] & 1)) == 1, "only one side of a closed surface is seen"
     np.testing.assert_array_equal(CpuRasterizer(threads=3).sides(clip, faces, 96, 80), sides)
+
+
+def test_single_sided_faces_are_seen_from_their_front_alone():
+    """Neither drawn nor in the way of others: a sphere of backs in front of a sphere of fronts."""
+    vertices, faces = bumpy_sphere(2)
+    clip = project(np.concatenate([vertices * 0.5, vertices]).astype(np.float32), CAMERAS.world_to_clip)
+    shell = faces[:, ::-1] + np.int32(len(vertices))
+    both = np.ascontiguousarray(np.concatenate([faces, shell]))
+    single = np.ones(len(both), bool)
+    single[: len(faces)] = False
+    inner = RASTERIZER.rasterize(clip, faces, 96, 96)
+    seen = RASTERIZER.rasterize(clip, both, 96, 96, single_sided=single)
+    front = seen.face < len(faces)
+    assert ((inner.face >= 0) <= front).all()  # the inner sphere is whole
+    np.testing.assert_array_equal(seen.face[inner.face >= 0], inner.face[inner.face >= 0])
+    sides = RASTERIZER.sides(clip, both, 96, 96, single)
+    np.testing.assert_array_equal(sides >> 1, seen.face)
+    assert (sides[seen.face >= len(faces)] & 1 == 1).all()
+    behind = RASTERIZER.rasterize(clip, both, 96, 96, seen, single)  # the far inside of the shell
+    assert (behind.face[(seen.face >= 0) & (seen.face < len(faces))] >= 0).all()
+
+
+def test_a_closed_mesh_shows_the_same_with_single_sided_faces():
+    vertices, faces = bumpy_sphere(4)
+    clip = project(vertices, CAMERAS.world_to_clip)
+    whole = RASTERIZER.rasterize(clip, faces, 256, 256)
+    single = RASTERIZER.rasterize(clip, faces, 256, 256, single_sided=np.ones(len(faces), bool))
+    for name in ("face", "bary", "depth"):
+        np.testing.assert_array_equal(getattr(single, name), getattr(whole, name))

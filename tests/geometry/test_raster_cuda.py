@@ -123,6 +123,13 @@ def test_fragments_are_those_of_the_protocol(stand_in):
     assert (ours.face.dtype, ours.bary.dtype, ours.depth.dtype) == (np.int32, np.float32, np.float32)
     assert_same(ours, CPU.rasterize(clip, faces, 48, 40))
     np.testing.assert_array_equal(stand_in.sides(clip, faces, 48, 40), CPU.sides(clip, faces, 48, 40))
+    single = np.random.default_rng(2).random(len(faces)) < 0.5
+    ours = stand_in.rasterize(clip, faces, 48, 40, single_sided=single)
+    assert_same(ours, CPU.rasterize(clip, faces, 48, 40, single_sided=single))
+    np.testing.assert_array_equal(stand_in.sides(clip, faces, 48, 40, single), CPU.sides(clip, faces, 48, 40, single))
+    behind = stand_in.rasterize(clip, faces, 48, 40, ours, single)
+    np.testing.assert_array_equal(behind.face, CPU.rasterize(clip, faces, 48, 40, ours, single).face)
+    ours = stand_in.rasterize(clip, faces, 48, 40)
     attributes = np.random.default_rng(1).normal(size=(clip.shape[1], 5)).astype(np.float32)
     np.testing.assert_array_equal(
         stand_in.interpolate(ours, faces, attributes), CPU.interpolate(ours, faces, attributes)

@@ -21,6 +21,8 @@ from schemas.codec import (
     SCHEMA_VERSION,
     cameras_json,
     decode,
+    decode_field,
+    decode_mesh,
     encode,
 )
 from schemas.mesh import UvMesh
@@ -318,3 +320,23 @@ def test_a_sample_that_contradicts_itself_is_not_encoded():
         encode(replace(sample, cameras=replace(sample.cameras, projection=sample.cameras.projection * 2)))
     with pytest.raises(ValueError, match="layout"):
         encode(replace(sample, meta=sample.meta | {"measurements": {}}))
+
+
+def test_single_sided_faces_survive_and_samples_without_are_read():
+    sample = make_sample(Regime.TEXTURED)
+    assert sample.mesh is not None
+    single = np.arange(7) % 2 == 0
+    fields = encode(replace(sample, mesh=replace(sample.mesh, single_sided=single)))
+    found = decode(fields).mesh
+    assert found is not None
+    np.testing.assert_array_equal(found.single_sided, single)
+    np.testing.assert_array_equal(decode_field("mesh.npz", fields["mesh.npz"])["single_sided"], single)
+    with np.load(io.BytesIO(fields["mesh.npz"])) as stored:  # as any reader sees it
+        np.testing.assert_array_equal(stored["single_sided"], single)
+    plain = decode(encode(sample)).mesh
+    assert plain is not None and plain.single_sided is None
+    other = io.BytesIO()
+    with np.load(io.BytesIO(fields["mesh.npz"])) as stored:
+        np.savez(other, **(dict(stored) | {"single_sided": single[:3]}))
+    with pytest.raises(ValueError, match="differ in number"):
+        decode_mesh(other.getvalue(), "xatlas")

@@ -43,7 +43,6 @@ def save_formats(source: str, folder: Path) -> None:
     colors = box.data.color_attributes.new("paint", "FLOAT_COLOR", "POINT")
     for item, vertex in zip(colors.data, box.data.vertices, strict=True):
         item.color_srgb = (vertex.co.z / 2 + 0.5, 0.2, 0.6, 1.0)  # red grows with height
-    bpy.ops.wm.ply_export(filepath=str(folder / "box.ply"), export_colors="SRGB")
 
 
 def shader(box: bpy.types.Object, kind: str) -> bpy.types.Node:

@@ -372,13 +372,6 @@ def test_mutated_files_through_a_job(tmp_path: Path, trust: Trust) -> None:
     assert all(told), [(row.reason, row.detail) for row in found if row.status is Status.FAILED]
 
 
-PLY = (
-    "ply\nformat ascii 1.0\nelement vertex 8\nproperty float x\nproperty float y\nproperty float z\n"
-    "property uchar red\nproperty uchar green\nproperty uchar blue\nelement face 4\n"
-    "property list uchar int vertex_indices\nend_header\n"
-    + "".join(f"{x:g} {y:g} {z:g} {9 * i} {255 - 9 * i} 40\n" for i, (x, y, z) in enumerate(CORNERS))
-    + "3 0 1 3\n3 0 3 2\n3 4 6 7\n4 4 5 7 6\n"
-)
 USDA = (
     '#usda 1.0\n(\n    defaultPrim = "Box"\n    upAxis = "Y"\n)\ndef Mesh "Box"\n{\n'
     "    int[] faceVertexCounts = [3, 3]\n    int[] faceVertexIndices = [0, 1, 2, 0, 2, 3]\n"
@@ -396,9 +389,8 @@ def test_mutated_files_through_blender(tmp_path: Path, trust: Trust) -> None:
         pytest.skip(f"no Blender at {python}: run `make blender` (or set SEQTEX_BLENDER)")
     rng, count, told = trust.rng(), trust.count(full=300, short=4), Counter[str]()
     for number in range(count):
-        suffix, text = ((".ply", PLY), (".usda", USDA))[number % 2]
-        source, target = tmp_path / f"{number}{suffix}", tmp_path / f"{number}.glb"
-        source.write_bytes(mutated(text.encode(), rng))
+        source, target = tmp_path / f"{number}.usda", tmp_path / f"{number}.glb"
+        source.write_bytes(mutated(USDA.encode(), rng))
         found = convert(source, target, BlenderConfig(python=python), CFG.max_file_bytes)
         opened = found if isinstance(found, Rejected) else load_asset(found, CFG)
         mesh = opened[1] if isinstance(opened, tuple) else opened

@@ -14,8 +14,6 @@ READERS = {
     ".fbx": ("fbx_import", {"use_anim": False}),
     ".usd": ("usd_import", {"import_cameras": False, "import_lights": False, "set_frame_range": False}),
     ".abc": ("alembic_import", {"set_frame_range": False, "as_background_job": False}),
-    ".ply": ("ply_import", {}),
-    ".dae": ("collada_import", {}),
 }
 """Operator in `bpy.ops.wm` and its options; for everything else its defaults."""
 

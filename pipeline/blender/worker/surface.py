@@ -37,7 +37,8 @@ class Nodes:
 def add_material(
     material: dict[str, Any], has_uv: bool, textures: list[dict[str, Any]], arrays: dict[str, np.ndarray], shading: str
 ) -> bpy.types.Material:
-    """Both sides show. `shading`: `lit` or `emission`."""
+    """`shading`: `lit` or `emission`. A single-sided material is not seen from behind; shadows are cast by what light
+    meets from behind, as in three.js, so that a shell of backs does not darken what it surrounds."""
     made = bpy.data.materials.new("material")
     made.node_tree.nodes.clear()
     nodes = Nodes(made.node_tree)
@@ -63,6 +64,12 @@ def add_material(
         surface = nodes.add("MixShader", {0: hole, 1: surface, 2: nodes.add("BsdfTransparent", {}).outputs[0]}).outputs[
             0
         ]
+    if not material["double_sided"]:
+        behind = nodes.add("NewGeometry", {}).outputs["Backfacing"]
+        shadow = nodes.add("LightPath", {}).outputs["Is Shadow Ray"]
+        unseen = nodes.math("ABSOLUTE", nodes.math("SUBTRACT", behind, shadow), 0.0)
+        nothing = nodes.add("BsdfTransparent", {}).outputs[0]
+        surface = nodes.add("MixShader", {0: unseen, 1: surface, 2: nothing}).outputs[0]
     nodes.add("OutputMaterial", {"Surface": surface})
     return made
 

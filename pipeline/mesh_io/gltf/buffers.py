@@ -6,9 +6,9 @@ from pathlib import Path
 import meshopt
 
 from pipeline.mesh_io.gltf.json_fields import Json
-from pipeline.mesh_io.problems import AssetError
+from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, decode_data_uri, is_data_uri, read_limited
-from schemas.ledger import Reason
+from schemas.ledger import NoteKind, Reason
 
 MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 """The second adds a version of the bitstream and the COLOR filter; the decoder knows both, and so may either file."""
@@ -68,11 +68,15 @@ def _buffer(entry: Json, binary: memoryview | None, folders: Folders | None, max
 class ViewReader:
     """Parses buffer views, and decompresses those that need it, within a limit on what all decompress to."""
 
-    def __init__(self, buffers: list[memoryview | None], max_decoded_bytes: int) -> None:
+    def __init__(self, buffers: list[memoryview | None], max_decoded_bytes: int, notes: Notes) -> None:
         self._buffers, self._limit, self._left = buffers, max_decoded_bytes, max_decoded_bytes
+        self._notes = notes
 
     def __call__(self, entry: Json) -> BufferView:
-        stride = entry.integer("byteStride", low=4, high=252) if "byteStride" in entry else None
+        stride = entry.integer("byteStride", high=2**31) if "byteStride" in entry else None
+        if stride == 0:
+            self._notes.add(NoteKind.VALUE_CORRECTED, f"{entry.at('byteStride')} is 0: read as tightly packed")
+            stride = None
         for name in MESHOPT:
             compressed = entry.extension(name)
             if compressed is not None:

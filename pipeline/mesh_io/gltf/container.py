@@ -84,7 +84,7 @@ def read_container(
     for image in images:  # first of all: a hostile reference rejects a file whether or not it would be followed
         reference(image, folders)
     buffers = read_buffers(tree.objects("buffers"), binary, folders, max_bytes)
-    views = Parsed(tree.objects("bufferViews"), ViewReader(buffers, max_bytes))
+    views = Parsed(tree.objects("bufferViews"), ViewReader(buffers, max_bytes, notes))
     return Container(
         tree=tree,
         views=views,

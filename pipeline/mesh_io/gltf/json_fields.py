@@ -31,11 +31,16 @@ class Json:
         found = repr(self.value.get(key))[:60]
         raise AssetError(Reason.INVALID_STRUCTURE, f"{self.at(key)} is {found}, expected {expected}")
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default where it is absent or `null`, which some writers put for that."""
+        found = self.value.get(key)
+        return default if found is None else found
+
     def __contains__(self, key: str) -> bool:
-        return key in self.value
+        return self.value.get(key) is not None
 
     def integer(self, key: str, default: int | None = None, *, low: int = 0, high: int = 2**53) -> int:
-        found = self.value.get(key, default)
+        found = self.get(key, default)
         if isinstance(found, float) and found.is_integer():
             found = int(found)
         if not isinstance(found, int) or isinstance(found, bool) or not low <= found <= high:
@@ -44,7 +49,7 @@ class Json:
 
     def index(self, key: str, size: int, of: str) -> int | None:
         """An optional reference into a list of `size` elements called `of`."""
-        if key not in self.value:
+        if key not in self:
             return None
         found = self.integer(key)
         if found >= size:
@@ -53,7 +58,7 @@ class Json:
 
     def indices(self, key: str, size: int, of: str) -> list[int]:
         """A list of references into a list of `size` elements called `of`; empty when absent."""
-        found = self.value.get(key, [])
+        found = self.get(key, [])
         if not isinstance(found, list):
             self.wrong(key, "a list")
         for item in found:
@@ -64,18 +69,18 @@ class Json:
         return found
 
     def number(self, key: str, default: float) -> float:
-        return self.numbers_of([self.value.get(key, default)], key, 1)[0]
+        return self.numbers_of([self.get(key, default)], key, 1)[0]
 
     def numbers(self, key: str, default: Sequence[float]) -> list[float]:
         """As many finite numbers as the default has."""
-        found = self.value.get(key, default)
+        found = self.get(key, default)
         if not isinstance(found, list | tuple):
             self.wrong(key, f"a list of {len(default)} numbers")
         return self.numbers_of(found, key, len(default))
 
     def list_of_numbers(self, key: str) -> list[float]:
         """Finite numbers, however many; empty when absent."""
-        found = self.value.get(key, [])
+        found = self.get(key, [])
         if not isinstance(found, list):
             self.wrong(key, "a list of numbers")
         return self.numbers_of(found, key, len(found))
@@ -87,19 +92,19 @@ class Json:
         return [float(x) for x in found]
 
     def flag(self, key: str) -> bool:
-        found = self.value.get(key, False)
+        found = self.get(key, False)
         if not isinstance(found, bool):
             self.wrong(key, "true or false")
         return found
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        found = self.value.get(key, default)
+        found = self.get(key, default)
         if found is not None and not isinstance(found, str):
             self.wrong(key, "a string")
         return found
 
     def texts(self, key: str) -> list[str]:
-        found = self.value.get(key, [])
+        found = self.get(key, [])
         if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
             self.wrong(key, "a list of strings")
         return found
@@ -120,7 +125,7 @@ class Json:
         return list(self._objects(key))
 
     def _objects(self, key: str) -> "Iterator[Json]":
-        found = self.value.get(key, [])
+        found = self.get(key, [])
         if not isinstance(found, list):
             self.wrong(key, "a list")
         for number, item in enumerate(found):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -44,6 +44,8 @@ class SceneMaterial:
     alpha_mode: AlphaMode = AlphaMode.OPAQUE
     alpha_cutoff: float = 0.5
     double_sided: bool = False
+    glows_instead: bool = False
+    """Base colour and texture are those of the light it emits (`emissive_instead`)."""
     entry: Json = field(default_factory=lambda: Json({}, "default material"))
     """As it stands in the file, for `read_shading`."""
 
@@ -86,6 +88,23 @@ def read_material(entry: Json, container: Container) -> SceneMaterial:
     )
 
 
+def emissive_instead(material: SceneMaterial, container: Container) -> SceneMaterial | None:
+    """The material with what it emits as its base colour: for black ones, as baked "unlit" looks are often exported.
+    None where it emits nothing, or the light cannot take the base colour's place: other coordinates, or holes in the
+    base colour's texture."""
+    entry, texture = material.entry, material.texture
+    factor = [min(max(x, 0.0), 1.0) for x in _lenient(lambda: entry.numbers("emissiveFactor", (0.0, 0.0, 0.0)), [0.0])]
+    slot = _lenient(lambda: entry.object("emissiveTexture"), None)
+    use = None if slot is None else _lenient(lambda: _texture_use(slot, container), None)
+    elsewhere = use is not None and use.texcoord != (texture.texcoord if texture else 0)
+    if not any(factor) or elsewhere or entry.extension("KHR_materials_unlit") is not None:
+        return None
+    if texture is not None and material.alpha_mode is not AlphaMode.OPAQUE:
+        return None
+    red, green, blue = factor
+    return replace(material, base_color=(red, green, blue, material.base_color[3]), texture=use, glows_instead=True)
+
+
 def read_shading(material: SceneMaterial, container: Container) -> SceneShading:
     """Factors and textures of a material's answer to light. It raises nothing: what is wrong there counts as absent,
     because base colour and geometry, which were checked, are sound without it."""
@@ -102,7 +121,7 @@ def read_shading(material: SceneMaterial, container: Container) -> SceneShading:
         metallic, roughness = _share(rough, "metallicFactor"), _share(rough, "roughnessFactor")
     factor = _lenient(lambda: entry.numbers("emissiveFactor", (0.0, 0.0, 0.0)), [0.0, 0.0, 0.0])
     power = max(_lenient(lambda: strength.number("emissiveStrength", 1.0), 1.0), 0.0)
-    red, green, blue = (min(max(x, 0.0), 1.0) * power for x in factor)
+    red, green, blue = (0.0 if material.glows_instead else min(max(x, 0.0), 1.0) * power for x in factor)
     plain = gloss is None and unlit is None
     return SceneShading(
         metallic=metallic,
@@ -111,7 +130,7 @@ def read_shading(material: SceneMaterial, container: Container) -> SceneShading:
         normal_scale=_lenient(lambda: normal.number("scale", 1.0), 1.0),
         metallic_roughness=_sharing(rough, "metallicRoughnessTexture", material, container) if plain else None,
         glossiness=_sharing(gloss, "specularGlossinessTexture", material, container) if gloss and not unlit else None,
-        emissive_texture=_sharing(entry, "emissiveTexture", material, container),
+        emissive_texture=None if material.glows_instead else _sharing(entry, "emissiveTexture", material, container),
         normal_map=_sharing(entry, "normalTexture", material, container) if unlit is None else None,
     )
 

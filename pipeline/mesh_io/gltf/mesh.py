@@ -7,71 +7,120 @@ import DracoPy
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from pipeline.mesh_io.gltf.accessors import as_floats, read_accessor
-from pipeline.mesh_io.gltf.materials import IDENTITY
-from pipeline.mesh_io.gltf.primitives import Draco, Primitive
+from geometry.mesh import face_vectors
+from pipeline.mesh_io.gltf.accessors import Accessor, as_floats, read_accessor
+from pipeline.mesh_io.gltf.materials import IDENTITY, TextureUse
+from pipeline.mesh_io.gltf.primitives import Draco, Primitive, triangles
 from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin
 from pipeline.mesh_io.parts import Part
 from pipeline.mesh_io.problems import AssetError
-from schemas.ledger import Reason
+from schemas.ledger import NoteKind, Reason
 
 Values = tuple[dict[str, Float64[np.ndarray, "v width"]], Int64[np.ndarray, " corners"]]
 """Attributes as floats, and the index of every corner."""
 
 
-def scene_parts(scene: Scene) -> list[Part]:
-    """One part per drawn primitive, in file order. `face_material` counts from 1; 0 is glTF's default material.
+MOST = 0.5
+"""Share of the surface up to which textured parts may lack texture coordinates (ours)."""
+
+
+def scene_parts(scene: Scene) -> tuple[list[Part], int]:
+    """One part per drawn primitive, in file order, and the faces of those that turn out to be damaged, which are left
+    out. `face_material` counts from 1; 0 is glTF's default material.
 
     As a viewer shows the scene at rest: morph targets at the weights of the node, else of the mesh; a skinned mesh
     posed by joint matrices times inverse bind matrices, the transform of its own node ignored (glTF 2.0, 3.7.3.3).
     """
-    drawn = [(primitive, placement) for placement in scene.placements for primitive in placement.primitives]
+    drawn, notes = scene.drawn(), scene.container.notes
     left = Counter(id(primitive) for primitive, _ in drawn)
     decoded: dict[int, Values] = {}
-    parts = []
-    with np.errstate(over="ignore", invalid="ignore"):  # `merge` refuses what is no longer finite
-        for primitive, placement in drawn:
+    parts: list[Part] = []
+    bare: dict[int, Primitive] = {}
+    lost = 0
+    for primitive, placement in drawn:
+        left[id(primitive)] -= 1
+        lost += primitive.count_faces()
+        with (
+            notes.in_place_of_an_error(NoteKind.PART_LEFT_OUT),
+            np.errstate(over="ignore", invalid="ignore"),  # `_part` refuses what is no longer finite
+        ):
             values = decoded.pop(id(primitive), None) or _values(primitive)
-            left[id(primitive)] -= 1
             if left[id(primitive)]:  # an instance: decoded once
                 decoded[id(primitive)] = values
-            parts.append(_part(primitive, placement, scene, values))
-    return parts
+            part = _part(primitive, placement, scene, values)
+            lost -= primitive.count_faces()
+            if _texture(primitive, scene) and _coordinates(primitive, scene) not in values[0] and len(part.faces):
+                bare[len(parts)] = primitive
+            parts.append(part)
+    _check_bare(parts, bare, scene)
+    return parts, lost
+
+
+def _check_bare(parts: list[Part], bare: dict[int, Primitive], scene: Scene) -> None:
+    """Note the textured parts without texture coordinates. Raises AssetError where they are most of the surface."""
+    if not bare:
+        return
+    areas = [float(np.linalg.norm(face_vectors(part.vertices, part.faces), axis=1).sum()) for part in parts]
+    first = next(iter(bare.values()))
+    detail = f"{first.where} has a textured material but no {_coordinates(first, scene)}"
+    if sum(areas[number] for number in bare) > MOST * sum(areas):
+        raise AssetError(Reason.INVALID_STRUCTURE, detail)
+    faces = sum(len(parts[number].faces) for number in bare)
+    scene.container.notes.add(NoteKind.COORDINATES_MISSING, f"{detail}: drawn with the texture's corner", faces)
+
+
+def _texture(primitive: Primitive, scene: Scene) -> TextureUse | None:
+    return None if primitive.material is None else scene.materials[primitive.material].texture
+
+
+def _coordinates(primitive: Primitive, scene: Scene) -> str:
+    """Name of the texture coordinates that a primitive shows."""
+    texture = _texture(primitive, scene)
+    return f"TEXCOORD_{texture.texcoord if texture else 0}"
 
 
 def _part(primitive: Primitive, placement: Placement, scene: Scene, stored_values: Values) -> Part:
     values, corners = stored_values
     values = _morphed(values, primitive, placement.weights)
-    faces = _faces(corners, primitive.mode)
+    faces = triangles(corners, primitive.mode)
     positions = values["POSITION"]
     normals = values.get("NORMAL")
     matrices = _vertex_matrices(primitive.where, placement, values, scene)
     if np.linalg.det(placement.world[:3, :3] if placement.skin is None else matrices[0, :3, :3]) < 0:
         faces = faces[:, ::-1]  # a mirroring transform turns the winding round (glTF 2.0, 3.7.4)
-    material = scene.materials[primitive.material] if primitive.material is not None else None
-    use = material.texture if material else None
-    stored = values.get(f"TEXCOORD_{use.texcoord if use else 0}")
+    use, stored = _texture(primitive, scene), values.get(_coordinates(primitive, scene))
+    has_uv = stored is not None or use is not None
+    if stored is None:  # what viewers take for a missing attribute
+        stored = np.zeros((len(positions), 2))
     transform = use.transform if use else IDENTITY
-    if use and stored is None and len(faces):
-        raise AssetError(
-            Reason.INVALID_STRUCTURE, f"{primitive.where} has a textured material but no TEXCOORD_{use.texcoord}"
-        )
     part = Part(
-        vertices=_points(matrices, positions),
+        vertices=_bounded(primitive.where, _points(matrices, positions), faces),
         normals=np.zeros_like(positions) if normals is None else _normals(matrices, normals),
-        uv=np.zeros((len(positions), 2)) if stored is None else _flipped(stored @ transform[:, :2].T + transform[:, 2]),
+        uv=_flipped(stored @ transform[:, :2].T + transform[:, 2]) if has_uv else stored,
         colors=_rgba(values.get("COLOR_0"), len(positions)),
         faces=faces,
         face_material=np.full(len(faces), 0 if primitive.material is None else primitive.material + 1),
-        face_has_uv=np.full(len(faces), stored is not None),
+        face_has_uv=np.full(len(faces), has_uv),
     )
     return _flat(part) if normals is None else part
+
+
+def _bounded(
+    where: str, points: Float64[np.ndarray, "v 3"], faces: Int64[np.ndarray, "f 3"]
+) -> Float64[np.ndarray, "v 3"]:
+    """Points within float32's range; those that no face uses are put at the origin where they are not."""
+    beyond = ~(np.abs(points) < 1e30).all(axis=1)
+    if not beyond.any():
+        return points
+    if beyond[faces].any():
+        raise AssetError(Reason.NON_FINITE, f"{where}: node transforms take a vertex beyond 1e30")
+    return np.where(beyond[:, None], 0.0, points)
 
 
 def _values(primitive: Primitive) -> Values:
     if primitive.draco is not None:
         return _draco_values(primitive, primitive.draco)
-    values = {name: as_floats(read_accessor(a), a.dtype, a.normalized) for name, a in primitive.attributes.items()}
+    values = {name: _floats(accessor) for name, accessor in primitive.attributes.items()}
     if primitive.indices is None:
         return values, np.arange(primitive.num_vertices)
     return values, read_accessor(primitive.indices)[:, 0].astype(np.int64)
@@ -82,21 +131,29 @@ def _morphed(
 ) -> dict[str, Float64[np.ndarray, "v width"]]:
     """Attributes plus the weighted displacements of the morph targets (glTF 2.0, 3.7.2.2)."""
     values = dict(values)
-    for target, weight in zip(primitive.targets, weights, strict=False):
+    for weight, target in primitive.moved(weights):
         for name, accessor in target.items():
-            if weight and name in values:
+            if name in values:
                 moved = values[name].copy()
-                moved[:, : accessor.width] += weight * as_floats(
-                    read_accessor(accessor), accessor.dtype, accessor.normalized
-                )
+                moved[:, : accessor.width] += weight * _floats(accessor)
                 values[name] = moved
+    return values
+
+
+def _floats(accessor: Accessor) -> Float64[np.ndarray, "v width"]:
+    """Values of an accessor, 0 in rows that are not finite: no face uses them, which the preflight has checked, or they
+    are normals, which then get computed."""
+    values = as_floats(read_accessor(accessor), accessor.dtype, accessor.normalized)
+    if accessor.dtype.kind == "f":
+        values[~np.isfinite(values).all(axis=1)] = 0.0
     return values
 
 
 def _draco_values(primitive: Primitive, draco: Draco) -> Values:
     try:
         stream = DracoPy.decode(bytes(draco.view.data))
-        found = {name: stream.get_attribute_by_unique_id(number) for name, number in draco.attributes.items()}
+        numbers = {name: number for name, number in draco.attributes.items() if name in primitive.attributes}
+        found = {name: stream.get_attribute_by_unique_id(number) for name, number in numbers.items()}
         corners = np.asarray(stream.faces, dtype=np.int64).reshape(-1)
     except (DracoPy.FileTypeException, ValueError, AttributeError, TypeError) as error:
         raise AssetError(Reason.LOAD_ERROR, f"{primitive.where}: Draco stream cannot be decoded ({error})") from error
@@ -111,23 +168,12 @@ def _draco_values(primitive: Primitive, draco: Draco) -> Values:
                 )
             values[name] = as_floats(data, accessor.dtype, accessor.normalized)
         elif accessor.view is not None:
-            values[name] = as_floats(read_accessor(accessor), accessor.dtype, accessor.normalized)
+            values[name] = _floats(accessor)
     if "POSITION" not in values or not all(np.isfinite(v).all() for k, v in values.items() if k != "NORMAL"):
         raise AssetError(Reason.NON_FINITE, f"{primitive.where}: Draco stream has no positions or not finite values")
     if len(corners) and not 0 <= corners.min() <= corners.max() < primitive.num_vertices:
         raise AssetError(Reason.INDEX_OUT_OF_RANGE, f"{primitive.where}: Draco index {corners.max()}")
     return values, corners
-
-
-def _faces(corners: Int64[np.ndarray, " corners"], mode: int) -> Int64[np.ndarray, "f 3"]:
-    """Corners of a triangle list, strip (every second triangle turned) or fan (glTF 2.0, 3.7.2.1)."""
-    if mode == 4:
-        return corners[: len(corners) // 3 * 3].reshape(-1, 3)
-    first = np.arange(max(0, len(corners) - 2))
-    if mode == 5:
-        odd = first % 2
-        return corners[np.stack([first, first + 1 + odd, first + 2 - odd], axis=1)]
-    return corners[np.stack([first + 1, first + 2, np.zeros_like(first)], axis=1)]
 
 
 def _vertex_matrices(

@@ -1,13 +1,18 @@
 """Primitives of glTF meshes: parts with their attributes, morph targets and Draco streams, checked, not yet read."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.mesh_io.gltf.accessors import Accessor
+import numpy as np
+from jaxtyping import Integer
+
+from pipeline.mesh_io.gltf.accessors import Accessor, read_accessor
 from pipeline.mesh_io.gltf.buffers import BufferView
 from pipeline.mesh_io.gltf.container import DRACO, Container
-from pipeline.mesh_io.gltf.json_fields import Json
+from pipeline.mesh_io.gltf.json_fields import Json, Parsed
+from pipeline.mesh_io.gltf.materials import SceneMaterial
 from pipeline.mesh_io.problems import AssetError
-from schemas.ledger import Reason
+from schemas.ledger import NoteKind, Reason
 
 TRIANGLE_MODES = {4: "triangles", 5: "strip", 6: "fan"}
 
@@ -24,10 +29,12 @@ class Primitive:
     where: str
     mode: int
     attributes: dict[str, Accessor]
+    """Those that are read; a damaged one that can be done without is missing."""
     indices: Accessor | None
     material: int | None
+    """None: glTF's default material."""
     draco: Draco | None
-    targets: list[dict[str, Accessor]]
+    targets: Parsed[dict[str, Accessor]]
     """Morph targets: what each adds to which attribute at weight 1."""
 
     @property
@@ -36,51 +43,96 @@ class Primitive:
 
     @property
     def num_faces(self) -> int:
+        """Upper bound, known without reading indices: the joints of a strip are no faces."""
         corners = self.indices.count if self.indices else self.num_vertices
         return corners // 3 if self.mode == 4 else max(0, corners - 2)
 
+    def count_faces(self) -> int:
+        """Faces that will be read, but for those of a damaged Draco stream."""
+        if self.mode == 4 or self.indices is None or self.draco is not None:
+            return self.num_faces
+        return len(triangles(read_accessor(self.indices)[:, 0], self.mode))
 
-def read_primitives(entry: Json, container: Container, num_materials: int) -> list[Primitive]:
-    """Triangle primitives with positions; points, lines and the rest draw no surface."""
-    found = (_primitive(item, container, num_materials) for item in entry.objects("primitives"))
-    return [primitive for primitive in found if primitive is not None]
+    def moved(self, weights: list[float]) -> list[tuple[float, dict[str, Accessor]]]:
+        """Morph targets that show at these weights; the others are never read."""
+        count = min(len(weights), len(self.targets))
+        return [(weights[number], self.targets[number]) for number in range(count) if weights[number]]
 
 
-def _primitive(entry: Json, container: Container, num_materials: int) -> Primitive | None:
+def read_primitives(
+    entry: Json, container: Container, materials: Parsed[SceneMaterial], skinned: bool
+) -> list[Primitive]:
+    """Triangle primitives with positions; points, lines and the rest draw no surface. A primitive that cannot be read
+    is left out."""
+    found = []
+    for item in entry.objects("primitives"):
+        with container.notes.in_place_of_an_error(NoteKind.PART_LEFT_OUT):
+            if primitive := _primitive(item, container, materials, skinned):
+                found.append(primitive)
+    return found
+
+
+def triangles(corners: Integer[np.ndarray, " corners"], mode: int) -> Integer[np.ndarray, "f 3"]:
+    """Faces of a triangle list, strip (every second triangle turned) or fan (glTF 2.0, 3.7.2.1). Repeated corners join
+    the pieces of a strip or fan: they make no face."""
+    if mode == 4:
+        return corners[: len(corners) // 3 * 3].reshape(-1, 3)
+    first = np.arange(max(0, len(corners) - 2))
+    odd = first % 2
+    strip = mode == 5
+    order = [first, first + 1 + odd, first + 2 - odd] if strip else [first + 1, first + 2, np.zeros_like(first)]
+    faces = corners[np.stack(order, axis=1)]
+    return faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]
+
+
+def _primitive(entry: Json, container: Container, materials: Parsed[SceneMaterial], skinned: bool) -> Primitive | None:
     mode = entry.integer("mode", 4, high=6)
     names = entry.object("attributes") or Json({}, entry.at("attributes"))
-    attributes = _accessors(names, container)
-    number = entry.index("indices", len(container.accessors), "accessors")
-    material = entry.index("material", num_materials, "materials")
-    if mode not in TRIANGLE_MODES or "POSITION" not in attributes:
+    if mode not in TRIANGLE_MODES or "POSITION" not in names:
+        missing = "has no POSITION" if mode in TRIANGLE_MODES else "draws points or lines"
+        container.notes.add(NoteKind.PART_LEFT_OUT, f"{entry.where} {missing}")
         return None
-    for name, accessor in attributes.items():
-        _check_attribute(names.at(name), name, accessor, attributes["POSITION"].count)
-    targets = [_target(target, container, attributes) for target in entry.objects("targets")]
+    material = entry.index("material", len(materials), "materials")
+    texture = materials[material].texture if material is not None else None
+    coordinates = f"TEXCOORD_{texture.texcoord if texture else 0}"
+    needed = ["POSITION", "COLOR_0", *([coordinates] if texture else []), *(_skin_names(names) if skinned else [])]
+    attributes = _accessors(names, needed, container)
+    for name in ["NORMAL", *([] if texture else [coordinates])]:
+        with container.notes.in_place_of_an_error(NoteKind.DATA_IGNORED):
+            attributes |= _accessors(names, [name], container, attributes["POSITION"].count)
+    number = entry.index("indices", len(container.accessors), "accessors")
     indices = None if number is None else container.accessors[number]
     if indices is not None and (indices.width != 1 or indices.dtype.kind != "u"):
         entry.wrong("indices", "an accessor of unsigned integer scalars")
+    targets = Parsed(entry.objects("targets"), lambda target: _target(target, container, attributes))
     return Primitive(entry.where, mode, attributes, indices, material, _draco(entry, container), targets)
 
 
-def _accessors(names: Json, container: Container) -> dict[str, Accessor]:
-    found = {}
-    for name in names.value:
+def _skin_names(names: Json) -> list[str]:
+    return [name for name in names.value if name.startswith(("JOINTS_", "WEIGHTS_"))]
+
+
+def _accessors(
+    names: Json, wanted: Iterable[str], container: Container, count: int | None = None
+) -> dict[str, Accessor]:
+    """Accessors of those of the wanted attributes that are there, of `count` elements each, else of as many as the
+    first."""
+    found: dict[str, Accessor] = {}
+    for name in wanted:
         number = names.index(name, len(container.accessors), "accessors")
         if number is not None:
-            found[name] = container.accessors[number]
+            accessor = container.accessors[number]
+            count = accessor.count if count is None else count
+            _check_attribute(names.at(name), name, accessor, count)
+            found[name] = accessor
     return found
 
 
 def _target(names: Json, container: Container, base: dict[str, Accessor]) -> dict[str, Accessor]:
     """A morph target's displacements of those attributes of the primitive that the loader reads."""
-    target = {
-        name: accessor
-        for name, accessor in _accessors(names, container).items()
-        if name in base and name.startswith(("POSITION", "NORMAL", "TEXCOORD_", "COLOR_"))
-    }
+    wanted = [name for name in base if name.startswith(("POSITION", "NORMAL", "TEXCOORD_", "COLOR_"))]
+    target = _accessors(names, wanted, container, base["POSITION"].count)
     for name, accessor in target.items():
-        _check_attribute(names.at(name), name, accessor, base["POSITION"].count)
         if accessor.width > base[name].width:
             names.wrong(name, f"an accessor of at most {base[name].width} components")
     return target

@@ -1,24 +1,26 @@
 """Scenes of glTF: primitives placed by nodes, instances and skins.
 
-Everything is checked against the file's own lists; of accessors, only the transforms of instances are read here.
+Everything that is drawn is checked against the file's own lists; of accessors, only the transforms of instances are
+read here. Meshes, materials and skins that no node of the scene needs are never parsed, and a node that cannot be drawn
+is left out with a note.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
 
 from pipeline.mesh_io.gltf.accessors import Accessor, as_floats, read_accessor
 from pipeline.mesh_io.gltf.container import Container
-from pipeline.mesh_io.gltf.json_fields import Json
+from pipeline.mesh_io.gltf.extensions import INSTANCING, VISIBILITY
+from pipeline.mesh_io.gltf.json_fields import Json, Parsed
 from pipeline.mesh_io.gltf.materials import SceneMaterial, read_material
 from pipeline.mesh_io.gltf.primitives import Primitive, read_primitives
-from pipeline.mesh_io.problems import AssetError
-from schemas.ledger import Reason
+from pipeline.mesh_io.problems import AssetError, Notes
+from schemas.ledger import NoteKind, Reason
 
-INSTANCING, VISIBILITY = "EXT_mesh_gpu_instancing", "KHR_node_visibility"
 _INSTANCE_WIDTHS = {"TRANSLATION": 3, "ROTATION": 4, "SCALE": 3}
 
 
@@ -43,43 +45,80 @@ class Placement:
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
     placements: list[Placement]
-    primitives: list[Primitive]
-    """All of the file, drawn or not."""
     worlds: Float64[np.ndarray, "nodes 4 4"]
     """Global transform of every node."""
-    materials: list[SceneMaterial]
+    materials: dict[int, SceneMaterial]
+    """Those of what is drawn, by number."""
     container: Container
+
+    def drawn(self) -> list[tuple[Primitive, Placement]]:
+        """All primitives with their places, in file order, each instance by itself."""
+        return [(primitive, placement) for placement in self.placements for primitive in placement.primitives]
 
     def used_images(self) -> list[int]:
         """Base-colour images of what is drawn."""
-        used = {p.material for placement in self.placements for p in placement.primitives}
+        used = {primitive.material for primitive, _ in self.drawn()}
         textures = [self.materials[number].texture for number in used if number is not None]
         return sorted({texture.image for texture in textures if texture is not None})
 
 
 def read_scene(container: Container, max_nodes: int, max_depth: int) -> Scene:
-    """Nodes of the default scene with a mesh, in file order, and all materials. Instances count as nodes."""
-    tree = container.tree
-    materials = [read_material(entry, container) for entry in tree.objects("materials")]
-    entries = tree.objects("meshes")
-    meshes = [read_primitives(entry, container, len(materials)) for entry in entries]
-    skins = [_skin(entry, container) for entry in tree.objects("skins")]
-    nodes = container.nodes
+    """Nodes of the default scene with a mesh, in file order. Instances count as nodes."""
+    tree, nodes, notes = container.tree, container.nodes, container.notes
     if len(nodes) > max_nodes:
         raise AssetError(Reason.TOO_LARGE, f"{len(nodes):,} nodes, limit {max_nodes:,}")
-    children = [node.indices("children", len(nodes), "nodes") for node in nodes]
-    worlds = _worlds(nodes, children, max_depth)
+    materials = all_materials(container)
+    entries, skins = tree.objects("meshes"), Parsed(tree.objects("skins"), lambda entry: _skin(entry, container))
+    children = [_known(node, "children", len(nodes), notes) for node in nodes]
+    worlds = _worlds(nodes, children, max_depth, notes)
+    drawn = [number for number in _drawn(tree, nodes, children, notes) if "mesh" in nodes[number]]
+    skinned = [nodes[number].get("mesh") for number in drawn if "skin" in nodes[number]]
+    meshes: dict[int, list[Primitive]] = {}
     placements: list[Placement] = []
-    for number in _drawn(tree, nodes, children):
+    for number in drawn:
         node = nodes[number]
-        mesh, skin = node.index("mesh", len(meshes), "meshes"), node.index("skin", len(skins), "skins")
-        if mesh is None:
-            continue
-        weights = (node if "weights" in node else entries[mesh]).list_of_numbers("weights")
-        posed = None if skin is None else skins[skin]
-        for world in _instances(node, worlds[number], container, max_nodes - len(placements)):
-            placements.append(Placement(meshes[mesh], world, posed, weights))
-    return Scene(placements, [p for mesh in meshes for p in mesh], worlds, materials, container)
+        with notes.in_place_of_an_error(NoteKind.PART_LEFT_OUT):
+            mesh, skin = node.index("mesh", len(entries), "meshes"), node.index("skin", len(skins), "skins")
+            assert mesh is not None
+            if mesh not in meshes:
+                meshes[mesh] = read_primitives(entries[mesh], container, materials, mesh in skinned)
+            weights = (node if "weights" in node else entries[mesh]).list_of_numbers("weights")
+            posed = None if skin is None else skins[skin]
+            if posed is None and not np.isfinite(worlds[number]).all():
+                raise AssetError(Reason.NON_FINITE, f"{node.where}: its transform is not finite")
+            worlds_here = _instances(node, worlds[number], container, max_nodes - len(placements))
+            placements += [Placement(meshes[mesh], world, posed, weights) for world in worlds_here]
+    used = {primitive.material for placement in placements for primitive in placement.primitives}
+    return Scene(placements, worlds, {number: materials[number] for number in used if number is not None}, container)
+
+
+def all_materials(container: Container) -> Parsed[SceneMaterial]:
+    """Return the materials of a file, each read when first asked for."""
+    return Parsed(container.tree.objects("materials"), lambda entry: read_material(entry, container))
+
+
+def all_meshes(scene: Scene) -> Scene:
+    """Every mesh of the file placed once, for what is wrong with a file that draws none."""
+    container = scene.container
+    entries, materials = container.tree.objects("meshes"), all_materials(container)
+    found = [read_primitives(entry, container, materials, skinned=False) for entry in entries]
+    used = {primitive.material for primitives in found for primitive in primitives}
+    return replace(
+        scene,
+        placements=[Placement(primitives, np.eye(4), None, []) for primitives in found],
+        materials={number: materials[number] for number in used if number is not None},
+    )
+
+
+def _known(entry: Json, key: str, size: int, notes: Notes) -> list[int]:
+    """References of an entry to nodes; those to nodes that are not there are left out."""
+    found = entry.get(key, [])
+    if not isinstance(found, list):
+        entry.wrong(key, "a list")
+    known = [x for x in found if isinstance(x, int) and not isinstance(x, bool) and 0 <= x < size]
+    if lost := len(found) - len(known):
+        notes.add(NoteKind.PART_LEFT_OUT, f"{entry.at(key)} refers to nodes that are not there", lost)
+    return known
 
 
 def _instances(
@@ -107,12 +146,15 @@ def _instances(
     moves = parts.get("TRANSLATION", np.zeros((count, 3)))
     turns = parts.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)))
     scales = parts.get("SCALE", np.ones((count, 3)))
-    with np.errstate(over="ignore", invalid="ignore"):  # the loader refuses what is no longer finite
+    with np.errstate(over="ignore", invalid="ignore"):  # the loader leaves out what is no longer finite
         return [world @ _composed(*row) for row in zip(moves.tolist(), turns.tolist(), scales.tolist(), strict=True)]
 
 
-def _worlds(nodes: list[Json], children: list[list[int]], max_depth: int) -> Float64[np.ndarray, "nodes 4 4"]:
-    """Global transforms. The nodes must form trees (glTF 2.0, 3.5.2) of bounded depth."""
+def _worlds(
+    nodes: list[Json], children: list[list[int]], max_depth: int, notes: Notes
+) -> Float64[np.ndarray, "nodes 4 4"]:
+    """Global transforms, not finite at and below a node whose own cannot be read. The nodes must form trees (glTF 2.0,
+    3.5.2) of bounded depth."""
     parents: dict[int, int] = {}
     for number, below in enumerate(children):
         for child in below:
@@ -128,7 +170,11 @@ def _worlds(nodes: list[Json], children: list[list[int]], max_depth: int) -> Flo
             raise AssetError(Reason.INVALID_STRUCTURE, f"node tree is deeper than the limit {max_depth}")
         following = []
         for number, parent in level:
-            with np.errstate(over="ignore", invalid="ignore"):  # the loader refuses what is no longer finite
+            worlds[number] = np.nan
+            with (
+                notes.in_place_of_an_error(NoteKind.PART_LEFT_OUT),
+                np.errstate(over="ignore", invalid="ignore"),  # what is no longer finite is not drawn
+            ):
                 worlds[number] = parent @ _local(nodes[number])
             following += [(child, worlds[number]) for child in children[number]]
         reached += len(level)
@@ -164,12 +210,13 @@ def _composed(move: Sequence[float], turn: Sequence[float], scale: Sequence[floa
     return matrix
 
 
-def _drawn(tree: Json, nodes: list[Json], children: list[list[int]]) -> list[int]:
+def _drawn(tree: Json, nodes: list[Json], children: list[list[int]], notes: Notes) -> list[int]:
     """Visible nodes of the default scene (else the first, else all nodes), in file order."""
-    scenes = tree.objects("scenes")
-    number = tree.index("scene", len(scenes), "scenes")
+    scenes, number = tree.objects("scenes"), None
+    with notes.in_place_of_an_error(NoteKind.VALUE_CORRECTED):
+        number = tree.index("scene", len(scenes), "scenes")
     if scenes:
-        waiting = list(scenes[number or 0].indices("nodes", len(children), "nodes"))
+        waiting = _known(scenes[number or 0], "nodes", len(children), notes)
     else:
         below = {child for group in children for child in group}
         waiting = [node for node in range(len(children)) if node not in below]

@@ -153,7 +153,7 @@ def test_the_textured_cube(name: str) -> None:
 def test_every_case_is_listed_by_the_folder_source_with_what_it_may_read() -> None:
     refs = {Path(ref.uri).stem: ref for ref in folder(CASES)}
     beyond = {name for name, ref in refs.items() if ref.root is not None}
-    assert len(refs) == 50
+    assert len(refs) == 63
     assert beyond == {"o_map_parent_folder", "u_parent_folder", "u_glb_external_image"}
 
 

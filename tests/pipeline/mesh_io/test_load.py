@@ -299,4 +299,6 @@ def test_zeros_that_cost_the_file_nothing_are_limited(tmp_path: Path) -> None:
     builder = box()
     builder.tree["accessors"].append({"componentType": 5126, "type": "MAT4", "count": 2**40})
     builder.tree["skins"] = [{"joints": [0], "inverseBindMatrices": len(builder.tree["accessors"]) - 1}]
+    assert loaded(tmp_path, builder)  # nobody reads them
+    builder.tree["nodes"][0]["skin"] = 0
     assert refused(tmp_path, builder) == Reason.TOO_LARGE

@@ -15,7 +15,7 @@ from pipeline.mesh_io.gltf.json_fields import Json
 from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig
-from pipeline.mesh_io.problems import AssetError
+from pipeline.mesh_io.problems import AssetError, Notes
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import TexturedMesh
 from tests.pipeline.mesh_io.test_load import signed_volume
@@ -83,7 +83,7 @@ def view_of(
         "byteLength": case["count"] * case["byteStride"],
         "extensions": {extension: stated | {"buffer": 0, "byteLength": len(encoded)}},
     }
-    return bytes(ViewReader([memoryview(encoded), None], 2**20)(Json(entry, "bufferViews[0]")).data)
+    return bytes(ViewReader([memoryview(encoded), None], 2**20, Notes())(Json(entry, "bufferViews[0]")).data)
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -157,6 +157,7 @@ def test_what_streams_decode_to_is_limited(tmp_path: Path) -> None:
     path.write_bytes(builder.glb())
     assert isinstance(preflight(path, PreflightConfig(max_file_bytes=1_000_000)), AssetFacts)  # nobody asks for it
     builder.tree["meshes"].append({"primitives": [{"attributes": {"POSITION": len(builder.tree["accessors"]) - 1}}]})
+    builder.tree["nodes"][0]["mesh"] = 1
     path.write_bytes(builder.glb())
     found = preflight(path, PreflightConfig(max_file_bytes=1_000_000))
     assert isinstance(found, Rejected) and found.reason == Reason.TOO_LARGE

@@ -1,6 +1,7 @@
 """Any file, however mutated, ends in a mesh or in a reason."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import meshopt
@@ -110,7 +111,7 @@ def test_mutations_end_in_a_mesh_or_a_reason(tmp_path: Path) -> None:
         found = opened if isinstance(opened, Rejected) else opened[1]
         if number % 10 == 0:
             facts, again = preflight(path, PreflightConfig()), load_mesh(path)
-            assert facts == (opened if isinstance(opened, Rejected) else opened[0])
+            assert facts == (opened if isinstance(opened, Rejected) else replace(opened[0], notes=()))
             assert isinstance(again, Rejected) == isinstance(found, Rejected)
         if isinstance(found, TexturedMesh):
             assert np.isfinite(found.vertices).all() and found.faces.max() < len(found.vertices)

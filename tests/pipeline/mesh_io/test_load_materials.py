@@ -115,7 +115,7 @@ def test_unlit_and_variants_leave_the_default_material(tmp_path: Path) -> None:
     builder.tree["extensions"] = {"KHR_materials_variants": {"variants": [{"name": "red"}]}}
     builder.tree["extensionsRequired"] = ["KHR_materials_unlit", "KHR_materials_variants"]
     mesh = loaded(tmp_path, builder)
-    assert mesh.materials == (Material(texture=0),)
+    assert mesh.materials == (Material(texture=0, double_sided=False),)
 
 
 def test_several_meshes_materials_and_textures(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_specular_glossiness_texture(tmp_path: Path) -> None:
         "extensions": {"KHR_materials_pbrSpecularGlossiness": diffuse},
     }
     mesh = loaded(tmp_path, builder, shading=True)
-    assert mesh.materials == (Material(texture=0, shading=Shading(metallic=0.0, roughness=0.75)),)
+    assert mesh.materials == (Material(texture=0, double_sided=False, shading=Shading(metallic=0.0, roughness=0.75)),)
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -223,10 +223,10 @@ SHADED = Shading(
 
 def test_shading(tmp_path: Path) -> None:
     mesh = loaded(tmp_path, shaded(), shading=True)
-    assert mesh.materials == (Material(texture=0, shading=SHADED),)
+    assert mesh.materials == (Material(texture=0, double_sided=False, shading=SHADED),)
     assert [int(texture.image[0, 0, 0]) for texture in mesh.textures[1:]] == [10, 20, 30]
     plain = loaded(tmp_path, shaded())
-    assert plain.materials == (Material(texture=0),) and len(plain.textures) == 1
+    assert plain.materials == (Material(texture=0, double_sided=False),) and len(plain.textures) == 1
 
 
 def test_default_shading_is_that_of_the_specification(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,19 @@ def test_material_is_unlit_friendly_and_bytes_repeat(tmp_path: Path) -> None:
     assert material["doubleSided"]
     assert material["pbrMetallicRoughness"]["metallicFactor"] == 0
     assert material["pbrMetallicRoughness"]["roughnessFactor"] == 1
+
+
+@pytest.mark.parametrize("single", [range(12), range(0, 12, 2)], ids=["all", "some"])
+def test_single_sided_faces_stay_so(tmp_path: Path, single: range) -> None:
+    _, uv_mesh, normal = uv_box(tmp_path)
+    chosen = np.isin(np.arange(12), single)
+    write_glb(tmp_path / "out.glb", replace(uv_mesh, single_sided=chosen), QUADRANTS, None)
+    again = load_mesh(tmp_path / "out.glb")
+    assert isinstance(again, TexturedMesh)
+    order = np.concatenate([np.flatnonzero(~chosen), np.flatnonzero(chosen)])
+    np.testing.assert_array_equal(again.single_sided, chosen[order])
+    np.testing.assert_allclose(again.uv[again.faces], normal.uv[normal.faces[order]], atol=1e-6)
+    assert len(again.textures) == 1
 
 
 def test_an_asset_far_from_its_origin_is_written_to_its_place(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from geometry.image_metrics import capped_psnr
 from geometry.raster_cpu import CpuRasterizer
 from geometry.texture import sample_image, srgb_to_linear
 from pipeline.mesh_io.load import load_mesh
+from pipeline.render.lit import render_lit
 from pipeline.render.uv_maps import BakeConfig, bake_geometry, bake_uv, round_trip
-from pipeline.render.views import RenderConfig, render_baked, render_views
+from pipeline.render.views import RenderConfig, render_baked, render_geometry, render_views
 from schemas.mesh import AlphaMode, Material, Texture, TexturedMesh, UvMesh, Wrap
 
 RASTERIZER = CpuRasterizer()
@@ -289,3 +290,29 @@ def test_authored_layouts_survive_the_round_trip(assets_dir, name, psnr_floor):
         inner = maps.mask & np.roll(maps.mask, 1, 0) & np.roll(maps.mask, 1, 1)
         linear = srgb_to_linear(image[..., :3][inner] / 255.0) - srgb_to_linear(maps.rgb[inner] / 255.0)
         assert np.sqrt(np.mean(linear**2)) < 0.02
+
+
+def test_views_of_a_baked_map_leave_out_the_same_backs():
+    """The box with its sides turned inwards: views look through the near ones at the far ones, and so do those of its
+    map; what is baked, and its lit views, cover the same."""
+    inward = replace(BOX, faces=np.ascontiguousarray(BOX.faces[:, ::-1]))
+    room = replace(inward, materials=(replace(BOX.materials[0], double_sided=False),))
+    uv_mesh = replace(UV_BOX, faces=inward.faces, single_sided=np.ones(12, bool))
+    views = render_views(room, CAMERAS, VIEWS, RASTERIZER)
+    outside = render_views(inward, CAMERAS, VIEWS, RASTERIZER)
+    assert (views.mask == outside.mask).mean() > 0.99
+    eyes = np.linalg.inv(CAMERAS.world_to_cam)[:, :3, 3]
+    distances = [
+        np.linalg.norm(v.position - eyes[:, None, None], axis=-1)[views.mask & outside.mask] for v in (views, outside)
+    ]
+    assert (distances[0] > distances[1] + 1e-3).mean() > 0.95  # the far walls
+    maps = bake_uv(room, uv_mesh, MAPS, RASTERIZER)
+    np.testing.assert_array_equal(maps.mask, bake_uv(inward, uv_mesh, MAPS, RASTERIZER).mask)  # all faces are baked
+    again = render_baked(uv_mesh, maps.rgb, CAMERAS, VIEWS, RASTERIZER)
+    np.testing.assert_array_equal(again.mask, views.mask)
+    np.testing.assert_array_equal(again.position, views.position)
+    assert round_trip(views, uv_mesh, maps, CAMERAS, VIEWS, RASTERIZER).psnr_db > 30
+    position, _, mask = render_geometry(uv_mesh, CAMERAS, VIEWS.resolution, RASTERIZER)
+    np.testing.assert_array_equal(mask, views.mask)
+    np.testing.assert_array_equal(position, views.position)
+    np.testing.assert_array_equal(render_lit(room, CAMERAS, VIEWS, RASTERIZER).any(axis=-1), views.mask)

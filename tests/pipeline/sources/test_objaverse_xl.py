@@ -115,7 +115,7 @@ def test_the_package_reads_what_was_fetched(small, monkeypatch):
 def test_selection_downloads_annotations_alone(small):
     world, cfg = small
     count = {name: len(listed(cfg, origins=(name,))) for name in ("github", "sketchfab", "smithsonian", "thingiverse")}
-    assert count == {"github": 12, "sketchfab": 12, "smithsonian": 12, "thingiverse": 0}, "nobody reads .stl"
+    assert count == {"github": 12, "sketchfab": 12, "smithsonian": 12, "thingiverse": 0}, ".stl has no colour"
     assert len(listed(cfg, origins=("github",), licences=("mit",))) == 4
     assert len(listed(cfg, origins=("github",), licences=("Apache License 2.0", "MIT"))) == 8
     assert len(listed(cfg, licences=("cc0",))) == 12 + 3, "the Smithsonian's, and a quarter of Sketchfab's"
