@@ -13,12 +13,12 @@ from pipeline.mesh_io.gltf.materials import SceneMaterial, TextureUse, emissive_
 from pipeline.mesh_io.gltf.mesh import scene_parts
 from pipeline.mesh_io.gltf.scene import Scene
 from pipeline.mesh_io.images import TextureStore
-from pipeline.mesh_io.mtl import ObjMaterial
-from pipeline.mesh_io.obj import ObjFile, obj_part, with_coordinates
 from pipeline.mesh_io.parts import Part, merge
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, open_checked
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import read_limited
+from pipeline.mesh_io.wavefront.mtl import ObjMaterial
+from pipeline.mesh_io.wavefront.obj import ObjFile, obj_part, with_coordinates
 from schemas.ledger import NoteKind, Reason, Rejected
 from schemas.mesh import AlphaMode, Material, Shading, TexturedMesh, Wrap
 

@@ -15,11 +15,11 @@ from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.gltf.primitives import Primitive
 from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin, all_meshes, read_scene
 from pipeline.mesh_io.image_header import image_size
-from pipeline.mesh_io.obj import ObjFile, read_obj
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, read_limited
 from pipeline.mesh_io.trimesh_formats import SUFFIXES as TRIMESH_SUFFIXES
 from pipeline.mesh_io.trimesh_formats import read_trimesh
+from pipeline.mesh_io.wavefront.obj import ObjFile, read_obj
 from schemas.ledger import Note, NoteKind, Reason
 
 SUFFIXES = (".glb", ".gltf", ".obj", *TRIMESH_SUFFIXES)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pipeline.mesh_io.gltf.buffers import reference
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
-from pipeline.mesh_io.mtl import libraries, read_mtl
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, plain_text
 from pipeline.mesh_io.trimesh_formats import referenced, texture
+from pipeline.mesh_io.wavefront.mtl import libraries, read_mtl
 
 _LIBRARY = re.compile(rb"mtllib[ \t\f\v]((?:\\\r?\n|\\\r|[^\r\n])*)")
 """An `mtllib` line from its keyword on, which the search leaps to; a backslash at its end joins the next one."""

@@ -22,10 +22,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from geometry.frames import z_up_to_y_up
-from pipeline.mesh_io.mtl import MapUse, ObjMaterial
-from pipeline.mesh_io.obj import ObjFile
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders
+from pipeline.mesh_io.wavefront.mtl import MapUse, ObjMaterial
+from pipeline.mesh_io.wavefront.obj import ObjFile
 from schemas.ledger import NoteKind, Reason
 
 SUFFIXES = (".3mf", ".dae", ".off", ".ply", ".stl")

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from pipeline.mesh_io.mtl import MapUse, library_names, read_mtl
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, is_data_uri, read_limited
 from pipeline.mesh_io.side_files import library_lines
+from pipeline.mesh_io.wavefront.mtl import MapUse, library_names, read_mtl
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.fingerprint import side_files_of
 from pipeline.sources.objaverse import ObjaverseConfig, glb_fault, sha256_fault

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.mesh_io.load import load_mesh
-from pipeline.mesh_io.obj import read_obj
 from pipeline.mesh_io.problems import Notes
 from pipeline.mesh_io.references import Folders
+from pipeline.mesh_io.wavefront.obj import read_obj
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Shading, TexturedMesh
 from tests.support.small_gltf import CORNERS, QUADRANTS, png

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float64, Int64
 
 from geometry.mesh import face_vectors, unit
 from geometry.texture import srgb_to_linear
-from pipeline.mesh_io.mtl import LARGEST_UNIT, ObjMaterial, materials_of
 from pipeline.mesh_io.parts import Part
 from pipeline.mesh_io.polygons import triangles
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, plain_text
+from pipeline.mesh_io.wavefront.mtl import LARGEST_UNIT, ObjMaterial, materials_of
 from schemas.ledger import NoteKind, Reason
 
 _ABSENT = -(2**62)
