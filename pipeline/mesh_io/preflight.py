@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.blender import host as blender
+from pipeline.mesh_io.exchange.read import SUFFIXES as EXCHANGE_SUFFIXES
+from pipeline.mesh_io.exchange.read import read_exchange
 from pipeline.mesh_io.gltf.accessors import Accessor, read_accessor
 from pipeline.mesh_io.gltf.container import image_bytes, read_container, split_glb
 from pipeline.mesh_io.gltf.extensions import SUPPORTED_EXTENSIONS
@@ -17,12 +19,10 @@ from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin, all_meshes, read
 from pipeline.mesh_io.image_header import image_size
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, read_limited
-from pipeline.mesh_io.trimesh_formats import SUFFIXES as TRIMESH_SUFFIXES
-from pipeline.mesh_io.trimesh_formats import read_trimesh
 from pipeline.mesh_io.wavefront.obj import ObjFile, read_obj
 from schemas.ledger import Note, NoteKind, Reason
 
-SUFFIXES = (".glb", ".gltf", ".obj", *TRIMESH_SUFFIXES)
+SUFFIXES = (".glb", ".gltf", ".obj", *EXCHANGE_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ def open_checked(
     folders = Folders(path, root, notes)
     if suffix == ".obj":
         return _check_indexed(suffix, data, read_obj(data, folders, cfg.max_file_bytes, cfg.max_faces), cfg)
-    if suffix in TRIMESH_SUFFIXES:
-        read = read_trimesh(data, suffix, folders, cfg.max_file_bytes, cfg.max_faces)
+    if suffix in EXCHANGE_SUFFIXES:
+        read = read_exchange(data, suffix, folders, cfg.max_file_bytes, cfg.max_faces)
         return _check_indexed(suffix, data, read, cfg)
     data = data.removeprefix(BOM_UTF8) if suffix == ".gltf" else data
     if suffix == ".gltf" and data.lstrip()[:1] != b"{":

@@ -11,11 +11,12 @@ from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pipeline.mesh_io.exchange.pieces import texture
+from pipeline.mesh_io.exchange.read import referenced
 from pipeline.mesh_io.gltf.buffers import reference
 from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, plain_text
-from pipeline.mesh_io.trimesh_formats import referenced, texture
 from pipeline.mesh_io.wavefront.mtl import libraries, read_mtl
 
 _LIBRARY = re.compile(rb"mtllib[ \t\f\v]((?:\\\r?\n|\\\r|[^\r\n])*)")

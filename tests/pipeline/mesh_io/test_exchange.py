@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -233,21 +234,218 @@ def test_a_broken_part_of_collada_is_noted(tmp_path: Path) -> None:
     assert len(mesh.faces) == 12 and "nowhere" in notes[NoteKind.PART_LEFT_OUT].detail
 
 
-def test_3mf_places_instances_and_says_that_colours_are_lost(tmp_path: Path) -> None:
+def model(objects: str, build: str) -> bytes:
+    """A 3MF archive with the box as object 1, red by its palette but for the first side, which is half green."""
     vertices = "".join('<vertex x="{}" y="{}" z="{}"/>'.format(*point) for point in CORNERS * SIZES)
-    faces = "".join('<triangle v1="{}" v2="{}" v3="{}"/>'.format(*face) for face in BOX_FACES)
-    text = (
-        '<model unit="millimeter" xmlns="http://schemas.microsoft.com/3dmanufacturing/core/2015/02"><resources>'
-        '<basematerials id="5"><base name="x" displaycolor="#FF0000"/></basematerials>'
-        f'<object id="1" type="model"><mesh><vertices>{vertices}</vertices><triangles>{faces}</triangles></mesh>'
-        '</object></resources><build><item objectid="1"/><item objectid="1" transform="1 0 0 0 1 0 0 0 1 20 0 0"/>'
-        "</build></model>"
+    faces = "".join(
+        '<triangle v1="{}" v2="{}" v3="{}" {}/>'.format(*face, 'pid="6" p1="1"' if number < 1 else "")
+        for number, face in enumerate(BOX_FACES)
     )
-    with zipfile.ZipFile(tmp_path / "a.3mf", "w") as archive:
+    text = (
+        '<model unit="millimeter" xmlns="http://schemas.microsoft.com/3dmanufacturing/core/2015/02" '
+        'xmlns:m="http://schemas.microsoft.com/3dmanufacturing/material/2015/02"><resources>'
+        '<basematerials id="5"><base name="x" displaycolor="#FF0000"/></basematerials>'
+        '<m:colorgroup id="6"><m:color color="#0000FF80"/><m:color color="#00FF00"/></m:colorgroup>'
+        f'<object id="1" pid="5" pindex="0"><mesh><vertices>{vertices}</vertices><triangles>{faces}</triangles></mesh>'
+        f"</object>{objects}</resources><build>{build}</build></model>"
+    )
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("3D/3dmodel.model", text)
-    mesh, notes = opened(tmp_path / "a.3mf")
-    assert len(mesh.faces) == 24 and mesh.vertices[:, 0].max() == 21 and signed_volume(mesh) == pytest.approx(96)
-    assert "colours" in notes[NoteKind.MATERIAL_MISSING].detail
+    return file.getvalue()
+
+
+def nested(number: int, *components: tuple[int, str]) -> str:
+    inner = "".join(f'<component objectid="{of}" transform="{move}"/>' for of, move in components)
+    return f'<object id="{number}"><components>{inner}</components></object>'
+
+
+STAY, RIGHT, QUARTER = "1 0 0 0 1 0 0 0 1 0 0 0", "1 0 0 0 1 0 0 0 1 20 0 0", "0 1 0 -1 0 0 0 0 1 0 0 0"
+
+
+def test_3mf_with_colours_and_objects_within_objects(tmp_path: Path) -> None:
+    """A box where it is, and one moved 20 along x, then turned by a quarter from x to y, where 3MF's z points up."""
+    objects = nested(2, (1, RIGHT), (99, STAY)) + nested(3, (2, QUARTER), (1, STAY))
+    path = tmp_path / "a.3mf"
+    path.write_bytes(model(objects, '<item objectid="3"/>'))
+    mesh, notes = opened(path)
+    assert len(mesh.faces) == 24 and signed_volume(mesh) == pytest.approx(96)
+    assert "99" in notes[NoteKind.PART_LEFT_OUT].detail and len(notes) == 1
+    np.testing.assert_allclose(mesh.vertices.min(axis=0), [-2, -3, -21], atol=1e-5)
+    np.testing.assert_allclose(mesh.vertices.max(axis=0), [2, 3, 2], atol=1e-5)
+    colors = encode_srgb8(mesh.colors[:, :3])[mesh.faces].reshape(-1, 9)
+    found, count = np.unique(colors, axis=0, return_counts=True)
+    assert found.tolist() == [[0, 255, 0] * 3, [255, 0, 0] * 3] and count.tolist() == [2, 22]
+
+
+def test_3mf_of_endless_copies_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.3mf"
+    path.write_bytes(model(nested(2, (3, STAY)) + nested(3, (2, STAY)), '<item objectid="2"/>'))
+    assert reason_of(path) == Reason.INVALID_STRUCTURE
+    doubled = "".join(nested(number, (number - 1, STAY), (number - 1, STAY)) for number in range(2, 42))
+    path.write_bytes(model(doubled, '<item objectid="41"/>'))
+    assert reason_of(path, PreflightConfig(max_faces=10_000)) == Reason.TOO_LARGE
+    empty = doubled.replace('"1"', '"42"') + nested(42)
+    path.write_bytes(model(empty, '<item objectid="41"/>'))
+    assert reason_of(path) == Reason.TOO_LARGE
+
+
+# polygons, colours, coordinates
+
+PLAN = np.array([(0, 0), (2, 0), (2, 1), (1, 1), (1, 2), (0, 2)], np.float64)
+"""An L: a fan from its first corner but one fills the notch."""
+PRISM = np.concatenate([np.insert(PLAN, 2, z, axis=1) for z in (0, 1)])
+POLYGONS = [
+    [0, 5, 4, 3, 2, 1],
+    [7, 8, 9, 10, 11, 6],
+    *([i, (i + 1) % 6, (i + 1) % 6 + 6, i + 6] for i in range(6)),
+]
+
+
+def prism_ply(form: str) -> bytes:
+    header = f"ply\nformat {form} 1.0\nelement vertex 12\nproperty double x\nproperty double y\nproperty double z\n"
+    header += "element face 8\nproperty list uchar int vertex_indices\nproperty uchar flags\nend_header\n"
+    if form == "ascii":
+        rows = ["{} {} {}".format(*point) for point in PRISM]
+        rows += [f"{len(face)} {' '.join(map(str, face))} 1" for face in POLYGONS]
+        return (header + "\n".join(rows) + "\n").encode()
+    mark = "<" if "little" in form else ">"
+    faces = (struct.pack(f"{mark}B{len(face)}iB", len(face), *face, 1) for face in POLYGONS)
+    return header.encode() + PRISM.astype(f"{mark}f8").tobytes() + b"".join(faces)
+
+
+def prism_off() -> bytes:
+    rows = ["{} {} {}".format(*point) for point in PRISM]
+    rows += [f"{len(face)} {' '.join(map(str, face))}" for face in POLYGONS]
+    return ("OFF\n# an L\n12 8 0\n" + "\n".join(rows)).encode()
+
+
+def prism_dae(tag: str) -> bytes:
+    text = collada(node="")
+    start, end = text.index("<triangles"), text.index("</triangles>") + len("</triangles>")
+    inputs = '<input semantic="VERTEX" source="#verts" offset="0"/>'
+    if tag == "polylist":
+        lengths = " ".join(str(len(face)) for face in POLYGONS)
+        index = " ".join(str(i) for face in POLYGONS for i in face)
+        body = f"<vcount>{lengths}</vcount><p>{index}</p>"
+    else:
+        body = "".join(f"<p>{' '.join(map(str, face))}</p>" for face in POLYGONS)
+    text = text[:start] + f'<{tag} count="8">{inputs}{body}</{tag}>' + text[end:]
+    places, boxes = " ".join("{} {} {}".format(*point) for point in PRISM), " ".join(box_lines())
+    text = text.replace(boxes, places).replace('count="24"', 'count="36"', 1)
+    return text.replace('source="#pos-array" count="8"', 'source="#pos-array" count="12"').encode()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data"),
+    [
+        *((".ply", prism_ply(form)) for form in ("ascii", "binary_little_endian", "binary_big_endian")),
+        (".off", prism_off()),
+        *((".dae", prism_dae(tag)) for tag in ("polylist", "polygons")),
+    ],
+    ids=["ply", "ply little", "ply big", "off", "polylist", "polygons"],
+)
+def test_concave_polygons_keep_their_notch(tmp_path: Path, suffix: str, data: bytes) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    mesh, notes = opened(path)
+    assert len(mesh.faces) == 20 and not notes and signed_volume(mesh) == pytest.approx(3)
+    corners = mesh.vertices[mesh.faces].astype(np.float64)
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    assert areas.sum() == pytest.approx(14)  # twice the L's 3, and its outline of 8
+
+
+def off(header: str, vertex: Callable[[int], str] = lambda _: "", face: Callable[[int], str] = lambda _: "") -> str:
+    rows = [f"{line} {vertex(number)}" for number, line in enumerate(box_lines())]
+    rows += ["3 {} {} {} {}".format(*corners, face(number)) for number, corners in enumerate(BOX_FACES)]
+    return header + "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        off("COFF\n8 12 0\n", lambda i: "200 0 0 255" if CORNERS[i, 0] < 0 else "0 200 0 255"),
+        off("OFF 8 12 0\n", lambda i: "200 0 0" if CORNERS[i, 0] < 0 else "0 200 0"),
+        off("STCNOFF\n8 12 0\n", lambda i: f"0 0 1 {'0.7843 0' if CORNERS[i, 0] < 0 else '0 0.7843'} 0 1 0.5 0.5"),
+        off("OFF8 12 0\n", face=lambda i: "200 0 0" if CORNERS[BOX_FACES[i], 0].max() < 0 else "0 200 0"),
+        off("OFF\n8 12 0\n", face=lambda i: f"{'0.7843 0' if CORNERS[BOX_FACES[i], 0].max() < 0 else '0 0.7843'} 0"),
+    ],
+    ids=["vertices", "no C", "all", "faces", "faces to 1"],
+)
+def test_off_with_colours(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.off").write_text(text)
+    mesh, notes = opened(tmp_path / "a.off")
+    assert not notes and signed_volume(mesh) == pytest.approx(8 * SIZES.prod())
+    assert color_at(mesh, (-1, 0.5, 0.5)) == [200, 0, 0] and color_at(mesh, (1, 0.5, 0.5)) == [0, 200, 0]
+    if text.startswith("ST"):
+        np.testing.assert_allclose(mesh.normals, [[0, 0, 1]] * len(mesh.normals))
+        assert mesh.face_has_uv.all() and (mesh.uv == 0.5).all()
+
+
+def test_what_is_left_out_of_off_and_stl_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "a.off").write_text(off("OFF\n8 12 0\n", face=lambda _: "7").replace("\n3 0 ", "\n2 0 ", 1))
+    _, notes = opened(tmp_path / "a.off")
+    assert notes[NoteKind.MATERIAL_MISSING].count >= 11 and notes[NoteKind.FACES_LEFT_OUT].count == 1
+    box = trimesh.Trimesh(CORNERS * SIZES, BOX_FACES, process=False)
+    stl = bytearray(box.export(file_type="stl"))
+    stl[84 + 48 : 84 + 50] = b"\x1f\x80"
+    (tmp_path / "a.stl").write_bytes(bytes(stl))
+    mesh, notes = opened(tmp_path / "a.stl")
+    assert len(mesh.faces) == 12 and notes[NoteKind.MATERIAL_MISSING].count == 1
+
+
+def test_a_plys_colours_beside_a_texture_are_noted(tmp_path: Path) -> None:
+    picture(tmp_path)
+    path = tmp_path / "a.ply"
+    text = textured_ply(False).replace("float t\n", "float t\nproperty uchar red\nproperty uchar green\n", 1)
+    text = text.replace("uchar green\n", "uchar green\nproperty uchar blue\n", 1)
+    head, body = text.split("end_header\n")
+    rows = [f"{row} 9 9 9" if number < 8 else row for number, row in enumerate(body.splitlines())]
+    path.write_text(head + "end_header\n" + "\n".join(rows) + "\n")
+    mesh, notes = opened(path)
+    assert shows_quadrants(mesh, 1, 2, 3) and "beside a texture" in notes[NoteKind.DATA_IGNORED].detail
+    path.write_text((head + "end_header\n" + "\n".join(rows) + "\n").replace("comment TextureFile t.png\n", ""))
+    mesh, notes = opened(path)
+    assert color_at(mesh, (0.5, 0.5, 3)) == [9, 9, 9] and mesh.face_has_uv.all() and not notes
+    np.testing.assert_allclose(mesh.uv[mesh.faces].min(), 0)
+    assert mesh.uv.max() == 1
+    without = text.replace("property float s\nproperty float t\n", "property float a\nproperty float b\n")
+    head, _ = without.split("end_header\n")
+    path.write_text(head + "end_header\n" + "\n".join(rows) + "\n")
+    mesh, notes = opened(path)
+    assert (
+        color_at(mesh, (0.5, 0.5, 3)) == [9, 9, 9] and "no texture coordinates" in notes[NoteKind.DATA_IGNORED].detail
+    )
+
+
+@pytest.mark.parametrize(
+    ("transparent", "opacity", "noted"),
+    [
+        ("<transparent><color>1 1 1 0.25</color></transparent>", 0.25, False),
+        (
+            "<transparent><color>1 1 1 0.5</color></transparent><transparency><float>0.5</float></transparency>",
+            0.25,
+            False,
+        ),
+        ("<transparent><color>1 1 1 0</color></transparent>", 1.0, True),
+        (
+            '<transparent opaque="RGB_ZERO"><color>0.75 0.75 0.75 1</color></transparent>'
+            "<transparency><float>1</float></transparency>",
+            0.25,
+            False,
+        ),
+        ('<transparent opaque="RGB_ZERO"><color>0 0 0 0</color></transparent>', 1.0, False),
+    ],
+    ids=["alpha", "transparency", "nothing", "light let through", "no light let through"],
+)
+def test_collada_opacity(tmp_path: Path, transparent: str, opacity: float, noted: bool) -> None:
+    path = tmp_path / "a.dae"
+    look = f"<diffuse><color>0.5 0.25 1 1</color></diffuse>{transparent}"
+    path.write_text(collada().replace('<diffuse><texture texture="samp" texcoord="UV"/></diffuse>', look))
+    mesh, notes = opened(path)
+    assert mesh.materials[0].base_color[3] == pytest.approx(opacity)
+    assert (NoteKind.VALUE_CORRECTED in notes) == noted
+    assert mesh.materials[0].base_color[2] == 1 and mesh.face_has_uv.all()
 
 
 def archive_of(size: int) -> bytes:
@@ -273,7 +471,7 @@ HOSTILE = {
     "ply of points": (".ply", PLY_HEADER.format(1, 0).encode() + bytes(12), Reason.NO_GEOMETRY),
     "big stl": (".stl", bytes(80) + struct.pack("<I", 3) + bytes(150), Reason.TOO_LARGE),
     "no stl": (".stl", b"hello", Reason.NO_GEOMETRY),
-    "off beyond": (".off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", Reason.LOAD_ERROR),
+    "off beyond": (".off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", Reason.INDEX_OUT_OF_RANGE),
     "off nan": (".off", b"OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n", Reason.NON_FINITE),
     "entities": (".dae", collada(entity=BOMB).encode(), Reason.INVALID_STRUCTURE),
     "utf-16": (".dae", collada(entity=BOMB).encode("utf-16"), Reason.NOT_A_MESH),
