@@ -46,7 +46,7 @@ def encode(
 
     from training.data.dataset_files import open_dataset
     from training.data.encode_latents import encode_dataset, make_encoders
-    from training.loop.checkpoints import make_codec, make_text_encoder
+    from training.diffusion.encoders import make_codec, make_text_encoder
 
     if not 0 <= part < parts:
         raise UsageError(f"--part {part} of --parts {parts}: parts count from 0")
