@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import Strategy
 
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
-from training.arithmetic import StepCallback, ThreadChoice, arithmetic, autocast_dtype
+from training.arithmetic import StepCallback, ThreadChoice, arithmetic, autocast_dtype, find_device
 from training.config import TrainConfig
 from training.cost import Cost, estimate
 from training.data.datamodule import TextureDataModule
@@ -108,6 +108,7 @@ def train(
         UserError: dataset, weights or trainer state are missing, damaged or do not fit; too many gradients were no
             numbers (`Diverged`); a signal stopped the run, which then saved its state (`Interrupted`).
     """
+    find_device(cfg.run.accelerator)
     plan = plan or plan_run(cfg)
     device_type = own_device(plan.cfg.run.accelerator).type
     if cfg.run.precision == "bfloat16" and autocast_dtype(device_type, cfg.run.precision) is None:

@@ -1,6 +1,11 @@
 """`TextureModule` and `TextureDataModule` in a plain `lightning.Trainer`, with Lightning's callbacks and loggers."""
 
 import csv
+import os
+import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,15 @@ from tests.support.training_process import same
 from tests.training.test_training import small_config
 from training.__main__ import main
 from training.config import as_json
-from training.data.datamodule import TextureDataModule
+from training.data.datamodule import BatchStream, TextureDataModule
+from training.data.mixture import DataConfig
 from training.loop.callbacks import AveragedWeights
+from training.loop.signals import FiniteGuard, StopSignals
+from training.model.optimizers import make_optimizer, trained_parameters
 from training.module import TextureModule
+from training.train import check_order
 
+REPO = Path(__file__).resolve().parents[2]
 ENTRIES = [(f"t{i}", Regime.TEXTURED) for i in range(3)] + [(f"m{i}", Regime.MV_ONLY) for i in range(2)]
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False}
 
@@ -189,7 +199,7 @@ def test_the_trainer_s_precision_is_that_of_the_model_s_products(
     assert 0 < row["validation/loss"] < 20
 
 
-TINY = str(Path(__file__).parents[2] / "docs" / "examples" / "tiny.yaml")
+TINY = str(REPO / "docs" / "examples" / "tiny.yaml")
 SMALL = ["--model.model.num_layers", "1", "--model.model.num_attention_heads", "2", "--model.model.attention_head_dim",
          "16", "--model.model.ffn_dim", "32", "--trainer.enable_progress_bar", "false"]  # fmt: skip
 
@@ -218,3 +228,89 @@ def test_the_plain_lightning_command_line(dataset: Path, tmp_path: Path, capsys:
         main(["fit", "--config", TINY, "--print_config"])
     shown = capsys.readouterr().out
     assert "class_path: training.module.TextureModule" in shown and "muon_learning_rate: 0.03" in shown
+
+
+SCRIPT = re.search(r"## A trainer of your own.*?```python\n(.*?)```", (REPO / "docs" / "training.md").read_text(), re.S)
+POWER_CUT = """
+import os, signal
+from training.loop.callbacks import AveragedWeights
+average = AveragedWeights.on_step
+def cut(self, trainer, pl_module, batch):
+    average(self, trainer, pl_module, batch)
+    if trainer.global_step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+AveragedWeights.on_step = cut
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_script_of_the_guide_trains_is_killed_and_resumes_to_equal_weights(dataset: Path, tmp_path: Path) -> None:
+    assert SCRIPT is not None and len(SCRIPT[1].splitlines()) <= 36
+    ends = []
+    for name, starts in (("straight", [0]), ("killed", [-signal.SIGKILL, 0])):
+        (tmp_path / name / "out").mkdir(parents=True)
+        for link in ("forge", "held_out"):
+            (tmp_path / name / "out" / link).symlink_to(dataset)
+        for code in starts:
+            text = (POWER_CUT if code else "") + SCRIPT[1]
+            env = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+            ended = subprocess.run(
+                [sys.executable, "-c", text], cwd=tmp_path / name, env=env, capture_output=True, text=True, timeout=290
+            )
+            assert ended.returncode == code, ended.stderr
+        ends.append(torch.load(tmp_path / name / "out" / "states" / "last.ckpt", weights_only=True))
+        assert len(list((tmp_path / name / "out" / "logs").rglob("metrics.csv"))) == len(starts)
+    names = ("state_dict", "optimizer_states", "global_step", "TextureDataModule")
+    assert all(same(ends[0][name], ends[1][name]) for name in names) and ends[0]["global_step"] == 6
+    assert same(*(end["callbacks"]["AveragedWeights"] for end in ends))
+
+
+def test_the_order_of_the_callbacks_is_checked() -> None:
+    guard, signals, average = FiniteGuard(1), StopSignals(), AveragedWeights()
+    check_order([average, RichProgressBar(), guard, signals])
+    with pytest.raises(ValueError, match="callbacks StopSignals and FiniteGuard must stand in the order"):
+        check_order([average, signals, guard])
+
+
+@pytest.mark.parametrize("muon", [None, 0.01])
+def test_weight_decay_pulls_at_matrices_alone(dataset: Path, muon: float | None) -> None:
+    cfg = small_config(dataset, dataset)
+    options = replace(cfg.optimizer, muon_learning_rate=muon, weight_decay=0.1)
+    named = trained_parameters(TextureModule.of(replace(cfg, model=replace(cfg.model, lora_rank=4))))
+    optimizer = make_optimizer(options, named)
+    names = {id(p): name for name, p in named.items()}
+    decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay.keys() == named.keys()
+    for part in ("norm", ".bias", "scale_shift_table", ".lora_"):
+        found = {decay[name] for name in named if part in name}
+        assert found == {0.0}, part
+    assert decay["model.blocks.0.attnuv.to_q.weight"] == decay["model.patch_embedding.weight"] == 0.1
+
+
+def test_a_regime_without_samples_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, entries, words in (
+        ("t", ENTRIES[:2], "no mv_only sample; data.mv_only_ratio is 0 instead of 0.3, and the tasks of tasks.mv_only"),
+        (
+            "m",
+            ENTRIES[3:],
+            "no textured sample; data.mv_only_ratio is 1 instead of 0.3, and the tasks of tasks.textured",
+        ),
+    ):
+        write_dataset(tmp_path / name, [entries])
+        caplog.clear()
+        BatchStream(DataConfig(directory=tmp_path / name, batch_size=1), seed=0)
+        assert [words in record.message for record in caplog.records] == [True]
+        BatchStream(DataConfig(directory=tmp_path / name, batch_size=1, mv_only_ratio=float(name == "m")), seed=0)
+        assert len(caplog.records) == 1
+
+
+def test_a_task_that_generates_no_view_has_no_loss_of_views(dataset: Path) -> None:
+    cfg = small_config(dataset, dataset)
+    module = TextureModule.of(replace(cfg, tasks=replace(cfg.tasks, textured={"mv2tex": 1.0})))
+    stream = BatchStream(cfg.data, seed=0, hints_for=module.tasks)
+    batch = next(batch for batch in map(stream.__getitem__, range(20)) if batch.regime is Regime.TEXTURED)
+    losses = module.training_step(batch, 0)
+    assert "loss_mv" not in losses and float(losses["loss"]) == pytest.approx(
+        cfg.flow.uv_weight * losses["loss_uv"].item()
+    )
