@@ -20,10 +20,9 @@ from seqtex.cli.console import print_table
 from training.arithmetic import arithmetic, autocast_dtype, decisions, fast_dtype
 from training.config import PRESETS, TrainConfig
 from training.data.batch import LatentBatch, TextFeatures
-from training.diffusion.encoders import DctCodec
 from training.diffusion.latents import BranchLatents
+from training.model.optimizers import make_optimizer, trained_parameters
 from training.module import TextureModule
-from training.train import make_module
 
 SIZES = {"tiny": (8, 64, 128), "small": (1, 256, 512), "full": (1, 256, 512)}
 """Samples, pixels of a view, texels of the UV map."""
@@ -65,9 +64,9 @@ def always_bfloat16() -> Iterator[None]:
 
 def stepper(cfg: TrainConfig, batch: LatentBatch, autocast: torch.dtype | None) -> Callable[[], float]:
     """A model of its own, and a function that trains it a step and tells the seconds."""
-    module: TextureModule = make_module(cfg, DctCodec(), "cpu", encodes_text=False)
+    module = TextureModule.of(cfg)
     module.autocast = autocast
-    optimizer = module.configure_optimizers()
+    optimizer = make_optimizer(cfg.optimizer, trained_parameters(module))
 
     def step() -> float:
         start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Texture meshes with a trained network: from a mesh file and an image or a text to a textured .glb."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps
 
 from geometry.cameras import RigConfig, rig_cameras
 from geometry.frames import Frame, bounding_box
@@ -119,6 +121,7 @@ def texture(
     pictures = {} if image is None else image if isinstance(image, Mapping) else {view: image}
     if not (pictures or prompt):
         raise UsageError("nothing says what the texture should look like; give an image or a prompt")
+    require_text_encoder(network.card, prompt, guidance)
     prepared = prepare_mesh(
         mesh, network.card, pictures=pictures, prompt=prompt, seed=seed, max_unwrap_faces=max_unwrap_faces
     )
@@ -195,9 +198,30 @@ def read_image(picture: Picture) -> UInt8[np.ndarray, "height width _"]:
     if isinstance(picture, np.ndarray):
         return picture
     try:
-        return decode_image(Path(picture).read_bytes(), str(picture))
+        return upright(Path(picture).read_bytes(), str(picture))
     except (OSError, AssetError) as error:
         raise UserError(f"{picture}: cannot be read as an image ({error}); give a PNG, JPEG or WebP file") from error
+
+
+def upright(data: bytes, name: str) -> UInt8[np.ndarray, "height width _"]:
+    """Decode a photo and turn it as its EXIF orientation says."""
+    image = Image.fromarray(decode_image(data, name))
+    with Image.open(io.BytesIO(data)) as file:
+        image.getexif()[ExifTags.Base.Orientation] = file.getexif().get(ExifTags.Base.Orientation, 1)
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def require_text_encoder(card: Card, prompt: str = "", guidance: float = 1.0) -> None:
+    """Raise UsageError if a checkpoint without a text encoder is given a prompt or guidance, which it cannot follow."""
+    if card.text_encoder != "none":
+        return
+    if prompt:
+        raise UsageError(f"prompt {prompt!r}: the checkpoint was trained without a text encoder; give an image")
+    if guidance != 1.0:
+        raise UsageError(
+            f"guidance {guidance:g}: the checkpoint was trained without a text encoder, and guidance follows a prompt; "
+            "leave it out"
+        )
 
 
 def texture_meshes(

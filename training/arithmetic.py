@@ -19,6 +19,7 @@ from typing import Any
 import lightning
 import torch
 
+from schemas.errors import UsageError
 from schemas.storage import write_file
 
 
@@ -74,6 +75,18 @@ def fast_dtype(device_type: str) -> torch.dtype:
     else:
         is_fast = device_type == "cpu" and has_native_bfloat16()
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def find_device(name: str) -> str:
+    """Return the device that an option names; `auto` is a GPU where there is one. Raises UsageError where there is no
+    such device."""
+    has_gpu = torch.cuda.is_available()
+    if name.startswith(("cuda", "gpu")) and not has_gpu:
+        raise UsageError(
+            f"{name}: torch {torch.__version__} finds no CUDA GPU on this machine; leave the device out, or install a "
+            "torch with CUDA and a driver"
+        )
+    return ("cuda" if has_gpu else "cpu") if name == "auto" else name
 
 
 def has_native_bfloat16() -> bool:

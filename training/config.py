@@ -189,8 +189,8 @@ def preset(name: str) -> TrainConfig:
     return PRESETS[name]
 
 
-def as_json(cfg: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain values, for a record beside the run; without passwords of URLs."""
+def as_json(cfg: Any) -> dict[str, Any]:
+    """A configuration, or a section of one, as plain values, for a record beside the run; without passwords of URLs."""
     return {name: redacted_values(_plain(value)) for name, value in asdict(cfg).items()}
 
 

@@ -1,76 +1,122 @@
 """One training step of SeqTex, as the paper's algorithm box: encode, draw the task, interpolate, predict, loss, log."""
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import lightning
 import torch
 from jaxtyping import Float
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from schemas.errors import UserError
+from training.arithmetic import count_batches_anew
+from training.config import LatentConfig, TrainConfig, as_json
 from training.data.batch import Batch, LatentBatch, encode_batch
-from training.diffusion.encoders import LatentCodec, TextEncoder
-from training.diffusion.flow import FlowConfig, draw, interpolate, masked_mse, velocity
+from training.data.datamodule import HeldOutSample, TextureDataModule
+from training.diffusion.encoders import TextEncoder, make_codec, make_text_encoder
+from training.diffusion.flow import FlowConfig
 from training.diffusion.latents import Extras
-from training.diffusion.tasks import TaskConfig, draw_task, given_views, plan_frames
-from training.model.fsdp import shard
+from training.diffusion.tasks import TaskConfig, draw_task
+from training.model.fsdp import check_whole, shard
+from training.model.init import ModelConfig, make_model
 from training.model.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
-from training.model.seqtex import SeqTexTransformer3DModel
+from training.model.schedule import WarmupCosine
 from training.model.weights import KEY, check_frozen, frozen_fingerprint
+from training.objective import Network, flow_errors, flow_losses
 
 
 class TextureModule(lightning.LightningModule):
-    """The model in training. Its trained parameters are those that require a gradient."""
+    """The model in training, for any `lightning.Trainer`. Its trained parameters are those that require a gradient; a
+    checkpoint holds them alone, and the sha256 of the frozen ones."""
 
     def __init__(
         self,
-        model: SeqTexTransformer3DModel,
-        codec: LatentCodec,
-        text_encoder: TextEncoder | None,
-        *,
-        flow: FlowConfig,
-        tasks: TaskConfig,
-        optimizer: OptimizerConfig,
-        seed: int,
-        autocast: torch.dtype | None = None,
+        model: ModelConfig = ModelConfig(),
+        latents: LatentConfig = LatentConfig(),
+        flow: FlowConfig = FlowConfig(),
+        tasks: TaskConfig = TaskConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        seed: int = 0,
     ) -> None:
-        """text_encoder: None if all captions come encoded."""
+        """The sections of a `TrainConfig`. seed: of the weights from scratch, of tasks, noise and noise levels.
+
+        Raises:
+            UserError: weights to start from are missing, damaged or of another architecture.
+        """
         super().__init__()
-        self.model = model
-        self.codec = codec
-        self.text_encoder = text_encoder
-        self.flow = flow
-        self.tasks = tasks
-        self.optimizer_cfg = optimizer
-        self.seed = seed
-        self.autocast = autocast
-        self.extras = Extras.of(model.config)
-        self.frozen = frozen_fingerprint(model)
+        sections = {"model": model, "latents": latents, "flow": flow, "tasks": tasks, "optimizer": optimizer}
+        plain = {name: as_json(section) for name, section in sections.items()} | {"seed": seed}
+        self.save_hyperparameters(plain | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
+        self.strict_loading = False
+        self.latents, self.flow, self.tasks, self.optimizer_cfg, self.seed = latents, flow, tasks, optimizer, seed
+        self.model = make_model(model, seed)
+        self.extras = Extras.of(self.model.config)
+        self.codec = make_codec(latents.codec, latents.codec_path, "cpu")
+        self.frozen = frozen_fingerprint(self.model)
+        self.autocast: torch.dtype | None = None
+        """Of the model's products, by the trainer's precision; None: that of the weights."""
+        self.progress: Callable[[int], float] = self._progress_by_steps
+        """Share of the run that is done after so many steps, which the learning rate decays with."""
+        self._counts_anew = False
+
+    @classmethod
+    def of(cls, cfg: TrainConfig) -> "TextureModule":
+        """Make the module of a run."""
+        return cls(cfg.model, cfg.latents, cfg.flow, cfg.tasks, cfg.optimizer, cfg.run.seed)
+
+    def setup(self, stage: str) -> None:
+        """Take precision and device from the trainer, and give the DataModule what it encodes and draws with."""
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision):
+            self.autocast = torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16
+        self.codec.to(self.trainer.strategy.root_device)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, TextureDataModule):
+            data.follow(self.seed, self.codec, self.tasks if self.extras.view_hint else None)
 
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
-        """Return the losses of a batch (`loss`, `loss_mv`, `loss_uv` if the task has a UV map), its task and regime."""
-        latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
-        task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
-        branches = [latents.mv, latents.uv] if task.needs_uv and latents.uv else [latents.mv]
-        draws = draw(self.seed, latents.samples, [branch.rgb.shape[1:] for branch in branches]).to(self.device)
-        plan = plan_frames(task, given_views(task, draws.view_order), self.flow.sigma(draws.level))
-        views = latents.mv.rgb.shape[2]
-        branches[0] = latents.given(plan.condition[:, :views]).mv
-        frames = [slice(0, views), slice(views, None)]
+        """Return the losses of a batch (`loss`, and `loss_mv`, `loss_uv` where views, or a UV map, are generated), its
+        task and regime."""
+        with torch.autocast(self.device.type, enabled=False):  # `predict` alone is narrow
+            latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
+            task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
+            losses = flow_losses(
+                latents, task, self.predict, self.encode_text, flow=self.flow, extras=self.extras, seed=self.seed
+            )
+        record = {"loss": losses.loss.detach()} | losses.parts()
+        groups = (f"task {task.name}", f"regime {latents.regime}")
+        grouped = {f"{name}/{group}": value for name, value in record.items() for group in groups}
+        self.log_dict(record, prog_bar=True, batch_size=len(latents.uids))
+        self.log_dict(grouped, batch_size=len(latents.uids))
+        return record | {"loss": losses.loss, "task": task.name, "regime": str(latents.regime)}
 
-        inputs = [
-            torch.cat([interpolate(branch.rgb, noise, plan.sigma[:, at]), branch.conditions(self.extras)], dim=1)
-            for branch, noise, at in zip(branches, draws.noise, frames, strict=False)
-        ]
-        text = self.embed_text(latents, draws.drop_text)
-        predicted = self.predict(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
-        flows = [flow for flow in predicted if flow is not None]
-        losses = [
-            masked_mse(flow, velocity(branch.rgb, noise), plan.generated[:, at])
-            for flow, branch, noise, at in zip(flows, branches, draws.noise, frames, strict=False)
-        ]
-        loss = sum(weight * part for weight, part in zip((1.0, self.flow.uv_weight), losses, strict=False))
-        record = {name: part.detach() for name, part in zip(("loss_mv", "loss_uv"), losses, strict=False)}
-        return {"loss": loss} | record | {"task": task.name, "regime": str(latents.regime)}
+    def validation_step(self, batch: HeldOutSample, batch_idx: int) -> None:
+        """Log the errors of the flow on a held-out sample, by task, at fixed noise levels with fixed noise."""
+        self._log_held_out(batch, "validation")
+
+    def test_step(self, batch: HeldOutSample, batch_idx: int) -> None:
+        """Do as `validation_step`, under `test/`."""
+        self._log_held_out(batch, "test")
+
+    def _log_held_out(self, held_out: HeldOutSample, stage: str) -> None:
+        network = Network(
+            predict=self.predict,
+            codec=self.codec,
+            encode_text=self.encode_text,
+            extras=self.extras,
+            shift=self.flow.shift,
+            device=self.device,
+        )
+        with torch.autocast(self.device.type, enabled=False):
+            for task in self.tasks.weights(held_out.sample.regime):
+                errors = flow_errors(network, held_out.sample, held_out.place, task)
+                total = errors.get("flow_mv", 0.0) + self.flow.uv_weight * errors.get("flow_uv", 0.0)
+                named = {f"{stage}/{name}/task {task}": value for name, value in errors.items()}
+                self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=1)
+                self.log(f"{stage}/loss", total, on_epoch=True, sync_dist=True, batch_size=1, prog_bar=True)
 
     def predict(
         self,
@@ -79,36 +125,84 @@ class TextureModule(lightning.LightningModule):
         timestep: Float[Tensor, "b frames"],
         text: Float[Tensor, "b l d"],
     ) -> tuple[Tensor, Tensor | None]:
-        """Predict the flow of both branches, in the precision of the run."""
+        """Predict the flow of both branches, in the precision of the trainer."""
         # A narrow copy of every weight, kept for the whole pass, would undo what sharding saves.
         keep = self.device_mesh is None
         with torch.autocast(self.device.type, self.autocast, self.autocast is not None, cache_enabled=keep):
             flows: tuple[Tensor, Tensor | None] = self.model(mv, uv, timestep, text)
         return flows
 
-    def embed_text(self, latents: LatentBatch, drop: Float[Tensor, " batch"]) -> Float[Tensor, "batch l d"]:
-        """Return features of the captions; those whose number `drop` is below the dropout rate are replaced by ""."""
-        kept = [d >= self.flow.text_dropout for d in drop.tolist()]
-        if latents.text is not None:
-            return latents.text.tokens(kept).to(self.device)
-        assert self.text_encoder is not None
-        prompts = [caption if keep else "" for caption, keep in zip(latents.captions, kept, strict=True)]
-        return self.text_encoder.encode(prompts).to(self.device)
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """The encoder of captions, made at its first use: never, where all of them come encoded."""
+        latents, text_dim = self.latents, int(self.model.config["text_dim"])
+        encoder = make_text_encoder(latents.text_encoder, latents.text_encoder_path, text_dim, str(self.device))
+        check_text(latents.text_encoder, encoder.text_dim, text_dim)
+        return encoder
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make the optimizer of the trained parameters."""
-        return make_optimizer(self.optimizer_cfg, trained_parameters(self))
+    def encode_text(self, prompts: list[str]) -> Float[Tensor, "batch length dim"]:
+        """Return the features of prompts."""
+        return self.text_encoder.encode(prompts)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Make the optimizer of the trained parameters, and the schedule of its learning rates."""
+        optimizer = make_optimizer(self.optimizer_cfg, trained_parameters(self))
+        schedule = WarmupCosine(optimizer, self.optimizer_cfg, lambda step: self.progress(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _progress_by_steps(self, step: int) -> float:
+        steps = self.trainer.max_steps
+        return min(1.0, step / steps) if steps > 0 else 0.0
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer is told, and log the norm of the gradients before."""
+        parameters = [p for p in trained_parameters(self).values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.log("gradient_norm", whole)
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_model(self) -> None:
         """Shard the model, if the strategy does."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
 
+    def on_train_start(self) -> None:
+        """Let the first batch correct Lightning's count of batches."""
+        self._counts_anew = True
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Correct the count of batches after a resume."""
+        if self._counts_anew:
+            count_batches_anew(self.trainer)
+            self._counts_anew = False
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the fingerprint of the frozen weights to a trainer state."""
+        """Leave the frozen weights out of a checkpoint, and add their fingerprint."""
+        trained = trained_parameters(self)
+        checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
         checkpoint[KEY] = self.frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise UserError if a trainer state belongs to other frozen weights or another optimizer."""
+        """Raise UserError if a checkpoint belongs to other weights or another optimizer."""
         check_frozen(checkpoint, self.frozen)
-        check_optimizer(self.optimizer_cfg, checkpoint["optimizer_states"][0])
+        check_whole(trained_parameters(self), checkpoint["state_dict"])
+        for state in checkpoint.get("optimizer_states", [])[:1]:
+            check_optimizer(self.optimizer_cfg, state)
+
+
+def check_text(name: str, found: int, wanted: int) -> None:
+    """Raise UserError if the features of captions have another width than the model takes."""
+    if found != wanted:
+        raise UserError(
+            f"features of {name} have {found} dimensions, the model takes {wanted}; "
+            f"set model.text_dim {found}, start from other weights, or set latents.text_encoder none"
+        )

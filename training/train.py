@@ -2,10 +2,11 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,19 @@ from lightning.pytorch.strategies import Strategy
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
 from schemas.storage import refuse_links
-from training.arithmetic import StepCallback, ThreadChoice, arithmetic, autocast_dtype
+from training.arithmetic import StepCallback, ThreadChoice, arithmetic, autocast_dtype, find_device
 from training.config import TrainConfig
 from training.cost import Cost, estimate
 from training.data.datamodule import TextureDataModule
-from training.data.latent_shards import LatentHeader
 from training.data.mixture import ImageSizes, image_sizes, leading_dataset, open_datasets, stored_text
 from training.diffusion.encoders import LatentCodec
-from training.loop.callbacks import AveragedWeights, Clock, LearningRate, LossLog, SavedStates, read_losses
+from training.loop.callbacks import AveragedWeights, Clock, LossLog, SavedStates, read_losses
 from training.loop.checkpoints import (
     CARD,
     JITTER,
     AtomicCheckpointIO,
     Card,
     latent_statistics,
-    make_codec,
-    make_text_encoder,
     newest_state,
     read_card,
     save_checkpoint,
@@ -44,8 +42,8 @@ from training.loop.throughput import Meter, Work
 from training.loop.validation import Pictures, Validation
 from training.model.files import remove_leftovers
 from training.model.fsdp import whole_model
-from training.model.init import make_model, with_architecture
-from training.module import TextureModule
+from training.model.init import with_architecture
+from training.module import TextureModule, check_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +109,7 @@ def train(
         UserError: dataset, weights or trainer state are missing, damaged or do not fit; too many gradients were no
             numbers (`Diverged`); a signal stopped the run, which then saved its state (`Interrupted`).
     """
+    find_device(cfg.run.accelerator)
     plan = plan or plan_run(cfg)
     device_type = own_device(plan.cfg.run.accelerator).type
     if cfg.run.precision == "bfloat16" and autocast_dtype(device_type, cfg.run.precision) is None:
@@ -125,34 +124,23 @@ def train_as_planned(
     plan: Plan, lock: RunLock, report: Callable[[dict[str, Any]], None], validation: Validation | None
 ) -> TrainResult:
     cfg, device = plan.cfg, own_device(plan.cfg.run.accelerator)
-    codec = make_codec(cfg.latents.codec, cfg.latents.codec_path, str(device))
-    data = TextureDataModule(
-        cfg.data,
-        seed=cfg.run.seed,
-        accumulate_grad_batches=cfg.run.accumulate_grad_batches,
-        codec=codec,
-        hints_for=cfg.tasks if cfg.model.view_hint else None,
-    )
-    with_latents = open_datasets(cfg.data) if cfg.data.latents else []
-    stored = stored_text(with_latents, codec, cfg.latents.text_encoder)
     shown = validation if cfg.validation.every else None
-    module = make_module(cfg, codec, str(device), stored, encodes_text=stored is None or shown is not None)
+    module = make_module(cfg, device, shows=shown is not None)
+    data = TextureDataModule(cfg.data)
     clock = Clock(cfg.run.max_steps, cfg.run.max_seconds, cfg.run.pause_seconds)
+    module.progress = clock.progress
     average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
     meter, curves = Meter(Work.of(cfg, plan.sizes, device)), Curves(cfg)
     log = LossLog(
         cfg.run.directory / "losses.jsonl", clock, lambda row: report_row(row | meter.figures(), curves, report)
     )
-    states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, data, meter)
-    finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, codec, plan.sizes), average, signals)
-    later: list[lightning.Callback] = [log, finish, states]
-    if cfg.run.threads == 0:
-        later.insert(0, ThreadChoice(cfg.run.directory))
-    if shown is not None:
-        later.append(Pictures(cfg, shown, average, curves, meter))
+    states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, meter)
+    finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, module.codec, plan.sizes), average, signals)
+    threads = [ThreadChoice(cfg.run.directory)] if cfg.run.threads == 0 else []
+    pictures = [Pictures(cfg, shown, average, curves, meter)] if shown is not None else []
     for rollbacks in range(MAX_ROLLBACKS + 1):
         guard = FiniteGuard(cfg.optimizer.skip_budget)
-        callbacks = [lock, clock, LearningRate(cfg.optimizer, clock), average, guard, signals, curves, *later, meter]
+        callbacks = [lock, clock, average, guard, signals, curves, *threads, log, finish, states, *pictures, meter]
         trainer = make_trainer(cfg, make_strategy(plan.strategy.name, device, cfg.run.ranks), callbacks)
         if trainer.is_global_zero:
             lock.take()
@@ -197,8 +185,7 @@ def check_finished(checkpoint: Path, trainer: lightning.Trainer) -> None:
 
 
 class Finish(StepCallback):
-    """Writes the finished checkpoint where training came to its end. Must stand before the callback that saves states:
-    a run that finds a state of its last step has nothing left to do."""
+    """Writes the finished checkpoint where training came to its end."""
 
     def __init__(
         self, directory: Path, card: Callable[[int], Card], average: AveragedWeights, signals: StopSignals
@@ -223,54 +210,66 @@ class Finish(StepCallback):
                 save_checkpoint(self.directory, model, self.card(trainer.global_step))
 
 
-def make_module(
-    cfg: TrainConfig, codec: LatentCodec, device: str, stored: LatentHeader | None = None, encodes_text: bool = True
-) -> TextureModule:
-    """stored: what captions were encoded with beforehand. encodes_text: whether others must be encoded, too."""
-    model, latents, text_encoder = make_model(cfg.model, cfg.run.seed), cfg.latents, None
-    text_dim = int(model.config["text_dim"])
-    if encodes_text:
-        text_encoder = make_text_encoder(latents.text_encoder, latents.text_encoder_path, text_dim, device)
-    for source in (text_encoder, stored):
-        if source is not None and source.text_dim != text_dim:
-            raise UserError(
-                f"features of {latents.text_encoder} have {source.text_dim} dimensions, the model takes {text_dim}; "
-                f"set model.text_dim {source.text_dim}, start from other weights, or set latents.text_encoder none"
+def make_module(cfg: TrainConfig, device: torch.device, shows: bool) -> TextureModule:
+    """Make the module of a run on its device. shows: samples are textured on the way, whose captions must be encoded.
+
+    Raises:
+        UserError: features of captions do not fit the model, or stored latents the run.
+    """
+    module = TextureModule.of(cfg)
+    module.codec.to(device)
+    with_latents = open_datasets(cfg.data) if cfg.data.latents else []
+    stored = stored_text(with_latents, module.codec, cfg.latents.text_encoder)
+    if stored is not None:
+        check_text(cfg.latents.text_encoder, stored.text_dim, int(module.model.config["text_dim"]))
+    if stored is None or shows:
+        module.text_encoder.to(device)
+    return module
+
+
+ORDER = (RunLock, Clock, AveragedWeights, FiniteGuard, StopSignals, Curves, ThreadChoice, LossLog, Finish, SavedStates,
+         Pictures, Meter)  # fmt: skip
+"""The order of the callbacks. The lock comes before anything is written. Clock and StopSignals decide whether a step is
+the last one before Finish and SavedStates ask. AveragedWeights has averaged the step before both save. Curves has its
+logger before LossLog writes to it. Finish writes the checkpoint before SavedStates saves the state of the last step: a
+run that finds that state has nothing left to do. Meter is last: the time between its hooks is the loader's."""
+
+
+def check_order(callbacks: Sequence[lightning.Callback]) -> None:
+    """Raise ValueError naming two callbacks of ours that are not in `ORDER`."""
+    ours = [callback for callback in callbacks if isinstance(callback, ORDER)]
+    for first, second in pairwise(type(callback) for callback in ours):
+        if ORDER.index(first) >= ORDER.index(second):
+            raise ValueError(
+                f"callbacks {first.__name__} and {second.__name__} must stand in the order of training.train.ORDER"
             )
-    return TextureModule(
-        model,
-        codec,
-        text_encoder,
-        flow=cfg.flow,
-        tasks=cfg.tasks,
-        optimizer=cfg.optimizer,
-        seed=cfg.run.seed,
-        autocast=autocast_dtype(torch.device(device).type, cfg.run.precision),
-    )
 
 
 def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning's, under torch 2.13
-    return lightning.Trainer(
+    narrow = autocast_dtype(own_device(cfg.run.accelerator).type, cfg.run.precision) is not None
+    trainer = lightning.Trainer(
         default_root_dir=cfg.run.directory,
         strategy=strategy,
         accelerator=cfg.run.accelerator,
         devices=cfg.run.devices,
         num_nodes=cfg.run.nodes,
+        precision="bf16-mixed" if narrow else "32-true",
         max_epochs=-1,
         max_steps=cfg.run.max_steps,
         accumulate_grad_batches=cfg.run.accumulate_grad_batches,
         gradient_clip_val=cfg.optimizer.gradient_clip,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
+        limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    check_order(trainer.callbacks)  # type: ignore[attr-defined]
+    return trainer
 
 
 def make_card(cfg: TrainConfig, codec: LatentCodec, sizes: ImageSizes, steps: int) -> Card:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -17,16 +17,17 @@ from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
 from schemas.errors import UsageError, UserError, require_between
 from schemas.mesh import MeshRef
-from schemas.sample import Regime
+from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import write_file
 from seqtex.ablation.table import COMPARED, Outcome, write_results
 from seqtex.cli.console import bar, build_progress, log_event, training_note
 from seqtex.cli.evaluate import measure_group
 from training.config import TrainConfig, preset
+from training.diffusion.latents import Extras
 from training.diffusion.sampler import SamplerConfig
-from training.loop.checkpoints import load_checkpoint
-from training.loop.held_out import held_out_losses
+from training.loop.checkpoints import Checkpoint, load_checkpoint
+from training.objective import Network, flow_errors
 from training.train import train
 
 HELD_OUT_SEED = 1
@@ -250,3 +251,16 @@ def measure(cfg: AblateConfig, held_out: Path, checkpoint: Path) -> list[dict[st
         rows += [{"uid": one.uid} | one.figures for one in measured]
     losses = held_out_losses(network, samples, TASK)
     return [row | loss for row, loss in zip(rows, losses, strict=True)]
+
+
+def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task: str) -> list[dict[str, float]]:
+    """Return `flow_errors` of each sample by a finished checkpoint."""
+    parts = Network(
+        predict=network.model,
+        codec=network.codec,
+        encode_text=network.text_encoder.encode,
+        extras=Extras.of(network.model.config),
+        shift=network.card.shift,
+        device=next(network.model.parameters()).device,
+    )
+    return [flow_errors(parts, sample, place, task) for place, sample in enumerate(samples)]

@@ -42,16 +42,14 @@ def encode(
         cache_gb: its size, 10^9 bytes; the shards used longest ago go first
     """
     # Seconds to import, and not needed to print help.
-    import torch
-
+    from training.arithmetic import find_device
     from training.data.dataset_files import open_dataset
     from training.data.encode_latents import encode_dataset, make_encoders
-    from training.loop.checkpoints import make_codec, make_text_encoder
+    from training.diffusion.encoders import make_codec, make_text_encoder
 
     if not 0 <= part < parts:
         raise UsageError(f"--part {part} of --parts {parts}: parts count from 0")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(device)
     files = open_dataset(str(dataset), cache_directory, int(cache_gb * 1e9))
     text = None if text_encoder == "none" else make_text_encoder(text_encoder, text_encoder_path, 0, device)
     encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype, view_hint)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from geometry.image_metrics import capped_psnr
@@ -18,7 +17,8 @@ from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import Location, write_file
 from seqtex.cli.console import bar, log_event, logs_json, print_table
-from seqtex.texturing import MeshTexture, prepare_mesh, texture_meshes
+from seqtex.texturing import MeshTexture, prepare_mesh, require_text_encoder, texture_meshes
+from training.arithmetic import find_device
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
 from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
@@ -96,9 +96,9 @@ def evaluate(
             repository) or inception:FILE (weights of the original Inception, needs the `metrics` extra); empty: none
         lpips: torchvision's AlexNet weights (alexnet-owt-7be5be79.pth), for LPIPS; default: no LPIPS
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(device)
     network = load_checkpoint(checkpoint, device)
+    require_text_encoder(network.card, guidance=guidance)
     extractor = load_features(features, device) if features else None
     perceptual = Lpips(lpips, device) if lpips else None
     samples = islice(stored_samples(dataset, Regime.TEXTURED), meshes)

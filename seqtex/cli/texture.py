@@ -12,8 +12,15 @@ from PIL import Image
 
 from schemas.errors import UsageError, UserError
 from seqtex.cli.console import bar, log_event
-from seqtex.texturing import MAX_UNWRAP_FACES, PreparedMesh, for_textures, prepare_mesh, texture_meshes
-from training.arithmetic import autocast_dtype
+from seqtex.texturing import (
+    MAX_UNWRAP_FACES,
+    PreparedMesh,
+    for_textures,
+    prepare_mesh,
+    require_text_encoder,
+    texture_meshes,
+)
+from training.arithmetic import autocast_dtype, find_device
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
 
@@ -102,11 +109,11 @@ def texture(
         items = [Item(mesh=mesh, out=out, image=image, view=view, images=images, prompt=prompt, seed=seed)]
     else:
         raise UsageError("--out is missing: name the .glb file to write")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(device)
     dtype, place = weights_dtype(precision, device), "cpu" if offload else device
     network = load_checkpoint(checkpoint, place, dtype=dtype, tiling=tiling, wan=wan)
     network = for_textures(network, uv_resolution)
+    require_text_encoder(network.card, guidance=guidance)
     cfg, failed = SamplerConfig(steps=steps, solver=solver, guidance=guidance), 0
 
     def ready() -> Iterator[Ready]:
@@ -170,6 +177,7 @@ def prepare(item: Item, card: Card, max_unwrap_faces: int) -> PreparedMesh:
         pictures = {number: path for number, path in paths.items() if path.is_file()}
         if not pictures:
             raise UserError(f"{item.images}: holds none of {VIEW_FILE.format(0)} to {VIEW_FILE.format(card.views - 1)}")
+    require_text_encoder(card, item.prompt)
     return prepare_mesh(
         item.mesh, card, pictures=pictures, prompt=item.prompt, seed=item.seed, max_unwrap_faces=max_unwrap_faces
     )

@@ -55,7 +55,9 @@ NAME = re.compile(
     r"(?<![\w./-])(?:data|filter|flow|latents|model|optimizer|run|tasks|unwrap|validation)"
     r"(?:\.(?!glb\b|jpeg\b|js(?:on)?\b|py\b)[a-z_]+)+(?![\w(/])"
 )
-FOREIGN = re.compile(r"(?:\S*/)?(aws|flock|pip|ray|docker|kubectl|sbatch|tensorboard|git|srun|make)\b")
+FOREIGN = re.compile(
+    r"(?:\S*/)?(aws|flock|pip|ray|docker|kubectl|sbatch|tensorboard|git|srun|make|python -m training)\b"
+)
 
 
 @pytest.fixture(scope="module")

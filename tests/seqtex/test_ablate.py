@@ -13,12 +13,13 @@ import seqtex.ablation.run
 from pipeline.executor.job import process_asset
 from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
+from seqtex.ablation.run import held_out_losses
 from seqtex.ablation.table import Outcome, over_seeds, plot, table_rows
 from seqtex.cli.main import main
 from tests.support.small_dataset import write_samples
 from training.data.batch import encode_batch, to_model
 from training.loop.checkpoints import load_checkpoint
-from training.loop.held_out import DRAWS, QUARTERS, held_out_losses
+from training.objective import DRAWS, QUARTERS
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = ["--steps", "3", "--mixed_assets", "3", "--clean_assets", "3", "--held_out_meshes", "2", "--sample_steps", "2",

@@ -1,15 +1,17 @@
 """`seqtex texture` on meshes that stand nowhere else: every kind of condition, batches, and what is wrong with them."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import training.arithmetic
+import training.loop.checkpoints
 from geometry.cameras import seqtex4
 from geometry.frames import bounding_box, normalise
 from geometry.image_metrics import capped_psnr
@@ -25,8 +27,9 @@ from schemas.mesh import MeshRef, TexturedMesh
 from schemas.sample import TextureSample
 from seqtex.cli.main import main
 from seqtex.cli.texture import weights_dtype
-from seqtex.texturing import prepare_mesh, texture, texture_meshes
+from seqtex.texturing import prepare_mesh, read_image, texture, texture_meshes
 from tests.support.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint
+from training.diffusion.encoders import NullTextEncoder
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import load_checkpoint
 
@@ -37,8 +40,11 @@ def meshes(tmp_path_factory) -> list[MeshRef]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint")
+def checkpoint(tmp_path_factory) -> Iterator[Path]:
+    """Of a network with a text encoder, one whose weights need no download."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.loop.checkpoints, "make_text_encoder", lambda *args, **options: NullTextEncoder(8))
+        yield write_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint", text_encoder="umt5")
 
 
 @pytest.fixture
@@ -255,3 +261,35 @@ def test_meshes_in_memory_are_textured_too(meshes, checkpoint, tmp_path):
     again = texture(result.mesh, prompt="x", checkpoint=network, steps=1, uv_resolution=64)
     assert again.mesh is result.mesh and again.uv.shape == (64, 64, 3)
     np.testing.assert_array_equal(again.input.views.position, result.input.views.position)
+
+
+def test_what_a_checkpoint_without_text_encoder_cannot_follow_is_refused_by_name(meshes, pictures, tmp_path, capsys):
+    silent = write_checkpoint(tmp_path / "checkpoint")
+    arguments = [meshes[0].uri, "--out", tmp_path / "out.glb", "--image", pictures / "view_0.png"]
+    for options, named in ((["--prompt", "a red vase"], "prompt 'a red vase'"), (["--guidance", 3], "guidance 3")):
+        assert command(silent, *arguments, *options) == 2
+        assert f"{named}: the checkpoint was trained without a text encoder" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="prompt 'x': the checkpoint was trained without a text encoder"):
+        texture(meshes[0].uri, prompt="x", checkpoint=load_checkpoint(silent))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_sentence(meshes, checkpoint, pictures, tmp_path, capsys):
+    arguments = [meshes[0].uri, "--out", tmp_path / "out.glb", "--image", pictures / "view_0.png", "--device", "cuda"]
+    assert command(checkpoint, *arguments) == 2
+    error = capsys.readouterr().err
+    assert "cuda: torch" in error and "finds no CUDA GPU on this machine" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_stand_upright_as_their_exif_orientation_says(form, orientation, tmp_path):
+    pixels = np.kron(np.array([[250, 120, 60], [20, 90, 200]], np.uint8), np.ones((16, 16), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"photo.{form.lower()}"
+    options = {"quality": 100} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
+    Image.fromarray(np.stack([pixels] * 3, axis=-1)).save(path, form, exif=exif, **options)
+    turned = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.T,
+              6: np.rot90(pixels, -1), 7: np.rot90(pixels.T, 2), 8: np.rot90(pixels)}[orientation]  # fmt: skip
+    np.testing.assert_allclose(read_image(path)[..., 0].astype(int), turned, atol=6)

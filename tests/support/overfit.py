@@ -20,7 +20,8 @@ from training.config import preset
 from training.data.batch import LatentBatch, encode_batch, join, to_model
 from training.diffusion.encoders import DctCodec
 from training.diffusion.tasks import TASKS, TaskConfig, views_given
-from training.train import make_module
+from training.model.optimizers import make_optimizer, trained_parameters
+from training.module import TextureModule
 
 CURVES = Path(__file__).resolve().parents[1] / "assets" / "overfit.json"
 SAMPLES, STEPS = 4, 20
@@ -51,8 +52,8 @@ def curve(samples: Sequence[TextureSample], task: str, steps: int = STEPS) -> li
     mv_only = weights if task in ("geo2mv", "img2mv") else tiny.tasks.mv_only
     cfg = replace(tiny, tasks=TaskConfig(textured=weights, mv_only=mv_only))
     assert task in TASKS
-    module = make_module(cfg, DctCodec(), "cpu")
-    optimizer = module.configure_optimizers()
+    module = TextureModule.of(cfg)
+    optimizer = make_optimizer(cfg.optimizer, trained_parameters(module))
     fixed = as_batch(samples, cfg.tasks, cfg.run.seed)
     losses = []
     for _ in range(steps):

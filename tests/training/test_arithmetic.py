@@ -25,9 +25,8 @@ from training.arithmetic import (
     float32_products,
 )
 from training.config import preset
-from training.diffusion.encoders import DctCodec
-from training.model.optimizers import orthogonalized
-from training.train import make_module
+from training.model.optimizers import make_optimizer, orthogonalized, trained_parameters
+from training.module import TextureModule
 
 REPO = Path(__file__).resolve().parents[2]
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
@@ -89,8 +88,8 @@ def test_a_step_does_nothing_in_bfloat16_where_that_is_slow(machine, name, tmp_p
     machine(())
     cfg = preset(name)
     cfg = replace(cfg, model=replace(cfg.model, num_layers=1))
-    module, batch = make_module(cfg, DctCodec(), "cpu"), as_batch(four_samples(tmp_path), cfg.tasks, cfg.run.seed)
-    optimizer = module.configure_optimizers()
+    module, batch = TextureModule.of(cfg), as_batch(four_samples(tmp_path), cfg.tasks, cfg.run.seed)
+    optimizer = make_optimizer(cfg.optimizer, trained_parameters(module))
     with Dtypes() as dtypes:
         module.training_step(batch, 0)["loss"].backward()
         optimizer.step()

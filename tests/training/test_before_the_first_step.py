@@ -23,7 +23,8 @@ from training.loop.checkpoints import AtomicCheckpointIO
 from training.loop.validation import Validation, texture
 from training.model.init import ModelConfig, make_model, with_architecture
 from training.model.weights import export_released, save_model
-from training.train import make_module, plan_run, train
+from training.module import TextureModule
+from training.train import plan_run, train
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,8 @@ def test_pictures_are_coded_in_full_precision(dataset, tmp_path):
     """As in training and in `seqtex texture`, whatever the model computes in: the given view comes back as the codec
     keeps it."""
     cfg = small_config(dataset, tmp_path, precision="bfloat16")
-    module, stored, codec = make_module(cfg, DctCodec(), "cpu"), small_sample("t0", Regime.TEXTURED, 0), DctCodec()
+    module, stored, codec = TextureModule.of(cfg), small_sample("t0", Regime.TEXTURED, 0), DctCodec()
+    module.autocast = torch.bfloat16
     views = texture(module, stored, steps=1, seed=0).views
     rgb = torch.from_numpy(stored.views.rgb[:1, :, :].astype(np.float32) / 255)[None]
     assert np.array_equal(views[0], to_uint8(codec.decode(codec.encode(rgb)).clamp(0, 1)[0])[0])

@@ -21,7 +21,7 @@ from training.diffusion.encoders import DctCodec
 from training.loop.checkpoints import CARD, AtomicCheckpointIO, load_checkpoint, newest_state, verified
 from training.loop.signals import Diverged
 from training.module import TextureModule
-from training.train import TrainResult, make_module, train
+from training.train import TrainResult, train
 
 WORKER = """
 import json, os, signal, sys
@@ -61,7 +61,7 @@ def is_uv_parameter(name: str) -> bool:
 
 def test_multi_view_only_batches_leave_the_uv_branch_alone(dataset: Path, tmp_path: Path) -> None:
     cfg = small_config(dataset, tmp_path)
-    module = make_module(cfg, DctCodec(), "cpu")
+    module = TextureModule.of(cfg)
     torch.nn.init.normal_(module.model.proj_out.weight, std=0.1)  # at zero it would pass no gradient on
     stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
     seen = set()
@@ -86,7 +86,7 @@ def test_multi_view_only_batches_leave_the_uv_branch_alone(dataset: Path, tmp_pa
 def test_the_loss_does_not_look_at_condition_frames(dataset: Path, tmp_path: Path) -> None:
     """A frame's own prediction enters the loss only if it is generated: the given view's never does."""
     cfg = small_config(dataset, tmp_path)
-    module = make_module(cfg, DctCodec(), "cpu")
+    module = TextureModule.of(cfg)
     stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
     number = next(n for n in range(50) if stream.schedule(n)[0] is Regime.TEXTURED)
     flows: list[torch.Tensor] = []

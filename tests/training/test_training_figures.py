@@ -21,7 +21,7 @@ from training.config import TrainConfig
 from training.cost import count_flops, count_tokens
 from training.data.mixture import ImageSizes
 from training.diffusion.flow import FlowConfig, logit_normal, shift_sigma
-from training.loop.loggers import open_board
+from training.loop.loggers import make_logger
 from training.loop.run_directory import dataset_hash
 from training.loop.throughput import Meter, RunningMeans, Work, peak_flops
 from training.loop.validation import Validation, framed, grid
@@ -271,7 +271,7 @@ def test_the_hash_of_a_dataset_is_that_of_its_samples(dataset, tmp_path):
 def test_a_logger_that_is_not_installed_is_named(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UsageError, match="pip install wandb"):
-        open_board(small_config(dataset, tmp_path, logger="wandb"), 1)
+        make_logger(small_config(dataset, tmp_path, logger="wandb"), 1)
 
 
 def test_eight_bit_moments_train_and_resume_exactly(dataset, tmp_path):

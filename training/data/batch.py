@@ -19,7 +19,7 @@ from training.diffusion.view_hint import view_hint
 Branch = TypeVar("Branch", Maps, BranchLatents)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class TextFeatures:
     """Features of captions, without the zeros behind each."""
 
@@ -38,9 +38,9 @@ class TextFeatures:
         return padded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SampleBatch(Generic[Branch]):
-    """Samples of one regime, as images or as latents."""
+    """Samples of one regime, as images or as latents. (Not frozen: Lightning's `bf16-true` replaces the tensors.)"""
 
     mv: Branch
     uv: Branch | None
@@ -59,12 +59,12 @@ class SampleBatch(Generic[Branch]):
     """Shards that cannot be read; other samples replace theirs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Batch(SampleBatch[Maps]):
     """Images: views [B, V, h, w, C] and UV maps [B, 1, H, W, C]."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LatentBatch(SampleBatch[BranchLatents]):
     """A `Batch` after the codec."""
 
@@ -188,8 +188,8 @@ def join(parts: Sequence[BatchKind], datasets: Sequence[str] = ()) -> BatchKind:
     if first.condition is not None:
         joined["condition"] = torch.cat([part.condition for part in parts if part.condition is not None])
     if isinstance(first, LatentBatch) and first.text:
-        captions = tuple(row for part in parts for row in part.text.captions)  # type: ignore[union-attr]
-        joined["text"] = replace(first.text, captions=captions)
+        texts = [part.text for part in parts if isinstance(part, LatentBatch) and part.text]
+        joined["text"] = replace(first.text, captions=tuple(row for text in texts for row in text.captions))
     uv = concatenate([part.uv for part in parts if part.uv]) if first.uv else None
     return replace(first, mv=concatenate([part.mv for part in parts]), uv=uv, **joined)
 

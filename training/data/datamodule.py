@@ -6,20 +6,22 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
 import torch
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
 from training.data.augment import condition_images, draw_augmentation, rotate_views
 from training.data.batch import Batch, LatentBatch, Prepared, encode_batch, join, stack_samples, to_device, to_model
 from training.data.dataset_files import REMEDY, ShardError
 from training.data.latent_shards import StoredLatents, codec_header, given_name, rotate_latents
-from training.data.mixture import DataConfig, open_sources
+from training.data.mixture import DataConfig, open_datasets, open_sources, readable_samples
 from training.data.order import Draws, Schedule
 from training.data.shard_reader import SkipBudget
 from training.diffusion.encoders import LatentCodec
@@ -73,8 +75,14 @@ class BatchStream(Dataset[AnyBatch]):
         if cfg.latents and codec:
             header = replace(codec_header(codec), view_hint=hints_for is not None)
         self.sources = open_sources(cfg, seed, header, self.budget)
-        ratio = cfg.mv_only_ratio if Regime.MV_ONLY in self.sources else 0.0
-        self.schedule = Schedule(seed, ratio if Regime.TEXTURED in self.sources else 1.0)
+        missing = [regime for regime in Regime if regime not in self.sources]
+        ratio = {Regime.MV_ONLY: 0.0, Regime.TEXTURED: 1.0}[missing[0]] if missing else cfg.mv_only_ratio
+        self.schedule = Schedule(seed, ratio)
+        if missing and ratio != cfg.mv_only_ratio and rank == 0:
+            log.warning(
+                "%s: no %s sample; data.mv_only_ratio is %g instead of %g, and the tasks of tasks.%s are not trained",
+                ", ".join(cfg.weights), missing[0], ratio, cfg.mv_only_ratio, missing[0],
+            )  # fmt: skip
         self.mixture = {
             regime: Draws((seed, 1 + list(Regime).index(regime)), [source.weight for source in group])
             for regime, group in self.sources.items()
@@ -151,7 +159,7 @@ class BatchStream(Dataset[AnyBatch]):
 
 
 class CountFrom(Sampler[int]):
-    """start, start + 1, ... without end. It has no length, so that Lightning counts no epochs."""
+    """start, start + 1, ... without end."""
 
     def __init__(self, start: int) -> None:
         self.start = start
@@ -190,23 +198,29 @@ class ReadErrors:
     """Shards that cannot be read, with the reasons."""
 
 
-class BatchLoader(DataLoader[AnyBatch | UserError]):
-    """Batches of a stream from one item on, read and decoded by `workers` processes."""
+class BatchLoader:
+    """Batches of a stream, read and decoded by `workers` processes. It has no length, so that Lightning counts no
+    epochs, and is no `DataLoader`, so that Lightning puts no sampler of its own into it."""
 
-    def __init__(self, stream: BatchStream, start: int, workers: int, check: Callable[[ReadErrors], None]) -> None:
-        """check: called before each batch with the errors so far; raises UserError if the run ends."""
-        super().__init__(
-            ErrorsAsValues(stream),
-            batch_size=None,
-            sampler=CountFrom(start),
-            num_workers=workers,
-            worker_init_fn=ignore_stop_signals,
-        )
+    def __init__(
+        self, stream: BatchStream, start: Callable[[], int], workers: int, check: Callable[[ReadErrors], None]
+    ) -> None:
+        """start: gives the item to begin at, whenever iteration begins. check: called before each batch with the errors
+        so far; raises UserError if the run ends."""
         self.stream = stream
+        self.start = start
+        self.workers = workers
         self.check = check
 
-    def __iter__(self) -> Iterator[AnyBatch]:  # type: ignore[override]
-        for batch in super().__iter__():
+    def __iter__(self) -> Iterator[AnyBatch]:
+        loader = DataLoader(
+            ErrorsAsValues(self.stream),
+            batch_size=None,
+            sampler=CountFrom(self.start()),
+            num_workers=self.workers,
+            worker_init_fn=ignore_stop_signals,
+        )
+        for batch in loader:
             bad_shards = dict(self.stream.budget.skipped)
             if isinstance(batch, UserError):
                 self.check(ReadErrors(fatal=str(batch), bad_shards=bad_shards))
@@ -214,6 +228,40 @@ class BatchLoader(DataLoader[AnyBatch | UserError]):
             bad_shards = {name: f"{name}: missing or damaged; {REMEDY}" for name in batch.skipped} | bad_shards
             self.check(ReadErrors(bad_shards=bad_shards))
             yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the place in the stream is part of the state of the DataModule. (Lightning warns of loaders
+        that have no state.)"""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+class HeldOutSample:
+    """A stored sample that is validated on, and its number. (No dataclass: Lightning would look for tensors in it.)"""
+
+    def __init__(self, place: int, sample: TextureSample) -> None:
+        self.place = place
+        self.sample = sample
+
+
+class HeldOut(Dataset[HeldOutSample]):
+    """The first samples of each regime of a dataset, read once."""
+
+    def __init__(self, location: Path, cfg: DataConfig, count: int) -> None:
+        """count: samples of each regime at most. Raises UserError where there is none."""
+        (files,) = open_datasets(replace(cfg, directory=location, directories={}))
+        of_each = (itertools.islice(readable_samples(files, regime), count) for regime in Regime)
+        self.samples = [HeldOutSample(place, one) for place, one in enumerate(itertools.chain.from_iterable(of_each))]
+        if not self.samples:
+            raise UserError(f"{location}: no readable sample to validate on; name another dataset as held_out")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: int) -> HeldOutSample:
+        return self.samples[place]
 
 
 def gather_errors(strategy: Strategy | None, own: ReadErrors) -> list[ReadErrors]:
@@ -230,44 +278,76 @@ def gather_errors(strategy: Strategy | None, own: ReadErrors) -> list[ReadErrors
 
 
 class TextureDataModule(lightning.LightningDataModule):
-    """The training stream of a run. Its state is the number of samples consumed."""
+    """The training stream of a run, and held-out samples. Its state is the number of samples that optimizer steps have
+    consumed, so a run resumes within an epoch from any checkpoint of Lightning's."""
 
     def __init__(
         self,
-        cfg: DataConfig,
+        cfg: DataConfig = DataConfig(),
+        held_out: Path | None = None,
+        held_out_samples: int = 8,
         *,
-        seed: int,
-        accumulate_grad_batches: int = 1,
+        seed: int = 0,
         codec: LatentCodec | None = None,
         hints_for: TaskConfig | None = None,
     ) -> None:
-        """accumulate_grad_batches: batches of the loader in one global batch. codec, hints_for: see `BatchStream`."""
+        """held_out: a dataset that `validate` and `test` use; None: no validation. held_out_samples: of each regime at
+        most. seed, codec, hints_for: see `BatchStream`; under a trainer, those of the `TextureModule` that is
+        trained."""
         super().__init__()
         self.cfg = cfg
-        self.seed = seed
-        self.accumulate_grad_batches = accumulate_grad_batches
-        self.codec = codec
-        self.hints_for = hints_for
+        self.held_out = held_out
+        self.held_out_samples = held_out_samples
+        self.follow(seed, codec, hints_for)
         self.consumed_samples = 0
         self.resume_at = 0
         """The stream goes on no earlier than this sample."""
         self.budget = SkipBudget(cfg.skip_budget)
         """Skipped shards of the whole run, the same on every rank."""
+        self._upcoming: tuple[int, int] | None = None
+        """Optimizer steps before the batch that is at work, and samples consumed when it has made its own."""
+
+    def follow(self, seed: int, codec: LatentCodec | None, hints_for: TaskConfig | None) -> None:
+        """Take the seed, codec and tasks of the module that is trained."""
+        self.seed, self.codec, self.hints_for = seed, codec, hints_for
 
     def train_dataloader(self) -> BatchLoader:
-        """Make the loader of this rank, from the first sample that is not consumed."""
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        """Make the loader of this rank, from the first sample that is not consumed; with `overfit_batches`, from the
+        same one in every epoch."""
+        trainer, (rank, ranks, parts, overfits) = self.trainer, (0, 1, 1, False)
+        if trainer:
+            rank, ranks, parts = trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
+            overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]
         stream = BatchStream(
             self.cfg,
             seed=self.seed,
             rank=rank,
             ranks=ranks,
-            accumulate_grad_batches=self.accumulate_grad_batches,
+            accumulate_grad_batches=parts,
             codec=self.codec,
             hints_for=self.hints_for,
         )
-        first = self.consumed_samples // self.cfg.batch_size * self.accumulate_grad_batches
-        return BatchLoader(stream, first, self.cfg.workers, self._check)
+
+        def first_item() -> int:
+            return 0 if overfits else self.position() // self.cfg.batch_size * parts
+
+        return BatchLoader(stream, first_item, self.cfg.workers, self._check)
+
+    def val_dataloader(self) -> Any:
+        """Make the loader of held-out samples; without any, none, and `Trainer.validate` raises UsageError."""
+        if self.held_out is not None:
+            return DataLoader(HeldOut(self.held_out, self.cfg, self.held_out_samples), batch_size=None)
+        if self.trainer and self.trainer.state.fn != TrainerFn.FITTING:
+            raise UsageError("no dataset to validate on: give TextureDataModule held_out (data.held_out)")
+        return []
+
+    def test_dataloader(self) -> Any:
+        """Make the loader of held-out samples."""
+        return self.val_dataloader()
+
+    def teardown(self, stage: str) -> None:
+        """Keep the place in the stream for another trainer."""
+        self.consumed_samples, self._upcoming = self.position(), None
 
     def _check(self, own: ReadErrors) -> None:
         """Count the bad shards of all ranks. Raises UserError on every rank if one has no batch, or if together they
@@ -287,21 +367,33 @@ class TextureDataModule(lightning.LightningDataModule):
                 raise UserError(errors.fatal)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to a device."""
+        """Move a batch to a device; called with each batch right before its training step."""
+        if isinstance(batch, HeldOutSample):
+            return batch
+        if self.trainer and self.trainer.training:
+            self.consumed_samples = self.position()
+            self._upcoming = (self.trainer.global_step, (batch.number + 1) * self.cfg.batch_size)
         return to_device(batch, device)
 
+    def position(self) -> int:
+        """Return the number of samples consumed: a batch counts from the moment its optimizer step is made."""
+        if self._upcoming is not None and self.trainer and self.trainer.global_step > self._upcoming[0]:
+            return self._upcoming[1]
+        return self.consumed_samples
+
     def consumed(self, batch: AnyBatch) -> None:
-        """Count a global batch; called after each optimizer step with the last part of the batch."""
+        """Count a global batch, in a loop without a trainer."""
         self.consumed_samples = (batch.number + 1) * self.cfg.batch_size
 
     def skip_failed(self) -> None:
         """Let the next run go on behind the current batch, whatever state it starts from."""
-        self.resume_at = self.consumed_samples + self.cfg.batch_size
+        self.resume_at = self.position() + self.cfg.batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of samples consumed."""
-        return {"consumed_samples": self.consumed_samples}
+        return {"consumed_samples": self.position()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the samples consumed."""
+        self._upcoming = None
         self.consumed_samples = max(state_dict["consumed_samples"], self.resume_at)

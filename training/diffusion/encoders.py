@@ -2,10 +2,11 @@
 
 import html
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+from schemas.errors import UserError
 
 DOWNSCALE = 8
 CHANNELS = 16
@@ -34,8 +37,7 @@ class Posterior:
         return self.mean + torch.exp(self.log_variance / 2) * noise
 
 
-@runtime_checkable
-class LatentCodec(Protocol):
+class LatentCodec(ABC):
     """A codec of single frames: images [b, f, h, w, 3] in [0, 1] to normalised latents [b, 16, f, h / 8, w / 8].
 
     Position and normal maps in [-1, 1] enter as (x + 1) / 2. Decoded images are not clamped.
@@ -45,29 +47,36 @@ class LatentCodec(Protocol):
     downscale: int
     channels: int
 
+    @abstractmethod
     def to(self, device: torch.device | str) -> None:
         """Move the weights, if there are any."""
-        ...
 
-    def posterior(self, images: Float[Tensor, "b f h w 3"]) -> Posterior: ...
+    @abstractmethod
+    def posterior(self, images: Float[Tensor, "b f h w 3"]) -> Posterior:
+        """Return the distribution of the latents of images."""
 
-    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]: ...
+    @abstractmethod
+    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]:
+        """Return the mean of the posterior."""
 
-    def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]: ...
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
+        """Return the images of latents."""
 
 
-@runtime_checkable
-class TextEncoder(Protocol):
+class TextEncoder(ABC):
     """An encoder of prompts: features [b, length, text_dim], zero after each prompt's last token."""
 
     name: str
     text_dim: int
 
+    @abstractmethod
     def to(self, device: torch.device | str) -> None:
         """Move the weights, if there are any."""
-        ...
 
-    def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]: ...
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> Float[Tensor, "b l d"]:
+        """Return the features of prompts."""
 
 
 def _check_size(images: Tensor) -> None:
@@ -99,7 +108,7 @@ def _basis_blocks(colors: Float[np.ndarray, "3 rgb"]) -> Float[np.ndarray, "16 1
     return np.stack(blocks)
 
 
-class DctCodec:
+class DctCodec(LatentCodec):
     """The lowest 8 x 8 DCT coefficients of an image as its latent: 16 channels at 1/8 resolution, with no weights.
 
     Channels 0-9 are Y, 10-12 Cb, 13-15 Cr, each (coefficient - MEAN) / STD. Linear and differentiable; dropped
@@ -145,7 +154,7 @@ class DctCodec:
         return rearrange(blocks, "b f h w (p q c) -> b f (h p) (w q) c", p=DOWNSCALE, q=DOWNSCALE)
 
 
-class WanCodec:
+class WanCodec(LatentCodec):
     """The Wan VAE of diffusers, each frame encoded as a first frame (no compression in time), mean of the posterior.
 
     Images in [0, 1] enter as they are, not rescaled to [-1, 1]: so the released weights were trained.
@@ -202,7 +211,7 @@ class WanCodec:
         return rearrange(torch.cat(images).float(), "(b f) c 1 h w -> b f h w c", b=latents.shape[0])
 
 
-class NullTextEncoder:
+class NullTextEncoder(TextEncoder):
     """Zeros for every prompt. Equal tokens attend like one, so length 1 conditions exactly as Wan's 512 would."""
 
     name = "none"
@@ -218,7 +227,7 @@ class NullTextEncoder:
         return torch.zeros(len(prompts), self.length, self.text_dim)
 
 
-class Umt5Encoder:
+class Umt5Encoder(TextEncoder):
     """Wan's text encoder: UMT5 features of up to `length` tokens, zeros after the prompt's end.
 
     Features of prompts already seen are remembered (on the CPU, without the zeros).
@@ -274,3 +283,25 @@ def _subfolder(path: str | Path, name: str) -> dict[str, Any]:
     """Return the folder of a part in a Wan repository, unless path is that part's own directory."""
     own_directory = Path(path).is_dir() and not (Path(path) / name).is_dir()
     return {} if own_directory else {"subfolder": name}
+
+
+def make_codec(
+    name: str, path: str, device: str, *, dtype: torch.dtype = torch.float32, tiling: bool = False
+) -> LatentCodec:
+    """Make the codec of a name. path: directory or hub repository of the Wan VAE."""
+    if name == "dct":
+        return DctCodec()
+    if name == "wan":
+        return WanCodec(path, device, dtype, tiling)
+    raise UserError(f"{name!r} is no latent codec; there are dct and wan")
+
+
+def make_text_encoder(
+    name: str, path: str, text_dim: int, device: str, *, dtype: torch.dtype = torch.float32
+) -> TextEncoder:
+    """Make the text encoder of a name. text_dim: features that the model takes, for `none`."""
+    if name == "none":
+        return NullTextEncoder(text_dim)
+    if name == "umt5":
+        return Umt5Encoder(path, device, dtype)
+    raise UserError(f"{name!r} is no text encoder; there are none and umt5")

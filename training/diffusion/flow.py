@@ -47,7 +47,7 @@ def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]])
     for sample in samples:
         generator = seeded(seed, sample)
         numbers.append(draw_numbers(generator, shapes[0][1]))
-        noise.append([torch.randn(shape, generator=generator) for shape in shapes])
+        noise.append([torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes])
     table = torch.stack(numbers)
     return Draws(
         level=table[:, 0],
@@ -59,7 +59,7 @@ def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]])
 
 def draw_numbers(generator: torch.Generator, views: int) -> Float[Tensor, " numbers"]:
     """Draw a sample's first numbers: its noise level, whether its caption is dropped, the order of its views."""
-    return torch.rand(FIRST_VIEW + views, generator=generator)
+    return torch.rand(FIRST_VIEW + views, generator=generator, dtype=torch.float32)
 
 
 def draw_view_order(seed: int, sample: int, views: int) -> Float[Tensor, " views"]:

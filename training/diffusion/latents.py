@@ -17,7 +17,7 @@ from training.diffusion.encoders import LatentCodec
 from training.diffusion.view_hint import encode_hint
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Maps:
     """Images of one branch, float32; geometry is 0 where no face is."""
 
@@ -43,7 +43,7 @@ class Extras:
         return cls(view_hint=config["view_hint"], position_rope=config["position_rope"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class BranchLatents:
     """Normalised latents of one branch."""
 

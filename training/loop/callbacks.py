@@ -1,10 +1,9 @@
-"""Callbacks around a training step: learning rate, averaged weights, the record of losses, trainer states."""
+"""Callbacks around a training step: time limits, averaged weights, the record of losses, trainer states."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.storage import write_file
-from training.arithmetic import StepCallback, count_batches_anew, is_step_end
-from training.data.datamodule import TextureDataModule
+from training.arithmetic import StepCallback, is_step_end
 from training.loop.checkpoints import newest_state, sum_path, trainer_states
 from training.loop.throughput import Meter
 from training.model.fsdp import gathered, local, part_of_whole
-from training.model.optimizers import OptimizerConfig, trained_parameters
+from training.model.optimizers import trained_parameters
 
 
 class Clock(StepCallback):
@@ -69,47 +67,34 @@ class Clock(StepCallback):
         self._before = state_dict["seconds"]
 
 
-class LearningRate(lightning.Callback):
-    """Linear warm-up, then a cosine down to `final_share` of the peak. Under a step limit alone it is a pure function
-    of the step."""
-
-    def __init__(self, cfg: OptimizerConfig, clock: Clock) -> None:
-        self.cfg = cfg
-        self.clock = clock
-        self._peaks: list[float] = []
-
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # Before a trainer state is restored: a resumed run goes on with the rates of its own configuration.
-        self._peaks = [float(group["lr"]) for group in trainer.optimizers[0].param_groups]
-
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        warm = min(1.0, (step + 1) / max(1, self.cfg.warmup_steps))
-        cosine = (1 + math.cos(math.pi * self.clock.progress(step))) / 2
-        share = warm * (self.cfg.final_share + (1 - self.cfg.final_share) * cosine)
-        for group, peak in zip(trainer.optimizers[0].param_groups, self._peaks, strict=True):
-            if isinstance(group["lr"], Tensor):  # of 8-bit AdamW, whose compiled step must not see a new one
-                group["lr"].fill_(share * peak)
-            else:
-                group["lr"] = share * peak
-
-
 class AveragedWeights(StepCallback):
-    """Exponential moving average of the trained weights; shorter while there are few steps to average. In a sharded run
-    each rank averages its shards; the state holds whole tensors, so that any number of ranks can go on."""
+    """Exponential moving average of the trained weights, shorter while there are few steps to average; in a
+    `lightning.Trainer` with validation, its steps see the average. In a sharded run each rank averages its shards; the
+    state holds whole tensors, so that any number of ranks can go on."""
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float = 0.9999) -> None:
         self.decay = decay
         self._parameters: dict[str, torch.nn.Parameter] = {}
         self._average: dict[str, Tensor] = {}
         """This rank's part."""
         self._restored: dict[str, Tensor] = {}
         """Whole, until training starts."""
+        self._narrow: dict[str, Tensor] = {}
+        """Trained weights of another dtype than the average, while the average is in their place."""
+        self._swapped = ExitStack()
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._average = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._begin(pl_module)
+
+    def _begin(self, pl_module: lightning.LightningModule) -> None:
+        """Start from the weights, or from what a trainer state brought."""
         self._parameters = trained_parameters(pl_module)
+        if self._average and not self._restored:
+            return
         self._average = {
             name: part_of_whole(self._restored[name], p)
             if name in self._restored
@@ -122,6 +107,20 @@ class AveragedWeights(StepCallback):
         decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
         current = [local(p).detach().float() for p in self._parameters.values()]
         torch._foreach_lerp_(list(self._average.values()), current, 1 - decay)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._begin(pl_module)
+        self._swapped.enter_context(self.applied())
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._swapped.close()
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._swapped.close()
 
     def state_dict(self) -> dict[str, Tensor]:
         return gathered(self._average, self._parameters)
@@ -141,14 +140,20 @@ class AveragedWeights(StepCallback):
     def _exchange(self) -> None:
         for name, parameter in self._parameters.items():
             shard, average = local(parameter.detach()), self._average[name]
-            assert shard.dtype == average.dtype, "else the way there and back would lose something"
-            kept = shard.clone()
-            shard.copy_(average)
-            average.copy_(kept)
+            if name in self._narrow:
+                shard.copy_(self._narrow.pop(name))
+            elif shard.dtype != average.dtype:  # the way there and back would lose something
+                self._narrow[name] = shard.clone()
+                shard.copy_(average)
+            else:
+                kept = shard.clone()
+                shard.copy_(average)
+                average.copy_(kept)
 
 
 class LossLog(lightning.Callback):
-    """One JSON line per step in `losses.jsonl`: step, seconds, loss, loss_mv, loss_uv, task, regime, learning rate.
+    """One JSON line per step in `losses.jsonl`: step, seconds, loss, loss_mv and loss_uv where the task generates views
+    or a UV map, task, regime, learning rate, norm of the gradients before they are clipped (0 where they were skipped).
     Losses are means over the whole batch, whatever ranks it lay on. Resumed runs go on in the same file, from the step
     they resume at."""
 
@@ -160,6 +165,7 @@ class LossLog(lightning.Callback):
         self.rows: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}
         """Of the batches of this step."""
+        self._rate = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._sums = {}
@@ -167,6 +173,11 @@ class LossLog(lightning.Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             write_file(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._rate = float(optimizer.param_groups[-1]["lr"])  # at the end of the batch it is that of the next step
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -184,8 +195,8 @@ class LossLog(lightning.Callback):
         words = {name: value for name, value in outputs.items() if not isinstance(value, Tensor)}
         numbers = dict(zip(self._sums, map(number, means.cpu()), strict=True)) | words
         self._sums = {}
-        rate = float(trainer.optimizers[0].param_groups[-1]["lr"])
-        row = {"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)} | numbers | {"learning_rate": rate}
+        row: dict[str, Any] = {"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)} | numbers
+        row |= {"learning_rate": self._rate, "gradient_norm": number(trainer.callback_metrics["gradient_norm"])}
         self.rows.append(row)
         if trainer.is_global_zero:
             with self.path.open("a") as file:
@@ -207,16 +218,13 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
 
 
 class SavedStates(StepCallback):
-    """A trainer state every so many steps and at the end; the newest `keep` are kept. Also passes on to the data
-    module how far it has come, so it must stand last among the callbacks."""
+    """A trainer state every so many steps and at the end; the newest `keep` are kept."""
 
-    def __init__(self, directory: Path, every_steps: int, data: TextureDataModule, meter: Meter, keep: int = 2) -> None:
-        self.data = data
+    def __init__(self, directory: Path, every_steps: int, meter: Meter, keep: int = 2) -> None:
         self.meter = meter
         self.directory = directory
         self.every_steps = every_steps
         self.keep = keep
-        self._started = False
         self._found = ""
 
     def newest(self) -> Path | None:
@@ -232,18 +240,7 @@ class SavedStates(StepCallback):
                 "run.directory that all of them see, or start again"
             )
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._started = False
-
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if not self._started:
-            count_batches_anew(trainer)
-            self._started = True
-
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        self.data.consumed(batch)
         is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps
         if is_last or trainer.global_step % self.every_steps == 0:
             self._save(trainer)

@@ -17,7 +17,7 @@ from lightning.fabric.plugins import CheckpointIO
 from schemas.dataset import code_version
 from schemas.errors import UserError
 from schemas.storage import file_sha256, sync_directory, write_file
-from training.diffusion.encoders import DctCodec, LatentCodec, NullTextEncoder, TextEncoder, Umt5Encoder, WanCodec
+from training.diffusion.encoders import DctCodec, LatentCodec, TextEncoder, make_codec, make_text_encoder
 from training.diffusion.flow import SHIFT
 from training.model.files import replaced_directory
 from training.model.seqtex import SeqTexTransformer3DModel
@@ -212,23 +212,3 @@ def read_card(directory: Path) -> Card:
 def latent_statistics(codec: LatentCodec) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel that are part of our code and not of the codec's weights."""
     return (tuple(codec.MEAN), tuple(codec.STD)) if isinstance(codec, DctCodec) else ((), ())
-
-
-def make_codec(
-    name: str, path: str, device: str, *, dtype: torch.dtype = torch.float32, tiling: bool = False
-) -> LatentCodec:
-    if name == "dct":
-        return DctCodec()
-    if name == "wan":
-        return WanCodec(path, device, dtype, tiling)
-    raise UserError(f"{name!r} is no latent codec; there are dct and wan")
-
-
-def make_text_encoder(
-    name: str, path: str, text_dim: int, device: str, *, dtype: torch.dtype = torch.float32
-) -> TextEncoder:
-    if name == "none":
-        return NullTextEncoder(text_dim)
-    if name == "umt5":
-        return Umt5Encoder(path, device, dtype)
-    raise UserError(f"{name!r} is no text encoder; there are none and umt5")

@@ -1,123 +1,91 @@
-"""Loggers for curves and pictures of a run: TensorBoard, Weights & Biases, or none."""
+"""Curves and pictures of a run, through Lightning's loggers for TensorBoard and Weights & Biases."""
 
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
+from uuid import uuid4
 
 import lightning
 import numpy as np
 from jaxtyping import UInt8
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from schemas.errors import UsageError
+from schemas.storage import write_file
 from training.config import TrainConfig, as_json
 from training.loop.run_directory import write_record
 from training.loop.throughput import RunningMeans
 
 TENSORBOARD = "tensorboard"
 """Folder of the event files in a run's directory."""
+WANDB_ID = "wandb_id.txt"
+"""In a run's directory: the id of its run at Weights & Biases, which a resumed run goes on with."""
 
 
-@runtime_checkable
-class Board(Protocol):
-    """The logger of a run."""
-
-    def scalars(self, step: int, values: dict[str, float]) -> None: ...
-
-    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class NoBoard:
-    """Shows nothing."""
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        pass
-
-    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+def make_logger(cfg: TrainConfig, first_step: int) -> Logger:
+    """Make the logger of a run that begins with this step; rank 0 alone has one that shows something. TensorBoard hides
+    what an earlier process wrote from that step on."""
+    directory = cfg.run.directory
+    if cfg.run.logger == "tensorboard":
+        return TensorBoardLogger(directory, TENSORBOARD, version="", purge_step=first_step)
+    if cfg.run.logger == "wandb":
+        require_wandb()
+        return WandbLogger(
+            project="seqtex", name=directory.name, save_dir=directory, id=wandb_id(directory), resume="allow",
+            config=as_json(cfg),
+        )  # fmt: skip
+    return DummyLogger()
 
 
-class TensorBoard:
-    """Event files. A resumed run hides what an earlier one wrote beyond the step that it resumes at."""
-
-    def __init__(self, directory: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import
-
-        self._writer = SummaryWriter(str(directory), purge_step=first_step)
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        self._writer.add_image(name, image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        self._writer.close()
+def wandb_id(directory: Path) -> str:
+    """Return the id of a run at Weights & Biases, drawn at its first start."""
+    path = directory / WANDB_ID
+    if not path.is_file():
+        write_file(path, uuid4().hex[:8].encode())
+    return path.read_text().strip()
 
 
-class WandbBoard:
-    """A run of Weights & Biases, as its environment variables say."""
-
-    def __init__(self, cfg: TrainConfig) -> None:
-        self._wandb = import_wandb()
-        self._run = self._wandb.init(
-            project="seqtex", name=cfg.run.directory.name, dir=str(cfg.run.directory), config=as_json(cfg)
-        )
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
-
-    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        self._run.log({name: self._wandb.Image(image)}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def import_wandb() -> Any:
+def require_wandb() -> None:
+    """Raise UsageError unless the package wandb, which we never install, is there."""
     try:
-        import wandb  # never installed by us
+        import wandb  # noqa: F401
     except ImportError as error:
         raise UsageError("run.logger wandb: it is not installed; pip install wandb, or leave it out") from error
-    return wandb
-
-
-def open_board(cfg: TrainConfig, first_step: int) -> Board:
-    """The board of a run that begins with this step. Rank 0 alone opens it."""
-    if cfg.run.logger == "tensorboard":
-        return TensorBoard(cfg.run.directory / TENSORBOARD, first_step)
-    return WandbBoard(cfg) if cfg.run.logger == "wandb" else NoBoard()
 
 
 EVERY = 10
 """Steps between two points of a curve."""
-FIGURES = ("loss", "loss_mv", "loss_uv", "learning_rate", "samples_per_s", "tokens_per_s", "wait", "mfu")
+FIGURES = ("loss", "loss_mv", "loss_uv", "learning_rate", "gradient_norm", "samples_per_s", "tokens_per_s", "wait",
+           "memory_gb", "mfu")  # fmt: skip
 
 
 class Curves(lightning.Callback):
-    """Holds the board while training goes on; rank 0 has one that shows something."""
+    """Holds the logger while training goes on; rank 0 has one that shows something."""
 
     def __init__(self, cfg: TrainConfig) -> None:
         self.cfg = cfg
-        self.board: Board = NoBoard()
+        self.logger: Logger = DummyLogger()
         self._means = RunningMeans()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._means = RunningMeans()
         if trainer.is_global_zero:
             write_record(self.cfg, pl_module.device)
-            self.board = open_board(self.cfg, trainer.global_step + 1)
+            self.logger = make_logger(self.cfg, trainer.global_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """A row of the loss log."""
         self._means.add(row)
         if row["step"] % EVERY == 0:
             figures = {name: row[name] for name in FIGURES if row.get(name) is not None}
-            self.board.scalars(row["step"], figures | self._means())
+            self.logger.log_metrics(figures | self._means(), row["step"])
+
+    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Show a picture."""
+        if isinstance(self.logger, TensorBoardLogger):
+            self.logger.experiment.add_image(name, image, step, dataformats="HWC")
+        elif isinstance(self.logger, WandbLogger):
+            self.logger.log_image(name, [image], step)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -128,5 +96,7 @@ class Curves(lightning.Callback):
         self._close()
 
     def _close(self) -> None:
-        self.board.close()
-        self.board = NoBoard()
+        self.logger.finalize("finished")
+        if isinstance(self.logger, WandbLogger):
+            self.logger.experiment.finish()
+        self.logger = DummyLogger()

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class RunLock(lightning.Callback):
-    """Keep other runs out of a directory while this one is at work in it. Must stand first among the callbacks. The
+    """Keep other runs out of a directory while this one is at work in it. The
     kernel releases the lock when its holder ends; filelock closes it in forked children, since the loader's processes
     live on for some seconds where this one is killed."""
 

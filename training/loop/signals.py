@@ -36,7 +36,7 @@ class Diverged(UserError):
 
 class StopSignals(StepCallback):
     """Notes a signal in a flag and stops the run at the end of the batch, on every rank at the same one; a second
-    Ctrl-C ends it at once. Must stand before the callback that saves states."""
+    Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None

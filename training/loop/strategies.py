@@ -96,18 +96,18 @@ def bytes_needed(cfg: TrainConfig, cost: Cost, name: str, ranks: int) -> int:
 
 def make_strategy(name: Name, device: torch.device, ranks: int) -> Strategy:
     if name == "single":
-        return Single(device=device)
+        return SingleDeviceStrategy(device=device)
     if name == "ddp":
         # Batches of views alone leave out the UV branch, captionless ones text attention. DDP then finds what takes no
         # part and leaves its gradient unset, as on one device: no decay, no momentum.
-        return Copies(find_unused_parameters=True, gradient_as_bucket_view=True)
+        return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
     return Sharded(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
-class TrainedAlone(Strategy):
-    """Trainer states hold the parameters that train, whole, whatever they are spread over: any strategy and number of
-    ranks can go on from them. (Lightning's own hold all parameters; for FSDP2 it reads past the checks, and refuses
-    parameters that no batch has used yet.)"""
+class Sharded(ModelParallelStrategy):
+    """FSDP2; rank 0 saves whole tensors, through the same checked and atomic files, so that any strategy and number of
+    ranks can go on from them. (Lightning's own reads past the checks, and refuses parameters that no batch has used
+    yet.)"""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
@@ -117,18 +117,6 @@ class TrainedAlone(Strategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         load_whole(trained_parameters(self.lightning_module), checkpoint["state_dict"])
-
-
-class Single(TrainedAlone, SingleDeviceStrategy):
-    """One device."""
-
-
-class Copies(TrainedAlone, DDPStrategy):
-    """A copy of everything per device."""
-
-
-class Sharded(TrainedAlone, ModelParallelStrategy):
-    """FSDP2; rank 0 saves, through the same checked and atomic files."""
 
     @property
     def lightning_restore_optimizer(self) -> bool:

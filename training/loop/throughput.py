@@ -69,8 +69,7 @@ class Lap:
 
 
 class Meter(lightning.Callback):
-    """Measures steps from the end of one to the end of the next. Must stand last among the callbacks, so that the time
-    between its hooks is the loader's."""
+    """Measures steps from the end of one to the end of the next."""
 
     def __init__(self, work: Work, clock: Callable[[], float] = time.perf_counter) -> None:
         self.work = work

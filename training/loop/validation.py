@@ -41,7 +41,7 @@ class Validation:
 def texture(module: TextureModule, stored: TextureSample, steps: int, seed: int) -> TexturingResult:
     """Texture a sample from its first view."""
     views, uv = stored.views, stored.uv
-    assert uv is not None and module.text_encoder is not None
+    assert uv is not None
     subject = TexturingInput(
         views=Surface(position=views.position, normal=views.normal),
         uv=Surface(position=uv.position, normal=uv.normal),
@@ -116,10 +116,10 @@ class Pictures(StepCallback):
             assert stored.uv is not None and uv is not None
             picture = grid(stored, views, uv, self.shown.render)
             Image.fromarray(picture).save(self.directory / f"step-{step:08d}-{stored.uid}.png")
-            self.curves.board.picture(step, f"samples/{stored.uid}", picture)
+            self.curves.picture(step, f"samples/{stored.uid}", picture)
             if len(views) > 1:  # the first one was given
                 figures["validation/view_psnr"].append(psnr(views[1:], stored.views.rgb[1:], stored.views.mask[1:]))
             maps = {"uv": uv} | baselines(stored.views.rgb[:1], stored)
             for name, texels in maps.items():
                 figures[f"validation/{name}_psnr"].append(psnr(texels, stored.uv.rgb, stored.uv.mask))
-        self.curves.board.scalars(step, {name: float(np.mean(values)) for name, values in figures.items()})
+        self.curves.logger.log_metrics({name: float(np.mean(values)) for name, values in figures.items()}, step)

@@ -58,15 +58,18 @@ def part_of_whole(full: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
-def load_whole(targets: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    """Fills parameters, sharded or not, from whole tensors that every rank holds. Raises UserError where they are not
-    those of the state."""
+def check_whole(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raises UserError where whole tensors are not those of these parameters."""
     other = sorted(targets.keys() ^ state.keys()) or [n for n, p in targets.items() if p.shape != state[n].shape]
     if other:
         raise UserError(
             f"the trainer state is of another model, or of other trained parts ({len(other)} tensors differ, the first "
             f"is {other[0]}): give the options in config.json of run.directory, or another run.directory"
         )
+
+
+def load_whole(targets: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    """Fills parameters, sharded or not, from whole tensors that every rank holds."""
     with torch.no_grad():
         for name, target in targets.items():
             local(target).copy_(part_of_whole(state[name], target))

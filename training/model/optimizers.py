@@ -41,7 +41,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """TEXGen."""
     weight_decay: float = 0.05
-    """TEXGen."""
+    """Of matrices (TEXGen); norms, biases, modulation tables and LoRA have none (ours)."""
     gradient_clip: float = 1.0
     """Largest gradient norm (TEXGen)."""
     skip_budget: int = 10
@@ -101,13 +101,23 @@ def make_optimizer(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter]) -> t
 
 
 def groups(cfg: OptimizerConfig, named: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
-    """Parameter groups by part of the model, the rest last; parts without a parameter are skipped."""
-    found = {part: [p for name, p in named.items() if part_of(name) == part] for part in PARTS}
+    """Parameter groups by part of the model, the rest last, those that decay apart; empty ones are skipped."""
+    found = {
+        (part, decays): [p for name, p in named.items() if part_of(name) == part and does_decay(name, p) == decays]
+        for part in PARTS
+        for decays in (False, True)
+    }
     return [
         {"params": parameters, "lr": learning_rate * cfg.factor(part), "part": part}
-        for part, parameters in found.items()
+        | ({} if decays else {"weight_decay": 0.0})
+        for (part, decays), parameters in found.items()
         if parameters
     ]
+
+
+def does_decay(name: str, parameter: Tensor) -> bool:
+    """Return whether weight decay pulls a parameter to zero: not norms, biases, modulation tables and LoRA."""
+    return parameter.ndim > 1 and ".lora_" not in name and "scale_shift_table" not in name
 
 
 def make_adamw(cfg: OptimizerConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -122,7 +132,14 @@ def make_adamw(cfg: OptimizerConfig, parameters: list[dict[str, Any]]) -> torch.
 
 
 def keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A trainer state brings moments; rates, betas and decay stay those of the run that goes on from it."""
+    """A trainer state brings moments; rates, betas and decay stay those of the run that goes on from it. Raises
+    UserError where the state has other groups of parameters."""
+    if len(state["param_groups"]) != len(optimizer.param_groups):
+        raise UserError(
+            f"the trainer state has {len(state['param_groups'])} groups of parameters, this run has "
+            f"{len(optimizer.param_groups)}: it is of an earlier version or of other trained parts; give another "
+            "run.directory"
+        )
     groups = [
         saved | {name: value for name, value in own.items() if name != "params"}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)

@@ -31,11 +31,13 @@ from training.data.dataset_files import LocalFiles
 from training.data.encode_latents import Encoders, encode_dataset, make_encoders
 from training.data.latent_shards import RECORD, codec_header, parse_record
 from training.data.mixture import DataConfig
-from training.diffusion.encoders import DctCodec, LatentCodec, Posterior, WanCodec
+from training.diffusion.encoders import DctCodec, LatentCodec, Posterior, TextEncoder, WanCodec
 from training.diffusion.flow import draw
 from training.diffusion.tasks import TaskConfig, draw_task, given_views
 from training.loop.checkpoints import read_card
-from training.train import make_module, train
+from training.module import TextureModule
+from training.objective import text_features
+from training.train import train
 
 ENTRIES = [
     [("t0", Regime.TEXTURED), ("t1", Regime.TEXTURED), ("m0", Regime.MV_ONLY)],
@@ -371,7 +373,7 @@ def test_a_full_disk_at_any_file_leaves_a_run_that_can_go_on(
     }
 
 
-class Letters:
+class Letters(TextEncoder):
     """A text encoder by the name of Wan's: a token for each letter, the same for a letter everywhere, zeros behind."""
 
     name, text_dim, length = "umt5", 32, 16
@@ -394,13 +396,13 @@ def with_text(dataset: Path) -> Iterator[Path]:
 
 def test_stored_text_is_what_its_encoder_would_say(with_text: Path, tmp_path: Path) -> None:
     cfg, encoder = small_config(with_text, tmp_path, latents=True), Letters()
-    module = make_module(cfg, DctCodec(), "cpu", stored=None, encodes_text=False)
+    module = TextureModule.of(cfg)
     for batch in batches(with_text, DctCodec()):
         assert isinstance(batch.text, TextFeatures)
         for kept in ([True, True], [False, True]):
             prompts = [caption if keep else "" for caption, keep in zip(batch.captions, kept, strict=True)]
             assert torch.equal(batch.text.tokens(kept), encoder.encode(prompts))
-        assert torch.equal(module.embed_text(batch, torch.tensor([0.5, 0.0])), batch.text.tokens([True, False]))
+        assert torch.equal(text_features(batch, [True, False], module.encode_text), batch.text.tokens([True, False]))
 
 
 def with_encoder(cfg: TrainConfig, text_encoder: str) -> TrainConfig:

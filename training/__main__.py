@@ -1,0 +1,42 @@
+"""`python -m training fit|validate|test --config docs/examples/tiny.yaml`: Lightning's own command line over
+`TextureModule` and `TextureDataModule`.
+
+`seqtex train` is for runs that must survive kills, damaged files and full queues; this is for trainers, callbacks and
+loggers of your own, and subclasses of the module, all by `class_path`."""
+
+import sys
+
+from lightning.pytorch.cli import ArgsType, LightningCLI
+
+from schemas.errors import UsageError, UserError
+from training.data.datamodule import TextureDataModule
+from training.module import TextureModule
+
+
+def main(arguments: ArgsType = None) -> LightningCLI:
+    """Run the command line, and return it with its trainer.
+
+    arguments: in place of those of the process. `model` and `data` are the two classes or subclasses of them.
+    """
+    return LightningCLI(
+        TextureModule,
+        TextureDataModule,
+        seed_everything_default=False,  # every random number is a function of the module's own seed
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=arguments,
+    )
+
+
+def exit_code() -> int:
+    """Run the command line of this process; errors that a user can fix are one sentence, as those of `seqtex`."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"python -m training: {error}\n")
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code())
