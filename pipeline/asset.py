@@ -5,6 +5,8 @@ import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from geometry.cameras import rig_cameras
 from geometry.frames import Frame, bounding_box, normalise
 from geometry.raster import Rasterizer
@@ -19,7 +21,7 @@ from pipeline.filter.measure_views import measure_map, measure_views
 from pipeline.filter.rules import NO_LAYOUT, apply_rules
 from pipeline.mesh_io.load import load_asset
 from pipeline.mesh_io.preflight import AssetFacts
-from pipeline.mesh_io.side_files import asset_sha256
+from pipeline.mesh_io.side_files import asset_sha256, side_files
 from pipeline.render.lit import light_views
 from pipeline.render.uv_maps import bake_uv, round_trip, same_places
 from pipeline.render.views import render_views, see
@@ -31,7 +33,6 @@ from schemas.dataset import code_version
 from schemas.ledger import Measurements, Note, Reason, Rejected
 from schemas.mesh import AssetKind, MeshRef, TexturedMesh, UvMesh
 from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
-from schemas.storage import file_sha256
 
 VERSIONS = {"seqtex-forge": code_version()}
 """The program version in every sample. A fork server reads it at import: an asset's own process may not."""
@@ -52,7 +53,7 @@ class Processed:
 def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
     """One asset to a sample, or to the reason why not. An exception is a bug."""
     path = Path(ref.uri)
-    if changed := _changed(path, ref):
+    if changed := _changed(path, ref, cfg.preflight.max_file_bytes):
         return Processed(result=changed, measurements=Measurements())
     if ref.kind is AssetKind.OFFICIAL_RENDERS:
         return _from_renders(ref, cfg)
@@ -73,7 +74,7 @@ def _process(ref: MeshRef, facts: AssetFacts, loaded: TexturedMesh | Rejected, c
         return Processed(result=loaded, measurements=measurements)
     surface = pack_surface(loaded)
     measurements = measure(loaded, facts, surface)
-    if rejected := _rejected(measurements, cfg):
+    if rejected := _rejected(measurements, cfg) or too_small(measurements):
         return Processed(result=rejected, measurements=measurements)
     mesh, frame = normalise(loaded)
     return _make_sample(ref, mesh, surface, frame, measurements, cfg)
@@ -88,6 +89,14 @@ def _rejected(measurements: Measurements, cfg: BuildConfig) -> Rejected | None:
 def root_of(ref: MeshRef) -> Path | None:
     """The folder that the files of an asset must lie in; None: its own, and a .glb has none."""
     return None if ref.root is None else Path(ref.root)
+
+
+def too_small(measurements: Measurements) -> Rejected | None:
+    """Reject an asset whose size is no normal number of float32: its scale would not be one either."""
+    side = max(measurements.size_x or 0.0, measurements.size_y or 0.0, measurements.size_z or 0.0)
+    if side >= np.finfo(np.float32).tiny:
+        return None
+    return Rejected(reason=Reason.DEGENERATE, detail=f"largest side {side:.3g}, too small for numbers of 32 bits")
 
 
 def _open(path: Path, root: Path | None, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
@@ -109,13 +118,13 @@ def seed_of(uid: str) -> int:
     return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8])
 
 
-def _changed(path: Path, ref: MeshRef) -> Rejected | None:
+def _changed(path: Path, ref: MeshRef, max_bytes: int) -> Rejected | None:
     """The file is no longer the one that was planned, by itself or with those it refers to: sources hash either."""
-    if ref.sha256 is None or not path.is_file():
-        return None  # the preflight reports a missing file
-    if file_sha256(path) == ref.sha256 or (found := asset_sha256(path, root_of(ref))) == ref.sha256:
+    if ref.sha256 is None or asset_sha256(path, (), max_bytes) in (None, ref.sha256):
+        return None  # the preflight reports a file that cannot be read
+    if (found := asset_sha256(path, side_files(path, root_of(ref)), max_bytes)) == ref.sha256:
         return None
-    return Rejected(reason=Reason.INPUT_CHANGED, detail=f"sha256 {found[:12]} where {ref.sha256[:12]} was planned")
+    return Rejected(reason=Reason.INPUT_CHANGED, detail=f"sha256 {str(found)[:12]} where {ref.sha256[:12]} was planned")
 
 
 def _from_renders(ref: MeshRef, cfg: BuildConfig) -> Processed:

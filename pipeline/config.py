@@ -1,10 +1,10 @@
 """The whole configuration of a build."""
 
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from geometry.cameras import RigConfig
-from pipeline.blender.host import REMEDY, BlenderConfig
+from pipeline.blender.host import REMEDY, BlenderConfig, BlenderProgram, tried
 from pipeline.filter.duplicates import DuplicatesConfig
 from pipeline.filter.rules import FilterConfig
 from pipeline.mesh_io.preflight import PreflightConfig
@@ -15,9 +15,7 @@ from pipeline.seqtex_layouts.renders import RendersConfig
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.selection import SelectConfig
 from pipeline.unwrap.unwrap import UnwrapConfig
-from schemas.dataset import (
-    DatasetInfo,
-)
+from schemas.dataset import DatasetInfo, recipe
 from schemas.errors import UsageError, UserError
 from schemas.storage import Location
 
@@ -63,9 +61,19 @@ class BuildConfig:
             raise UsageError(f"views.lit is cycles, which needs Blender: {REMEDY}")
 
     def recorded(self) -> dict[str, Any]:
-        """Return the part of the configuration that `dataset.json` records. Mirror, cache and patience may change
-        between two runs of one build."""
-        return {name: entry for name, entry in asdict(self).items() if name != "objaverse"}
+        """Return the part of the configuration that `dataset.json` records: what decides a dataset's bytes. Mirror,
+        cache and patience may change between two runs of one build, and Blender may lie elsewhere."""
+        return recipe({name: entry for name, entry in asdict(self).items() if name != "objaverse"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """Programs, folders and servers of this machine: what a dataset does not record and is never asked for."""
+
+    blender: BlenderProgram = field(default_factory=BlenderProgram)
+    """For a dataset that was built with Blender."""
+    objaverse: ObjaverseConfig = field(default_factory=ObjaverseConfig)
+    """Where Objaverse's assets come from."""
 
 
 def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:
@@ -79,12 +87,30 @@ def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:
     return kind(**values)
 
 
-def built_config(out: Location, info: DatasetInfo) -> BuildConfig:
-    """The configuration in `dataset.json`. Raises UserError where it is another version's."""
+def recorded_config(out: Location, info: DatasetInfo, python: str) -> BuildConfig:
+    """The configuration in `dataset.json`, with `python` for Blender if the dataset was built with it. Raises UserError
+    where it is another version's."""
     try:
-        return config_from_dict(BuildConfig, info.config)
+        blender = info.config["blender"]
+        program = {"python": python if blender["python"] else ""}
+        return config_from_dict(BuildConfig, info.config | {"blender": blender | program})
     except (TypeError, KeyError) as error:
         raise UserError(
             f"{out / 'dataset.json'}: the configuration of another version of this program ({error}); use that one, "
             "or build into a new folder"
         ) from error
+
+
+def built_config(out: Location, info: DatasetInfo, machine: MachineConfig | None = None) -> BuildConfig:
+    """The configuration in `dataset.json`, with the programs and servers of this machine. Raises UserError as
+    `recorded_config`, and where Blender is needed but not given, or does not start."""
+    machine = machine or MachineConfig()
+    cfg = recorded_config(out, info, machine.blender.python)
+    require_blender(out, info, machine.blender)
+    return replace(cfg, blender=tried(cfg.blender), objaverse=machine.objaverse)
+
+
+def require_blender(out: Location, info: DatasetInfo, program: BlenderProgram) -> None:
+    """Raise UserError where a dataset was built with Blender and none is given: it is not taken from the dataset."""
+    if info.config["blender"]["python"] and not program.python:
+        raise UserError(f"{out}: built with Blender, whose program a dataset does not name; {REMEDY}")

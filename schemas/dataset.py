@@ -5,15 +5,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.codec import SCHEMA_VERSION, UPGRADE
-from schemas.errors import UserError
+from schemas.errors import UserError, redacted
 from schemas.ledger import LEDGER_SCHEMA, Measurements, Note, NoteKind, Outcome, Reason, Status
 from schemas.sample import Regime
 from schemas.storage import Location, write_file
@@ -21,6 +22,8 @@ from schemas.storage import Location, write_file
 Place = TypeVar("Place", bound=Location)
 SHARD_NAME = re.compile(r"(textured|mv_only)-(\d{6,})\.tar")
 PART_NAME = re.compile(r"(\d{6,})\.parquet")
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException)
+"""Errors of reading a ledger part; OSError: pyarrow's, for damage."""
 _COMMIT_KEY = b"seqtex.commit"
 """Key of the commit record in a ledger part's Parquet metadata: JSON {job, planned, shards}."""
 
@@ -79,6 +82,15 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(config)).hexdigest()
 
 
+def recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without programs of a machine: whether Blender was there decides the bytes of a dataset,
+    where it lay does not. Nobody who reads a dataset gets a program to start from it."""
+    blender = config.get("blender")
+    if not isinstance(blender, dict):
+        return config
+    return config | {"blender": blender | {"python": bool(blender.get("python"))}}
+
+
 def shard_name(regime: Regime, job: int) -> str:
     """Return the name of a shard, as `SHARD_NAME` matches it."""
     return f"{regime}-{job:06d}.tar"
@@ -110,7 +122,8 @@ def dataset_json(info: DatasetInfo) -> bytes:
 
 
 def read_dataset_json(out: Location, schema_version: int = SCHEMA_VERSION) -> DatasetInfo:
-    """Read `dataset.json`. Raises UserError where it is absent, damaged, or of another schema version."""
+    """Read `dataset.json`, its configuration as `recipe`. Raises UserError where it is absent, damaged, or of another
+    schema version."""
     path = out / "dataset.json"
     try:
         data = path.read_bytes()
@@ -120,9 +133,10 @@ def read_dataset_json(out: Location, schema_version: int = SCHEMA_VERSION) -> Da
             raise UserError(f"{path}: schema version {version}, {schema_version} is needed here; {UPGRADE}")
         info = DatasetInfo(**{key: value for key, value in entries.items() if key not in ("sha256", "config_sha256")})
         damaged = dataset_json(info) != data
+        info = replace(info, config=recipe(info.config))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the folder that `seqtex build` wrote") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it or build into a new folder") from error
     if damaged:
         raise UserError(f"{path}: damaged, its text is not what was written; restore it or build into a new folder")
@@ -134,7 +148,8 @@ def read_dataset_json(out: Location, schema_version: int = SCHEMA_VERSION) -> Da
 
 def write_ledger_part(out: Location, part: LedgerPart) -> None:
     """Write the commit record of a job, atomically: once this file is there, its shards count."""
-    table = pa.Table.from_pylist([outcome.row() for outcome in part.outcomes], schema=LEDGER_SCHEMA)
+    rows = [outcome.row() | {"detail": redacted(outcome.detail)} for outcome in part.outcomes]
+    table = pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
     record = {"job": part.job, "planned": len(part.outcomes), "shards": [asdict(shard) for shard in part.shards]}
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata({_COMMIT_KEY: canonical_json(record)})
@@ -167,14 +182,16 @@ def read_ledger_part(path: Location, sha256: str | None = None) -> LedgerPart:
             raise ValueError("its sha256 is not the one in index.json")
         table = parquet_table(data)
         record = json.loads((table.schema.metadata or {})[_COMMIT_KEY])
-        outcomes = tuple(_outcome(row) for row in _with_every_column(table).to_pylist())
+        table = _with_every_column(table)
+        _check_finite(table)
+        outcomes = tuple(_outcome(row) for row in table.to_pylist())
         shards = tuple(ShardRecord(**(entry | {"regime": Regime(entry["regime"])})) for entry in record["shards"])
         if len(outcomes) != record["planned"]:
             raise ValueError(f"{len(outcomes)} rows, {record['planned']} were written")
         if bad := [shard.name for shard in shards if not SHARD_NAME.fullmatch(shard.name)]:
             raise ValueError(f"{bad[0]!r} is no shard name")
         return LedgerPart(job=int(record["job"]), outcomes=outcomes, shards=shards)
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:  # OSError: pyarrow's, for damage
+    except UNREADABLE as error:
         raise UserError(f"{path}: no readable ledger part ({error}); {remedy}") from error
 
 
@@ -189,6 +206,13 @@ def _with_every_column(table: pa.Table) -> pa.Table:
     if not table.schema.equals(LEDGER_SCHEMA, check_metadata=False):
         raise ValueError("its columns are not those of this program's ledger")
     return table
+
+
+def _check_finite(table: pa.Table) -> None:
+    """Raise ValueError naming a column that holds a number which is none: no chart and no sum bears it."""
+    for column in LEDGER_SCHEMA:
+        if pa.types.is_floating(column.type) and pc.all(pc.is_finite(table[column.name])).as_py() is False:
+            raise ValueError(f"{column.name} holds a number that is not finite")
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
@@ -238,5 +262,5 @@ def indexed_parts(data: bytes) -> dict[str, str]:
     """Return the sha256 of every ledger part that an `index.json` lists, by file name; empty if the text is damaged."""
     try:
         return {str(entry["url"]).rpartition("/")[2]: str(entry["sha256"]) for entry in json.loads(data)["ledger"]}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}

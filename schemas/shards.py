@@ -13,6 +13,7 @@ from typing import BinaryIO
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, by_repair, read_dataset_json, read_ledger, shard_path
 from schemas.errors import UserError
+from schemas.patience import watched
 from schemas.sample import Regime, TextureSample
 from schemas.storage import Location
 
@@ -129,9 +130,12 @@ def read_samples(out: Location, shard: ShardRecord) -> Iterator[tuple[str, dict[
     UserError where it is missing or damaged."""
     path, remedy = shard_path(out, shard.name), by_repair(out)
     try:
-        with path.open("rb") as file:
-            require_recorded(file, shard.sha256, shard.bytes)
-            samples = ShardFile(file)
+        with watched(path):
+            file = path.open("rb")
+        with file:
+            with watched(path):
+                require_recorded(file, shard.sha256, shard.bytes)
+                samples = ShardFile(file)
             if len(samples) != shard.count:
                 raise ValueError(f"{len(samples)} samples, {shard.count} are recorded")
             yield from samples.items()

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from schemas.errors import UsageError, UserError
+from schemas.patience import ATTEMPTS, Alive, answered
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 """Extra of this program that brings the client for a scheme."""
 SCRATCH = "SEQTEX_SCRATCH"
 """Environment variable: folder for the local files of a build into an object store while it works."""
+OTHERS = "wandb"
+"""Folder of a run that another program fills, with links of its own."""
 Result = TypeVar("Result")
 Error = TypeVar("Error", bound=Exception)
 
@@ -136,15 +139,15 @@ class ObjectPath:
     def _info(self) -> dict[str, Any] | None:
         """Return facts on a file, None where there is none. fsspec's own `exists` and `isfile` take any error for
         that."""
-        with contextlib.suppress(FileNotFoundError), self._store() as store:
-            return dict(store.info(self.url))
+        with contextlib.suppress(FileNotFoundError):
+            return dict(self._ask(lambda store, alive: store.info(self.url)))
         return None
 
     def iterdir(self) -> Iterator["ObjectPath"]:
         """Yield what lies in a folder; nothing if there is no such folder."""
-        with contextlib.suppress(FileNotFoundError), self._store() as store:
-            names = [entry.rstrip("/").rpartition("/")[2] for entry in store.ls(self.url, detail=False)]
-            yield from (self / name for name in names)
+        with contextlib.suppress(FileNotFoundError):
+            found = self._ask(lambda store, alive: store.ls(self.url, detail=False))
+            yield from (self / entry.rstrip("/").rpartition("/")[2] for entry in found)
 
     def open(self, mode: Literal["rb"] = "rb") -> BufferedReader:
         """Open a local copy of the whole object, which is removed when it is closed."""
@@ -157,24 +160,21 @@ class ObjectPath:
             Path(name).unlink()
 
     def read_bytes(self) -> bytes:
-        with self._store() as store:
-            return bytes(store.cat_file(self.url))
+        return bytes(self._ask(lambda store, alive: store.cat_file(self.url)))
 
     def write_bytes(self, data: bytes, *, new: bool = False) -> None:
         """Write in one upload: readers see the old object or the new one. `new`: raise FileExistsError if there is one,
         in stores that support it (`If-None-Match`, `ifGenerationMatch`)."""
-        with self._store() as store:
-            store.pipe_file(self.url, data, **({"mode": "create"} if new else {}))
+        options = {"mode": "create"} if new else {}
+        self._ask(lambda store, alive: store.pipe_file(self.url, data, **options), attempts=1 if new else ATTEMPTS)
 
     def download(self, file: Path) -> None:
         """Copy the object to a local file."""
-        with self._store() as store:
-            store.get_file(self.url, str(file))
+        self._ask(lambda store, alive: store.get_file(self.url, str(file), callback=_heard(alive)))
 
     def upload(self, file: Path) -> None:
         """Upload a file at once, or in parts that the store joins at the end: there is never a part of the object."""
-        with self._store() as store:
-            store.put_file(str(file), self.url)
+        self._ask(lambda store, alive: store.put_file(str(file), self.url, callback=_heard(alive)))
 
     @property
     def scheme(self) -> str:
@@ -182,21 +182,20 @@ class ObjectPath:
 
     def copy_from(self, source: "ObjectPath") -> None:
         """Copy another object of the same scheme inside the store: its bytes do not pass through this machine."""
-        with self._store() as store:
-            store.cp_file(source.url, self.url)
+        self._ask(lambda store, alive: store.cp_file(source.url, self.url))
 
     def unlink(self, missing_ok: bool = False) -> None:
-        with contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext(), self._store() as store:
-            store.rm_file(self.url)
+        with contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext():
+            self._ask(lambda store, alive: store.rm_file(self.url))
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: an object store has no folders."""
 
-    @contextlib.contextmanager
-    def _store(self) -> Iterator[Any]:
-        """Yield the store, with every error of its client as an OSError that names this URL."""
+    def _ask(self, request: Callable[[Any, Alive], Any], attempts: int = ATTEMPTS) -> Any:
+        """Return the answer of the store, which does not wait for it for ever (`schemas.patience`), with every error of
+        its client as an OSError that names this URL."""
         try:
-            yield file_system(self.url)
+            return answered(self.url, lambda alive: request(file_system(self.url), alive), attempts)
         except UserError:
             raise
         except OSError as error:
@@ -205,6 +204,17 @@ class ObjectPath:
         except Exception as error:  # every client has errors of its own, which we could only import with it
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(errno.EIO, reason, self.url) from error
+
+
+def _heard(alive: Alive) -> Any:
+    """Return a callback of fsspec that calls `alive` for every piece of a file."""
+    from fsspec.callbacks import Callback  # a third of a second, which only remote datasets need
+
+    class Heard(Callback):
+        def call(self, *arguments: Any, **options: Any) -> None:
+            alive()
+
+    return Heard()
 
 
 def file_system(url: str) -> Any:
@@ -265,6 +275,28 @@ def retried(attempt: Callable[[], Result], error: type[Error], pause_s: Callable
     raise AssertionError("unreachable")
 
 
+def refuse_links(folder: Location) -> None:
+    """Raise UserError where a local folder that is about to be written to or published holds a link: a stranger may
+    have made it, and what lies behind a link is none of it. The folder itself may be one."""
+    todo = [folder] if isinstance(folder, Path) and folder.is_dir() else []
+    while todo:
+        for path in os.scandir(todo.pop()):
+            if path.is_dir(follow_symlinks=False) and path.name != OTHERS:
+                todo.append(Path(path))
+            if path.is_symlink():
+                raise UserError(f"{path.path}: a link, which could lead anywhere; put a file or folder in its place")
+
+
+def write_in_place(path: Path, text: str) -> None:
+    """Write a file that must keep its inode, such as a lock; never through a link. Raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(handle, "w") as file:
+        if os.fstat(handle).st_nlink > 1:
+            raise OSError(errno.EMLINK, "has another name elsewhere; delete it", str(path))
+        file.truncate()
+        file.write(text)
+
+
 # whole files
 
 
@@ -298,8 +330,9 @@ def staged(path: Location) -> Path:
 def staging(path: Location) -> Iterator[BinaryIO]:
     """Open the staged file of `path` for writing. It is flushed to the disk at the end, and removed after an error."""
     temporary = staged(path)
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # new, never through a link of that name
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -11,19 +11,18 @@ import torch
 from jaxtyping import UInt8
 
 from geometry.cameras import RigConfig, rig_cameras
-from geometry.frames import Frame, bounding_box, normalise
+from geometry.frames import Frame, bounding_box
 from geometry.nearest import Surface
 from geometry.raster_cpu import CpuRasterizer
-from pipeline.filter.measure_mesh import measure
+from pipeline.executor.mesh_file import open_mesh_file
 from pipeline.mesh_io.images import decode_image
-from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.problems import AssetError
 from pipeline.mesh_io.write_glb import write_glb
 from pipeline.render.uv_maps import bake_geometry
 from pipeline.render.views import render_geometry
-from pipeline.unwrap.unwrap import UnwrapConfig, unwrap
+from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.errors import UsageError, UserError
-from schemas.ledger import Rejected
+from schemas.ledger import LAYOUT_FAULTS, Rejected
 from schemas.mesh import UvMesh
 from schemas.sample import Cameras
 from training.data.mixture import require_tokens
@@ -176,21 +175,19 @@ def prepare_mesh(
 
 
 def open_mesh(mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_faces: int) -> tuple[UvMesh, Frame]:
-    """Load, normalise and unwrap a mesh. Raises UserError if that is not possible."""
+    """Load, normalise and unwrap a mesh, in a sandboxed process. Raises UserError if that is not possible."""
     if isinstance(mesh, Exportable):
         with TemporaryDirectory() as folder:
             path = Path(folder) / "mesh.glb"
             path.write_bytes(mesh.export(file_type="glb"))
             return open_mesh(path, uv_resolution, max_unwrap_faces)
-    loaded = load_mesh(Path(mesh))
-    if isinstance(loaded, Rejected):
-        raise UserError(f"{mesh}: {loaded.reason} ({loaded.detail}); fix the file or export it again")
-    normalised, frame = normalise(loaded)
     cfg = UnwrapConfig(max_faces=max_unwrap_faces, timeout_s=UNWRAP_TIMEOUT_S)
-    uv_mesh = unwrap(normalised, measure(normalised, None), cfg, uv_resolution)
-    if isinstance(uv_mesh, Rejected):
-        raise UserError(f"{mesh}: {uv_mesh.reason} ({uv_mesh.detail}); give it a UV layout or raise --max_unwrap_faces")
-    return uv_mesh, frame
+    opened = open_mesh_file(Path(mesh), cfg, uv_resolution)
+    if isinstance(opened, Rejected):
+        layout = opened.reason in LAYOUT_FAULTS
+        remedy = "give it a UV layout or raise --max_unwrap_faces" if layout else "fix the file or export it again"
+        raise UserError(f"{mesh}: {opened.reason} ({opened.detail}); {remedy}")
+    return opened
 
 
 def read_image(picture: Picture) -> UInt8[np.ndarray, "height width _"]:

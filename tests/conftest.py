@@ -22,6 +22,10 @@ CHECKED = [
 
 install_import_hook(CHECKED, "beartype.beartype")
 
+from pipeline.executor.ray_environment import close_to_others  # noqa: E402 (after the import hook)
+
+close_to_others()  # before a test imports Ray
+
 pytest_plugins = ["tests.trust.trust", "tests.support.build_without_assets", "pytester"]
 
 

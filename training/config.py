@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from schemas.errors import UsageError, require_between
+from schemas.errors import UsageError, redacted_values, require_between
 from training.data.mixture import DataConfig
 from training.diffusion.flow import FlowConfig
 from training.diffusion.tasks import OFFICIAL_TASKS, TaskConfig
@@ -190,8 +190,8 @@ def preset(name: str) -> TrainConfig:
 
 
 def as_json(cfg: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain values, for a record beside the run."""
-    return {name: _plain(value) for name, value in asdict(cfg).items()}
+    """The configuration as plain values, for a record beside the run; without passwords of URLs."""
+    return {name: redacted_values(_plain(value)) for name, value in asdict(cfg).items()}
 
 
 def _plain(value: Any) -> Any:

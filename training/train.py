@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import Strategy
 
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
+from schemas.storage import refuse_links
 from training.arithmetic import StepCallback, ThreadChoice, arithmetic, autocast_dtype
 from training.config import TrainConfig
 from training.cost import Cost, estimate
@@ -115,6 +116,7 @@ def train(
     if cfg.run.precision == "bfloat16" and autocast_dtype(device_type, cfg.run.precision) is None:
         log.warning("run.precision bfloat16 is slow on this device: float32 is used, with more memory")
     cfg.run.directory.mkdir(parents=True, exist_ok=True)
+    refuse_links(cfg.run.directory)
     with closing(RunLock(cfg.run.directory)) as lock, arithmetic(cfg.run.threads, device_type):
         return train_as_planned(plan, lock, report, validation)
 

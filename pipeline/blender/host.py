@@ -22,11 +22,17 @@ REMEDY = "run `make blender`, then give --blender.python .venv-blender/bin/pytho
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlenderConfig:
-    """Blender's interpreter, for formats that only Blender reads and for Cycles views; off by default."""
+class BlenderProgram:
+    """Blender's interpreter on this machine. A dataset records that there was one, never where."""
 
     python: str = ""
     """Interpreter that has bpy: `.venv-blender/bin/python` after `make blender`. Empty: no Blender."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlenderConfig(BlenderProgram):
+    """Blender, for formats that only Blender reads and for Cycles views; off by default."""
+
     timeout_s: float = 120.0
     """Wall clock of one Blender process, seconds (ours)."""
     memory_gb: float = 8.0

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from schemas.dataset import canonical_json
 from schemas.errors import UserError
-from schemas.storage import Location, ObjectPath, working_folder
+from schemas.storage import Location, ObjectPath, working_folder, write_in_place
 
 LOCK = ".lock"
 """Name of the lock file in a dataset's and a job's folder."""
@@ -70,7 +70,7 @@ def _folder_lock(out: Path) -> Iterator[None]:
             f"{out}: another build (process {holder}) is at work here; wait for it to end, or give another --out"
         ) from error
     with held:
-        path.write_text(str(os.getpid()))
+        write_in_place(path, str(os.getpid()))
         yield
 
 
@@ -142,7 +142,7 @@ def _read(path: ObjectPath) -> Owner | None:
         return Owner(**json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: no lock of this program ({error}); delete it if no build is at work") from error
 
 

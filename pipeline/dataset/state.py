@@ -28,7 +28,7 @@ from schemas.dataset import (
 from schemas.errors import UserError, explained
 from schemas.ledger import Counts, counts_of
 from schemas.plan import ShardJob
-from schemas.storage import Location, file_sha256, working_folder, write_file
+from schemas.storage import Location, file_sha256, refuse_links, working_folder, write_file
 
 _REMEDY = "give another --out, or build as before"
 
@@ -51,6 +51,7 @@ class BuildReport:
 def writable(out: Location) -> Iterator[None]:
     """Make the folders of a dataset, and turn errors of the file system or the object store into messages that say what
     to fix. Errors of other files, such as the source's, are to be caught within."""
+    refuse_links(out)
     remedy = "fix permissions or space and run the same command again, or build with another --out"
     with explained(out, "the dataset cannot be read or written", remedy):
         for folder in (out, out / "shards", out / "ledger", working_folder(out)):
@@ -68,22 +69,27 @@ def settle(out: Location, jobs: list[ShardJob], config: dict[str, Any]) -> Datas
         jobs=len(jobs),
         code_version=code_version(),
     )
-    new_text = dataset_json(info)
-    if known := (out / "dataset.json").exists():
+    path = out / "dataset.json"
+    if known := path.exists():
         before = read_dataset_json(out)
         require_same(out, before, info.config)
         if before.plan_sha256 != info.plan_sha256:
             difference = plan_difference(planned_jobs(out, before), jobs)
-            grown = ", or seqtex extend to add assets" if difference and "are new" in difference else ""
-            raise UserError(f"{out}: the input has changed: {difference}; {_REMEDY}{grown}")
+            more = ""
+            if difference and "are new" in difference:
+                more = ", or seqtex extend to add assets"
+            elif difference and difference.startswith("sha256 of asset"):
+                more = ", or take in a new file of an asset that has a sample by `seqtex retry DATASET --uid UID`"
+            raise UserError(f"{out}: the input has changed: {difference}; {_REMEDY}{more}")
         info = replace(info, history=before.history)
     elif any((out / "ledger").iterdir()):
         raise UserError(f"{out}: has a ledger but no dataset.json; restore that, or give another --out")
     plan_path = out / "plan.parquet"
     if not plan_path.is_file() or plan_path.read_bytes() != plan:
         write_file(plan_path, plan)
-    if not known:
-        write_file(out / "dataset.json", new_text)
+    text = dataset_json(info)
+    if not known or path.read_bytes() != text:
+        write_file(path, text)
     return info
 
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.config import BuildConfig, built_config
+from pipeline.config import BuildConfig, MachineConfig, built_config, require_blender
 from pipeline.dataset.lock import lock
 from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import remove_leftovers
 from pipeline.dataset.state import BuildReport, finish, finished, planned_jobs, replan, require_same, settle, writable
 from pipeline.executor.progress import BuildEvent, Progress
-from pipeline.executor.ray_executor import run_jobs
+from pipeline.executor.ray_environment import close_to_others
+from pipeline.executor.renew import renew, renewed_by_source, stale
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.duplicates import known_ahead, unsettled
-from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.registry import open_source
 from schemas.dataset import DatasetInfo, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError, UserError
@@ -81,14 +81,17 @@ def build(
 ) -> BuildReport:
     """Build the dataset of `source` (`pipeline.sources.registry`, or the assets themselves) in `out`, or finish it.
 
-    Finished jobs are kept. `address` joins a running Ray cluster whose machines all see `out`; otherwise Ray is started
-    here with `workers` processes. `run` decides nothing about the dataset. Raises UserError: bad source, unwritable
-    output, another build at work on `out`, or a configuration or input that differs from that of the dataset in `out`;
-    once all other jobs are done, where one could not be."""
+    Finished jobs are kept; of assets without a sample, files that have changed since are taken in. `address` joins a
+    running Ray cluster whose machines all see `out`; otherwise Ray is started here with `workers` processes. `run`
+    decides nothing about the dataset. Raises UserError: bad source, unwritable output, another build at work on `out`,
+    or a configuration or input that differs from that of the dataset in `out`; once all other jobs are done, where one
+    could not be."""
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
         refs = _listed(source, work) if isinstance(source, str) else source
         jobs = plan_jobs(refs, cfg.assets_per_job)
+        if (work.out / "dataset.json").exists():
+            renewed_by_source(work.out, read_dataset_json(work.out), jobs)
         return _carry_out(work, jobs, settle(work.out, jobs, cfg.recorded()))
 
 
@@ -98,20 +101,27 @@ def rework(
     workers: int = 1,
     on_event: Callable[[BuildEvent], None] | None = None,
     address: str | None = None,
-    objaverse: ObjaverseConfig | None = None,
+    machine: MachineConfig | None = None,
     run: RunConfig | None = None,
+    *,
+    take_in: bool = False,
 ) -> BuildReport:
     """Do some jobs of a dataset again, by its own plan and configuration: those that `choose` picks, given the dataset
-    and its jobs (`pipeline.maintain.failures`). `objaverse`: where to download from, which a dataset does not record.
+    and its jobs (`pipeline.maintain.failures`). `machine`: what a dataset does not record. `take_in`: the files of the
+    assets that are picked may have changed since they were planned.
 
     Raises UserError as `build`, and where `out` is no dataset."""
     out = out.expanduser().absolute()
     before = read_dataset_json(out)
-    cfg = replace(built_config(out, before), objaverse=objaverse or ObjaverseConfig())
+    cfg = built_config(out, before, machine)
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
         jobs = planned_jobs(out, before)
-        return _carry_out(work, jobs, settle(out, jobs, cfg.recorded()), choose)
+        info = settle(out, jobs, cfg.recorded())
+        if take_in:
+            uids = frozenset(uid for job in choose(out, jobs) for uid in job.only or ())
+            info, jobs = renew(out, info, jobs, uids, cfg.preflight.max_file_bytes)
+        return _carry_out(work, jobs, info, choose)
 
 
 def extend(
@@ -129,6 +139,7 @@ def extend(
     Raises UserError as `build`, and where `out` is no dataset."""
     out = out.expanduser().absolute()
     info = read_dataset_json(out)
+    require_blender(out, info, cfg.blender)
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
         require_same(
@@ -186,9 +197,8 @@ def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
     """List the assets of a source. Raises UserError where that fails."""
     cfg = work.cfg
     try:
-        yield from open_source(
-            source, workspace(work.out) / "assets", bool(cfg.blender.python), cfg.select, cfg.objaverse
-        )
+        assets, blender = workspace(work.out) / "assets", bool(cfg.blender.python)
+        yield from open_source(source, assets, blender, cfg.select, cfg.objaverse, cfg.preflight.max_file_bytes)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
@@ -218,7 +228,11 @@ def _carry_out(
     chosen = choose(out, jobs) if choose else None
     doing = {job.index for job in chosen or ()}
     done = finished(out, [job for job in jobs if job.index not in doing])
-    todo = [job for job in jobs if job.index not in done] if chosen is None else chosen
+    if chosen is None:
+        renewed = {job.index: job for job in stale(out, info, [job for job in jobs if job.index in done])}
+        done = {index: counts for index, counts in done.items() if index not in renewed}
+        chosen = [renewed.get(job.index, job) for job in jobs if job.index not in done]
+    todo = chosen
     doing |= {job.index for job in todo}
     progress = _progress(jobs, done.values(), work.notify)
 
@@ -234,6 +248,10 @@ def _carry_out(
     progress.report("planned", detail="" if todo else "nothing to do")
     if todo:
         (out / "index.json").unlink(missing_ok=True)
+        if work.address is None:
+            close_to_others()
+        from pipeline.executor.ray_executor import run_jobs  # Ray reads the environment when it is imported
+
         run_jobs(todo, out, work.cfg, work.run, work.workers, work.address, progress, then=with_duplicates)
         remove_leftovers(out, len(jobs))  # of workers that were lost on the way
     report = finish(out, info, jobs, len(doing))

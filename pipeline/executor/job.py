@@ -15,7 +15,7 @@ from pipeline.dataset.shards import commit, committed, unpack
 from pipeline.executor.asset_result import AssetResult, read_asset_result, write_asset_result
 from pipeline.sandbox.child import ChildResult, LimitsConfig, insist, stderr_tail
 from pipeline.sandbox.fork_server import ForkServer
-from pipeline.sandbox.policy import interpreter_files
+from pipeline.sandbox.policy import folder_of, interpreter_files, is_too_wide
 from pipeline.sources.registry import fetched
 from schemas.codec import encode
 from schemas.dataset import ShardRecord
@@ -141,8 +141,10 @@ def _readable(ref: MeshRef, cfg: BuildConfig) -> tuple[Path, ...]:
     folder; either may refer to what lies in the root that the source has found it to need."""
     path, blender = Path(ref.uri), interpreter_files(cfg.blender.python)
     alone = ref.kind is AssetKind.MESH and path.suffix.lower() == ".glb"
-    folders = (() if alone else (path.parent,)) if ref.root is None else (path.parent, Path(ref.root))
-    return (path, *folders, *blender)
+    if alone and ref.root is None:
+        return (path, *blender)
+    around = () if ref.root is None or is_too_wide(Path(ref.root)) else (Path(ref.root),)
+    return (*folder_of(path), *around, *blender)
 
 
 def _outcome(ref: MeshRef, rejected: Rejected | None) -> Outcome:

@@ -4,10 +4,12 @@ import atexit
 import functools
 import logging
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pipeline.config import BuildConfig
 from pipeline.executor.compile_kernels import compiling
 from pipeline.executor.job import JobReport, asset_fork_server, process_job
 from pipeline.executor.progress import Progress
+from pipeline.executor.ray_environment import socket_folder
 from pipeline.executor.scheduler import Capacity, GivenUp, Loss, RunConfig, Schedule, Start
 from pipeline.sandbox.child import LimitsConfig
 from pipeline.sandbox.fork_server import ForkServer, MachineError
@@ -264,19 +267,23 @@ def _connected(workers: int, address: str | None) -> Iterator[str | None]:
         # jobs exchange paths and counts: the smallest object store does
         options = {"address": "local", "num_cpus": workers, "object_store_memory": 80 * 2**20}
         options["include_dashboard"] = False
-    variables = {"PYTHONPATH": str(REPO)}
-    try:
-        with _environment(variables if address is None else {}):
-            # workers of a Ray started here inherit the variables; with `runtime_env` Ray would start them a second time
-            options["runtime_env"] = {"env_vars": variables} if address else None
-            context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except ConnectionError as error:
-        remedy = "leave the address out to work on this machine alone"
-        raise UserError(f"no Ray cluster at {address!r} ({error}); {remedy}") from error
-    try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
-    finally:
-        ray.shutdown()
+    variables, at_sigterm = {"PYTHONPATH": str(REPO)}, signal.getsignal(signal.SIGTERM)
+    sockets: AbstractContextManager[dict[str, str]] = nullcontext({}) if address else socket_folder()
+    with sockets as folder:
+        try:
+            with _environment({} if address else variables | folder):
+                # workers of a Ray started here inherit the variables; with `runtime_env` Ray would start them again
+                options["runtime_env"] = {"env_vars": variables} if address else None
+                context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except ConnectionError as error:
+            remedy = "leave the address out to work on this machine alone"
+            raise UserError(f"no Ray cluster at {address!r} ({error}); {remedy}") from error
+        try:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, at_sigterm)  # Ray has put its own in its place
+            yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+        finally:
+            ray.shutdown()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from schemas.ledger import Outcome, Reason, Rejected, Status
 from schemas.mesh import AssetKind, MeshRef
 from schemas.plan import ShardJob
 
-_HASHED_WHOLE = (".glb", ".gltf", ".obj")
+_HASHED_WHOLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".3mf", ".dae")
 """Local files whose hash is one of all the files that they refer to (`pipeline.mesh_io.side_files`)."""
 
 
@@ -24,7 +24,7 @@ class DuplicatesConfig:
     """Options of rejecting assets that the dataset has already."""
 
     exact: bool = True
-    """Those with the bytes of an earlier asset, side files included (.glb; .gltf and .obj on a disk)."""
+    """Those with the bytes of an earlier asset, side files included (.glb anywhere, other formats on a disk)."""
     max_distance: float = 0.019
     """Those whose signature differs from an earlier asset's by no more in any number that counts; 0: off (ours)."""
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.config import built_config
+from pipeline.config import MachineConfig, built_config
 from pipeline.dataset.shards import require_committed
 from pipeline.dataset.state import planned_jobs
 from pipeline.dataset.verify import find_problems
 from pipeline.executor.job import ASSET_TARGET, process_job
-from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.dataset import part_path, part_paths, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError
 from schemas.ledger import Outcome, Reason, Status
@@ -30,8 +29,8 @@ class Failure:
     detail: str
     """Explanation of the reason; the end of its stderr if the asset's process crashed."""
     reproduce: str
-    """Command line that processes this asset alone. A dataset does not record mirror and cache of Objaverse: add
-    `--objaverse.*` as in the build."""
+    """Command line that processes this asset alone. A dataset records no program, server or cache: add
+    `--blender.python` and `--objaverse.*` as in the build."""
 
 
 def failures(out: Location, rejected: bool = False) -> Iterator[Failure]:
@@ -54,16 +53,16 @@ def failures(out: Location, rejected: bool = False) -> Iterator[Failure]:
 def process_alone(
     out: Location,
     uid: str,
-    objaverse: ObjaverseConfig | None = None,
+    machine: MachineConfig | None = None,
     target: str = ASSET_TARGET,
     python_path: tuple[Path, ...] = (),
 ) -> Outcome:
     """Process one planned asset again, under the dataset's own configuration and limits: a job of its own, in a
-    folder that is thrown away. `objaverse`: where to download from, which a dataset does not record.
+    folder that is thrown away. `machine`: what a dataset does not record.
 
     Raises UsageError where no asset of that uid was planned."""
     info = read_dataset_json(out)
-    cfg = replace(built_config(out, info), objaverse=objaverse or ObjaverseConfig())
+    cfg = built_config(out, info, machine)
     refs = (ref for job in planned_jobs(out, info) for ref in job.refs)
     if (ref := next((ref for ref in refs if ref.uid == uid), None)) is None:
         raise UsageError(f"{out}: has no asset {uid!r}; its uids are in {out / 'plan.parquet'}")
@@ -81,14 +80,20 @@ def recorded(out: Location, uid: str) -> Outcome | None:
     return next((outcome for outcome in rows if outcome.uid == uid), None)
 
 
-def with_reasons(out: Location, jobs: list[ShardJob], *, reasons: Set[Reason]) -> list[ShardJob]:
-    """Choose the jobs with assets that ended with one of `reasons`, to process those assets alone.
+def chosen_assets(
+    out: Location, jobs: list[ShardJob], *, reasons: Set[Reason] = frozenset(), uids: Set[str] = frozenset()
+) -> list[ShardJob]:
+    """Choose the jobs with assets that ended with one of `reasons`, or have one of `uids`, to process those assets
+    alone.
 
-    Raises UserError where a job is unfinished or damaged: its other assets could not be kept as they are."""
+    Raises UserError where a job is unfinished or damaged: its other assets could not be kept as they are; UsageError
+    for a uid that no asset has."""
+    if unknown := sorted(uids - {ref.uid for job in jobs for ref in job.refs}):
+        raise UsageError(f"{out}: has no asset {unknown[0]!r}; its uids are in {out / 'plan.parquet'}")
     chosen = []
     for job in jobs:
-        outcomes = require_committed(out, job).outcomes
-        if only := frozenset(outcome.uid for outcome in outcomes if outcome.reason in reasons):
+        rows = require_committed(out, job).outcomes if reasons or any(ref.uid in uids for ref in job.refs) else ()
+        if only := frozenset(row.uid for row in rows if row.reason in reasons or row.uid in uids):
             chosen.append(replace(job, only=only))
     return chosen
 

@@ -27,6 +27,9 @@ from schemas.plan import ShardJob
 from schemas.sample import Regime
 from schemas.storage import Location, ObjectPath, place, staged, working_folder
 
+_SAMPLES_STAY = ("assets_per_job", "duplicates", "limits", "select")
+"""Settings that decide which assets become samples, and where they lie, but nothing in a sample."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
@@ -54,7 +57,7 @@ def plan_merge(datasets: Sequence[Location]) -> MergePlan:
     """Plan a merge: the jobs of all datasets, one dataset after the other. Of assets with one uid, the first that has a
     sample is taken, else the first.
 
-    Raises UserError where they differ in a setting (outside `select`), or one is not whole."""
+    Raises UserError where they differ in a setting that changes samples, or one is not whole."""
     places = [dataset.resolve() if isinstance(dataset, Path) else dataset for dataset in datasets]
     if len(set(places)) < 2:
         raise UsageError("give two datasets or more, each once")
@@ -62,7 +65,7 @@ def plan_merge(datasets: Sequence[Location]) -> MergePlan:
     for dataset, info in zip(datasets, infos, strict=True):
         require_version(dataset, info)
         for name, here, there in differences(info.config, infos[0].config):
-            if name.partition(".")[0] != "select":
+            if name.partition(".")[0] not in _SAMPLES_STAY:
                 raise UserError(
                     f"{dataset}: built with {name}={here!r}, {datasets[0]} with {there!r}; only datasets of one "
                     "configuration can be merged"

@@ -128,16 +128,16 @@ class _Reader:
     def _map(self, argument: str, place: str) -> MapUse:
         """File name (spaces allowed) behind any options."""
         found: dict[str, list[str]] = {}
-        words = argument.split()
-        while words and words[0].lower() in _MAP_OPTIONS:
-            option = words.pop(0).lower()
-            argument = argument.split(None, 1)[1] if words else ""
-            found[option] = []
+        words = [(word[0], word.start()) for word in re.finditer(r"\S+", argument)]
+        at = 0
+        while at < len(words) and (option := words[at][0].lower()) in _MAP_OPTIONS:
+            at, found[option] = at + 1, []
             for _ in range(_MAP_OPTIONS[option]):
-                if len(words) < 2 or (_MAP_OPTIONS[option] > 1 and not _is_number(words[0])):
+                if at + 1 >= len(words) or (_MAP_OPTIONS[option] > 1 and not _is_number(words[at][0])):
                     break
-                found[option].append(words.pop(0))
-                argument = argument.split(None, 1)[1]
+                found[option].append(words[at][0])
+                at += 1
+        argument = argument[words[at][1] :] if at < len(words) else ""
         values = {option: tuple(map(float, found.get(option, []))) for option in ("-s", "-o", "-t", "-mm")}
         for option, nothing in _IGNORED.items():
             if values[option] != nothing[: len(values[option])]:

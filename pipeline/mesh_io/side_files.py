@@ -5,9 +5,10 @@ import hashlib
 import mmap
 import os
 import re
+import stat
 import struct
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.mesh_io.exchange.pieces import texture
@@ -17,13 +18,14 @@ from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.mtl import libraries, read_mtl
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, plain_text
-from schemas.storage import file_sha256
 
 _LIBRARY = re.compile(rb"mtllib[ \t\f\v]((?:\\\r?\n|\\\r|[^\r\n])*)")
 """An `mtllib` line from its keyword on, which the search leaps to; a backslash at its end joins the next one."""
 _LINE_START = re.compile(rb"(?:\A|[\r\n])(?:[ \t\f\v]|\xef\xbb\xbf)*\Z")
 _MAX_INDENT = 256
 """Blanks before a keyword."""
+MAX_HASHED_BYTES = 512 * 2**20
+"""Default of `preflight.max_file_bytes`."""
 _JOINED = re.compile(rb"\\(?:\r\n|\r|\n)")
 _MAX_TEXT_BYTES = 32 * 2**20
 """Of a .gltf's JSON and of an .mtl; more is refused by the preflight's defaults too."""
@@ -32,23 +34,19 @@ _GLB_HEADER = struct.Struct("<4sIII4s")
 """Of a GLB and its first chunk."""
 
 
-def asset_sha256(path: Path, root: Path | None = None) -> str:
-    """The sha256 of a file; of one that refers to others (`side_files` of this `root`), one of all their names and
-    hashes. What cannot be read, or may not be referred to, counts as missing: the preflight reports it. Raises OSError
-    for `path` itself."""
-    return sha256_with(path, side_files(path, root))
-
-
-def sha256_with(path: Path, others: Iterable[Path]) -> str:
-    """The same of a file whose side files are known."""
-    own = file_sha256(path)
-    others = sorted(set(others))
-    if not others:
+def asset_sha256(path: Path, others: Sequence[Path], max_bytes: int = MAX_HASHED_BYTES) -> str | None:
+    """The sha256 of a file; where it refers to `others` (`side_files`), one of all their names and hashes. None where
+    the file itself cannot be read, is no regular file or has more than `max_bytes`: the preflight says what is wrong.
+    Another one that cannot be read, or goes beyond `max_bytes` for all together, counts as missing."""
+    own, left = _sha256_or_none(path, max_bytes), max_bytes
+    if own is None or not others:
         return own
-    whole = hashlib.sha256(own.encode())
-    for other in others:
-        name = Path(os.path.relpath(other, path.parent.resolve())).as_posix()
-        whole.update(b"\n" + os.fsencode(name) + f" {_sha256_or_none(other)}".encode())
+    whole, directory = hashlib.sha256(own.encode()), path.parent.resolve()
+    for other in sorted(set(others)):
+        found = _sha256_or_none(other, left, os.O_NOFOLLOW)
+        left -= other.stat().st_size if found else 0
+        name = Path(os.path.relpath(other, directory)).as_posix()
+        whole.update(b"\n" + os.fsencode(name) + f" {found}".encode())
     return whole.hexdigest()
 
 
@@ -71,7 +69,7 @@ def side_files(path: Path, root: Path | None = None) -> list[Path]:
         if kind in (".dae", ".ply"):
             return list(_of_text(path, folders))
         return list(_of_obj(path, folders)) if kind == ".obj" else []
-    except (AssetError, OSError):
+    except (AssetError, OSError, ValueError):
         return []
 
 
@@ -143,8 +141,17 @@ def _of_obj(path: Path, folders: Folders) -> Iterator[Path]:
                 yield found
 
 
-def _sha256_or_none(path: Path) -> str | None:
+def _sha256_or_none(path: Path, max_bytes: int, flags: int = 0) -> str | None:
+    """The sha256 of a regular file of at most `max_bytes`. It is read in pieces, and never waited for."""
     try:
-        return file_sha256(path)
-    except OSError:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags)
+    except (OSError, ValueError):
         return None
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+            return None
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None

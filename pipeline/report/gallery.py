@@ -24,7 +24,7 @@ from pipeline.report.images import data_uri
 from pipeline.report.shard_pages import ShardTask, draw_shard, script
 from schemas.dataset import DatasetInfo, LedgerPart, config_hash, read_dataset_json, read_ledger
 from schemas.ledger import Outcome
-from schemas.storage import Location, workspace, write_file
+from schemas.storage import Location, refuse_links, workspace, write_file
 
 HERE = Path(__file__).parent
 PICTURE_PX = 512
@@ -79,6 +79,7 @@ def write_gallery(
     limit: most assets that are listed. workers: processes that draw. thresholds: decide what looks suspicious. notify:
     gets (shards drawn, shards to draw). The gallery of a dataset in an object store lies in this machine's workspace.
     Raises UserError if there is no dataset, or its records are damaged."""
+    refuse_links(dataset)
     info, parts = read_dataset_json(dataset), read_ledger(dataset)
     assets = listed(parts, planned_jobs(dataset, info), limit)
     out = _folder(dataset)

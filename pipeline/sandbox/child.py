@@ -36,6 +36,10 @@ TAIL_BYTES = 2000
 """How much of a child's stderr goes into the ledger."""
 OPEN_FILES = 1024
 """Files that a child may have open."""
+FILES, DISK_FACTOR = 10_000, 2
+"""Files and folders that a child may have in its folder, and the bytes of them all, in multiples of `file_gb`."""
+WATCH_S = 1.0
+"""Seconds between looks at what a child has written."""
 MEMORY_EXIT = 77
 """Exit code of a child that ran out of memory."""
 OUT_OF_MEMORY = ("std::bad_alloc", "Cannot allocate memory")
@@ -125,28 +129,32 @@ def run_child(
 ) -> ChildResult:
     """Fork, do `work` in `directory`, wait no longer than the limit, and leave no descendant behind. `policy`: the
     sandbox of the child, and of what it starts itself."""
-    parent, start = os.getpid(), time.monotonic()
+    parent, start, mapped = os.getpid(), time.monotonic(), _mapped_bytes()
     sys.stdout.flush()
     sys.stderr.flush()
     channel, there = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         channel.close()
-        _child(work, limits, directory, parent, own_group, policy, there)
+        _child(work, limits, directory, parent, own_group, policy, there, mapped)
     there.close()
     with channel:
-        watched = _watch(pid, channel, limits)
+        watched = _watch(pid, channel, limits, directory if policy else None)
     # from here on the child and its descendants can start nothing: there is nobody left to allow it
     if own_group:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-    if watched.timed_out:
+    if watched.timed_out or watched.filled:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     tail = "; ".join(text for text in (watched.refused, stderr_tail(directory)) if text)
     seconds = time.monotonic() - start
-    if watched.timed_out:
+    if watched.filled:
+        ended = ChildResult(
+            reason=Reason.CRASHED, detail=f"{watched.filled}; {tail}".removesuffix("; "), seconds=seconds
+        )
+    elif watched.timed_out:
         detail = f"stopped after {limits.timeout_s:g} s; {tail}".removesuffix("; ")
         ended = ChildResult(reason=Reason.TIMEOUT, detail=detail, seconds=seconds)
     else:
@@ -160,18 +168,23 @@ class _Watched:
     sandbox: str
     refused: str
     """What it asked for and was not given; empty where there is nothing."""
+    filled: str
+    """How it wrote more than it may; empty if it did not."""
 
 
-def _watch(pid: int, channel: socket.socket, limits: LimitsConfig) -> _Watched:
-    """Until the process ends or its time is up: hear which layers it is in, and answer for what it starts."""
+def _watch(pid: int, channel: socket.socket, limits: LimitsConfig, own: Path | None) -> _Watched:
+    """Until the process ends, its time is up or its folder `own` full: hear which layers it is in, and answer for what
+    it starts."""
     end = time.monotonic() + limits.timeout_s
     starts, sandbox, listener = Starts(max_processes=limits.processes, max_threads=limits.threads), "", None
-    process, poll, timed_out = os.pidfd_open(pid), select.poll(), True
+    process, poll, timed_out, filled, looked = os.pidfd_open(pid), select.poll(), True, "", time.monotonic()
     try:
         poll.register(process, select.POLLIN)
         poll.register(channel, select.POLLIN)
-        while timed_out and (left := end - time.monotonic()) > 0:
-            ready = dict(poll.poll(left * 1000))
+        while timed_out and not filled and (left := end - time.monotonic()) > 0:
+            ready = dict(poll.poll(min(left, WATCH_S) * 1000))
+            if own is not None and time.monotonic() - looked > WATCH_S:
+                filled, looked = _filled(own, limits), time.monotonic()
             if channel.fileno() in ready:
                 poll.unregister(channel)
                 sandbox, listener = _told(channel)
@@ -185,7 +198,23 @@ def _watch(pid: int, channel: socket.socket, limits: LimitsConfig) -> _Watched:
         os.close(process)
         if listener is not None:
             os.close(listener)
-    return _Watched(timed_out=timed_out, sandbox=sandbox, refused=starts.refused)
+    return _Watched(timed_out=timed_out and not filled, sandbox=sandbox, refused=starts.refused, filled=filled)
+
+
+def _filled(own: Path, limits: LimitsConfig) -> str:
+    """Say how a folder holds more than its child may write; empty if it does not. What is gone while it is looked at
+    does not count."""
+    count, size, most, todo = 0, 0, int(DISK_FACTOR * limits.file_gb * 2**30), [own]
+    while todo and count <= FILES and size <= most:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(todo.pop()):
+                with contextlib.suppress(OSError):
+                    count, size = count + 1, size + entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(Path(entry))
+    if count > FILES:
+        return f"wrote more than {FILES:,} files"
+    return f"wrote more than {most / 2**30:g} GiB in all" if size > most else ""
 
 
 def _told(channel: socket.socket) -> tuple[str, int | None]:
@@ -241,6 +270,7 @@ def _child(
     own_group: bool,
     policy: Policy | None,
     channel: socket.socket,
+    mapped: int,
 ) -> None:
     """The forked side; does not return."""
     code = 1
@@ -252,7 +282,7 @@ def _child(
         _redirect(directory / STDERR_NAME)
         os.chdir(directory)
         tempfile.tempdir = str(directory)
-        _set_limits(limits)
+        _set_limits(limits, mapped)
         if policy is not None:
             _sandbox(policy, channel)
         channel.close()
@@ -287,8 +317,12 @@ def _redirect(stderr: Path) -> None:
     faulthandler.enable(file=2, all_threads=False)
 
 
-def _set_limits(limits: LimitsConfig) -> None:
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+def _mapped_bytes() -> int:
+    """Measure the address space of this process; a child has the same, and may not be allowed to look."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _set_limits(limits: LimitsConfig, mapped: int) -> None:
     # more than a process can use in its time: for when there is no supervisor at work to stop it
     seconds = math.ceil(limits.timeout_s * (os.cpu_count() or 1)) + 1
     for what, limit, grace in (

@@ -1,5 +1,6 @@
-"""A filter on system calls: no sockets, nothing that looks into other processes or leaves the namespaces, and a
-supervisor that is asked before a process or a thread is started. Constants from linux/seccomp.h and linux/filter.h."""
+"""A filter on system calls: no sockets, nothing that reaches for other processes, leaves the namespaces, changes who
+may use a file, or stays behind; and a supervisor that is asked before a process or a thread is started. Constants from
+linux/seccomp.h and linux/filter.h."""
 
 import contextlib
 import ctypes
@@ -14,7 +15,7 @@ from pipeline.sandbox.linux import syscall
 _SET_FILTER, _NEW_LISTENER = 1, 1 << 3
 _ALLOW, _ERRNO, _ASK = 0x7FFF0000, 0x00050000, 0x7FC00000
 _LOAD, _JUMP_EQUAL, _JUMP_FROM, _RETURN = 0x20, 0x15, 0x35, 0x06
-_AT_NUMBER, _AT_ARCHITECTURE = 0, 4
+_AT_NUMBER, _AT_ARCHITECTURE, _AT_FIRST_ARGUMENT = 0, 4, 16
 _X32 = 0x40000000
 """System calls of x86-64's 32-bit variant start here."""
 
@@ -28,10 +29,12 @@ class _Machine:
     starts: tuple[int, ...]
     """clone, and fork and vfork where they exist."""
     denied: tuple[int, ...]
+    prlimit: int
+    """Denied unless it is for the caller itself."""
 
 
 _CLONE3 = 435
-_DENIED = {
+_DENIED: dict[str, tuple[int, int | None]] = {
     "socket": (41, 198),
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -57,20 +60,71 @@ _DENIED = {
     "move_mount": (429, 429),
     "fsopen": (430, 430),
     "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    # what outlives a process, or is memory that its limit does not count
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    # owner, mode, times and attributes of files, of which Landlock knows nothing
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "setxattrat": (463, 463),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    # how other processes are scheduled, and where their memory lies
+    "setpriority": (141, 140),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
 }
-"""Numbers on x86-64 and on AArch64."""
+"""Numbers on x86-64 and on AArch64; None where it has no such call."""
 _MACHINES = {
     "x86_64": _Machine(
         architecture=0xC000003E,
         seccomp=317,
         starts=(56, 57, 58),
         denied=tuple(numbers[0] for numbers in _DENIED.values()),
+        prlimit=302,
     ),
     "aarch64": _Machine(
         architecture=0xC00000B7,
         seccomp=277,
         starts=(220,),
-        denied=tuple(numbers[1] for numbers in _DENIED.values()),
+        denied=tuple(numbers[1] for numbers in _DENIED.values() if numbers[1] is not None),
+        prlimit=261,
     ),
 }
 
@@ -108,6 +162,8 @@ def _filter(machine: _Machine, ask: bool) -> list[tuple[int, int, int, int]]:
     ]
     for number in machine.denied:
         program += [(_JUMP_EQUAL, 0, 1, number), denied]
+    program += [(_JUMP_EQUAL, 0, 4, machine.prlimit), (_LOAD, 0, 0, _AT_FIRST_ARGUMENT), (_JUMP_EQUAL, 0, 1, 0)]
+    program += [(_RETURN, 0, 0, _ALLOW), denied]
     # its flags lie in memory, where they can change after a look: the C library then takes clone, whose flags do not
     program += [(_JUMP_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     if ask:

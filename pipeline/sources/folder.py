@@ -4,16 +4,17 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.mesh_io.preflight import SUFFIXES
-from pipeline.mesh_io.side_files import reaches_beyond, sha256_with, side_files
+from pipeline.mesh_io.side_files import MAX_HASHED_BYTES
+from pipeline.sources.fingerprint import fingerprints
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
 
-_HASH_DIGITS = 8
+_HASH_DIGITS, _LONG_HASH = 8, 40
 _MAX_SLUG = 75
 """With hash and longest extension a tar member's name has 100 characters: all that a plain tar header holds, and all
 that the `wids` package reads."""
@@ -23,13 +24,13 @@ _UNREAD = (".3ds", ".c4d", ".ma", ".max", ".mb", ".skp", ".step", ".stp", ".wrl"
 """Other formats of meshes: worth a word, not a row."""
 
 
-def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
+def folder(path: Path, blender: bool = False, max_bytes: int = MAX_HASHED_BYTES) -> Iterator[MeshRef]:
     """Every file below `path` with a suffix of `SUFFIXES`, with `blender` also what only Blender reads, sorted by
     relative path.
 
     The uid is the relative path made safe, plus a hash of that path: stable when files are added or edited, and
-    distinct where two paths look the same once made safe. The hash of a file that refers to others, which may lie
-    anywhere below `path`, is one of them as well.
+    distinct where two paths look the same once made safe. The sha256 of a file that refers to others, which may lie
+    anywhere below `path`, is one of them as well; of files up to `max_bytes`.
     """
     root = path.resolve()
     if not root.is_dir():
@@ -40,12 +41,11 @@ def folder(path: Path, blender: bool = False) -> Iterator[MeshRef]:
         for file in root.rglob("*")
         if file.suffix.lower() in wanted and file.is_file()
     )
-    for name in found:
+    hashes = fingerprints([root / name for name in found], root, max_bytes)
+    for name, uid, (hashed, beyond) in zip(found, uids_of(found), hashes, strict=True):
         # a name that is no text cannot stand in a ledger: it ends there as a missing file, to be renamed
         uri = os.fsencode(root / name).decode(errors="replace")
-        others = side_files(root / name, root)
-        around = str(root) if reaches_beyond(root / name, others) else None
-        yield MeshRef(uid=uid_of(name), uri=uri, sha256=sha256_or_none(root / name, others), root=around)
+        yield MeshRef(uid=uid, uri=uri, sha256=hashed, root=str(root) if beyond else None)
 
 
 def passed_over(path: Path, blender: bool = False) -> str:
@@ -60,17 +60,16 @@ def passed_over(path: Path, blender: bool = False) -> str:
     return listed + (f"; {' '.join(through)} can be read through Blender (--blender.python)" if through else "")
 
 
-def uid_of(name: str) -> str:
+def uids_of(names: Sequence[str]) -> list[str]:
+    """Keys of assets, each as `uid_of`; those that would be one are told apart by more digits."""
+    short = [uid_of(name) for name in names]
+    counts = Counter(short)
+    return [uid if counts[uid] == 1 else uid_of(name, _LONG_HASH) for name, uid in zip(names, short, strict=True)]
+
+
+def uid_of(name: str, digits: int = _HASH_DIGITS) -> str:
     """Key of the asset at a relative path: `[A-Za-z0-9_-]` only."""
     stem = name.rsplit(".", 1)[0]
-    slug = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:_MAX_SLUG] or "asset"
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[: _MAX_SLUG + _HASH_DIGITS - digits] or "asset"
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{slug}-{digest[:_HASH_DIGITS]}"
-
-
-def sha256_or_none(path: Path, others: Iterable[Path] = ()) -> str | None:
-    """The hash of a file and of its side files."""
-    try:
-        return sha256_with(path, others)
-    except OSError:
-        return None  # an unreadable file still gets its row in the ledger: preflight says why
+    return f"{slug}-{digest[:digits]}"

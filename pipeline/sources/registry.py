@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline.mesh_io.side_files import MAX_HASHED_BYTES
 from pipeline.seqtex_layouts.layout import Layout, items
 from pipeline.sources import objaverse as objaverse_source
 from pipeline.sources import xl_fetch
-from pipeline.sources.folder import folder, passed_over, sha256_or_none, uid_of
+from pipeline.sources.fingerprint import fingerprints
+from pipeline.sources.folder import folder, passed_over, uid_of
 from pipeline.sources.objaverse import ObjaverseConfig, objaverse
 from pipeline.sources.objaverse_xl import objaverse_xl
 from pipeline.sources.procedural import procedural
@@ -21,13 +23,15 @@ from schemas.mesh import AssetKind, MeshRef
 _KINDS = {Layout.MODELS: AssetKind.OFFICIAL_MODEL, Layout.IMAGES: AssetKind.OFFICIAL_RENDERS}
 
 
-def official(root: Path, layout: Layout) -> Iterator[MeshRef]:
+def official(root: Path, layout: Layout, max_bytes: int = MAX_HASHED_BYTES) -> Iterator[MeshRef]:
     """The listed items, keyed by their ids, with the captions and terms of the list. The main file alone is hashed."""
-    for entry, path in items(root.resolve(), layout):
+    listed = list(items(root.resolve(), layout))
+    hashes = fingerprints([path for _, path in listed], None, max_bytes)
+    for (entry, path), (sha256, _) in zip(listed, hashes, strict=True):
         yield MeshRef(
             uid=entry.id if UID_PATTERN.fullmatch(entry.id) else uid_of(entry.id),
             uri=str(path),
-            sha256=sha256_or_none(path),
+            sha256=sha256,
             source=entry.source,
             caption=entry.caption,
             kind=_KINDS[layout],
@@ -68,15 +72,17 @@ def open_source(
     blender: bool = False,
     select: SelectConfig | None = None,
     mirror: ObjaverseConfig | None = None,
+    max_bytes: int = MAX_HASHED_BYTES,
 ) -> Iterator[MeshRef]:
     """The assets that `spec` names; made-up ones are written to `assets_dir`. `blender`: whether what only Blender
-    reads is listed. `select` and `mirror`: which of Objaverse's, and from where. Raises UsageError on a bad spec."""
+    reads is listed. `select` and `mirror`: which of Objaverse's, and from where. `max_bytes`: of a file that is hashed.
+    Raises UsageError on a bad spec."""
     kind, _, rest = spec.partition(":")
     if kind in ("folder", *Layout) and rest:
         path = Path(rest).expanduser().resolve()
         if not path.is_dir():
             raise UsageError(f"source {spec!r}: {path} is not a folder; sources are {USAGE}")
-        return folder(path, blender) if kind == "folder" else official(path, Layout(kind))
+        return folder(path, blender, max_bytes) if kind == "folder" else official(path, Layout(kind), max_bytes)
     if kind == "objaverse" and rest:
         return objaverse(rest, select or SelectConfig(), mirror or ObjaverseConfig())
     if kind == "objaverse-xl" and rest:

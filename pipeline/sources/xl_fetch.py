@@ -19,6 +19,7 @@ from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, is_data_uri, read_limited
 from pipeline.mesh_io.side_files import library_lines
 from pipeline.sources.download import DownloadError, download
+from pipeline.sources.fingerprint import side_files_of
 from pipeline.sources.objaverse import ObjaverseConfig, glb_fault, sha256_fault
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import MeshRef
@@ -35,8 +36,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SMITHSONIAN_PATH = re.compile(r"[A-Za-z0-9_.:/%()~+,-]+\.glb")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_MAX_TEXT_BYTES = 32 * 2**20
-"""Of a .gltf, or a material library."""
+_MAX_TEXT_BYTES = 2**20
+"""Of JSON or of a material library that is parsed here: it takes up to eighty times as much memory."""
 _MAX_COMPANIONS = 512
 """Files that one asset may name; the preflight misses the others."""
 
@@ -118,8 +119,9 @@ def _from_github(tail: str, sha256: str | None, cfg: ObjaverseConfig) -> Path | 
         return None
 
     if path.suffix.lower() == ".gltf":
-        for uri in _gltf_uris(path):
-            bring((uri,), encoded=True)
+        large = path.stat().st_size > _MAX_TEXT_BYTES
+        for uri in _names_in_large(path) if large else _gltf_uris(path):
+            bring((uri,), encoded=not large)
     elif path.suffix.lower() == ".obj":
         for names in dict.fromkeys(n for argument, _ in library_lines(path) for n in library_names(argument)):
             library = bring(names)
@@ -170,6 +172,12 @@ def _github_file(parts: list[str], sha256: str | None, cfg: ObjaverseConfig) -> 
 def _is_pointer(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+
+
+def _names_in_large(path: Path) -> list[str]:
+    """The files in its own folder that a .gltf names, found by a process with limits."""
+    own = path.parent.resolve()
+    return [other.relative_to(own).as_posix() for other in side_files_of([path])[path] if other.is_relative_to(own)]
 
 
 def _gltf_uris(path: Path) -> list[str]:

@@ -7,16 +7,15 @@ from typing import Any
 
 from geometry.raster_cuda import require_cuda
 from pipeline.blender.host import tried
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, MachineConfig
 from pipeline.dataset.lock import lock
 from pipeline.dataset.state import BuildReport, writable
 from pipeline.executor.build import build as build_dataset
 from pipeline.executor.build import extend as extend_dataset
 from pipeline.executor.build import rework as rework_dataset
-from pipeline.maintain.failures import damaged, with_reasons
+from pipeline.maintain.failures import chosen_assets, damaged
 from pipeline.maintain.merge import carry_over, plan_merge
 from pipeline.maintain.upgrade import upgrade as upgrade_dataset
-from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.registry import skipped_files
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason
@@ -24,12 +23,12 @@ from schemas.plan import ShardJob
 from schemas.storage import Location
 from seqtex.cli.console import bar, build_progress, log_event
 from seqtex.cli.inspect import verify
-from seqtex.cli.options import MIRRORS, WorkOptions, build_options
+from seqtex.cli.options import WorkOptions, recorded_options
 
 
-def default_config(command: str, arguments: list[str]) -> BuildConfig | None:
-    """Return the configuration of the dataset that `extend` adds to."""
-    return build_options(arguments) if command == "extend" else None
+def defaults(command: str, arguments: list[str]) -> dict[str, Any]:
+    """Return the options that `extend` takes from the dataset that it adds to."""
+    return recorded_options(arguments) if command == "extend" else {}
 
 
 def build(source: str, out: Location, cfg: BuildConfig, work: WorkOptions) -> int:
@@ -48,8 +47,12 @@ def build(source: str, out: Location, cfg: BuildConfig, work: WorkOptions) -> in
     with build_progress() as notify:
         report = build_dataset(source, out, cfg, work.workers, notify, work.address, work.run)
     log_report("built", out, report)
-    if report.textured + report.mv_only == 0:
-        raise UserError(f"{out}: no asset was accepted; see the reasons in {out / 'ledger'} and {out / 'README.md'}")
+    if report.textured + report.mv_only:
+        return 0
+    nothing = f"{out}: no asset was accepted; see the reasons in {out / 'ledger'} and {out / 'README.md'}"
+    if report.failed:
+        raise UserError(nothing)
+    log_event("warning", detail=nothing)  # an end like any other: each asset has its row and its reason
     return 0
 
 
@@ -68,7 +71,7 @@ def extend(dataset: Location, source: str, cfg: BuildConfig, work: WorkOptions) 
     return 0
 
 
-def merge(datasets: list[Location], out: Location, work: WorkOptions, objaverse: ObjaverseConfig = MIRRORS) -> int:
+def merge(datasets: list[Location], out: Location, work: WorkOptions, machine: MachineConfig) -> int:
     """Put datasets of one configuration together in a new place: their jobs numbered anew, their shards linked if the
     file system can, else copied, within an object store by the store itself. An asset that two of them have is taken
     from the first that has it as a sample; duplicates across them are excluded. The datasets stay as they are.
@@ -76,13 +79,12 @@ def merge(datasets: list[Location], out: Location, work: WorkOptions, objaverse:
     Args:
         datasets: folders or URLs that `seqtex build` wrote to, two or more
         out: folder or URL of the merged dataset
-        objaverse: where Objaverse's assets come from
     """
     plan = plan_merge(datasets)
     out = out.expanduser().absolute()
     with writable(out), lock(out):
         carry_over(plan, out)
-    log_report("merged", out, rework(out, lambda out, jobs: [], work, objaverse), same_uid=plan.twice)
+    log_report("merged", out, rework(out, lambda out, jobs: [], work, machine), same_uid=plan.twice)
     return 0
 
 
@@ -101,29 +103,37 @@ def upgrade(dataset: Location, out: Location) -> int:
     return 0
 
 
-def retry(dataset: Location, reason: list[str], work: WorkOptions, objaverse: ObjaverseConfig = MIRRORS) -> int:
-    """Process again the assets that ended with a reason, by the dataset's own configuration. All others keep their rows
-    and samples, byte for byte.
+def retry(
+    dataset: Location,
+    work: WorkOptions,
+    machine: MachineConfig,
+    reason: list[str] = [],  # noqa: B006 (jsonargparse shows it; it is never changed)
+    uid: list[str] = [],  # noqa: B006
+) -> int:
+    """Process again the assets that ended with a reason, or of some uids, by the dataset's own configuration. Files
+    that were put right since they were planned are taken in, and the dataset's history names them. All others keep
+    their rows and samples, byte for byte.
 
     Args:
         dataset: folder that `seqtex build` wrote
-        reason: e.g. timeout; may be given several times
-        objaverse: where Objaverse's assets come from
+        reason: e.g. timeout or missing_file; may be given several times
+        uid: an asset; may be given several times
     """
-    reasons = frozenset(map(as_reason, reason))
-    log_report("retried", dataset, rework(dataset, partial(with_reasons, reasons=reasons), work, objaverse))
+    if not reason and not uid:
+        raise UsageError("give --reason or --uid, e.g. --reason missing_file")
+    choose = partial(chosen_assets, reasons=frozenset(map(as_reason, reason)), uids=frozenset(uid))
+    log_report("retried", dataset, rework(dataset, choose, work, machine, take_in=True))
     return 0
 
 
-def repair(dataset: Location, work: WorkOptions, objaverse: ObjaverseConfig = MIRRORS) -> int:
+def repair(dataset: Location, work: WorkOptions, machine: MachineConfig) -> int:
     """Verify a dataset and build again the jobs that are damaged or missing, by its own plan and configuration; then
     verify once more. Files of other jobs stay as they are. Ends with 1 if a problem remains.
 
     Args:
         dataset: folder that `seqtex build` wrote
-        objaverse: where Objaverse's assets come from
     """
-    log_report("repaired", dataset, rework(dataset, damaged, work, objaverse))
+    log_report("repaired", dataset, rework(dataset, damaged, work, machine))
     return verify(dataset)
 
 
@@ -139,11 +149,13 @@ def rework(
     dataset: Location,
     choose: Callable[[Location, list[ShardJob]], list[ShardJob]],
     work: WorkOptions,
-    objaverse: ObjaverseConfig,
+    machine: MachineConfig,
+    *,
+    take_in: bool = False,
 ) -> BuildReport:
     """Run the jobs of a dataset that `choose` selects again, and show the progress."""
     with build_progress() as notify:
-        return rework_dataset(dataset, choose, work.workers, notify, work.address, objaverse, work.run)
+        return rework_dataset(dataset, choose, work.workers, notify, work.address, machine, work.run, take_in=take_in)
 
 
 def log_report(event: str, dataset: Location, report: BuildReport, **facts: Any) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.executor.progress import BuildEvent
-from schemas.errors import printable
+from schemas.errors import printable, redacted, redacted_values
 from seqtex.cli import sentences as plain
 
 WIDE = 1000
@@ -58,7 +58,7 @@ class Log:
     def event(self, event: str, **facts: Any) -> None:
         """Write one line: a sentence, or a JSON object."""
         if self.format == "json":
-            self._write(json.dumps({"event": event} | facts) + "\n")
+            self._write(json.dumps(redacted_values({"event": event} | facts)) + "\n")
         else:
             self._write(plain.line(self.elapsed, plain.sentence(event, facts)))
 
@@ -69,7 +69,7 @@ class Log:
             self._write(plain.line(self.elapsed, text))
 
     def _write(self, line: str) -> None:
-        sys.stdout.write(line)
+        sys.stdout.write(redacted(line))
         sys.stdout.flush()
 
 

@@ -12,7 +12,7 @@ from pipeline.seqtex_layouts.export import export as write_layout
 from pipeline.seqtex_layouts.layout import Layout
 from schemas.dataset import read_ledger
 from schemas.errors import UsageError, UserError
-from schemas.storage import Location
+from schemas.storage import Location, refuse_links
 from seqtex.cli.build import build
 from seqtex.cli.console import bar, log_event
 from seqtex.cli.options import WorkOptions
@@ -74,6 +74,7 @@ def publish(
     """
     if not isinstance(dataset, Path):
         raise UsageError(f"{dataset}: only a folder of this machine can be published; download the dataset first")
+    refuse_links(dataset)
     # Half a second to import, and not needed to print help.
     from pipeline.publish.hub import Repository
     from pipeline.publish.publication import permitted, published_files

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config import MachineConfig
 from pipeline.dataset import verify as verification
 from pipeline.maintain.failures import Failure, process_alone, recorded
 from pipeline.maintain.failures import failures as failed_rows
@@ -18,17 +19,16 @@ from pipeline.maintain.status import StatusReport
 from pipeline.maintain.status import status as dataset_status
 from pipeline.maintain.what_if import NEEDS_REBUILD, UNMEASURED, Change, Thresholds, changes
 from pipeline.report.gallery import write_gallery
-from pipeline.sources.objaverse import ObjaverseConfig
 from schemas.dataset import read_ledger
 from schemas.errors import UsageError, printable
 from schemas.storage import Location, write_file
 from seqtex.cli.console import bar, log_event, logs_json, print_table
-from seqtex.cli.options import MIRRORS, ThresholdOptions, built_thresholds, only_thresholds, threshold_options
+from seqtex.cli.options import ThresholdOptions, built_thresholds, leaves, only_thresholds, threshold_options
 
 
-def default_config(command: str, arguments: list[str]) -> ThresholdOptions | None:
-    """Return the thresholds that `what-if` compares with."""
-    return threshold_options(arguments) if command == "what-if" else None
+def defaults(command: str, arguments: list[str]) -> dict[str, Any]:
+    """Return the thresholds that `what-if` compares with, as options."""
+    return dict(leaves(threshold_options(arguments))) if command == "what-if" else {}
 
 
 def adapted(command: str, arguments: list[str]) -> list[str]:
@@ -88,7 +88,7 @@ def show_status(dataset: Location, report: StatusReport) -> None:
 
 def failures(dataset: Location, rejected: bool = False) -> int:
     """List the assets that failed: uid, file, reason, detail with the end of the process's stderr, and the command that
-    processes this asset alone (add the --objaverse.* of the build to it, or an Objaverse asset is downloaded again).
+    processes this asset alone (add the --blender.python and --objaverse.* of the build, which no dataset records).
     Prints blocks of text, or one JSON line each with --log json.
 
     Args:
@@ -115,17 +115,16 @@ def block(failure: Failure) -> str:
     return "\n  ".join([f"{failure.uid}: {failure.status}, {failure.reason}", *lines]) + "\n"
 
 
-def inspect(dataset: Location, uid: str, objaverse: ObjaverseConfig = MIRRORS) -> int:
+def inspect(dataset: Location, uid: str, machine: MachineConfig) -> int:
     """Process one asset of a dataset alone, by the dataset's own configuration and limits, and show its outcome and
     measurements. The dataset stays as it is. Prints a table, or one JSON line with --log json.
 
     Args:
         dataset: folder that `seqtex build` wrote, or is writing
         uid: key of the asset, as `seqtex failures` lists it
-        objaverse: where Objaverse's assets come from
     """
     before = recorded(dataset, uid)
-    outcome = process_alone(dataset, uid, objaverse)
+    outcome = process_alone(dataset, uid, machine)
     as_before = before and (before.status, before.regime, before.reason) == (
         outcome.status,
         outcome.regime,

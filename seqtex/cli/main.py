@@ -1,15 +1,20 @@
 """The `seqtex` command: its subcommands, with options from the dataclasses of the stages.
 
-Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C). `--config FILE` reads options from YAML,
-`--print_config` writes them; `--log json` writes events as JSON lines for programs."""
+Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
+`--config FILE` reads options from YAML, `--print_config` writes them; `--log json` writes events as JSON lines for
+programs."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from importlib import import_module
 from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -20,7 +25,7 @@ from schemas.errors import UsageError, UserError, printable
 from schemas.storage import Location, location
 from seqtex.cli.console import LogFormat, begin_log, log
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +40,8 @@ class Command:
     """Parameter that is given without a flag."""
     function: str | None = None
     """Name of its function, if it is not the command's."""
-    repeated: str | None = None
-    """Option with a list of values that is given once per value."""
+    repeated: tuple[str, ...] = ()
+    """Options with a list of values that are given once per value."""
 
 
 COMMANDS = {
@@ -76,10 +81,10 @@ COMMANDS = {
     ),
     "retry": Command(
         module="seqtex.cli.build",
-        summary="process again the assets that ended with a reason",
-        example="seqtex retry /data/forge --reason timeout --reason crashed",
+        summary="process again the assets that ended with a reason, or whose file was put right",
+        example="seqtex retry /data/forge --reason timeout --reason missing_file",
         positional="dataset",
-        repeated="reason",
+        repeated=("reason", "uid"),
     ),
     "repair": Command(
         module="seqtex.cli.build",
@@ -193,12 +198,13 @@ def command_function(name: str) -> Callable[..., int]:
 
 
 def flat_configs(function: Callable[..., int]) -> dict[str, type]:
-    """Return the dataclasses of a command's parameters `cfg` and `work`, whose fields become options of the command."""
-    return {name: kind for name, kind in get_type_hints(function).items() if name in ("cfg", "work")}
+    """Return the dataclasses of a command's parameters `cfg`, `work` and `machine`, whose fields become options of the
+    command."""
+    return {name: kind for name, kind in get_type_hints(function).items() if name in ("cfg", "work", "machine")}
 
 
 def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> None:
-    """Add the options of a command. Its module may have a `default_config` for defaults that depend on the other
+    """Add the options of a command. Its module may have a function `defaults` for those that depend on the other
     arguments."""
     function, positional = command_function(name), COMMANDS[name].positional
     parser.add_argument("--config", action="config", help="read options from this YAML file")
@@ -216,25 +222,15 @@ def add_options(parser: ArgumentParser, name: str, arguments: Sequence[str]) -> 
     for action in parser._actions:  # a flag may stand alone: --dry_run is --dry_run true
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
-    default_config = getattr(import_module(COMMANDS[name].module), "default_config", None)
-    if default_config and (defaults := default_config(name, arguments)):
-        parser.set_defaults(dict(leaves(defaults)))
+    defaults = getattr(import_module(COMMANDS[name].module), "defaults", None)
+    if defaults:
+        parser.set_defaults(defaults(name, arguments))
 
 
 def add_log_option(parser: ArgumentParser) -> None:
     """Add `--log`, which every command has."""
     text = "events as short lines for people, or as JSON lines for programs, on standard output"
     parser.add_argument("--log", type=LogFormat, default="plain", help=text)
-
-
-def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values of a dataclass of dataclasses."""
-    for f in fields(cfg):
-        value = getattr(cfg, f.name)
-        if is_dataclass(value):
-            yield from leaves(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", value
 
 
 def build_parser(name: str | None, arguments: Sequence[str] = ()) -> ArgumentParser:
@@ -260,10 +256,9 @@ def appending(name: str | None, arguments: Sequence[str]) -> list[str]:
     `adapted` for further changes."""
     if name and (adapted := getattr(import_module(COMMANDS[name].module), "adapted", None)):
         arguments = adapted(name, arguments)
-    flag = f"--{COMMANDS[name].repeated}" if name and COMMANDS[name].repeated else None
-    return [
-        word.replace(flag, f"{flag}+", 1) if flag and word.partition("=")[0] == flag else word for word in arguments
-    ]
+    flags = {f"--{option}" for option in COMMANDS[name].repeated} if name else set()
+    split = (word.partition("=") for word in arguments)
+    return [f"{flag}+{equals}{value}" if flag in flags else flag + equals + value for flag, equals, value in split]
 
 
 def command_first(arguments: Sequence[str], name: str | None) -> list[str]:
@@ -298,6 +293,27 @@ def run(name: str, options: dict[str, Any]) -> int:
     return function(**options)
 
 
+@contextmanager
+def ending_at_sigterm() -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM end the command as Ctrl-C does, in the main thread of a process that would die of it; yields a
+    function that returns whether it has come. (Ray passes a KeyboardInterrupt on, no class derived from it.)"""
+    came = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: a second one must not break off the end
+        came.set()
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield came.is_set
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (the parser itself exits with 2 on bad usage)."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -309,6 +325,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin_log(requested_format(arguments))
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a name that the encoding cannot write ends no command
+    with ending_at_sigterm() as terminated:
+        return _run(name, arguments, terminated)
+
+
+def _run(name: str | None, arguments: Sequence[str], terminated: Callable[[], bool]) -> int:
     try:
         parser = build_parser(name, arguments)
         parsed = parser.instantiate(parser.parse_args(appending(name, arguments)))
@@ -321,8 +342,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(printable(f"seqtex {name}: {place}{error.strerror or error}\n"))
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nseqtex {name}: interrupted; run the same command again, what is finished is kept\n")
-        return INTERRUPTED
+        why = "ended by SIGTERM" if terminated() else "interrupted"
+        sys.stderr.write(f"\nseqtex {name}: {why}; run the same command again, what is finished is kept\n")
+        return TERMINATED if terminated() else INTERRUPTED
 
 
 if __name__ == "__main__":

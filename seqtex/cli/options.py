@@ -1,20 +1,19 @@
 """Options that several commands share, and defaults that depend on the dataset that a command line names."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.config import BuildConfig, built_config, config_from_dict
+from pipeline.config import config_from_dict, recorded_config
 from pipeline.dataset.state import differences
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.rules import FilterConfig
-from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
@@ -34,10 +33,6 @@ class WorkOptions:
     """How it is carried out."""
 
 
-MIRRORS = ObjaverseConfig()
-"""The default of `--objaverse.*`, which a dataset does not record."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ThresholdOptions:
     """Thresholds that may differ from those of the build; the others stay as the dataset was built."""
@@ -48,6 +43,8 @@ class ThresholdOptions:
     """Limits on layouts, as far as the ledger shows their effect."""
 
 
+UNNAMED = "unnamed"
+"""In place of a program that is not known yet."""
 SECTIONS = tuple(ThresholdOptions.__dataclass_fields__)
 """Sections of a build's configuration that can be compared by a ledger alone."""
 
@@ -63,10 +60,25 @@ def named_dataset(arguments: Sequence[str]) -> Location | None:
     return None
 
 
-def build_options(arguments: Sequence[str]) -> BuildConfig:
-    """Return the configuration of the dataset that a command line names, the defaults if it names none."""
+def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted names and values of a dataclass of dataclasses."""
+    for f in fields(cfg):
+        value = getattr(cfg, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def recorded_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the options that the dataset which a command line names was built with, none if it names none. Programs
+    and servers are not among them: those come from the command line alone."""
     dataset = named_dataset(arguments)
-    return BuildConfig() if dataset is None else built_config(dataset, read_dataset_json(dataset))
+    if dataset is None:
+        return {}
+    recorded = recorded_config(dataset, read_dataset_json(dataset), python=UNNAMED)
+    machine = ("blender.python", "objaverse.")
+    return {name: value for name, value in leaves(recorded) if not name.startswith(machine)}
 
 
 def threshold_options(arguments: Sequence[str]) -> ThresholdOptions:

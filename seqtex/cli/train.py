@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,6 +19,7 @@ from pipeline.render.views import RenderConfig, render_baked
 from schemas.errors import UsageError
 from schemas.sample import Cameras, Regime, TextureSample
 from seqtex.cli.console import log_event, logs_json, print_table, training_progress
+from seqtex.cli.options import leaves
 from training.config import TrainConfig
 from training.config import preset as named_preset
 from training.cost import GPU_GB, count_tokens
@@ -34,11 +36,11 @@ TWO_CORES = 8e10
 """Operations per second that they reach in the training of `seqtex demo` (docs/benchmarks.md)."""
 
 
-def default_config(command: str, arguments: Sequence[str]) -> TrainConfig:
+def defaults(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The preset that the command line asks for: its values are the defaults of all other options."""
     finder = ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", default="tiny")
-    return named_preset(finder.parse_known_args(arguments)[0].preset)
+    return dict(leaves(named_preset(finder.parse_known_args(arguments)[0].preset)))
 
 
 def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = sorted((REPO / "docs").rglob("*.md"))
-PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *DOCS]
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "SECURITY.md", *DOCS]
 GALLERY = [
     path
     for path in sorted((REPO / "pipeline" / "report").rglob("*"))
@@ -202,7 +202,7 @@ PLAIN = {
 }
 """Words of a private vocabulary, and what to write instead."""
 ALLOWED = {
-    r"fault(s|y)? (matrix|injection)|page faults|(kinds of|injected|25) faults|\| fault \|": "fault injection",
+    r"fault(s|y)? (matrix|injection)|page faults|(kinds of|injected|32) faults|\| fault \|": "fault injection",
     r"address space|IP address|address and undefined-behaviour sanitizers": "terms of operating systems",
     r"wall clock": "a term of operating systems",
     r"new Promise": "JavaScript",

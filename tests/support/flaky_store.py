@@ -36,6 +36,10 @@ class FlakyStore(MemoryFileSystem):
         self._ask("read", path)
         super().get_file(path, *arguments, **options)
 
+    def put_file(self, file: str, path: str, *arguments: Any, **options: Any) -> None:
+        self._ask("write", path)
+        super().put_file(file, path, *arguments, **options)
+
 
 @contextmanager
 def failing(fails: Callable[[str, str], bool]) -> Iterator[None]:

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -206,6 +207,14 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, numbers: range | set[int]) -> Non
 
 def weights(result: TrainResult) -> dict[str, torch.Tensor]:
     return dict(load_checkpoint(result.checkpoint).model.state_dict())
+
+
+def test_a_pickle_for_a_trainer_state_is_refused_in_a_sentence(tmp_path):
+    """With a sum beside it, as whoever put it there can write one."""
+    for data in (pickle.dumps({"global_step": 1}), b"", pickle.dumps(os.getcwd)):
+        (tmp_path / "step-00000001.ckpt").write_bytes(data)
+        with pytest.raises(UserError, match=r"step-00000001.ckpt.*another run.directory"):
+            AtomicCheckpointIO().load_checkpoint(tmp_path / "step-00000001.ckpt")
 
 
 def test_a_gradient_that_is_no_number_changes_nothing(

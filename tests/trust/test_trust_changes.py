@@ -17,7 +17,7 @@ from pipeline.dataset.plan import plan_jobs, read_plan
 from pipeline.dataset.state import finish, settle, writable
 from pipeline.dataset.verify import verify
 from pipeline.executor.job import process_job
-from pipeline.maintain.failures import with_reasons
+from pipeline.maintain.failures import chosen_assets
 from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sources.folder import folder
 from schemas.dataset import dataset_json, read_dataset_json, read_ledger, shard_path
@@ -195,7 +195,7 @@ def test_every_asset_has_one_row_and_a_retry_touches_its_reason_alone(trust: Tru
     held = len(rows) if list(rows) == [ref.uid for ref in refs] and ends.total() == count else 0
     runs = count
     for reason in filter(None, ENDS):
-        chosen = with_reasons(out, read_plan(out / "plan.parquet"), reasons={reason})
+        chosen = chosen_assets(out, read_plan(out / "plan.parquet"), reasons={reason})
         before, bytes_before = dict(rows), samples_of(out)
         with ForkServer("staged:cured", CFG.limits, tmp_path, python_path=(tmp_path,)) as fork_server:
             for job in chosen:

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from schemas.dataset import PART_NAME, indexed_parts
 from schemas.errors import UserError
+from schemas.patience import watched
 from schemas.shards import require_recorded
 from schemas.storage import ObjectPath, file_sha256, retried, write_file
 
@@ -41,6 +42,10 @@ class LocalFiles:
     def open(self, name: str, sha256: str, size: int) -> BufferedReader:
         """Open a recorded file. Raises ShardError naming it where it is missing or has other bytes."""
         path = self.folder / name
+        with watched(path):
+            return self._opened(path, name, sha256, size)
+
+    def _opened(self, path: Path, name: str, sha256: str, size: int) -> BufferedReader:
         try:
             file = path.open("rb")
         except OSError as error:
@@ -194,7 +199,7 @@ def fetch(url: str, path: Path) -> None:
     """
 
     def pause_s(attempt: int, error: OSError) -> float | None:
-        final = attempt == ATTEMPTS or isinstance(error, FileNotFoundError)
+        final = attempt == ATTEMPTS or isinstance(error, FileNotFoundError | TimeoutError)
         return None if final else RETRY_SECONDS * 2 ** (attempt - 1)
 
     try:

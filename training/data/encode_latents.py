@@ -15,7 +15,7 @@ from schemas.codec import decode
 from schemas.dataset import ShardRecord, canonical_json, code_version
 from schemas.errors import UsageError, UserError
 from schemas.sample import TextureSample
-from schemas.storage import Location, ObjectPath, file_sha256, location, write_file
+from schemas.storage import Location, ObjectPath, file_sha256, location, refuse_links, write_file
 from training.data.batch import to_model
 from training.data.dataset_files import DatasetFiles, read_json
 from training.data.latent_shards import (
@@ -78,6 +78,7 @@ def encode_dataset(
     """
     if not 0 <= part < parts:
         raise UsageError(f"part {part} of {parts}: parts count from 0")
+    refuse_links(location(files.location))
     by_regime = shards_by_regime(files.folder)
     sources = [shard for group in by_regime.values() for shard in group]
     folder = location(files.location) / encoders.header.folder

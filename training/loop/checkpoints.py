@@ -41,7 +41,8 @@ class AtomicCheckpointIO(CheckpointIO):
         sidecar.unlink(missing_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -61,6 +62,9 @@ class AtomicCheckpointIO(CheckpointIO):
         # mapped, so that the ranks of a node share its pages
         try:
             return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:  # no archive of `torch.save`, such as a plain pickle
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: no trainer state ({reason}); delete it, or give another run.directory") from error
         except pickle.UnpicklingError as error:  # moments in 8 bits are of a type that their package makes known
             raise UserError(
                 f"{path}: holds more than plain tensors, as with optimizer.eight_bit: give the options in config.json "
@@ -201,7 +205,7 @@ def read_card(directory: Path) -> Card:
             f"{path}: no such file; give the folder `checkpoint` of a finished `seqtex train`, or one with released "
             "weights (config.json and safetensors)"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); train again or restore the file") from error
 
 

@@ -15,8 +15,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from schemas.dataset import code_version, part_paths
-from schemas.errors import UserError
-from schemas.storage import file_sha256, write_file
+from schemas.errors import UserError, redacted
+from schemas.storage import file_sha256, write_file, write_in_place
 from training.arithmetic import decisions
 from training.config import TrainConfig, as_json
 from training.data.mixture import open_datasets
@@ -52,7 +52,7 @@ class RunLock(lightning.Callback):
         except OSError as error:
             log.warning("%s: no lock (%s); start no second run there", path, error.strerror)
         else:
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            write_in_place(path, f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         refusal = trainer.strategy.broadcast(self._refusal)
@@ -68,7 +68,7 @@ PACKAGES = ("torch", "lightning", "numpy", "diffusers", "transformers", "peft", 
 
 def write_record(cfg: TrainConfig, device: torch.device) -> None:
     """`config.json`, every option, and `environment.json`."""
-    data = {files.location: dataset_hash(files.folder) for files in open_datasets(cfg.data)}
+    data = {redacted(files.location): dataset_hash(files.folder) for files in open_datasets(cfg.data)}
     made_with = environment(device, cfg.run.ranks) | {"dataset_sha256": data}
     made_with["arithmetic"] = decisions(device.type, cfg.run.precision)
     for name, entries in (("config.json", as_json(cfg)), ("environment.json", made_with)):

@@ -58,7 +58,7 @@ def read_config(directory: Path, name: str = CONFIG) -> dict[str, Any]:
         raise UserError(f"{directory} has no {name}; give the directory of one model (for a pipeline: its transformer)")
     try:
         config = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}); copy the model again") from error
     if not isinstance(config, dict):
         raise UserError(f"{file} does not hold a JSON object; copy the model again")
@@ -89,7 +89,7 @@ def tensor_files(directory: Path, weights: str) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{index} is not a shard index ({error!r}); copy the model again") from error
     for name in names:
         if Path(name).name != name or not (directory / name).is_file():

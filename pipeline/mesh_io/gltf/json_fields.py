@@ -13,7 +13,8 @@ from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 
 T = TypeVar("T")
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""Also one that does not end: what has been looked at once is not looked at again."""
 
 
 @dataclass(frozen=True, slots=True)

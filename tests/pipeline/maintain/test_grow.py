@@ -19,6 +19,7 @@ from pipeline.maintain.merge import carry_over, plan_merge
 from pipeline.maintain.status import status
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
+from pipeline.sandbox.child import LimitsConfig
 from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
 from schemas.dataset import read_dataset_json, read_ledger, read_parquet, shard_path
@@ -218,6 +219,10 @@ def test_what_cannot_be_merged_is_named(first, second, tmp_path):
     replan(other, replace(info, config=settings), jobs, {"step": "extended"})
     with pytest.raises(UserError, match=rf"other: built with uv\.resolution=32, {first} with 64"):
         plan_merge([first, other])
+    alike = copied(second, tmp_path / "alike")
+    patient = BuildConfig(**{**vars(CFG), "limits": LimitsConfig(timeout_s=77.0), "assets_per_job": 9}).recorded()
+    replan(alike, replace(info, config=patient), jobs, {"step": "extended"})
+    assert plan_merge([first, alike]).info.config == read_dataset_json(first).config, "no sample differs"
     older = copied(second, tmp_path / "older")
     replan(older, replace(info, code_version="0.0.1"), jobs, {"step": "extended"})
     with pytest.raises(UserError, match=r"older: built by version 0\.0\.1, this is"):

@@ -21,7 +21,7 @@ from pipeline.dataset.state import finish, settle
 from pipeline.dataset.verify import verify
 from pipeline.executor.job import process_job
 from pipeline.filter.rules import FilterConfig
-from pipeline.maintain.failures import damaged, process_alone, with_reasons
+from pipeline.maintain.failures import chosen_assets, damaged, process_alone
 from pipeline.maintain.status import Stage, status
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
@@ -220,7 +220,7 @@ def test_a_retry_that_cannot_be_written_leaves_what_was(built, dataset, monkeypa
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device", "the disk")
 
-    (job,) = with_reasons(dataset, read_plan(dataset / "plan.parquet"), reasons={Reason.CRASHED})
+    (job,) = chosen_assets(dataset, read_plan(dataset / "plan.parquet"), reasons={Reason.CRASHED})
     assert job.index == 0 and job.only == {built.uid(CRASHED)}
     before = stamps(dataset, {0, 1, 2})
     monkeypatch.setattr("pipeline.dataset.shards.write_tar", fail)
@@ -230,7 +230,7 @@ def test_a_retry_that_cannot_be_written_leaves_what_was(built, dataset, monkeypa
 
 
 def test_a_retry_refuses_what_it_cannot_keep(built, dataset, capsys):
-    job = with_reasons(dataset, read_plan(dataset / "plan.parquet"), reasons={Reason.CRASHED})[0]
+    job = chosen_assets(dataset, read_plan(dataset / "plan.parquet"), reasons={Reason.CRASHED})[0]
     path = shard_path(dataset, read_ledger_part(part_path(dataset, 0)).shards[0].name)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     before = stamps(dataset, {0})

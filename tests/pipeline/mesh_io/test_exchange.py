@@ -16,7 +16,7 @@ from geometry.raster import Fragments
 from geometry.texture import encode_srgb8, surface_color
 from pipeline.mesh_io.load import load_asset, load_mesh
 from pipeline.mesh_io.preflight import PreflightConfig
-from pipeline.mesh_io.side_files import asset_sha256
+from pipeline.mesh_io.side_files import asset_sha256, side_files
 from schemas.ledger import Note, NoteKind, Reason, Rejected
 from schemas.mesh import TexturedMesh
 from tests.pipeline.mesh_io.test_load import signed_volume
@@ -121,9 +121,9 @@ def test_ply_with_a_texture(tmp_path: Path, per_face: bool) -> None:
     path = tmp_path / "a.ply"
     path.write_text(textured_ply(per_face))
     assert reason_of(path) == Reason.MISSING_FILE  # never silently textureless
-    before = asset_sha256(path)
+    before = asset_sha256(path, side_files(path))
     picture(tmp_path)
-    assert asset_sha256(path) != before
+    assert asset_sha256(path, side_files(path)) != before
     mesh, notes = opened(path)
     assert shows_quadrants(mesh, 1, 2, 3) and mesh.face_has_uv.all() and not notes
 

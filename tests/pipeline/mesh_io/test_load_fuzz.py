@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.mesh_io.load import load_asset, load_mesh
 from pipeline.mesh_io.preflight import PreflightConfig
-from pipeline.mesh_io.side_files import asset_sha256
+from pipeline.mesh_io.side_files import asset_sha256, side_files
 from schemas.ledger import Rejected
 from schemas.mesh import TexturedMesh
 from tests.support.small_gltf import BOX_FACES, CORNERS, Builder, box, preflight, primitive
@@ -161,7 +161,7 @@ def test_mutated_objs_with_materials_and_images_end_in_a_mesh_or_a_reason(tmp_pa
         (tmp_path / "a.mtl").write_bytes(with_words(b"newmtl a\nmap_Kd t.png\nmap_d t.tga\n", MTL_WORDS, rng))
         image = list(images)[int(rng.integers(0, len(images)))]
         image.write_bytes(mutated(images[image], rng))
-        assert asset_sha256(path, tmp_path) == asset_sha256(path, tmp_path)
+        assert asset_sha256(path, side_files(path, tmp_path)) == asset_sha256(path, side_files(path, tmp_path))
         start = time.process_time()
         found = load_mesh(path, shading=True)
         assert time.process_time() - start < 2.0

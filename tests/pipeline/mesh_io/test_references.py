@@ -165,11 +165,14 @@ def test_a_hash_covers_what_is_read_wherever_it_lies(tmp_path: Path) -> None:
     }
     for name, files in read.items():
         for file in files:
-            before, text = asset_sha256(here / name, tmp_path), file.read_bytes() if file.exists() else None
+            before, text = (
+                asset_sha256(here / name, side_files(here / name, tmp_path)),
+                file.read_bytes() if file.exists() else None,
+            )
             file.write_bytes(b"changed")
-            assert asset_sha256(here / name, tmp_path) != before, (name, file)
+            assert asset_sha256(here / name, side_files(here / name, tmp_path)) != before, (name, file)
             file.unlink() if text is None else file.write_bytes(text)
-            assert asset_sha256(here / name, tmp_path) == before
+            assert asset_sha256(here / name, side_files(here / name, tmp_path)) == before
     roots = {Path(ref.uri).name: ref.root for ref in folder(tmp_path)}
     assert roots == dict.fromkeys(read, str(tmp_path))
 

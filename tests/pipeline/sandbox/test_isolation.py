@@ -65,7 +65,7 @@ def test_files_beyond_its_own_are_out_of_reach(folders):
         denied(lambda: os.link(other / "secret", "hard"))
         script = Path("script")
         script.write_text("#!/bin/sh\n")
-        script.chmod(0o755)
+        denied(lambda: script.chmod(0o755))
         denied(lambda: subprocess.run(["./script"], check=True))
 
     ended = shut_in(work, own)

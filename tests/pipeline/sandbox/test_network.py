@@ -21,6 +21,7 @@ from tests.support.processes import until
 BIN = Path(sys.executable).parent
 OWN = ("--net", "--mount", "--pid", "--uts")
 RAY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # these tests' own process is closed to others
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": "5" * 64,
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -1,13 +1,14 @@
 """A folder as a source: what is found, in which order, under which keys."""
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 
 from pipeline.sources.folder import folder, uid_of
-from schemas.codec import EXTENSIONS
+from schemas.codec import EXTENSIONS, UID_PATTERN
 from schemas.errors import UserError
 
 
@@ -106,3 +107,17 @@ def test_a_file_that_stands_alone_has_its_own_hash(tmp_path: Path) -> None:
     write_files(tmp_path, files | {"e.obj": ""})
     for ref in folder(tmp_path):
         assert ref.sha256 == hashlib.sha256(Path(ref.uri).read_bytes()).hexdigest()
+
+
+def test_two_paths_of_one_short_hash_are_told_apart(tmp_path: Path) -> None:
+    """Whoever wants two names of one uid finds them within a second; they get more digits, all others keep theirs."""
+    found: dict[str, str] = {}
+    for marks in itertools.product("-_ ", repeat=14):
+        name = f"a{''.join(marks)}b.glb"
+        if (other := found.setdefault(uid_of(name), name)) != name:
+            break
+    for path in (name, other, "b.glb"):
+        (tmp_path / path).write_bytes(b"glTF")
+    uids = {Path(ref.uri).name: ref.uid for ref in folder(tmp_path)}
+    assert len(set(uids.values())) == 3 and uids["b.glb"] == uid_of("b.glb")
+    assert all(UID_PATTERN.fullmatch(uid) for uid in uids.values())
