@@ -160,7 +160,7 @@ def _make_sample(
     unwrapped = unwrap(mesh, measurements, cfg.unwrap, cfg.uv.resolution)
     if isinstance(unwrapped, Rejected):
         measurements = replace(measurements, layout_fault=str(unwrapped.reason))
-        mv_only = replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}")
+        mv_only = _at_size(replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}"), cfg)
     else:
         baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer, surface)
         seen = sight if same_places(mesh, unwrapped) else None
@@ -171,7 +171,7 @@ def _make_sample(
             round_trip_off_share=proof.off_share,
         )
         result = apply_rules(measurements, cfg.filter)
-        mv_only = result.rejected
+        mv_only = _at_size(result.rejected, cfg) if result.rejected else None
         if result.regime is Regime.TEXTURED:
             uv_mesh, maps = unwrapped, baked
     lit = light_views(mesh, cameras, views, cfg.views, cfg.blender, rasterizer, seed_of(ref.uid))
@@ -182,6 +182,12 @@ def _make_sample(
     if lit.images is not None:
         sample.meta["shading"] = lit.shading
     return Processed(result=sample, measurements=measurements, mv_only=mv_only)
+
+
+def _at_size(lost: Rejected, cfg: BuildConfig) -> Rejected:
+    """Name the sizes at which an asset lost its map: gutters take more of a small one, and details need texels."""
+    sizes = f"views of {cfg.views.resolution} pixels, a map of {cfg.uv.resolution} texels a side"
+    return replace(lost, detail=f"{lost.detail} ({sizes})")
 
 
 def _blank(views: Views) -> Rejected | None:
