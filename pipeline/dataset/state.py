@@ -3,8 +3,9 @@
 import contextlib
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.dataset.attribution import FILE as ATTRIBUTION
@@ -45,6 +46,8 @@ class BuildReport:
     jobs: int
     jobs_run: int
     """0 if there was nothing to do."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Assets without a sample by reason, the most frequent first."""
 
 
 @contextlib.contextmanager
@@ -189,4 +192,11 @@ def finish(out: Location, info: DatasetInfo, jobs: list[ShardJob], jobs_run: int
         if not (out / name).is_file() or (out / name).read_bytes() != data:
             write_file(out / name, data)
     shutil.rmtree(working_folder(out), ignore_errors=True)
-    return BuildReport(planned=info.planned, **asdict(facts.counts), jobs=len(jobs), jobs_run=jobs_run)
+    reasons = Counter({reason: count for (_, regime, reason), count in sorted(facts.reasons.items()) if not regime})
+    return BuildReport(
+        planned=info.planned,
+        **asdict(facts.counts),
+        jobs=len(jobs),
+        jobs_run=jobs_run,
+        reasons=dict(reasons.most_common()),
+    )

@@ -201,10 +201,18 @@ def planned(event: Facts) -> str:
     return f"planned  {count(event['planned'], 'asset')} in {count(event['jobs'], 'job')}{before}{detail}"
 
 
+MAX_REASONS = 4
+"""Reasons that the last line of a build names."""
+
+
 def whole(report: Facts) -> str:
     """Write the counts of a dataset after a build, a `BuildReport`."""
     run = f"{report['jobs_run']:,} of {count(report['jobs'], 'job')} run" if report["jobs_run"] else "nothing to do"
     look = f"; see `seqtex failures {report['dataset']}`" if report["failed"] else ""
+    if reasons := report.get("reasons"):
+        first = [f"{number:,} {reason}" for reason, number in list(reasons.items())[:MAX_REASONS]]
+        first += [f"{len(reasons) - MAX_REASONS} reasons more"] if len(reasons) > MAX_REASONS else []
+        look = f"; without a sample: {', '.join(first)}; `seqtex failures {report['dataset']} --rejected` lists them"
     found = f"{outcomes(report)} of " if report["planned"] else ""
     return f"{report['dataset']}: {found}{count(report['planned'], 'asset')}; {run}{look}"
 

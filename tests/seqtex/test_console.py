@@ -158,6 +158,9 @@ REPORT = {"planned": 1224, "textured": 1200, "mv_only": 20, "rejected": 3, "fail
     [
         ("built", {"dataset": "d"} | REPORT, "built  d: 1,200 textured, 20 views only, 3 rejected, 1 failed of 1,224 "
          "assets; nothing to do; see `seqtex failures d`"),
+        ("built", {"dataset": "d"} | REPORT | {"reasons": {"untextured": 6, "truncated": 2, "flat": 1}},
+         "built  d: 1,200 textured, 20 views only, 3 rejected, 1 failed of 1,224 assets; nothing to do; without a "
+         "sample: 6 untextured, 2 truncated, 1 flat; `seqtex failures d --rejected` lists them"),
         ("extended", {"dataset": "d", "added": 1, "present": 2, "changed": 0} | REPORT | {"failed": 0, "jobs_run": 3},
          "extended  1 asset added, 2 were there; d: 1,200 textured, 20 views only, 3 rejected of 1,224 assets; "
          "3 of 14 jobs run"),
