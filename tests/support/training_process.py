@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import training.module
+import training.objective
 from schemas.errors import UserError
 from seqtex.cli.main import main
 from tests.training.test_training import small_config
@@ -47,7 +47,7 @@ def minute_config(
 def record(path: Path, broken: range) -> None:
     """From here on every batch leaves a line in `path`: number, samples, what noise, what loss. Losses of the batches
     `broken` are no numbers."""
-    real_step, real_draw, drawn = TextureModule.training_step, training.module.draw, [""]
+    real_step, real_draw, drawn = TextureModule.training_step, training.objective.draw, [""]
 
     def draw(*arguments: Any) -> Any:
         draws = real_draw(*arguments)
@@ -62,7 +62,7 @@ def record(path: Path, broken: range) -> None:
             file.write(json.dumps(line) + "\n")
         return result | {"loss": result["loss"] * float("nan")} if batch.number in broken else result
 
-    TextureModule.training_step, training.module.draw = step, draw  # type: ignore[method-assign,assignment]
+    TextureModule.training_step, training.objective.draw = step, draw  # type: ignore[method-assign,assignment]
 
 
 def recorded(run: Path, rank: int = 0) -> list[list[Any]]:
