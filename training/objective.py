@@ -103,7 +103,7 @@ class FixedNoise(FlowConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What predicts and encodes, and where."""
+    """The networks that predict and encode, and their device."""
 
     predict: Predict
     codec: LatentCodec
