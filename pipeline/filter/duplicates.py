@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float64
 from scipy.spatial import cKDTree
 
 from pipeline.filter.signature import GENERAL, differences, is_signature, numbers_of
@@ -125,18 +126,25 @@ def _same_bytes(first: str, kept: str = "") -> Rejected:
 
 def _near(shown: Sequence[Row], max_distance: float) -> Iterator[tuple[str, tuple[str, float]]]:
     """uid, the first kept asset near it, and how near. A skipped one stands for no other."""
-    known = [(row.uid, row.signature) for row in shown if row.signature is not None]
+    known = [row for row in shown if row.signature is not None]
     if not known:
         return
-    numbers = numbers_of(b"".join(signature for _, signature in known)).reshape(len(known), -1)
-    general = numbers[:, :GENERAL]
+    general = np.empty((len(known), GENERAL))
+    for index, row in enumerate(known):
+        general[index] = _numbers([row])[0, :GENERAL]
     tree, out = cKDTree(general), np.zeros(len(known), bool)
-    for index, (kept, _) in enumerate(known):
+    for index, kept in enumerate(known):
         if out[index]:
             continue
         near = np.array(sorted(tree.query_ball_point(general[index], max_distance, p=np.inf)))
         near = near[(near > index) & ~out[near]]
-        for other, apart in zip(near, differences(numbers[index], numbers[near]), strict=True):
-            if apart <= max_distance:
-                out[other] = True
-                yield known[other][0], (kept, float(apart))
+        if not len(near):
+            continue
+        apart = differences(_numbers([kept])[0], _numbers([known[other] for other in near]))
+        for other, distance in zip(near[apart <= max_distance], apart[apart <= max_distance], strict=True):
+            out[other] = True
+            yield known[other].uid, (kept.uid, float(distance))
+
+
+def _numbers(rows: Sequence[Row]) -> Float64[np.ndarray, "rows numbers"]:
+    return numbers_of(b"".join(row.signature or b"" for row in rows)).reshape(len(rows), -1)

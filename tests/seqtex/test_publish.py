@@ -147,8 +147,10 @@ def test_nothing_else_is_uploaded(dataset, hub, tmp_path):
     (dataset / "report" / "index.html").write_text("gallery")
     (dataset / "ledger" / ".cache").mkdir()
     assert publish(dataset, hub) == 1  # whatever is among the shards or the ledger stops it
-    assert not hub.requests
     (dataset / "ledger" / ".cache").rmdir()
+    assert publish(dataset, hub) == 1  # and so does a link
+    assert not hub.requests
+    (dataset / "key.pem").unlink()
     assert publish(dataset, hub) == 0
     assert hub.repos[REPO].files.keys() == sent_files(dataset).keys() | {
         ".gitattributes",
@@ -328,17 +330,17 @@ def test_paths_of_this_machine_stop_it(hub, tmp_path, capsys):
 
 
 def test_paths_in_details_and_settings_are_found(dataset):
-    """A failure may quote a file, and a build with Blender names its interpreter."""
+    """A failure may quote a file, and a setting may name one."""
     assert local_paths(dataset, read_ledger(dataset)) == []
     info, parts = read_dataset_json(dataset), read_ledger(dataset)
-    blender = {"blender": {"python": "/home/someone/blender/bin/python"}}
-    text = dataset_json(dataclasses.replace(info, config=info.config | blender))
+    select = {"select": {"captions": "/home/someone/captions.json"}}
+    text = dataset_json(dataclasses.replace(info, config=info.config | select))
     (dataset / "dataset.json").write_bytes(text)
     outcome = dataclasses.replace(parts[0].outcomes[0], detail="no such file: '/home/someone/a.png'")
     parts[0] = dataclasses.replace(parts[0], outcomes=(outcome,))
     assert local_paths(dataset, parts) == [
         "details in ledger/*.parquet: 1 (such as /home/someone/a.png)",
-        "settings in dataset.json: 1 (such as /home/someone/blender/bin/python)",
+        "settings in dataset.json: 1 (such as /home/someone/captions.json)",
     ]
 
 

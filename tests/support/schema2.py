@@ -31,7 +31,8 @@ def downgraded(fields: dict[str, bytes]) -> dict[str, bytes]:
     if sample.uv is not None and sample.mesh is not None:
         maps["uv_"] = (sample.uv, sample.uv.mask.shape[-1])
         mesh = io.BytesIO()
-        np.savez(mesh, **{name: getattr(sample.mesh, name) for name in ("vertices", "normals", "uv", "faces")})
+        names = ("vertices", "normals", "uv", "faces", "single_sided")
+        np.savez(mesh, **{name: value for name in names if (value := getattr(sample.mesh, name)) is not None})
         old["mesh.npz"] = mesh.getvalue()
         if sample.uv.opacity is None:
             del old[OPACITY]

@@ -88,7 +88,7 @@ def test_every_sample_comes_once_per_epoch_of_its_dataset(pair: tuple[Path, Path
     for rank in range(ranks):
         module = TextureDataModule(cfg, seed=3)
         ranked = {"global_rank": rank, "world_size": ranks, "strategy": SingleDeviceStrategy()}
-        module.trainer = type("Ranks", (), ranked)()
+        module.trainer = type("Ranks", (), ranked | {"accumulate_grad_batches": 1, "overfit_batches": 0})()
         batches = iter(module.train_dataloader())
         for _ in range(steps):
             batch = next(batches)
