@@ -47,7 +47,7 @@ class Processed:
     mv_only: Rejected | None = None
     """Why an accepted sample has no UV maps."""
     notes: tuple[Note, ...] = ()
-    """What loading left out or read differently."""
+    """Notes on what loading left out or read differently."""
 
 
 def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:

@@ -53,7 +53,7 @@ class BuildConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     """Which of Objaverse's assets."""
     objaverse: ObjaverseConfig = field(default_factory=ObjaverseConfig)
-    """Where Objaverse's assets come from."""
+    """Servers and cache of Objaverse's assets."""
 
     def __post_init__(self) -> None:
         require_views_fit(self.rig.view_count, self.views.resolution)
@@ -73,7 +73,7 @@ class MachineConfig:
     blender: BlenderProgram = field(default_factory=BlenderProgram)
     """For a dataset that was built with Blender."""
     objaverse: ObjaverseConfig = field(default_factory=ObjaverseConfig)
-    """Where Objaverse's assets come from."""
+    """Servers and cache of Objaverse's assets."""
 
 
 def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:

@@ -282,7 +282,7 @@ class Outcome:
     reason: Reason | None
     detail: str
     notes: tuple[Note, ...] = ()
-    """What loading left out or read differently, at most one entry of a kind."""
+    """Notes on what loading left out or read differently, at most one of a kind."""
     shard: str | None
     """File name of the shard that holds the sample."""
     seconds: float

@@ -29,7 +29,7 @@ STEPS = 8192
 COLOR_WEIGHT = 2.0
 """Of a shell's share of sRGB in [0, 1] against lengths in units of the root mean square distance from the centroid."""
 SIDE = 64
-"""Of the grids in which colours are gathered by place in the texture and by direction, cells."""
+"""Cells along a side of the grids in which colours are gathered."""
 FINEST, FINEST_DIRECTION = 16, 24
 """Waves across the texture, and radians per radian, up to which layouts of colour are compared."""
 WAVES = 600
@@ -42,7 +42,7 @@ PALETTE_CELLS = 16
 """Cells of the texture's grid; where the surface lies in fewer, by its spread over them, they are a palette of colours
 and no layout."""
 LAYOUT_WEIGHT = 1.0
-"""Of a layout's numbers, for colours of standard deviation 1, against the lengths."""
+"""Weight of a layout's numbers, for colours of standard deviation 1, against the lengths."""
 ZERO = 4.0
 """Stored in place of 0 for the numbers of a layout, which have a sign."""
 GENERAL = 4 + RADII + DISTANCES + 3 * len(SHELLS)

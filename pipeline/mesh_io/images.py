@@ -20,7 +20,7 @@ from schemas.mesh import Texture, Wrap
 _BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
-"""What Pillow's decoders raise for data that they cannot read."""
+"""Errors that Pillow's decoders raise for data that they cannot read."""
 _CHANNELS = {"r": 0, "g": 1, "b": 2, "m": 3}
 """Values of MTL's -imfchan."""
 

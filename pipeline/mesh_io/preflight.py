@@ -66,7 +66,7 @@ class AssetFacts:
     image_side_max: int
     """Pixels; 0 without images."""
     notes: tuple[Note, ...] = ()
-    """What loading left out or read differently."""
+    """Notes on what loading left out or read differently."""
 
 
 def open_checked(

@@ -14,7 +14,7 @@ from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sandbox.policy import folder_of, is_too_wide
 
 LIMITS = LimitsConfig(timeout_s=20.0, memory_gb=1.0, file_gb=0.1)
-"""Of the process that looks into a batch of assets (ours: what one of 32 MB of JSON takes, ten times)."""
+"""Limits of the process that looks into a batch of assets (ours: what one of 32 MB of JSON takes, ten times)."""
 BATCH = 256
 """Assets that one process looks into."""
 REFERRING = (".gltf", ".obj", ".dae", ".ply")

@@ -18,7 +18,7 @@ _BROKEN = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, RuntimeError),
     *(StopIteration, SyntaxError, TypeError, ValueError),
 )
-"""What pycollada and lxml raise over files that they cannot read (`RecursionError` is a `RuntimeError`, lxml's a
+"""Errors that pycollada and lxml raise over files that they cannot read (`RecursionError` is a `RuntimeError`, lxml's a
 `SyntaxError`)."""
 _UP_AXIS = re.compile(rb"<(?:\w+:)?up_axis>\s*([XYZ])_UP")
 IMAGE_FILE = re.compile(rb"<(?:\w+:)?init_from>\s*([^<]*[^<\s])\s*<")
