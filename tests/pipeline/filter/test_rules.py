@@ -138,7 +138,7 @@ def test_the_guide_names_every_rule_with_its_default_and_every_measurement() -> 
         (rule.name, getattr(CFG, rule.name), rule.measurement, rule.reason, "views" if rule.regime else "nothing")
         for rule in RULES
     ]
-    section = text.partition("| group | columns |")[2].partition("```")[0]
+    section = text.partition("| group | columns |")[2].partition("\n\n")[0]
     columns = [name for cell in re.findall(r"`([\w ]+)`", section) for name in cell.split()]
     assert columns == [field.name for field in fields(Measurements)]
     assert f"({CFG.suspect_baked_light:g})" in text
