@@ -25,6 +25,8 @@ FAR_NDC, FAR_NDEPTH = 16.0, 4.0
 """Coordinates and depths of corners up to which the rounding errors of a plane stay below 1e-8 wherever it is used."""
 DEPTH_SLACK = 2e-6
 """Depths that differ by more are distinguished by planes; a float32 step at depth 4 is a quarter of it."""
+HIDDEN_SLACK = np.float32(4e-6)
+"""A face lies behind a pixel whose depth is less than its nearest corner's by more than this."""
 
 
 @njit(nogil=True, cache=True, forceinline=True)
@@ -50,9 +52,11 @@ def plane_distance(plane: int, polygon: np.ndarray, corner: int, guard_x: float,
 
 @njit(nogil=True, cache=True)
 def snap_vertices(
-    clip: np.ndarray, height: int, width: int, snapped: np.ndarray, outcode: np.ndarray, first: int, last: int
-) -> None:
-    """Fixed-point position and outcode of vertices `first:last`: clip [v, 4] -> snapped [v, 2], outcode [v]."""
+    clip: np.ndarray, height: int, width: int, snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray,
+    first: int, last: int,
+) -> None:  # fmt: skip
+    """Fixed-point position, depth and outcode of vertices `first:last`: clip [v, 4] -> snapped [v, 2], depths [v],
+    outcode [v]; the depth of what is clipped away is that of the nearest."""
     guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
     for vertex in range(first, last):
         x, y = np.float64(clip[vertex, 0]), np.float64(clip[vertex, 1])
@@ -69,6 +73,7 @@ def snap_vertices(
         if code == 0:
             snapped[vertex, 0] = snap(x, w, width)
             snapped[vertex, 1] = snap(y, w, height)
+        depths[vertex] = z / w if code == 0 else -np.inf
 
 
 @njit(nogil=True, cache=True)
@@ -139,48 +144,99 @@ def is_in_front(
     return not peel or depth > peel_depth or (depth == peel_depth and side >> 1 > peel_face)
 
 
+@njit(forceinline=True, **BORROWING)
+def owns_points(x: int, y: int) -> int:
+    """0 for a left edge (goes up) or a top edge (goes right), which own their points; the others lose one unit: -1."""
+    return np.int64((y < 0) | ((y == 0) & (x > 0))) - 1
+
+
+@njit(**BORROWING)
+def draw_fragments(
+    fragments: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, depths: np.ndarray, out_side: np.ndarray,
+    near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """Sides at single pixels (side, row, column) into out_side [h, w] and near [h, w], as `draw_queue` does."""
+    step_x, step_y = 2.0 / out_side.shape[1], 2.0 / out_side.shape[0]
+    for entry in range(count):
+        side, row, column = np.int64(fragments[entry, 0]), fragments[entry, 1], fragments[entry, 2]
+        if flat:
+            out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
+            continue
+        nearest = near[row, column]
+        i, j, k = faces[side >> 1, 0], faces[side >> 1, 1], faces[side >> 1, 2]
+        if min(depths[i], depths[j], depths[k]) > nearest + HIDDEN_SLACK:
+            continue
+        ndc_x, ndc_y = (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0
+        here = np.float64(exact_depth(clip, faces, side, ndc_x, ndc_y))
+        if here > nearest + DEPTH_SLACK:
+            continue
+        if (here < nearest - DEPTH_SLACK and not peel) or is_in_front(
+            clip, faces, side, out_side[row, column], ndc_x, ndc_y, peel, peel_face[row, column],
+            peel_depth[row, column],
+        ):  # fmt: skip
+            near[row, column] = here
+            out_side[row, column] = side
+
+
 @njit(**BORROWING)
 def draw_queue(
-    queue: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, row_first: int,
-    row_last: int, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray,
-    peel_depth: np.ndarray,
+    queue: np.ndarray, count: int, fragments: np.ndarray, clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray,
+    depths: np.ndarray, row_first: int, row_last: int, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool,
+    peel_face: np.ndarray, peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
     """Queued fixed-point triangles (face, ax, ay, bx, by, cx, cy) into rows `row_first:row_last` of out_side [h, w].
 
     Coverage is exact integer arithmetic with the top-left rule. Depth is that of `exact_depth`, from the unsnapped clip
     coordinates of the *face*: a piece of a clipped face needs nothing else. It is worked out only where it decides:
     surely inside the unsnapped face a plane gives depth to within `DEPTH_SLACK`, and so does `near` [h, w]. In a flat
-    image all depths are equal: who comes first stays.
+    image all depths are equal: who comes first stays. The pixels of small triangles are collected in fragments [n, 3]
+    without a branch on whether they are covered.
     """
     height, width = out_side.shape
     step_x, step_y = 2.0 / width, 2.0 / height
+    collected = np.int64(0)
     for entry in range(count):
         face = queue[entry, 0]
         ax, ay = np.int64(queue[entry, 1]), np.int64(queue[entry, 2])
         bx, by = np.int64(queue[entry, 3]), np.int64(queue[entry, 4])
         cx, cy = np.int64(queue[entry, 5]), np.int64(queue[entry, 6])
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if area == 0 or (area > 0 and single_sided[face]):
+        if (area == 0) | ((area > 0) & single_sided[face]):
             continue
-        side = 2 * np.int64(face)
-        if area < 0:
-            bx, by, cx, cy, side = cx, cy, bx, by, side + 1
+        side = 2 * np.int64(face) + np.int64(area < 0)
+        turn = 1 - 2 * np.int64(area < 0)  # the edges of a triangle that is drawn from behind run the other way
         x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
         y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
         px, py = (x_first << 8) + 128, (y_first << 8) + 128
-        abx, aby, bcx, bcy, cax, cay = bx - ax, by - ay, cx - bx, cy - by, ax - cx, ay - cy
-        # An edge owns its points if it is a left edge (goes up) or a top edge (goes right); the others lose one unit.
-        edge_ab = abx * (py - ay) - aby * (px - ax) - (0 if aby < 0 or (aby == 0 and abx > 0) else 1)
-        edge_bc = bcx * (py - by) - bcy * (px - bx) - (0 if bcy < 0 or (bcy == 0 and bcx > 0) else 1)
-        edge_ca = cax * (py - cy) - cay * (px - cx) - (0 if cay < 0 or (cay == 0 and cax > 0) else 1)
+        abx, aby, bcx, bcy = turn * (bx - ax), turn * (by - ay), turn * (cx - bx), turn * (cy - by)
+        cax, cay = turn * (ax - cx), turn * (ay - cy)
+        edge_ab = abx * (py - ay) - aby * (px - ax) + owns_points(abx, aby)
+        edge_bc = bcx * (py - by) - bcy * (px - bx) + owns_points(bcx, bcy)
+        edge_ca = cax * (py - cy) - cay * (px - cx) + owns_points(cax, cay)
+        is_small = (x_last - x_first + 1) * (y_last - y_first + 1) <= FEW_PIXELS
+        if collected > QUEUE - FEW_PIXELS or (flat and not is_small):
+            draw_fragments(
+                fragments, collected, clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth
+            )  # fmt: skip
+            collected = np.int64(0)
+        if is_small:
+            for row in range(y_first, y_last + 1):
+                e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
+                for column in range(x_first, x_last + 1):
+                    fragment = fragments[collected]
+                    fragment[0], fragment[1], fragment[2] = side, row, column
+                    collected += np.int64((e_ab | e_bc | e_ca) >= 0)
+                    e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
+                edge_ab, edge_bc, edge_ca = edge_ab + (abx << 8), edge_bc + (bcx << 8), edge_ca + (cax << 8)
+            continue
         i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
-        x0, y0, z0, w0 = np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3])
-        x1, y1, z1, w1 = np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3])
-        x2, y2, z2, w2 = np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3])
+        lowest = np.float32(0.0) if flat else min(depths[i], depths[j], depths[k]) - HIDDEN_SLACK
         planar, level, slope_x, slope_y = False, 0.0, 0.0, 0.0
-        if not (peel or flat) and (x_last - x_first + 1) * (y_last - y_first + 1) > FEW_PIXELS:
+        if not (peel or flat):
             planar, level, slope_x, slope_y = depth_plane(
-                x0, y0, z0, w0, x1, y1, z1, w1, x2, y2, z2, w2,
+                np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3]),
+                np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3]),
+                np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3]),
                 (x_first + 0.5) * step_x - 1.0, (y_first + 0.5) * step_y - 1.0,
             )  # fmt: skip
             slope_x, slope_y = slope_x * step_x, slope_y * step_y
@@ -196,15 +252,14 @@ def draw_queue(
                         out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
                         e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
                         continue
-                    here = depth
-                    if not (planar and ((e_ab - rim_ab) | (e_bc - rim_bc) | (e_ca - rim_ca)) >= 0):
-                        here = np.float64(
-                            depth_at(
-                                x0, y0, z0, w0, x1, y1, z1, w1, x2, y2, z2, w2,
-                                (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0, 1.0 - 2.0 * (side & 1),
-                            )
-                        )  # fmt: skip
                     nearest = near[row, column]
+                    here = depth
+                    if lowest > nearest:
+                        here = np.inf
+                    elif not (planar and ((e_ab - rim_ab) | (e_bc - rim_bc) | (e_ca - rim_ca)) >= 0):
+                        here = np.float64(
+                            exact_depth(clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0)
+                        )
                     if not here > nearest + DEPTH_SLACK:
                         in_front = here < nearest - DEPTH_SLACK and not peel
                         if not in_front:
@@ -225,6 +280,7 @@ def draw_queue(
             edge_bc += bcx << 8
             edge_ca += cax << 8
             level += slope_y
+    draw_fragments(fragments, collected, clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth)
 
 
 @njit(**BORROWING)
@@ -308,11 +364,26 @@ def clip_face(
     return count
 
 
+@njit(forceinline=True, **BORROWING)
+def enqueue(
+    queue: np.ndarray, count: int, face: int, ax: int, ay: int, bx: int, by: int, cx: int, cy: int,
+    row_first: int, row_last: int, width: int,
+) -> int:  # fmt: skip
+    """Append a fixed-point triangle to the queue if a pixel's centre may lie in it, and return how many it holds. Most
+    faces of a fine mesh end here, at random: a branch on it would be mispredicted, a row that is overwritten is not."""
+    entry = queue[count]
+    entry[0], entry[1], entry[2], entry[3] = face, ax, ay, bx
+    entry[4], entry[5], entry[6] = by, cx, cy
+    in_columns = first_centre(ax, bx, cx, 0) <= last_centre(ax, bx, cx, width - 1)
+    in_rows = first_centre(ay, by, cy, row_first) <= last_centre(ay, by, cy, row_last - 1)
+    return count + np.int64(in_columns & in_rows)
+
+
 @njit(nogil=True, cache=True)
 def rasterize_rows(
-    clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, snapped: np.ndarray, outcode: np.ndarray,
-    row_first: int, row_last: int, out_side: np.ndarray, near: np.ndarray, peel: bool, peel_face: np.ndarray,
-    peel_depth: np.ndarray,
+    clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, snapped: np.ndarray, depths: np.ndarray,
+    outcode: np.ndarray, row_first: int, row_last: int, out_side: np.ndarray, near: np.ndarray, peel: bool,
+    peel_face: np.ndarray, peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
     """All faces of one image into rows `row_first:row_last`: the side in front at every pixel -> out_side [h, w], its
     rough depth -> near [h, w]. Of single-sided faces [f] the side whose corners run clockwise, y up, alone counts."""
@@ -323,38 +394,32 @@ def rasterize_rows(
         near[row_first:row_last] = np.inf
     polygon, spare = np.empty((MAX_CORNERS, 4), np.float64), np.empty((MAX_CORNERS, 4), np.float64)
     fixed = np.empty((MAX_CORNERS, 2), np.int64)
-    queue = np.empty((QUEUE, 7), np.int32)
+    queue, fragments = np.empty((QUEUE, 7), np.int32), np.empty((QUEUE, 3), np.int32)
     count = np.int64(0)
     for face in range(faces.shape[0]):
         i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
         outside = outcode[i] | outcode[j] | outcode[k]
         if outside == 0:
-            corners = 3
-            ax, bx, cx = np.int64(snapped[i, 0]), np.int64(snapped[j, 0]), np.int64(snapped[k, 0])
-            ay, by, cy = np.int64(snapped[i, 1]), np.int64(snapped[j, 1]), np.int64(snapped[k, 1])
+            count = enqueue(
+                queue, count, face, np.int64(snapped[i, 0]), np.int64(snapped[i, 1]), np.int64(snapped[j, 0]),
+                np.int64(snapped[j, 1]), np.int64(snapped[k, 0]), np.int64(snapped[k, 1]), row_first, row_last, width,
+            )  # fmt: skip
         elif outside & NOT_FINITE or outcode[i] & outcode[j] & outcode[k]:
             continue
         else:
             corners = clip_face(clip, i, j, k, height, width, polygon, spare, fixed)
-            ax, ay = fixed[0, 0], fixed[0, 1]
-        for piece in range(1, corners - 1):
-            if outside:
-                bx, by, cx, cy = fixed[piece, 0], fixed[piece, 1], fixed[piece + 1, 0], fixed[piece + 1, 1]
-            # Most faces of a fine mesh lie between pixel centres and end here.
-            if first_centre(ax, bx, cx, 0) > last_centre(ax, bx, cx, width - 1):
-                continue
-            if first_centre(ay, by, cy, row_first) > last_centre(ay, by, cy, row_last - 1):
-                continue
-            queue[count, 0] = face
-            queue[count, 1], queue[count, 2], queue[count, 3] = ax, ay, bx
-            queue[count, 4], queue[count, 5], queue[count, 6] = by, cx, cy
-            count += 1
-            if count == QUEUE:
-                draw_queue(
-                    queue, count, clip, faces, single_sided, row_first, row_last, out_side, near, flat, peel, peel_face,
-                    peel_depth,
+            for piece in range(1, corners - 1):
+                count = enqueue(
+                    queue, count, face, fixed[0, 0], fixed[0, 1], fixed[piece, 0], fixed[piece, 1],
+                    fixed[piece + 1, 0], fixed[piece + 1, 1], row_first, row_last, width,
                 )  # fmt: skip
-                count = np.int64(0)
+        if count > QUEUE - MAX_CORNERS:
+            draw_queue(
+                queue, count, fragments, clip, faces, single_sided, depths, row_first, row_last, out_side, near, flat,
+                peel, peel_face, peel_depth,
+            )  # fmt: skip
+            count = np.int64(0)
     draw_queue(
-        queue, count, clip, faces, single_sided, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth
-    )
+        queue, count, fragments, clip, faces, single_sided, depths, row_first, row_last, out_side, near, flat, peel,
+        peel_face, peel_depth,
+    )  # fmt: skip
