@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from geometry.kernels.clip import snap_vertices
 from geometry.kernels.interpolate import interpolate_rows
-from geometry.kernels.raster import rasterize_rows, resolve_rows, snap_vertices
+from geometry.kernels.raster import rasterize_rows, resolve_rows
 from geometry.raster import Fragments
 
 

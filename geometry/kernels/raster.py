@@ -6,19 +6,11 @@
 import numpy as np
 from numba import njit
 
+from geometry.kernels.clip import MAX_CORNERS, NOT_FINITE, clamped_weights, clip_face
 from geometry.kernels.jit import BORROWING
-from geometry.kernels.weights import clamped_weights
 
-SUBPIXEL = 256
-"""Fixed-point steps per pixel (8 bits)."""
-GUARD_PIXELS = 1 << 20
-"""Vertices further than this from the image centre are clipped: 2^28 steps, so edge functions stay below 2^60."""
-
-OUT_NEAR, OUT_LEFT, OUT_RIGHT, OUT_TOP, OUT_BOTTOM, NOT_FINITE = 1, 2, 4, 8, 16, 32
 QUEUE = 1024
 """Triangles collected before they are drawn together: a call per triangle would cost more than drawing a small one."""
-MAX_CORNERS = 9
-"""Of a triangle clipped by five planes (one more than can occur)."""
 FEW_PIXELS = 6
 """Pixels in the box around a triangle up to which setting up a plane takes longer than it saves."""
 FAR_NDC, FAR_NDEPTH = 16.0, 4.0
@@ -27,53 +19,6 @@ DEPTH_SLACK = 2e-6
 """Depths that differ by more are distinguished by planes; a float32 step at depth 4 is a quarter of it."""
 HIDDEN_SLACK = np.float32(4e-6)
 """A face lies behind a pixel whose depth is less than its nearest corner's by more than this."""
-
-
-@njit(nogil=True, cache=True, forceinline=True)
-def snap(coordinate: float, w: float, size: int) -> int:
-    """Clip coordinate to fixed-point pixels: pixel i spans [256 i, 256 i + 256], its centre is 256 i + 128."""
-    return np.int64(np.rint((coordinate / w * 0.5 + 0.5) * size * SUBPIXEL))
-
-
-@njit(nogil=True, cache=True)
-def plane_distance(plane: int, polygon: np.ndarray, corner: int, guard_x: float, guard_y: float) -> float:
-    """Homogeneous distance to a clip plane, positive inside: near, then left, right, top, bottom of the guard band."""
-    x, y, w = polygon[corner, 0], polygon[corner, 1], polygon[corner, 3]
-    if plane == 0:
-        return polygon[corner, 2] + w
-    if plane == 1:
-        return guard_x * w + x
-    if plane == 2:
-        return guard_x * w - x
-    if plane == 3:
-        return guard_y * w + y
-    return guard_y * w - y
-
-
-@njit(nogil=True, cache=True)
-def snap_vertices(
-    clip: np.ndarray, height: int, width: int, snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray,
-    first: int, last: int,
-) -> None:  # fmt: skip
-    """Fixed-point position, depth and outcode of vertices `first:last`: clip [v, 4] -> snapped [v, 2], depths [v],
-    outcode [v]; the depth of what is clipped away is that of the nearest."""
-    guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
-    for vertex in range(first, last):
-        x, y = np.float64(clip[vertex, 0]), np.float64(clip[vertex, 1])
-        z, w = np.float64(clip[vertex, 2]), np.float64(clip[vertex, 3])
-        if not np.isfinite(x + y + z + w):
-            outcode[vertex] = NOT_FINITE
-            continue
-        code = OUT_NEAR if z + w < 0.0 or w <= 0.0 else 0
-        code |= OUT_LEFT if guard_x * w + x < 0.0 else 0
-        code |= OUT_RIGHT if guard_x * w - x < 0.0 else 0
-        code |= OUT_TOP if guard_y * w + y < 0.0 else 0
-        code |= OUT_BOTTOM if guard_y * w - y < 0.0 else 0
-        outcode[vertex] = code
-        if code == 0:
-            snapped[vertex, 0] = snap(x, w, width)
-            snapped[vertex, 1] = snap(y, w, height)
-        depths[vertex] = z / w if code == 0 else -np.inf
 
 
 @njit(nogil=True, cache=True)
@@ -150,32 +95,95 @@ def owns_points(x: int, y: int) -> int:
     return np.int64((y < 0) | ((y == 0) & (x > 0))) - 1
 
 
+@njit(forceinline=True, **BORROWING)
+def keep_nearer(
+    side: int, row: int, column: int, here: float, clip: np.ndarray, faces: np.ndarray, out_side: np.ndarray,
+    near: np.ndarray, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """Write a side of depth `here` to a pixel of out_side and near [h, w] where it is in front of the one there."""
+    nearest = near[row, column]
+    if here > nearest + DEPTH_SLACK:
+        return
+    if (here < nearest - DEPTH_SLACK and not peel) or is_in_front(
+        clip, faces, side, out_side[row, column], (column + 0.5) * (2.0 / out_side.shape[1]) - 1.0,
+        (row + 0.5) * (2.0 / out_side.shape[0]) - 1.0, peel, peel_face[row, column], peel_depth[row, column],
+    ):  # fmt: skip
+        near[row, column] = here
+        out_side[row, column] = side
+
+
 @njit(**BORROWING)
 def draw_fragments(
     fragments: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, depths: np.ndarray, out_side: np.ndarray,
     near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
-    """Sides at single pixels (side, row, column) into out_side [h, w] and near [h, w], as `draw_queue` does."""
+    """Sides at single pixels (side, row, column), as `draw_queue` collects them."""
     step_x, step_y = 2.0 / out_side.shape[1], 2.0 / out_side.shape[0]
     for entry in range(count):
         side, row, column = np.int64(fragments[entry, 0]), fragments[entry, 1], fragments[entry, 2]
         if flat:
             out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
-            continue
-        nearest = near[row, column]
+        elif not lowest_depth(depths, faces, side) > near[row, column] + HIDDEN_SLACK:
+            here = exact_depth(clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0)
+            keep_nearer(
+                side, row, column, np.float64(here), clip, faces, out_side, near, peel, peel_face, peel_depth
+            )  # fmt: skip
+
+
+@njit(forceinline=True, **BORROWING)
+def lowest_depth(depths: np.ndarray, faces: np.ndarray, side: int) -> float:
+    """Depth of the nearest corner of a side."""
+    i, j, k = faces[side >> 1, 0], faces[side >> 1, 1], faces[side >> 1, 2]
+    return min(depths[i], depths[j], depths[k])
+
+
+@njit(forceinline=True, **BORROWING)
+def draw_large(
+    side: int, x_first: int, x_last: int, y_first: int, y_last: int, edge_ab: int, edge_bc: int, edge_ca: int,
+    abx: int, aby: int, bcx: int, bcy: int, cax: int, cay: int, clip: np.ndarray, faces: np.ndarray,
+    depths: np.ndarray, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray,
+    peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """A side whose edge functions are those of `draw_queue` at (x_first, y_first), pixel by pixel of its box."""
+    step_x, step_y = 2.0 / out_side.shape[1], 2.0 / out_side.shape[0]
+    lowest = np.float32(0.0) if flat else lowest_depth(depths, faces, side) - HIDDEN_SLACK
+    planar, level, slope_x, slope_y = False, 0.0, 0.0, 0.0
+    if not (peel or flat):
         i, j, k = faces[side >> 1, 0], faces[side >> 1, 1], faces[side >> 1, 2]
-        if min(depths[i], depths[j], depths[k]) > nearest + HIDDEN_SLACK:
-            continue
-        ndc_x, ndc_y = (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0
-        here = np.float64(exact_depth(clip, faces, side, ndc_x, ndc_y))
-        if here > nearest + DEPTH_SLACK:
-            continue
-        if (here < nearest - DEPTH_SLACK and not peel) or is_in_front(
-            clip, faces, side, out_side[row, column], ndc_x, ndc_y, peel, peel_face[row, column],
-            peel_depth[row, column],
-        ):  # fmt: skip
-            near[row, column] = here
-            out_side[row, column] = side
+        planar, level, slope_x, slope_y = depth_plane(
+            np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3]),
+            np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3]),
+            np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3]),
+            (x_first + 0.5) * step_x - 1.0, (y_first + 0.5) * step_y - 1.0,
+        )  # fmt: skip
+        slope_x, slope_y = slope_x * step_x, slope_y * step_y
+    # Snapping moves an edge by less than a step, so that far within the unsnapped face is inside, too.
+    rim_ab, rim_bc, rim_ca = abs(abx) + abs(aby), abs(bcx) + abs(bcy), abs(cax) + abs(cay)
+    for row in range(y_first, y_last + 1):
+        e_ab, e_bc, e_ca, depth = edge_ab, edge_bc, edge_ca, level
+        entered = False
+        for column in range(x_first, x_last + 1):
+            if (e_ab | e_bc | e_ca) >= 0:
+                entered = True
+                if flat:
+                    out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
+                elif not lowest > near[row, column]:
+                    here = depth
+                    if not (planar and ((e_ab - rim_ab) | (e_bc - rim_bc) | (e_ca - rim_ca)) >= 0):
+                        here = np.float64(
+                            exact_depth(clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0)
+                        )
+                    keep_nearer(side, row, column, here, clip, faces, out_side, near, peel, peel_face, peel_depth)
+            elif entered:
+                break
+            e_ab -= aby << 8
+            e_bc -= bcy << 8
+            e_ca -= cay << 8
+            depth += slope_x
+        edge_ab += abx << 8
+        edge_bc += bcx << 8
+        edge_ca += cax << 8
+        level += slope_y
 
 
 @njit(**BORROWING)
@@ -192,9 +200,7 @@ def draw_queue(
     image all depths are equal: who comes first stays. The pixels of small triangles are collected in fragments [n, 3]
     without a branch on whether they are covered.
     """
-    height, width = out_side.shape
-    step_x, step_y = 2.0 / width, 2.0 / height
-    collected = np.int64(0)
+    width, collected = out_side.shape[1], np.int64(0)
     for entry in range(count):
         face = queue[entry, 0]
         ax, ay = np.int64(queue[entry, 1]), np.int64(queue[entry, 2])
@@ -219,67 +225,20 @@ def draw_queue(
                 fragments, collected, clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth
             )  # fmt: skip
             collected = np.int64(0)
-        if is_small:
-            for row in range(y_first, y_last + 1):
-                e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
-                for column in range(x_first, x_last + 1):
-                    fragment = fragments[collected]
-                    fragment[0], fragment[1], fragment[2] = side, row, column
-                    collected += np.int64((e_ab | e_bc | e_ca) >= 0)
-                    e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
-                edge_ab, edge_bc, edge_ca = edge_ab + (abx << 8), edge_bc + (bcx << 8), edge_ca + (cax << 8)
-            continue
-        i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
-        lowest = np.float32(0.0) if flat else min(depths[i], depths[j], depths[k]) - HIDDEN_SLACK
-        planar, level, slope_x, slope_y = False, 0.0, 0.0, 0.0
-        if not (peel or flat):
-            planar, level, slope_x, slope_y = depth_plane(
-                np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3]),
-                np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3]),
-                np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3]),
-                (x_first + 0.5) * step_x - 1.0, (y_first + 0.5) * step_y - 1.0,
+        if not is_small:
+            draw_large(
+                side, x_first, x_last, y_first, y_last, edge_ab, edge_bc, edge_ca, abx, aby, bcx, bcy, cax, cay,
+                clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth,
             )  # fmt: skip
-            slope_x, slope_y = slope_x * step_x, slope_y * step_y
-        # Snapping moves an edge by less than a step, so that far within the unsnapped face is inside, too.
-        rim_ab, rim_bc, rim_ca = abs(abx) + abs(aby), abs(bcx) + abs(bcy), abs(cax) + abs(cay)
+            continue
         for row in range(y_first, y_last + 1):
-            e_ab, e_bc, e_ca, depth = edge_ab, edge_bc, edge_ca, level
-            entered = False
+            e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
             for column in range(x_first, x_last + 1):
-                if (e_ab | e_bc | e_ca) >= 0:
-                    entered = True
-                    if flat:
-                        out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
-                        e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
-                        continue
-                    nearest = near[row, column]
-                    here = depth
-                    if lowest > nearest:
-                        here = np.inf
-                    elif not (planar and ((e_ab - rim_ab) | (e_bc - rim_bc) | (e_ca - rim_ca)) >= 0):
-                        here = np.float64(
-                            exact_depth(clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0)
-                        )
-                    if not here > nearest + DEPTH_SLACK:
-                        in_front = here < nearest - DEPTH_SLACK and not peel
-                        if not in_front:
-                            in_front = is_in_front(
-                                clip, faces, side, out_side[row, column], (column + 0.5) * step_x - 1.0,
-                                (row + 0.5) * step_y - 1.0, peel, peel_face[row, column], peel_depth[row, column],
-                            )  # fmt: skip
-                        if in_front:
-                            near[row, column] = here
-                            out_side[row, column] = side
-                elif entered:
-                    break
-                e_ab -= aby << 8
-                e_bc -= bcy << 8
-                e_ca -= cay << 8
-                depth += slope_x
-            edge_ab += abx << 8
-            edge_bc += bcx << 8
-            edge_ca += cax << 8
-            level += slope_y
+                fragment = fragments[collected]
+                fragment[0], fragment[1], fragment[2] = side, row, column
+                collected += np.int64((e_ab | e_bc | e_ca) >= 0)
+                e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
+            edge_ab, edge_bc, edge_ca = edge_ab + (abx << 8), edge_bc + (bcx << 8), edge_ca + (cax << 8)
     draw_fragments(fragments, collected, clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth)
 
 
@@ -319,49 +278,6 @@ def resolve_rows(
             depth[row, column] = (weight0 * z0 + weight1 * z1 + weight2 * z2) / (
                 weight0 * w0 + weight1 * w1 + weight2 * w2
             )
-
-
-@njit(nogil=True, cache=True)
-def clip_face(
-    clip: np.ndarray, i: int, j: int, k: int, height: int, width: int,
-    polygon: np.ndarray, spare: np.ndarray, fixed: np.ndarray,
-) -> int:  # fmt: skip
-    """Cut a face by the near plane and the guard band (Sutherland-Hodgman on homogeneous points).
-
-    Returns the number of corners of the convex rest and writes them to `fixed`, snapped. A new point is always computed
-    from the inner end of an edge to the outer one, so that the faces on both sides of the edge get the same bits.
-    """
-    guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
-    count = 3
-    for axis in range(4):
-        polygon[0, axis], polygon[1, axis], polygon[2, axis] = clip[i, axis], clip[j, axis], clip[k, axis]
-    for plane in range(5):
-        kept = 0
-        for here in range(count):
-            there = here + 1 if here + 1 < count else 0
-            d_here = plane_distance(plane, polygon, here, guard_x, guard_y)
-            d_there = plane_distance(plane, polygon, there, guard_x, guard_y)
-            if d_here >= 0.0:
-                for axis in range(4):
-                    spare[kept, axis] = polygon[here, axis]
-                kept += 1
-            if (d_here >= 0.0) != (d_there >= 0.0):
-                inner, outer = (here, there) if d_here >= 0.0 else (there, here)
-                d_inner, d_outer = max(d_here, d_there), min(d_here, d_there)
-                for axis in range(4):
-                    step = polygon[outer, axis] - polygon[inner, axis]
-                    spare[kept, axis] = polygon[inner, axis] + d_inner / (d_inner - d_outer) * step
-                kept += 1
-        count = kept
-        for corner in range(count):
-            for axis in range(4):
-                polygon[corner, axis] = spare[corner, axis]
-    for corner in range(count):
-        if polygon[corner, 3] <= 0.0:  # only with a matrix that is no projection
-            return 0
-        fixed[corner, 0] = snap(polygon[corner, 0], polygon[corner, 3], width)
-        fixed[corner, 1] = snap(polygon[corner, 1], polygon[corner, 3], height)
-    return count
 
 
 @njit(forceinline=True, **BORROWING)

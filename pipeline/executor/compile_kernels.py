@@ -69,6 +69,9 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
             "f4[:,::1]",
         ),
         ("resolve_rows", "i4[:,::1], f4[:,::1], i4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
+    ),
+    "geometry.kernels.clip": (
+        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
         ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], f4[::1], u1[::1], i8, i8"),
     ),
     "pipeline.unwrap.kernels.chart": (
@@ -104,7 +107,6 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "geometry.kernels.interpolate": (
         ("interpolate_rows", "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,:,::1], i8, i8"),
-        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
         (
             "surface_rows",
             "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,::1], f8, f4[:,:,::1], f4[:,:,::1], b1[:,::1]",
@@ -157,7 +159,7 @@ GROUPS = (
     ("geometry.kernels.texel", "geometry.kernels.color"),
     LAYOUTS[:3],
     LAYOUTS[3:4],
-    ("geometry.kernels.raster",),
+    ("geometry.kernels.raster", "geometry.kernels.clip"),
     LAYOUTS[4:],
     ("geometry.kernels.shading",),
     ("geometry.gutter",),

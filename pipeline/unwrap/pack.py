@@ -39,7 +39,7 @@ def pack(
         np.argsort(-sides.sum(axis=1), kind="stable"),
     ]
 
-    tables = np.empty((2, resolution + resolution // 2, resolution + 1), np.uint16)
+    next_taken, next_free = np.empty((2, resolution + resolution // 2, resolution + 1), np.uint16)
     shapes: dict[float, tuple[Float64[np.ndarray, "n 2"], tuple[np.ndarray, ...]]] = {}
 
     def attempt(
@@ -50,7 +50,7 @@ def pack(
             shapes.clear()
             shapes[scale] = turned * scale, chart_runs(turned * scale, corners, order, first_face)
         scaled, (sizes, runs, begins) = shapes[scale]
-        places, turns, height = pack_at(sequence, sizes, runs, begins, *tables, padding, limit)
+        places, turns, height = pack_at(sequence, sizes, runs, begins, next_taken, next_free, padding, limit)
         if height > resolution:
             return height, None
         return height, place_vertices(first_vertex, scaled, places, turns, sizes) / resolution

@@ -175,7 +175,7 @@ def runs_of(mask: np.ndarray) -> np.ndarray:
 def spread(runs: np.ndarray) -> np.ndarray:
     """Runs in an order in which those that follow each other lie far apart: where one is free its neighbours mostly
     are, too, so that collisions are found sooner."""
-    stride = max(np.int64(0.618 * len(runs)), 1)
+    stride = int(0.618 * len(runs)) + 1
     while np.gcd(stride, len(runs)) > 1:
         stride += 1
     out = np.empty_like(runs)
