@@ -21,9 +21,9 @@ from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason
 from schemas.plan import ShardJob
 from schemas.storage import Location
-from seqtex.cli.console import bar, build_progress, log_event
 from seqtex.cli.inspect import verify
 from seqtex.cli.options import WorkOptions, recorded_options
+from seqtex.cli.terminal.console import bar, build_progress, log_event
 
 
 def defaults(command: str, arguments: list[str]) -> dict[str, Any]:
