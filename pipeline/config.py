@@ -13,6 +13,7 @@ from pipeline.render.views import RenderConfig, require_views_fit
 from pipeline.sandbox.child import LimitsConfig
 from pipeline.seqtex_layouts.renders import RendersConfig
 from pipeline.sources.objaverse import ObjaverseConfig
+from pipeline.sources.scores import recorded as recorded_scores
 from pipeline.sources.selection import SelectConfig
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import DatasetInfo, recipe
@@ -20,6 +21,9 @@ from schemas.errors import UsageError, UserError
 from schemas.storage import Location
 
 Config = TypeVar("Config")
+
+LATER_OPTIONS: dict[str, dict[str, Any]] = {"select": {"scores": "", "where": ""}}
+"""Options by section that datasets of earlier versions lack: recorded where they differ from this default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +66,13 @@ class BuildConfig:
 
     def recorded(self) -> dict[str, Any]:
         """Return the part of the configuration that `dataset.json` records: what decides a dataset's bytes. Mirror,
-        cache and patience may change between two runs of one build, and Blender may lie elsewhere."""
-        return recipe({name: entry for name, entry in asdict(self).items() if name != "objaverse"})
+        cache and patience may change between two runs of one build, Blender and the table of scores may lie
+        elsewhere. Raises UserError where that table cannot be read."""
+        scored = replace(self, select=replace(self.select, scores=recorded_scores(self.select.scores)))
+        entries = {name: entry for name, entry in asdict(scored).items() if name != "objaverse"}
+        for section, later in LATER_OPTIONS.items():
+            entries[section] = {k: v for k, v in entries[section].items() if k not in later or v != later[k]}
+        return recipe(entries)
 
 
 @dataclass(frozen=True, kw_only=True)

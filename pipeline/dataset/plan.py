@@ -27,7 +27,10 @@ def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
         raise UsageError(f"assets_per_job is {assets_per_job}; give 1 or more")
     ordered = sorted(map(_storable, refs), key=lambda ref: ref.uid)
     if not ordered:
-        raise UserError("the source has no assets; give one with .glb, .gltf, .obj or other files of meshes")
+        raise UserError(
+            "the source has no assets, or none is selected; give one with .glb, .gltf, .obj or other files of meshes, or "
+            "loosen --select.*"
+        )
     for ref in ordered:
         if not UID_PATTERN.fullmatch(ref.uid):
             raise UserError(f"{ref.uri}: {ref.uid!r} is no uid, which is {UID_PATTERN.pattern}")

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.sources.download import DownloadConfig, DownloadError, download
+from pipeline.sources.scores import Scores
 from pipeline.sources.selection import LICENCES, SelectConfig, fits, rank, spdx
 from schemas.codec import UID_PATTERN
 from schemas.dataset import read_parquet
@@ -115,9 +116,11 @@ class ObjaverseConfig(DownloadConfig):
         return f"{self.base_url.rstrip('/')}/{name}"
 
 
-def objaverse(which: str, select: SelectConfig, cfg: ObjaverseConfig) -> Iterator[MeshRef]:
+def objaverse(
+    which: str, select: SelectConfig, cfg: ObjaverseConfig, scores: Scores | None = None
+) -> Iterator[MeshRef]:
     """The assets of `which` (`all`, `lvis`: those with an LVIS category, or a file of uids, one a line) that fit
-    `select`, by uid. Reads indexes alone.
+    `select` and `scores`, by uid. Reads indexes alone.
 
     Raises UsageError on an unknown `which` or category, UserError where an index or a user's file cannot be had."""
     if unknown := sorted(set(select.licences) - LICENCES.keys()):
@@ -130,6 +133,8 @@ def objaverse(which: str, select: SelectConfig, cfg: ObjaverseConfig) -> Iterato
         raise UserError(f"{which}: {len(unknown)} uids are not in Objaverse 1.0, first {unknown[0]!r}; take them out")
     if which == "lvis" and not select.lvis:
         wanted &= with_lvis((), cfg)
+    if scores is not None:
+        wanted = {uid for uid in wanted if scores.take(uid)}
     chosen = annotated(wanted, paths, select, cfg)
     if select.sample is not None:
         chosen = iter(heapq.nsmallest(select.sample, chosen, key=lambda entry: rank(entry[0], select.seed)))

@@ -18,6 +18,7 @@ from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.mesh_io.preflight import SUFFIXES
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_captions, read_list, read_paths, ref_of
+from pipeline.sources.scores import Scores
 from pipeline.sources.selection import ORIGINS, SelectConfig, fits, licence_fits, rank, spdx
 from pipeline.sources.xl_fetch import SCHEME, key_of, uri_of
 from schemas.codec import UID_PATTERN
@@ -51,16 +52,19 @@ class Entry:
         return {self.uid, self.identifier, *filter(None, [self.sha256])}
 
 
-def objaverse_xl(which: str, select: SelectConfig, cfg: ObjaverseConfig, blender: bool = False) -> Iterator[MeshRef]:
-    """The assets of `which` (`all`, or a file of uids, sha256s or file identifiers, one a line) that fit `select`, by
-    uid. Reads annotations alone. `blender`: whether what only Blender reads counts as readable.
+def objaverse_xl(
+    which: str, select: SelectConfig, cfg: ObjaverseConfig, blender: bool = False, scores: Scores | None = None
+) -> Iterator[MeshRef]:
+    """The assets of `which` (`all`, or a file of uids, sha256s or file identifiers, one a line) that fit `select` and
+    `scores`, whose table may name them in any of these ways, by uid. Reads annotations alone. `blender`: whether what
+    only Blender reads counts as readable.
 
     Raises UsageError on an unknown `which`, UserError where annotations or a user's file cannot be had."""
     wanted = None if which == "all" else _read_names(which)
     captions = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
     types = {name.lower().lstrip(".") for name in select.file_types or _readable(blender)}
     found: set[str] = set()
-    refs = _candidates(wanted, found, types, select, cfg, captions)
+    refs = _candidates(wanted, found, types, select, cfg, captions, scores)
     if select.sample is not None:
         refs = iter(heapq.nsmallest(select.sample, refs, key=lambda ref: rank(ref.uid, select.seed)))
     chosen = {ref.uid: ref for ref in sorted(refs, key=lambda ref: (ref.uid, ref.uri), reverse=True)}
@@ -90,6 +94,7 @@ def _candidates(
     select: SelectConfig,
     cfg: ObjaverseConfig,
     captions: dict[str, str],
+    scores: Scores | None,
 ) -> Iterator[MeshRef]:
     """Yield the assets that fit, origin by origin; `found` gathers which of `wanted` are there at all. Of faces, tags
     and the like only Sketchfab's annotations have: where a condition asks for them, others do not fit."""
@@ -101,6 +106,8 @@ def _candidates(
                 found |= entry.names & wanted
             listed = wanted is None or entry.names & wanted
             if not (listed and entry.file_type in types and UID_PATTERN.fullmatch(entry.uid)):
+                continue
+            if scores is not None and not scores.take(entry.uid, entry.sha256, entry.identifier):
                 continue
             if origin == "sketchfab":
                 entries[entry.uid] = entry

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.sources.conditions import parse
 from schemas.errors import UsageError
 
 ORIGINS = ("github", "sketchfab", "smithsonian", "thingiverse")
@@ -35,8 +36,15 @@ _NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
-    """Conditions on assets of Objaverse; every one must hold."""
+    """Conditions on assets; every one must hold. `scores` and `where` are for any source, the others for collections
+    with annotations (Objaverse)."""
 
+    scores: str = ""
+    """A .parquet or .csv with a column `uid` (Objaverse++ or aesthetic scores, say), for any source: assets that it
+    does not list are not selected. Recorded by its sha256."""
+    where: str = ""
+    """A condition on the columns of `scores`: `score >= 4 and style in ('realistic', 'scanned')`. It may have
+    `= != < <= > >= in`, `and`, `or`, `not` and parentheses. A missing value meets none."""
     licences: tuple[str, ...] = ()
     """Allowed ones: `by by-sa by-nd by-nc by-nc-sa by-nc-nd cc0`, for Objaverse-XL also SPDX identifiers (`MIT`) or the
     words of the annotation; empty: any."""
@@ -64,6 +72,10 @@ class SelectConfig:
     """Of the draw: the same assets whatever their order, and a larger sample holds a smaller one."""
 
     def __post_init__(self) -> None:
+        if self.where:
+            parse(self.where)
+            if not self.scores:
+                raise UsageError("select.where is about the columns of a table; name it by --select.scores")
         if unknown := sorted(set(self.origins) - set(ORIGINS)):
             raise UsageError(f"select.origins: {', '.join(unknown)} is none of {' '.join(ORIGINS)}")
         for name in ("min_faces", "max_faces", "sample"):
