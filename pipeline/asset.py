@@ -103,7 +103,7 @@ def _open(path: Path, root: Path | None, cfg: BuildConfig) -> tuple[AssetFacts, 
     """Facts and mesh of a file, or of what Blender makes of it."""
     shading = cfg.views.lit != "none"
     if not (cfg.blender.python and path.suffix.lower() in BLENDER_SUFFIXES):
-        return load_asset(path, cfg.preflight, root, shading=shading)
+        return load_asset(path, cfg.preflight, root, shading=shading, up_axis=cfg.up_axis)
     with tempfile.TemporaryDirectory(prefix="converted-") as name:
         converted = convert(path, Path(name) / "asset.glb", cfg.blender, cfg.preflight.max_file_bytes)
         opened = converted if isinstance(converted, Rejected) else load_asset(converted, cfg.preflight, shading=shading)

@@ -28,8 +28,8 @@ def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
     ordered = sorted(map(_storable, refs), key=lambda ref: ref.uid)
     if not ordered:
         raise UserError(
-            "the source has no assets, or none is selected; give one with .glb, .gltf, .obj or other files of meshes, or "
-            "loosen --select.*"
+            "the source has no assets, or none is selected; give one with .glb, .gltf, .obj or other files of meshes, "
+            "or loosen --select.*"
         )
     for ref in ordered:
         if not UID_PATTERN.fullmatch(ref.uid):
