@@ -213,6 +213,7 @@ def _sample(
         # the file's name alone: where it lay when the dataset was built must not decide the bytes
         "source": asdict(ref.source) | {"uri": ref.uri if "://" in ref.uri else Path(ref.uri).name},
         "caption": ref.caption,
+        **({"captions": dict(ref.captions)} if ref.captions else {}),
         "regime": str(regime),
         "cameras": cameras_json(cameras),
         "frame": {"center": frame.center.tolist(), "scale": frame.scale},

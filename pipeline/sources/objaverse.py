@@ -4,7 +4,6 @@ Files lie as the `objaverse` package 0.1.7 lays them out, under the same names o
 `object-paths.json.gz` (uid -> `glbs/000-023/UID.glb`), `metadata/000-023.json.gz` (uid -> annotation),
 `lvis-annotations.json.gz` (category -> uids). So one cache serves both."""
 
-import csv
 import gzip
 import heapq
 import json
@@ -18,45 +17,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from pipeline.sources.captions import Captions, read_captions
 from pipeline.sources.download import DownloadConfig, DownloadError, download
 from pipeline.sources.scores import Scores
 from pipeline.sources.selection import LICENCES, SelectConfig, fits, rank, spdx
 from schemas.codec import UID_PATTERN
-from schemas.dataset import read_parquet
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Attribution, MeshRef
 from schemas.storage import file_sha256
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """uid -> caption of a .parquet or .csv with columns `uid` and `caption`; a .csv without these names has the two
-    columns in this order (as Cap3D's). Raises UserError where it cannot be read."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            columns = read_parquet(path).select(["uid", "caption"]).to_pydict()
-            rows = list(zip(columns["uid"], columns["caption"], strict=True))
-        else:
-            rows = _csv_rows(path)
-    except (OSError, KeyError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise UserError(f"{path}: no captions can be read ({error}); give columns uid and caption") from error
-    return {str(uid): str(caption).strip() for uid, caption in rows if uid and caption}
-
-
-def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    uid, caption = 0, 1
-    if "uid" in header and "caption" in header:
-        uid, caption, rows = header.index("uid"), header.index("caption"), rows[1:]
-    for number, row in enumerate(rows, start=1):
-        if len(row) <= max(uid, caption):
-            raise ValueError(f"row {number} has {len(row)} columns")
-    return [(row[uid], row[caption]) for row in rows]
-
 
 BASE_URL = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
 XL_URL = "https://huggingface.co/datasets/allenai/objaverse-xl/resolve/main"
@@ -95,10 +64,15 @@ class ObjaverseConfig(DownloadConfig):
     thingiverse_url: str = "https://www.thingiverse.com"
     """Serves download:FILE."""
     captions: str = ""
-    """A .csv or .parquet with columns `uid` and `caption`; name and tags where it has none."""
+    """A .csv, .parquet, .jsonl or .json with `uid` and `caption`; name and tags where it has none."""
+    caption_levels: tuple[str, ...] = ()
+    """Columns of `captions` that samples keep by name, the best first: `short medium long`. The caption is the first
+    that an asset has; empty: `caption` alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(set(self.caption_levels)) < len(self.caption_levels) or not all(self.caption_levels):
+            raise UsageError(f"objaverse.caption_levels: {self.caption_levels}; give each column once, by its name")
         for name, value in vars(self).items():
             if name.endswith("_url") and not value.startswith(("http://", "https://")):
                 raise UsageError(f"objaverse.{name} is {value!r}; give one that starts with https:// or http://")
@@ -126,7 +100,7 @@ def objaverse(
     if unknown := sorted(set(select.licences) - LICENCES.keys()):
         raise UsageError(f"select.licences: {', '.join(unknown)} is none of {' '.join(LICENCES)}")
     listed = _read_uids(which) if which not in ("all", "lvis") else None
-    captions = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
+    captions = read_captions(cfg.captions, cfg.caption_levels)
     paths = read_paths(cfg)
     wanted = set(paths) if listed is None else listed
     if unknown := sorted(wanted - paths.keys()):
@@ -202,13 +176,15 @@ def _chosen(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: dict[str, str]) -> MeshRef:
+def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: Captions, *names: str | None) -> MeshRef:
+    """An asset of Objaverse 1.0. `names`: others that the captions may have it by."""
     user = annotation.get("user") or {}
     title = " ".join(str(annotation.get("name") or uid).split())
     author = str(user.get("displayName") or user.get("username") or "unknown")
     licence = str(annotation.get("license") or "")
     tags = [str(tag.get("name", "")) for tag in annotation.get("tags") or ()][:_CAPTION_TAGS]
     url = str(annotation.get("viewerUrl") or f"https://sketchfab.com/3d-models/{uid}")
+    caption, levels = captions.of(uid, *names, otherwise=", ".join([title, *filter(None, tags)]))
     return MeshRef(
         uid=uid,
         uri=SCHEME + object_path,
@@ -220,7 +196,8 @@ def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: dic
             author=author,
             url=url,
         ),
-        caption=captions.get(uid) or ", ".join([title, *filter(None, tags)]),
+        caption=caption,
+        captions=levels,
     )
 
 

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.mesh_io.preflight import SUFFIXES
+from pipeline.sources.captions import Captions, read_captions
 from pipeline.sources.download import DownloadError, download
-from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_captions, read_list, read_paths, ref_of
+from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_list, read_paths, ref_of
 from pipeline.sources.scores import Scores
 from pipeline.sources.selection import ORIGINS, SelectConfig, fits, licence_fits, rank, spdx
 from pipeline.sources.xl_fetch import SCHEME, key_of, uri_of
@@ -61,7 +62,7 @@ def objaverse_xl(
 
     Raises UsageError on an unknown `which`, UserError where annotations or a user's file cannot be had."""
     wanted = None if which == "all" else _read_names(which)
-    captions = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
+    captions = read_captions(cfg.captions, cfg.caption_levels)
     types = {name.lower().lstrip(".") for name in select.file_types or _readable(blender)}
     found: set[str] = set()
     refs = _candidates(wanted, found, types, select, cfg, captions, scores)
@@ -93,7 +94,7 @@ def _candidates(
     types: Set[str],
     select: SelectConfig,
     cfg: ObjaverseConfig,
-    captions: dict[str, str],
+    captions: Captions,
     scores: Scores | None,
 ) -> Iterator[MeshRef]:
     """Yield the assets that fit, origin by origin; `found` gathers which of `wanted` are there at all. Of faces, tags
@@ -125,15 +126,16 @@ def _from_sketchfab(
     paths: dict[str, str],
     select: SelectConfig,
     cfg: ObjaverseConfig,
-    captions: dict[str, str],
+    captions: Captions,
 ) -> Iterator[MeshRef]:
     """Assets of Objaverse 1.0: its annotations have what the others lack, its server has the files."""
     for uid, annotation in annotated(entries.keys() & paths.keys(), paths, select, cfg):
-        ref = ref_of(uid, paths[uid], annotation, {})
-        yield replace(ref, sha256=entries[uid].sha256, caption=_caption(entries[uid], captions) or ref.caption)
+        entry = entries[uid]
+        ref = ref_of(uid, paths[uid], annotation, captions, entry.sha256, entry.identifier)
+        yield replace(ref, sha256=entry.sha256)
 
 
-def _ref(entry: Entry, captions: dict[str, str]) -> MeshRef:
+def _ref(entry: Entry, captions: Captions) -> MeshRef:
     uri = uri_of(entry.origin, entry.identifier)
     path = PurePosixPath(uri.removeprefix(SCHEME))
     stem = unquote(path.stem) if entry.origin == "smithsonian" else path.stem
@@ -141,6 +143,7 @@ def _ref(entry: Entry, captions: dict[str, str]) -> MeshRef:
     known = "Smithsonian Institution" if entry.origin == "smithsonian" else "unknown"
     owner = path.parts[1] if entry.origin == "github" and len(path.parts) > 2 else known
     author = str(entry.metadata.get("author") or owner)
+    caption, levels = captions.of(entry.uid, entry.sha256, entry.identifier, otherwise=title)
     return MeshRef(
         uid=entry.uid,
         uri=uri,
@@ -153,12 +156,9 @@ def _ref(entry: Entry, captions: dict[str, str]) -> MeshRef:
             author=author,
             url=entry.identifier,
         ),
-        caption=_caption(entry, captions) or title,
+        caption=caption,
+        captions=levels,
     )
-
-
-def _caption(entry: Entry, captions: dict[str, str]) -> str:
-    return next((captions[name] for name in (entry.uid, entry.sha256, entry.identifier) if name in captions), "")
 
 
 # annotations
