@@ -13,8 +13,8 @@ from pipeline.render.views import RenderConfig, require_views_fit
 from pipeline.sandbox.child import LimitsConfig
 from pipeline.seqtex_layouts.renders import RendersConfig
 from pipeline.sources.objaverse import ObjaverseConfig
-from pipeline.sources.scores import recorded as recorded_scores
 from pipeline.sources.selection import SelectConfig
+from pipeline.sources.tables.scores import recorded as recorded_scores
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import DatasetInfo, recipe
 from schemas.errors import UsageError, UserError

@@ -11,16 +11,17 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources.captions import Captions, read_captions
+from pipeline.sources import objaverse_package
 from pipeline.sources.download import DownloadConfig, DownloadError, download
-from pipeline.sources.scores import Scores
 from pipeline.sources.selection import LICENCES, SelectConfig, fits, rank, spdx
+from pipeline.sources.tables.captions import Captions, read_captions
+from pipeline.sources.tables.scores import Scores
 from schemas.codec import UID_PATTERN
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason, Rejected
@@ -63,6 +64,9 @@ class ObjaverseConfig(DownloadConfig):
     """Serves the Smithsonian's models."""
     thingiverse_url: str = "https://www.thingiverse.com"
     """Serves download:FILE."""
+    package: bool = False
+    """Annotations and LVIS categories are read by the installed `objaverse` package (extra `objaverse`), from this
+    cache; files are downloaded as without it."""
     captions: str = ""
     """A .csv, .parquet, .jsonl or .json with `uid` and `caption`; name and tags where it has none."""
     caption_levels: tuple[str, ...] = ()
@@ -127,8 +131,11 @@ def annotated(
     """Return the assets of `wanted` that fit, with their annotations."""
     if select.lvis:
         wanted = wanted & with_lvis(select.lvis, cfg)
-    names = sorted({paths[uid].split("/")[1] for uid in wanted if _OBJECT_PATH.fullmatch(paths[uid])})
-    return _chosen(names, wanted, select, cfg)
+    folders: dict[str, list[str]] = {}
+    for uid in wanted:
+        if _OBJECT_PATH.fullmatch(paths[uid]):
+            folders.setdefault(paths[uid].split("/")[1], []).append(uid)
+    return _chosen(folders, select, cfg)
 
 
 def _read_uids(which: str) -> set[str]:
@@ -151,7 +158,7 @@ def read_list(path: Path) -> set[str]:
 
 def with_lvis(categories: Sequence[str], cfg: ObjaverseConfig) -> set[str]:
     """Assets with one of these LVIS categories, with any where none is named."""
-    known = _read_index("lvis-annotations.json.gz", cfg)
+    known = _read_lvis(cfg)
     if unknown := [name for name in categories if name not in known]:
         raise UsageError(
             f"select.lvis: {unknown[0]!r} is no LVIS category of Objaverse, such as {', '.join([*known][:5])}"
@@ -160,20 +167,31 @@ def with_lvis(categories: Sequence[str], cfg: ObjaverseConfig) -> set[str]:
 
 
 def _chosen(
-    names: Sequence[str], wanted: Set[str], select: SelectConfig, cfg: ObjaverseConfig
+    folders: Mapping[str, Sequence[str]], select: SelectConfig, cfg: ObjaverseConfig
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the assets that fit, with one file of annotations in memory at a time: together they take gigabytes."""
-    files = [f"metadata/{name}.json.gz" for name in names]
+    """Yield the assets of each folder that fit, with few files of annotations in memory at a time: together they take
+    gigabytes."""
+    names, step = sorted(folders), objaverse_package.FOLDERS if cfg.package else 1
     with ThreadPoolExecutor(cfg.concurrency) as pool:
-        fetching = [pool.submit(_fetch_index, name, cfg) for name in files]
+        fetching = [pool.submit(_fetch_index, f"metadata/{name}.json.gz", cfg) for name in names]
         try:
-            for name, fetched in zip(files, fetching, strict=True):
-                fetched.result()
-                for uid, annotation in _parse_index(cfg.path(name)).items():
+            for start in range(0, len(names), step):
+                some = names[start : start + step]
+                for fetched in fetching[start : start + step]:
+                    fetched.result()
+                wanted = {uid for name in some for uid in folders[name]}
+                for uid, annotation in _annotations(some, wanted, cfg).items():
                     if uid in wanted and UID_PATTERN.fullmatch(uid) and fits(annotation, select):
                         yield uid, annotation
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _annotations(names: Sequence[str], wanted: Set[str], cfg: ObjaverseConfig) -> dict[str, dict[str, Any]]:
+    """The annotations of some folders, by our reader or the package's."""
+    if cfg.package:
+        return objaverse_package.load_annotations(cfg.path(""), sorted(wanted))
+    return {uid: entry for name in names for uid, entry in _parse_index(cfg.path(f"metadata/{name}.json.gz")).items()}
 
 
 def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: Captions, *names: str | None) -> MeshRef:
@@ -202,6 +220,13 @@ def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: Cap
 
 
 # indexes
+
+
+def _read_lvis(cfg: ObjaverseConfig) -> dict[str, list[str]]:
+    if not cfg.package:
+        return _read_index("lvis-annotations.json.gz", cfg)
+    _fetch_index("lvis-annotations.json.gz", cfg)
+    return objaverse_package.load_lvis_annotations(cfg.path(""))
 
 
 def _fetch_index(name: str, cfg: ObjaverseConfig) -> None:

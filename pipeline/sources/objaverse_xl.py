@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.mesh_io.preflight import SUFFIXES
-from pipeline.sources.captions import Captions, read_captions
+from pipeline.sources import objaverse_package
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_list, read_paths, ref_of
-from pipeline.sources.scores import Scores
 from pipeline.sources.selection import ORIGINS, SelectConfig, fits, licence_fits, rank, spdx
+from pipeline.sources.tables.captions import Captions, read_captions
+from pipeline.sources.tables.scores import Scores
 from pipeline.sources.xl_fetch import SCHEME, key_of, uri_of
 from schemas.codec import UID_PATTERN
 from schemas.errors import UsageError, UserError
@@ -170,13 +171,19 @@ def _entries(origin: str, cfg: ObjaverseConfig) -> Iterator[Entry]:
     path = cfg.root / name
     try:
         download(f"{cfg.xl_url.rstrip('/')}/{name}", path, cfg, _table_fault)
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=_known(file), use_threads=False):
-                yield from (_entry(origin, row) for row in batch.to_pylist())
+        rows = objaverse_package.load_xl_annotations(cfg.root, origin, _BATCH_ROWS) if cfg.package else _rows(path)
+        for row in rows:
+            yield _entry(origin, row)
     except DownloadError as error:
         raise UserError(f"{error}; check the network and --objaverse.xl_url, and build again") from error
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: no annotations can be read ({error}); delete it and build again") from error
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=_known(file), use_threads=False):
+            yield from batch.to_pylist()
 
 
 def _known(file: pq.ParquetFile) -> list[str]:

@@ -14,8 +14,8 @@ from pipeline.sources.folder import folder, passed_over, uid_of
 from pipeline.sources.objaverse import ObjaverseConfig, objaverse
 from pipeline.sources.objaverse_xl import objaverse_xl
 from pipeline.sources.procedural import procedural
-from pipeline.sources.scores import Scores, read_scores
 from pipeline.sources.selection import SelectConfig
+from pipeline.sources.tables.scores import Scores, read_scores
 from schemas.codec import UID_PATTERN
 from schemas.errors import UsageError
 from schemas.ledger import Rejected

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.sources.conditions import parse
+from pipeline.sources.tables.conditions import parse
 from schemas.errors import UsageError
 
 ORIGINS = ("github", "sketchfab", "smithsonian", "thingiverse")

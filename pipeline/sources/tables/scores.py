@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from pipeline.sources.conditions import columns, met, parse
 from pipeline.sources.selection import SelectConfig
+from pipeline.sources.tables.conditions import columns, met, parse
 from schemas.errors import UserError
 from schemas.mesh import MeshRef
 from schemas.storage import file_sha256

@@ -11,11 +11,11 @@ from pipeline.config import BuildConfig, recorded_config
 from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.state import require_same, settle
 from pipeline.executor.build import added, step
-from pipeline.sources.conditions import met, parse
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.registry import open_source
-from pipeline.sources.scores import read_scores
 from pipeline.sources.selection import SelectConfig
+from pipeline.sources.tables.conditions import met, parse
+from pipeline.sources.tables.scores import read_scores
 from schemas.dataset import read_dataset_json
 from schemas.errors import UsageError, UserError
 from schemas.mesh import MeshRef

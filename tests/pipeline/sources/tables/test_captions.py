@@ -14,10 +14,10 @@ from pipeline.dataset.plan import plan_bytes, plan_difference, plan_jobs, read_p
 from pipeline.executor.job import process_in_child
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
-from pipeline.sources.captions import read_captions
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.procedural import procedural
 from pipeline.sources.registry import open_source
+from pipeline.sources.tables.captions import read_captions
 from schemas.errors import UsageError, UserError
 from schemas.mesh import Attribution, MeshRef
 from schemas.sample import TextureSample
