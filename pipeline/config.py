@@ -22,7 +22,10 @@ from schemas.storage import Location
 
 Config = TypeVar("Config")
 
-LATER_OPTIONS: dict[str, Any] = {"up_axis": "y", "select": {"scores": "", "where": ""}}
+LATER_OPTIONS: dict[str, Any] = {
+    "up_axis": "y",
+    "select": {"scores": "", "where": "", "texture_resolution": 1024, "min_texture_resolution": None},
+}
 """Options that datasets of earlier versions lack: recorded where they differ from this default."""
 
 

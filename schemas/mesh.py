@@ -48,7 +48,7 @@ class MeshRef:
     uid: str
     """Key of the sample; `[A-Za-z0-9_-]{1,200}` only."""
     uri: str
-    """Path of the main file, absolute; or `objaverse://` or `objaverse-xl://` and where it lies there."""
+    """Path of the main file, absolute; or `objaverse://`, `objaverse-xl://` or `texverse://` and its place there."""
     sha256: str | None = None
     """Of the main file, or of all its files (`pipeline.mesh_io.side_files`), when the source knows it."""
     source: Attribution = Attribution()

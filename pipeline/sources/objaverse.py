@@ -30,6 +30,8 @@ from schemas.storage import file_sha256
 
 BASE_URL = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
 XL_URL = "https://huggingface.co/datasets/allenai/objaverse-xl/resolve/main"
+TEXVERSE_URL = "https://huggingface.co/datasets/YiboZhang2001/TexVerse/resolve/main"
+TEXVERSE_1K_URL = "https://huggingface.co/datasets/YiboZhang2001/TexVerse-1K/resolve/main"
 SCHEME = "objaverse://"
 """Uris are this and the path on the server: the same plan for every mirror and cache."""
 _CACHE_FOLDER = "hf-objaverse-v1"
@@ -56,6 +58,10 @@ class ObjaverseConfig(DownloadConfig):
     $SEQTEX_OBJAVERSE_CACHE, else ~/.objaverse."""
     xl_url: str = field(default_factory=lambda: os.environ.get("SEQTEX_OBJAVERSE_XL_URL") or XL_URL)
     """Server with Objaverse-XL's annotations; default $SEQTEX_OBJAVERSE_XL_URL, else Hugging Face."""
+    texverse_url: str = field(default_factory=lambda: os.environ.get("SEQTEX_TEXVERSE_URL") or TEXVERSE_URL)
+    """Server with TexVerse's layout; default $SEQTEX_TEXVERSE_URL, else Hugging Face."""
+    texverse_1k_url: str = field(default_factory=lambda: os.environ.get("SEQTEX_TEXVERSE_1K_URL") or TEXVERSE_1K_URL)
+    """The same for its assets with textures of 1024 pixels; default $SEQTEX_TEXVERSE_1K_URL, else Hugging Face."""
     github_url: str = "https://raw.githubusercontent.com"
     """Serves ORG/REPO/COMMIT/PATH."""
     github_lfs_url: str = "https://media.githubusercontent.com/media"
@@ -116,7 +122,7 @@ def objaverse(
     chosen = annotated(wanted, paths, select, cfg)
     if select.sample is not None:
         chosen = iter(heapq.nsmallest(select.sample, chosen, key=lambda entry: rank(entry[0], select.seed)))
-    refs = (ref_of(uid, paths[uid], annotation, captions) for uid, annotation in chosen)
+    refs = (ref_of(uid, SCHEME + paths[uid], annotation, captions) for uid, annotation in chosen)
     yield from sorted(refs, key=lambda ref: ref.uid)
 
 
@@ -194,8 +200,15 @@ def _annotations(names: Sequence[str], wanted: Set[str], cfg: ObjaverseConfig) -
     return {uid: entry for name in names for uid, entry in _parse_index(cfg.path(f"metadata/{name}.json.gz")).items()}
 
 
-def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: Captions, *names: str | None) -> MeshRef:
-    """An asset of Objaverse 1.0. `names`: others that the captions may have it by."""
+def ref_of(
+    uid: str,
+    uri: str,
+    annotation: dict[str, Any],
+    captions: Captions,
+    *names: str | None,
+    collection: str = "Objaverse 1.0",
+) -> MeshRef:
+    """An asset of Sketchfab by its annotation. `names`: others that the captions may have it by."""
     user = annotation.get("user") or {}
     title = " ".join(str(annotation.get("name") or uid).split())
     author = str(user.get("displayName") or user.get("username") or "unknown")
@@ -205,9 +218,9 @@ def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: Cap
     caption, levels = captions.of(uid, *names, otherwise=", ".join([title, *filter(None, tags)]))
     return MeshRef(
         uid=uid,
-        uri=SCHEME + object_path,
+        uri=uri,
         source=Attribution(
-            name="Objaverse 1.0",
+            name=collection,
             licence=spdx(licence),
             attribution=f'"{title}" by {author}, {url}',
             title=title,

@@ -18,6 +18,7 @@ from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.mesh_io.preflight import SUFFIXES
 from pipeline.sources import objaverse_package
 from pipeline.sources.download import DownloadError, download
+from pipeline.sources.objaverse import SCHEME as OBJAVERSE
 from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_list, read_paths, ref_of
 from pipeline.sources.selection import ORIGINS, SelectConfig, fits, licence_fits, rank, spdx
 from pipeline.sources.tables.captions import Captions, read_captions
@@ -132,7 +133,7 @@ def _from_sketchfab(
     """Assets of Objaverse 1.0: its annotations have what the others lack, its server has the files."""
     for uid, annotation in annotated(entries.keys() & paths.keys(), paths, select, cfg):
         entry = entries[uid]
-        ref = ref_of(uid, paths[uid], annotation, captions, entry.sha256, entry.identifier)
+        ref = ref_of(uid, OBJAVERSE + paths[uid], annotation, captions, entry.sha256, entry.identifier)
         yield replace(ref, sha256=entry.sha256)
 
 

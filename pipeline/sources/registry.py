@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.mesh_io.side_files import MAX_HASHED_BYTES
 from pipeline.seqtex_layouts.layout import Layout, items
 from pipeline.sources import objaverse as objaverse_source
+from pipeline.sources import texverse as texverse_source
 from pipeline.sources import xl_fetch
 from pipeline.sources.fingerprint import fingerprints
 from pipeline.sources.folder import folder, passed_over, uid_of
@@ -16,6 +17,7 @@ from pipeline.sources.objaverse_xl import objaverse_xl
 from pipeline.sources.procedural import procedural
 from pipeline.sources.selection import SelectConfig
 from pipeline.sources.tables.scores import Scores, read_scores
+from pipeline.sources.texverse import texverse
 from schemas.codec import UID_PATTERN
 from schemas.errors import UsageError
 from schemas.ledger import Rejected
@@ -42,6 +44,7 @@ def official(root: Path, layout: Layout, max_bytes: int = MAX_HASHED_BYTES) -> I
 _FETCHERS: dict[str, Callable[[MeshRef, ObjaverseConfig], MeshRef | Rejected]] = {
     objaverse_source.SCHEME: objaverse_source.fetch_object,
     xl_fetch.SCHEME: xl_fetch.fetch_object,
+    texverse_source.SCHEME: texverse_source.fetch_object,
 }
 
 
@@ -62,7 +65,8 @@ def fetched(refs: Iterable[MeshRef], cfg: ObjaverseConfig) -> Iterator[Iterator[
 USAGE = (
     "folder:PATH (every .glb, .gltf and .obj below PATH; more with --blender.python), procedural:N (N made-up assets), "
     "objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE (uids, "
-    "sha256s or file identifiers, one a line), which --select.* narrows down, "
+    "sha256s or file identifiers, one a line), texverse:all, texverse:pbr or texverse:FILE (uids, one a line), which "
+    "--select.* narrows down, "
     "seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)"
 )
 
@@ -111,6 +115,8 @@ def _opened(
     kind, _, rest = spec.partition(":")
     if kind == "objaverse" and rest:
         return objaverse(rest, select, mirror, scores)
+    if kind == "texverse" and rest:
+        return texverse(rest, select, mirror, scores)
     if kind == "objaverse-xl" and rest:
         return objaverse_xl(rest, select, mirror, blender, scores)
     refs = _local(spec, assets_dir, blender, max_bytes)

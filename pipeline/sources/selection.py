@@ -10,6 +10,8 @@ from schemas.errors import UsageError
 
 ORIGINS = ("github", "sketchfab", "smithsonian", "thingiverse")
 """Where Objaverse-XL's assets lie."""
+TEXTURES = (1024, 2048, 4096, 8192)
+"""Sides of TexVerse's textures, pixels."""
 LICENCES = {
     "by": "CC-BY-4.0",
     "by-sa": "CC-BY-SA-4.0",
@@ -21,6 +23,13 @@ LICENCES = {
 }
 """SPDX identifiers of the licences in Objaverse's annotations, versions as its dataset card states them."""
 _NAMES = {
+    "cc attribution": "CC-BY-4.0",
+    "cc attribution-sharealike": "CC-BY-SA-4.0",
+    "cc attribution-noderivs": "CC-BY-ND-4.0",
+    "cc attribution-noncommercial": "CC-BY-NC-4.0",
+    "cc attribution-noncommercial-sharealike": "CC-BY-NC-SA-4.0",
+    "cc attribution-noncommercial-noderivs": "CC-BY-NC-ND-4.0",
+    "cc0 public domain": "CC0-1.0",
     "mit license": "MIT",
     "apache license 2.0": "Apache-2.0",
     "the unlicense": "Unlicense",
@@ -31,7 +40,7 @@ _NAMES = {
     "gnu general public license v2.0": "GPL-2.0",
     "mozilla public license 2.0": "MPL-2.0",
 }
-"""SPDX identifiers of what GitHub calls its repositories' licences."""
+"""SPDX identifiers of what Sketchfab and GitHub call licences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,11 @@ class SelectConfig:
     """At least one of these Sketchfab categories, by name (`Furniture & Home`) or slug (`furniture-home`)."""
     lvis: tuple[str, ...] = ()
     """At least one of these LVIS categories (`chair`)."""
+    texture_resolution: int = 1024
+    """Of TexVerse: side of the textures that assets are downloaded with, `1024 2048 4096 8192`; an asset without them
+    is not selected."""
+    min_texture_resolution: int | None = None
+    """Of TexVerse: assets that exist with textures of this side or more, whatever they are downloaded with."""
     sample: int | None = None
     """So many of what fits, drawn by `seed`."""
     seed: int = 0
@@ -78,6 +92,9 @@ class SelectConfig:
                 raise UsageError("select.where is about the columns of a table; name it by --select.scores")
         if unknown := sorted(set(self.origins) - set(ORIGINS)):
             raise UsageError(f"select.origins: {', '.join(unknown)} is none of {' '.join(ORIGINS)}")
+        for name in ("texture_resolution", "min_texture_resolution"):
+            if (side := getattr(self, name)) not in (None, *TEXTURES):
+                raise UsageError(f"select.{name} is {side}; give one of {' '.join(map(str, TEXTURES))}")
         for name in ("min_faces", "max_faces", "sample"):
             value = getattr(self, name)
             if value is not None and value < (1 if name == "sample" else 0):

@@ -2,13 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.sources.tables.json_objects import json_entries
 from schemas.dataset import parquet_table
 from schemas.errors import UserError
 
@@ -31,10 +32,10 @@ class Captions:
         return next(filter(None, texts), otherwise), dict(zip(self.levels, texts, strict=True) if self.levels else ())
 
 
-def read_captions(table: str, levels: Sequence[str] = ()) -> Captions:
+def read_captions(table: str, levels: Sequence[str] = (), only: Set[str] | None = None) -> Captions:
     """Read the captions of a .csv or .parquet (columns), .jsonl (an object a line) or .json (an object of texts or of
     objects, by uid). `levels`: its columns or keys to keep; none: `caption` alone, and a .csv without names has the two
-    columns uid and caption in this order (as Cap3D's).
+    columns uid and caption in this order (as Cap3D's). `only`: the uids to keep; None: all.
 
     Raises UserError where it cannot be read, or lacks a level."""
     if not table:
@@ -42,7 +43,9 @@ def read_captions(table: str, levels: Sequence[str] = ()) -> Captions:
     path = Path(table).expanduser()
     wanted = tuple(levels) or ("caption",)
     try:
-        rows = {uid: texts for uid, texts in _rows(path, wanted) if uid and any(texts)}
+        rows = {
+            uid: texts for uid, texts in _rows(path, wanted) if uid and any(texts) and (only is None or uid in only)
+        }
     except (OSError, KeyError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"{path}: no captions can be read ({error}); {_REMEDY}") from error
     if rows and (missing := [w for i, w in enumerate(wanted) if not any(texts[i] for texts in rows.values())]):
@@ -63,7 +66,7 @@ def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, tuple[str,
                 entry = _object(json.loads(line))
                 yield _row(entry["uid"], [entry.get(name) for name in wanted])
     elif suffix == ".json":
-        for uid, entry in _object(json.loads(path.read_text("utf-8-sig"))).items():
+        for uid, entry in json_entries(path):
             named = {wanted[0]: entry} if isinstance(entry, str | None) else _object(entry)
             yield _row(uid, [named.get(name) for name in wanted])
     else:
