@@ -47,4 +47,4 @@ def read_exchange(
 def referenced(data: bytes, suffix: str) -> list[str]:
     """Names of the files that a PLY or COLLADA file refers to, by its text alone."""
     found = TEXTURE.findall(data[:MAX_HEADER]) if suffix == ".ply" else IMAGE_FILE.findall(data)
-    return [plain_text(name).strip() for name in found]
+    return [name for name in (plain_text(name).strip() for name in found) if name]
