@@ -15,6 +15,8 @@ from schemas.sample import Cameras, TextureSample, Views
 BACKGROUNDS = {"black": 0, "grey": 128, "white": 255}
 STREAM = 7
 """Keeps these draws apart from others by (seed, sample number)."""
+CAPTION_STREAM = 13
+"""The same for captions."""
 Arrays = TypeVar("Arrays", Views, Cameras)
 
 
@@ -40,6 +42,8 @@ class AugmentConfig:
     """Brighten or darken the given view in linear light."""
     exposure_stops: float = 0.5
     """Largest change, either way."""
+    captions: bool = False
+    """Draw the caption among the levels that a sample has (`seqtex build --objaverse.caption_levels`)."""
 
     def __post_init__(self) -> None:
         for name in ("rotate_views", "lit", "jpeg", "blur", "exposure"):
@@ -94,6 +98,17 @@ def rotate_views(sample: TextureSample, shift: int) -> TextureSample:
     rotated = rolled(sample.views, shift)
     cameras = rolled(sample.cameras, shift)
     return replace(sample, views=rotated, cameras=cameras, meta=sample.meta | {"cameras": cameras_json(cameras)})
+
+
+def draw_caption(sample: TextureSample, seed: int, number: int) -> TextureSample:
+    """Give a sample the caption of one of its levels, each that has a text with the same probability; one without
+    levels keeps its own."""
+    levels = sample.meta.get("captions")
+    texts = [text for text in levels.values() if isinstance(text, str) and text] if isinstance(levels, dict) else []
+    if not texts:
+        return sample
+    chosen = np.random.default_rng((seed, number, CAPTION_STREAM)).integers(len(texts))
+    return replace(sample, meta=sample.meta | {"caption": texts[chosen]})
 
 
 def rolled(arrays: Arrays, shift: int) -> Arrays:
