@@ -59,6 +59,11 @@ class AugmentConfig:
         """Return whether the given view may differ from the true one."""
         return self.background != "black" or max(self.lit, self.jpeg, self.blur, self.exposure) > 0
 
+    @property
+    def renews(self) -> bool:
+        """Return whether a sample may have another given view or caption every time."""
+        return self.condition or self.captions
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
@@ -100,10 +105,10 @@ def rotate_views(sample: TextureSample, shift: int) -> TextureSample:
     return replace(sample, views=rotated, cameras=cameras, meta=sample.meta | {"cameras": cameras_json(cameras)})
 
 
-def draw_caption(sample: TextureSample, seed: int, number: int) -> TextureSample:
-    """Give a sample the caption of one of its levels, each that has a text with the same probability; one without
-    levels keeps its own."""
-    levels = sample.meta.get("captions")
+def draw_caption(cfg: AugmentConfig, sample: TextureSample, seed: int, number: int) -> TextureSample:
+    """Give a sample the caption of one of its levels if `cfg` asks for it, each that has a text with the same
+    probability; one without levels keeps its own."""
+    levels = sample.meta.get("captions") if cfg.captions else None
     texts = [text for text in levels.values() if isinstance(text, str) and text] if isinstance(levels, dict) else []
     if not texts:
         return sample

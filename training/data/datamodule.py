@@ -91,8 +91,7 @@ class BatchStream(Dataset[AnyBatch]):
         self.share = cfg.batch_size // parts
         self.first_slot = rank * accumulate_grad_batches * self.share
         self.hints_for = hints_for
-        keeps = cfg.keep_latents and not cfg.latents and not cfg.augment.condition and not cfg.augment.captions
-        self.codec = codec if keeps else None
+        self.codec = codec if cfg.keep_latents and not cfg.latents and not cfg.augment.renews else None
         """Encodes samples whose latents are kept."""
         self._kept: dict[Place, StoredLatents] = {}
 
@@ -134,9 +133,7 @@ class BatchStream(Dataset[AnyBatch]):
         if self.hints_for is not None:
             given = views_given(self.hints_for, place.regime, self.seed, batch, number, views)
         if isinstance(stored, TextureSample) and self.codec is None:
-            sample = rotate_views(stored, drawn.shift)
-            if self.cfg.augment.captions:
-                sample = draw_caption(sample, self.seed, number)
+            sample = rotate_views(draw_caption(self.cfg.augment, stored, self.seed, number), drawn.shift)
             condition = condition_images(sample.views, drawn) if self.cfg.augment.condition else None
             return Prepared(sample=sample, condition=condition, given=given)
         if given is not None:  # by their numbers before they are rotated

@@ -157,10 +157,10 @@ def test_captions_are_drawn_among_the_levels_that_have_a_text(tmp_path: Path) ->
     assert {caption for uid, caption in found if uid != "c3"} == {"a cup", "a red cup"}
     assert {caption for uid, caption in found if uid == "c3"} == {own["c3"]}
     assert batches(tmp_path / "d", drawing, codec=DctCodec())[0].captions == drawn[0].captions
-    counts = [draw_caption(told[0], 5, number).meta["caption"] for number in range(2000)].count("a cup")
+    counts = [draw_caption(drawing, told[0], 5, number).meta["caption"] for number in range(2000)].count("a cup")
     assert abs(counts - 1000) < 2.576 * 500**0.5
     broken = replace(told[0], meta=told[0].meta | {"captions": ["x"]})
-    assert draw_caption(broken, 5, 0) is broken
+    assert draw_caption(drawing, broken, 5, 0) is broken
 
 
 def test_impossible_augmentations_are_refused(tmp_path: Path) -> None:
