@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from schemas.errors import UserError
+from schemas.sample import TextureSample
 from training.arithmetic import count_batches_anew
 from training.config import LatentConfig, TrainConfig, as_json
 from training.data.batch import Batch, LatentBatch, encode_batch
@@ -102,6 +103,14 @@ class TextureModule(lightning.LightningModule):
         self._log_held_out(batch, "test")
 
     def _log_held_out(self, held_out: HeldOutSample, stage: str) -> None:
+        for task, losses in self.held_out_losses(held_out.sample, held_out.place).items():
+            named = {f"{stage}/{name}/task {task}": value for name, value in losses.items() if name != "loss"}
+            self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=1)
+            self.log(f"{stage}/loss", losses["loss"], on_epoch=True, sync_dist=True, batch_size=1, prog_bar=True)
+
+    def held_out_losses(self, sample: TextureSample, place: int) -> dict[str, dict[str, float]]:
+        """Measure a sample that is not trained on, at fixed noise levels. place: its number, which seeds the noise.
+        Returns for each task `flow_mv` and `flow_uv`, where it generates them, and the `loss` that they make."""
         network = Network(
             predict=self.predict,
             codec=self.codec,
@@ -110,13 +119,13 @@ class TextureModule(lightning.LightningModule):
             shift=self.flow.shift,
             device=self.device,
         )
+        found: dict[str, dict[str, float]] = {}
         with torch.autocast(self.device.type, enabled=False):
-            for task in self.tasks.weights(held_out.sample.regime):
-                errors = flow_errors(network, held_out.sample, held_out.place, task)
-                total = errors.get("flow_mv", 0.0) + self.flow.uv_weight * errors.get("flow_uv", 0.0)
-                named = {f"{stage}/{name}/task {task}": value for name, value in errors.items()}
-                self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=1)
-                self.log(f"{stage}/loss", total, on_epoch=True, sync_dist=True, batch_size=1, prog_bar=True)
+            for task in self.tasks.weights(sample.regime):
+                errors = flow_errors(network, sample, place, task)
+                loss = errors.get("flow_mv", 0.0) + self.flow.uv_weight * errors.get("flow_uv", 0.0)
+                found[task] = errors | {"loss": loss}
+        return found
 
     def predict(
         self,
