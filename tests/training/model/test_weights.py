@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from schemas.errors import UserError
 from seqtex.cli.main import main
+from tests.support.hub_server import TOKEN, serving
+from tests.support.hub_server import Hub as Server
 from tests.support.tiny_transformer import TINY
 from training.model.files import WEIGHTS, remove_leftovers
 from training.model.lora import load_lora, merge_lora, merged_state, save_lora
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import RELEASED_CLASS, export_released, from_wan, save_model, trainable_parameters, wan_name
+
+REPO = Path(__file__).resolve().parents[3]
 
 
 def randomise(model, seed=0):
@@ -517,6 +525,33 @@ class Hub(BaseHTTPRequestHandler):
 
 
 COMMIT = "0123456789" * 4
+
+PUSHED = """
+import sys, torch
+from safetensors.torch import save_file
+from training.model.seqtex import SeqTexTransformer3DModel
+model = SeqTexTransformer3DModel.from_pretrained(sys.argv[1])
+model.push_to_hub("studio/seqtex-tiny", private=True)
+again = SeqTexTransformer3DModel.from_pretrained("studio/seqtex-tiny")
+assert again.config["lora_alpha"] == 7
+save_file({name: x.contiguous() for name, x in again.state_dict().items()}, sys.argv[2])
+"""
+
+
+def test_a_model_is_pushed_to_the_hub_and_comes_back(tmp_path):
+    model = tiny_model(lora_rank=2, lora_alpha=7)
+    save_model(model, tmp_path / "model")
+    with serving(Server()) as hub:
+        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"),
+                            "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(REPO)}  # fmt: skip
+        command = [sys.executable, "-c", PUSHED, str(tmp_path / "model"), str(tmp_path / "back.safetensors")]
+        ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert ended.returncode == 0, ended.stderr
+        repo = hub.repos["studio/seqtex-tiny"]
+    assert repo.private and {"README.md", "config.json", "diffusion_pytorch_model.safetensors"} <= repo.files.keys()
+    assert TOKEN in hub.tokens
+    back = load_file(tmp_path / "back.safetensors")
+    assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_a_hub_repository_is_downloaded_as_it_stands(tmp_path, monkeypatch):
