@@ -62,6 +62,8 @@ class TextureModule(lightning.LightningModule):
         self.progress: Callable[[int], float] = self._progress_by_steps
         """Share of the run that is done after so many steps, which the learning rate decays with."""
         self._counts_anew = False
+        self._logs = False
+        """Whether a trainer is there to log to."""
 
     @classmethod
     def of(cls, cfg: TrainConfig) -> "TextureModule":
@@ -70,6 +72,7 @@ class TextureModule(lightning.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take precision and device from the trainer, and give the DataModule what it encodes and draws with."""
+        self._logs = True
         plugin = self.trainer.precision_plugin
         if isinstance(plugin, MixedPrecision):
             self.autocast = torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16
@@ -78,9 +81,13 @@ class TextureModule(lightning.LightningModule):
         if isinstance(data, TextureDataModule):
             data.follow(self.seed, self.codec, self.tasks if self.extras.view_hint else None)
 
+    def teardown(self, stage: str) -> None:
+        """Log no more."""
+        self._logs = False
+
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
-        """Return the losses of a batch (`loss`, and `loss_mv`, `loss_uv` where views, or a UV map, are generated), its
-        task and regime."""
+        """Return the losses of a batch, and log them under a trainer: `loss`, `loss_mv` and `loss_uv` where views, or a
+        UV map, are generated; with its task and regime."""
         with torch.autocast(self.device.type, enabled=False):  # `predict` alone is narrow
             latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
             task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
@@ -90,8 +97,9 @@ class TextureModule(lightning.LightningModule):
         record = {"loss": losses.loss.detach()} | losses.parts()
         groups = (f"task {task.name}", f"regime {latents.regime}")
         grouped = {f"{name}/{group}": value for name, value in record.items() for group in groups}
-        self.log_dict(record, prog_bar=True, batch_size=len(latents.uids))
-        self.log_dict(grouped, batch_size=len(latents.uids))
+        if self._logs:
+            self.log_dict(record, prog_bar=True, batch_size=len(latents.uids))
+            self.log_dict(grouped, batch_size=len(latents.uids))
         return record | {"loss": losses.loss, "task": task.name, "regime": str(latents.regime)}
 
     def validation_step(self, batch: HeldOutSample, batch_idx: int) -> None:

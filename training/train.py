@@ -197,8 +197,8 @@ def make_module(cfg: TrainConfig, device: torch.device, shows: bool) -> TextureM
     stored = stored_text(with_latents, module.codec, cfg.latents.text_encoder)
     if stored is not None:
         check_text(cfg.latents.text_encoder, stored.text_dim, int(module.model.config["text_dim"]))
-    if stored is None or shows:
-        module.text_encoder.to(device)
+    if stored is None or shows:  # the captions of the samples that are shown are few: the CPU encodes them once
+        module.text_encoder.to(device if stored is None else "cpu")
     return module
 
 
