@@ -325,7 +325,7 @@ def test_a_checkpoint_of_other_latents_is_refused(dataset: Path, tmp_path: Path)
 ENDED = """
 import os, signal, sys
 from pathlib import Path
-import training.loop.checkpoints, training.train
+import training.loop.checkpoints, training.loop.snapshots, training.train
 from tests.training.test_training import small_config
 dataset, run, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 def report(row):
@@ -334,7 +334,7 @@ def report(row):
 def killed(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 if moment == "kill":
-    training.train.save_checkpoint = killed
+    training.loop.snapshots.save_checkpoint = killed
 if moment == "card":
     write = training.loop.checkpoints.write_file
     card = "seqtex.json"
