@@ -25,8 +25,9 @@ from pipeline.executor.build import build
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, render_baked
 from pipeline.report.charts import loss_curve
-from pipeline.report.gallery import Section, write_gallery, write_page
+from pipeline.report.gallery import write_gallery
 from pipeline.report.images import side_by_side
+from pipeline.report.pages import Section, write_page
 from pipeline.sources.procedural import procedural
 from schemas.dataset import read_ledger
 from schemas.errors import UserError, require_between
