@@ -6,8 +6,8 @@ from pipeline.report.gallery import contents, write_gallery
 from pipeline.report.view_server import GalleryServer, Site
 from schemas.errors import UsageError, UserError
 from schemas.storage import Location
-from seqtex.cli.console import bar, log_event
 from seqtex.cli.options import built_thresholds
+from seqtex.cli.terminal.console import bar, log_event
 from seqtex.gallery.pages import write_evaluation_page, write_run_page
 
 
