@@ -74,6 +74,8 @@ class MachineConfig:
     """For a dataset that was built with Blender."""
     objaverse: ObjaverseConfig = field(default_factory=ObjaverseConfig)
     """Servers and cache of Objaverse's assets."""
+    folder: str = ""
+    """Folder of the assets, where it is another one than in the build (default: `folders.json` of the dataset)."""
 
 
 def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:

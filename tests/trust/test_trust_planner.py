@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.dataset.folders import PATH
 from pipeline.executor.mesh_file import open_mesh_file
 from pipeline.mesh_io.gltf.json_fields import parse_json
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.side_files import side_files
 from pipeline.mesh_io.wavefront.mtl import read_mtl
-from pipeline.publish.local_paths import PATH
 from pipeline.sources.folder import uid_of
 from pipeline.sources.xl_fetch import key_of, uri_of
 from pipeline.unwrap.unwrap import UnwrapConfig

@@ -38,7 +38,7 @@ PROMISES = {
     27: "assets that hang or bloat whoever plans",
     28: "decoder that reaches for other processes and files, memory and disk",
     29: "links in a dataset or a run directory",
-    30: "passwords in URLs",
+    30: "passwords in URLs and paths of this machine in records",
     31: "stores and file systems that stop answering",
     32: "listening sockets of a local build",
 }
