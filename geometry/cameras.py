@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
-from geometry.kernels.interpolate import project_points
+from geometry.kernels.clip import project_points
 from schemas.errors import UsageError, require_between
 from schemas.sample import Cameras
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from geometry.kernels.clip import snap_vertices
 from geometry.kernels.interpolate import interpolate_rows
-from geometry.kernels.raster import rasterize_rows, resolve_rows, snap_vertices
+from geometry.kernels.raster import rasterize_rows, resolve_rows
 from geometry.raster import Fragments
 
 
@@ -66,16 +67,17 @@ class CpuRasterizer:
         height, width = near.shape[1:]
         side = np.empty((images, height, width), np.int32)
         snapped = np.empty((images, vertices, 2), np.int32)
+        depths = np.empty((images, vertices), np.float32)
         outcode = np.empty((images, vertices), np.uint8)
         one_sided = np.zeros(len(faces), bool) if single_sided is None else single_sided
         hidden_face, hidden_depth = (side, near) if behind is None else (behind.face, behind.depth)
 
         def project(image: int, first: int, last: int) -> None:
-            snap_vertices(clip[image], height, width, snapped[image], outcode[image], first, last)
+            snap_vertices(clip[image], height, width, snapped[image], depths[image], outcode[image], first, last)
 
         def draw(image: int, first: int, last: int) -> None:
             rasterize_rows(
-                clip[image], faces, one_sided, snapped[image], outcode[image], first, last, side[image],
+                clip[image], faces, one_sided, snapped[image], depths[image], outcode[image], first, last, side[image],
                 near[image % len(near)], behind is not None, hidden_face[image],
                 hidden_depth[image % len(hidden_depth)],
             )  # fmt: skip

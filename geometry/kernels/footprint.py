@@ -6,8 +6,8 @@
 import numpy as np
 from numba import njit
 
+from geometry.kernels.clip import clamped_weights
 from geometry.kernels.jit import BORROWING
-from geometry.kernels.weights import clamped_weights
 
 FRAME_SIZE = 28
 """Numbers that `fill_frame` keeps of a face."""

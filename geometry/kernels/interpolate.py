@@ -1,4 +1,4 @@
-"""Compiled loops between vertices and pixels: vertices into clip space, their attributes to fragments."""
+"""Compiled loops that interpolate the attributes of vertices at fragments."""
 
 # mypy: disable-error-code="arg-type, return-value, assignment"
 # (scalars are numba's, annotated as the Python types they stand for)
@@ -7,19 +7,6 @@ import numpy as np
 from numba import njit
 
 from geometry.kernels.jit import BORROWING
-
-
-@njit(nogil=True, cache=True)
-def project_points(points: np.ndarray, matrices: np.ndarray, out: np.ndarray) -> None:
-    """points [n, 3], matrices [views, 4, 4] float64 -> out [views, n, 4]: row . (x, y, z, 1)."""
-    for view in range(matrices.shape[0]):
-        for point in range(points.shape[0]):
-            x, y, z = np.float64(points[point, 0]), np.float64(points[point, 1]), np.float64(points[point, 2])
-            for row in range(4):
-                out[view, point, row] = (
-                    matrices[view, row, 0] * x + matrices[view, row, 1] * y + matrices[view, row, 2] * z
-                    + matrices[view, row, 3]
-                )  # fmt: skip
 
 
 @njit(nogil=True, cache=True)

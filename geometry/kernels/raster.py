@@ -6,69 +6,19 @@
 import numpy as np
 from numba import njit
 
+from geometry.kernels.clip import MAX_CORNERS, NOT_FINITE, clamped_weights, clip_face
 from geometry.kernels.jit import BORROWING
-from geometry.kernels.weights import clamped_weights
 
-SUBPIXEL = 256
-"""Fixed-point steps per pixel (8 bits)."""
-GUARD_PIXELS = 1 << 20
-"""Vertices further than this from the image centre are clipped: 2^28 steps, so edge functions stay below 2^60."""
-
-OUT_NEAR, OUT_LEFT, OUT_RIGHT, OUT_TOP, OUT_BOTTOM, NOT_FINITE = 1, 2, 4, 8, 16, 32
 QUEUE = 1024
 """Triangles collected before they are drawn together: a call per triangle would cost more than drawing a small one."""
-MAX_CORNERS = 9
-"""Of a triangle clipped by five planes (one more than can occur)."""
 FEW_PIXELS = 6
 """Pixels in the box around a triangle up to which setting up a plane takes longer than it saves."""
 FAR_NDC, FAR_NDEPTH = 16.0, 4.0
 """Coordinates and depths of corners up to which the rounding errors of a plane stay below 1e-8 wherever it is used."""
 DEPTH_SLACK = 2e-6
 """Depths that differ by more are distinguished by planes; a float32 step at depth 4 is a quarter of it."""
-
-
-@njit(nogil=True, cache=True, forceinline=True)
-def snap(coordinate: float, w: float, size: int) -> int:
-    """Clip coordinate to fixed-point pixels: pixel i spans [256 i, 256 i + 256], its centre is 256 i + 128."""
-    return np.int64(np.rint((coordinate / w * 0.5 + 0.5) * size * SUBPIXEL))
-
-
-@njit(nogil=True, cache=True)
-def plane_distance(plane: int, polygon: np.ndarray, corner: int, guard_x: float, guard_y: float) -> float:
-    """Homogeneous distance to a clip plane, positive inside: near, then left, right, top, bottom of the guard band."""
-    x, y, w = polygon[corner, 0], polygon[corner, 1], polygon[corner, 3]
-    if plane == 0:
-        return polygon[corner, 2] + w
-    if plane == 1:
-        return guard_x * w + x
-    if plane == 2:
-        return guard_x * w - x
-    if plane == 3:
-        return guard_y * w + y
-    return guard_y * w - y
-
-
-@njit(nogil=True, cache=True)
-def snap_vertices(
-    clip: np.ndarray, height: int, width: int, snapped: np.ndarray, outcode: np.ndarray, first: int, last: int
-) -> None:
-    """Fixed-point position and outcode of vertices `first:last`: clip [v, 4] -> snapped [v, 2], outcode [v]."""
-    guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
-    for vertex in range(first, last):
-        x, y = np.float64(clip[vertex, 0]), np.float64(clip[vertex, 1])
-        z, w = np.float64(clip[vertex, 2]), np.float64(clip[vertex, 3])
-        if not np.isfinite(x + y + z + w):
-            outcode[vertex] = NOT_FINITE
-            continue
-        code = OUT_NEAR if z + w < 0.0 or w <= 0.0 else 0
-        code |= OUT_LEFT if guard_x * w + x < 0.0 else 0
-        code |= OUT_RIGHT if guard_x * w - x < 0.0 else 0
-        code |= OUT_TOP if guard_y * w + y < 0.0 else 0
-        code |= OUT_BOTTOM if guard_y * w - y < 0.0 else 0
-        outcode[vertex] = code
-        if code == 0:
-            snapped[vertex, 0] = snap(x, w, width)
-            snapped[vertex, 1] = snap(y, w, height)
+HIDDEN_SLACK = np.float32(4e-6)
+"""A face lies behind a pixel whose depth is less than its nearest corner's by more than this."""
 
 
 @njit(nogil=True, cache=True)
@@ -139,92 +89,157 @@ def is_in_front(
     return not peel or depth > peel_depth or (depth == peel_depth and side >> 1 > peel_face)
 
 
+@njit(forceinline=True, **BORROWING)
+def owns_points(x: int, y: int) -> int:
+    """0 for a left edge (goes up) or a top edge (goes right), which own their points; the others lose one unit: -1."""
+    return np.int64((y < 0) | ((y == 0) & (x > 0))) - 1
+
+
+@njit(forceinline=True, **BORROWING)
+def keep_nearer(
+    side: int, row: int, column: int, here: float, clip: np.ndarray, faces: np.ndarray, out_side: np.ndarray,
+    near: np.ndarray, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """Write a side of depth `here` to a pixel of out_side and near [h, w] where it is in front of the one there."""
+    nearest = near[row, column]
+    if here > nearest + DEPTH_SLACK:
+        return
+    if (here < nearest - DEPTH_SLACK and not peel) or is_in_front(
+        clip, faces, side, out_side[row, column], (column + 0.5) * (2.0 / out_side.shape[1]) - 1.0,
+        (row + 0.5) * (2.0 / out_side.shape[0]) - 1.0, peel, peel_face[row, column], peel_depth[row, column],
+    ):  # fmt: skip
+        near[row, column] = here
+        out_side[row, column] = side
+
+
+@njit(**BORROWING)
+def draw_fragments(
+    fragments: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, depths: np.ndarray, out_side: np.ndarray,
+    near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """Sides at single pixels (side, row, column), as `draw_queue` collects them."""
+    step_x, step_y = 2.0 / out_side.shape[1], 2.0 / out_side.shape[0]
+    for entry in range(count):
+        side, row, column = np.int64(fragments[entry, 0]), fragments[entry, 1], fragments[entry, 2]
+        if flat:
+            out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
+        elif not lowest_depth(depths, faces, side) > near[row, column] + HIDDEN_SLACK:
+            here = exact_depth(clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0)
+            keep_nearer(
+                side, row, column, np.float64(here), clip, faces, out_side, near, peel, peel_face, peel_depth
+            )  # fmt: skip
+
+
+@njit(forceinline=True, **BORROWING)
+def lowest_depth(depths: np.ndarray, faces: np.ndarray, side: int) -> float:
+    """Depth of the nearest corner of a side."""
+    i, j, k = faces[side >> 1, 0], faces[side >> 1, 1], faces[side >> 1, 2]
+    return min(depths[i], depths[j], depths[k])
+
+
+@njit(forceinline=True, **BORROWING)
+def draw_large(
+    side: int, x_first: int, x_last: int, y_first: int, y_last: int, edge_ab: int, edge_bc: int, edge_ca: int,
+    abx: int, aby: int, bcx: int, bcy: int, cax: int, cay: int, clip: np.ndarray, faces: np.ndarray,
+    depths: np.ndarray, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray,
+    peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """A side whose edge functions are those of `draw_queue` at (x_first, y_first), pixel by pixel of its box."""
+    step_x, step_y = 2.0 / out_side.shape[1], 2.0 / out_side.shape[0]
+    lowest = np.float32(0.0) if flat else lowest_depth(depths, faces, side) - HIDDEN_SLACK
+    planar, level, slope_x, slope_y = False, 0.0, 0.0, 0.0
+    if not (peel or flat):
+        i, j, k = faces[side >> 1, 0], faces[side >> 1, 1], faces[side >> 1, 2]
+        planar, level, slope_x, slope_y = depth_plane(
+            np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3]),
+            np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3]),
+            np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3]),
+            (x_first + 0.5) * step_x - 1.0, (y_first + 0.5) * step_y - 1.0,
+        )  # fmt: skip
+        slope_x, slope_y = slope_x * step_x, slope_y * step_y
+    # Snapping moves an edge by less than a step, so that far within the unsnapped face is inside, too.
+    rim_ab, rim_bc, rim_ca = abs(abx) + abs(aby), abs(bcx) + abs(bcy), abs(cax) + abs(cay)
+    for row in range(y_first, y_last + 1):
+        e_ab, e_bc, e_ca, depth = edge_ab, edge_bc, edge_ca, level
+        entered = False
+        for column in range(x_first, x_last + 1):
+            if (e_ab | e_bc | e_ca) >= 0:
+                entered = True
+                if flat:
+                    out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
+                elif not lowest > near[row, column]:
+                    here = depth
+                    if not (planar and ((e_ab - rim_ab) | (e_bc - rim_bc) | (e_ca - rim_ca)) >= 0):
+                        here = np.float64(
+                            exact_depth(clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0)
+                        )
+                    keep_nearer(side, row, column, here, clip, faces, out_side, near, peel, peel_face, peel_depth)
+            elif entered:
+                break
+            e_ab -= aby << 8
+            e_bc -= bcy << 8
+            e_ca -= cay << 8
+            depth += slope_x
+        edge_ab += abx << 8
+        edge_bc += bcx << 8
+        edge_ca += cax << 8
+        level += slope_y
+
+
 @njit(**BORROWING)
 def draw_queue(
-    queue: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, row_first: int,
-    row_last: int, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray,
-    peel_depth: np.ndarray,
+    queue: np.ndarray, count: int, fragments: np.ndarray, clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray,
+    depths: np.ndarray, row_first: int, row_last: int, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool,
+    peel_face: np.ndarray, peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
     """Queued fixed-point triangles (face, ax, ay, bx, by, cx, cy) into rows `row_first:row_last` of out_side [h, w].
 
     Coverage is exact integer arithmetic with the top-left rule. Depth is that of `exact_depth`, from the unsnapped clip
     coordinates of the *face*: a piece of a clipped face needs nothing else. It is worked out only where it decides:
     surely inside the unsnapped face a plane gives depth to within `DEPTH_SLACK`, and so does `near` [h, w]. In a flat
-    image all depths are equal: who comes first stays.
+    image all depths are equal: who comes first stays. The pixels of small triangles are collected in fragments [n, 3]
+    without a branch on whether they are covered.
     """
-    height, width = out_side.shape
-    step_x, step_y = 2.0 / width, 2.0 / height
+    width, collected = out_side.shape[1], np.int64(0)
     for entry in range(count):
         face = queue[entry, 0]
         ax, ay = np.int64(queue[entry, 1]), np.int64(queue[entry, 2])
         bx, by = np.int64(queue[entry, 3]), np.int64(queue[entry, 4])
         cx, cy = np.int64(queue[entry, 5]), np.int64(queue[entry, 6])
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if area == 0 or (area > 0 and single_sided[face]):
+        if (area == 0) | ((area > 0) & single_sided[face]):
             continue
-        side = 2 * np.int64(face)
-        if area < 0:
-            bx, by, cx, cy, side = cx, cy, bx, by, side + 1
+        side = 2 * np.int64(face) + np.int64(area < 0)
+        turn = 1 - 2 * np.int64(area < 0)  # the edges of a triangle that is drawn from behind run the other way
         x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
         y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
         px, py = (x_first << 8) + 128, (y_first << 8) + 128
-        abx, aby, bcx, bcy, cax, cay = bx - ax, by - ay, cx - bx, cy - by, ax - cx, ay - cy
-        # An edge owns its points if it is a left edge (goes up) or a top edge (goes right); the others lose one unit.
-        edge_ab = abx * (py - ay) - aby * (px - ax) - (0 if aby < 0 or (aby == 0 and abx > 0) else 1)
-        edge_bc = bcx * (py - by) - bcy * (px - bx) - (0 if bcy < 0 or (bcy == 0 and bcx > 0) else 1)
-        edge_ca = cax * (py - cy) - cay * (px - cx) - (0 if cay < 0 or (cay == 0 and cax > 0) else 1)
-        i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
-        x0, y0, z0, w0 = np.float64(clip[i, 0]), np.float64(clip[i, 1]), np.float64(clip[i, 2]), np.float64(clip[i, 3])
-        x1, y1, z1, w1 = np.float64(clip[j, 0]), np.float64(clip[j, 1]), np.float64(clip[j, 2]), np.float64(clip[j, 3])
-        x2, y2, z2, w2 = np.float64(clip[k, 0]), np.float64(clip[k, 1]), np.float64(clip[k, 2]), np.float64(clip[k, 3])
-        planar, level, slope_x, slope_y = False, 0.0, 0.0, 0.0
-        if not (peel or flat) and (x_last - x_first + 1) * (y_last - y_first + 1) > FEW_PIXELS:
-            planar, level, slope_x, slope_y = depth_plane(
-                x0, y0, z0, w0, x1, y1, z1, w1, x2, y2, z2, w2,
-                (x_first + 0.5) * step_x - 1.0, (y_first + 0.5) * step_y - 1.0,
+        abx, aby, bcx, bcy = turn * (bx - ax), turn * (by - ay), turn * (cx - bx), turn * (cy - by)
+        cax, cay = turn * (ax - cx), turn * (ay - cy)
+        edge_ab = abx * (py - ay) - aby * (px - ax) + owns_points(abx, aby)
+        edge_bc = bcx * (py - by) - bcy * (px - bx) + owns_points(bcx, bcy)
+        edge_ca = cax * (py - cy) - cay * (px - cx) + owns_points(cax, cay)
+        is_small = (x_last - x_first + 1) * (y_last - y_first + 1) <= FEW_PIXELS
+        if collected > QUEUE - FEW_PIXELS or (flat and not is_small):
+            draw_fragments(
+                fragments, collected, clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth
             )  # fmt: skip
-            slope_x, slope_y = slope_x * step_x, slope_y * step_y
-        # Snapping moves an edge by less than a step, so that far within the unsnapped face is inside, too.
-        rim_ab, rim_bc, rim_ca = abs(abx) + abs(aby), abs(bcx) + abs(bcy), abs(cax) + abs(cay)
+            collected = np.int64(0)
+        if not is_small:
+            draw_large(
+                side, x_first, x_last, y_first, y_last, edge_ab, edge_bc, edge_ca, abx, aby, bcx, bcy, cax, cay,
+                clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth,
+            )  # fmt: skip
+            continue
         for row in range(y_first, y_last + 1):
-            e_ab, e_bc, e_ca, depth = edge_ab, edge_bc, edge_ca, level
-            entered = False
+            e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
             for column in range(x_first, x_last + 1):
-                if (e_ab | e_bc | e_ca) >= 0:
-                    entered = True
-                    if flat:
-                        out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
-                        e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
-                        continue
-                    here = depth
-                    if not (planar and ((e_ab - rim_ab) | (e_bc - rim_bc) | (e_ca - rim_ca)) >= 0):
-                        here = np.float64(
-                            depth_at(
-                                x0, y0, z0, w0, x1, y1, z1, w1, x2, y2, z2, w2,
-                                (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0, 1.0 - 2.0 * (side & 1),
-                            )
-                        )  # fmt: skip
-                    nearest = near[row, column]
-                    if not here > nearest + DEPTH_SLACK:
-                        in_front = here < nearest - DEPTH_SLACK and not peel
-                        if not in_front:
-                            in_front = is_in_front(
-                                clip, faces, side, out_side[row, column], (column + 0.5) * step_x - 1.0,
-                                (row + 0.5) * step_y - 1.0, peel, peel_face[row, column], peel_depth[row, column],
-                            )  # fmt: skip
-                        if in_front:
-                            near[row, column] = here
-                            out_side[row, column] = side
-                elif entered:
-                    break
-                e_ab -= aby << 8
-                e_bc -= bcy << 8
-                e_ca -= cay << 8
-                depth += slope_x
-            edge_ab += abx << 8
-            edge_bc += bcx << 8
-            edge_ca += cax << 8
-            level += slope_y
+                fragment = fragments[collected]
+                fragment[0], fragment[1], fragment[2] = side, row, column
+                collected += np.int64((e_ab | e_bc | e_ca) >= 0)
+                e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
+            edge_ab, edge_bc, edge_ca = edge_ab + (abx << 8), edge_bc + (bcx << 8), edge_ca + (cax << 8)
+    draw_fragments(fragments, collected, clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth)
 
 
 @njit(**BORROWING)
@@ -265,54 +280,26 @@ def resolve_rows(
             )
 
 
-@njit(nogil=True, cache=True)
-def clip_face(
-    clip: np.ndarray, i: int, j: int, k: int, height: int, width: int,
-    polygon: np.ndarray, spare: np.ndarray, fixed: np.ndarray,
+@njit(forceinline=True, **BORROWING)
+def enqueue(
+    queue: np.ndarray, count: int, face: int, ax: int, ay: int, bx: int, by: int, cx: int, cy: int,
+    row_first: int, row_last: int, width: int,
 ) -> int:  # fmt: skip
-    """Cut a face by the near plane and the guard band (Sutherland-Hodgman on homogeneous points).
-
-    Returns the number of corners of the convex rest and writes them to `fixed`, snapped. A new point is always computed
-    from the inner end of an edge to the outer one, so that the faces on both sides of the edge get the same bits.
-    """
-    guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
-    count = 3
-    for axis in range(4):
-        polygon[0, axis], polygon[1, axis], polygon[2, axis] = clip[i, axis], clip[j, axis], clip[k, axis]
-    for plane in range(5):
-        kept = 0
-        for here in range(count):
-            there = here + 1 if here + 1 < count else 0
-            d_here = plane_distance(plane, polygon, here, guard_x, guard_y)
-            d_there = plane_distance(plane, polygon, there, guard_x, guard_y)
-            if d_here >= 0.0:
-                for axis in range(4):
-                    spare[kept, axis] = polygon[here, axis]
-                kept += 1
-            if (d_here >= 0.0) != (d_there >= 0.0):
-                inner, outer = (here, there) if d_here >= 0.0 else (there, here)
-                d_inner, d_outer = max(d_here, d_there), min(d_here, d_there)
-                for axis in range(4):
-                    step = polygon[outer, axis] - polygon[inner, axis]
-                    spare[kept, axis] = polygon[inner, axis] + d_inner / (d_inner - d_outer) * step
-                kept += 1
-        count = kept
-        for corner in range(count):
-            for axis in range(4):
-                polygon[corner, axis] = spare[corner, axis]
-    for corner in range(count):
-        if polygon[corner, 3] <= 0.0:  # only with a matrix that is no projection
-            return 0
-        fixed[corner, 0] = snap(polygon[corner, 0], polygon[corner, 3], width)
-        fixed[corner, 1] = snap(polygon[corner, 1], polygon[corner, 3], height)
-    return count
+    """Append a fixed-point triangle to the queue if a pixel's centre may lie in it, and return how many it holds. Most
+    faces of a fine mesh end here, at random: a branch on it would be mispredicted, a row that is overwritten is not."""
+    entry = queue[count]
+    entry[0], entry[1], entry[2], entry[3] = face, ax, ay, bx
+    entry[4], entry[5], entry[6] = by, cx, cy
+    in_columns = first_centre(ax, bx, cx, 0) <= last_centre(ax, bx, cx, width - 1)
+    in_rows = first_centre(ay, by, cy, row_first) <= last_centre(ay, by, cy, row_last - 1)
+    return count + np.int64(in_columns & in_rows)
 
 
 @njit(nogil=True, cache=True)
 def rasterize_rows(
-    clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, snapped: np.ndarray, outcode: np.ndarray,
-    row_first: int, row_last: int, out_side: np.ndarray, near: np.ndarray, peel: bool, peel_face: np.ndarray,
-    peel_depth: np.ndarray,
+    clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, snapped: np.ndarray, depths: np.ndarray,
+    outcode: np.ndarray, row_first: int, row_last: int, out_side: np.ndarray, near: np.ndarray, peel: bool,
+    peel_face: np.ndarray, peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
     """All faces of one image into rows `row_first:row_last`: the side in front at every pixel -> out_side [h, w], its
     rough depth -> near [h, w]. Of single-sided faces [f] the side whose corners run clockwise, y up, alone counts."""
@@ -323,38 +310,32 @@ def rasterize_rows(
         near[row_first:row_last] = np.inf
     polygon, spare = np.empty((MAX_CORNERS, 4), np.float64), np.empty((MAX_CORNERS, 4), np.float64)
     fixed = np.empty((MAX_CORNERS, 2), np.int64)
-    queue = np.empty((QUEUE, 7), np.int32)
+    queue, fragments = np.empty((QUEUE, 7), np.int32), np.empty((QUEUE, 3), np.int32)
     count = np.int64(0)
     for face in range(faces.shape[0]):
         i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
         outside = outcode[i] | outcode[j] | outcode[k]
         if outside == 0:
-            corners = 3
-            ax, bx, cx = np.int64(snapped[i, 0]), np.int64(snapped[j, 0]), np.int64(snapped[k, 0])
-            ay, by, cy = np.int64(snapped[i, 1]), np.int64(snapped[j, 1]), np.int64(snapped[k, 1])
+            count = enqueue(
+                queue, count, face, np.int64(snapped[i, 0]), np.int64(snapped[i, 1]), np.int64(snapped[j, 0]),
+                np.int64(snapped[j, 1]), np.int64(snapped[k, 0]), np.int64(snapped[k, 1]), row_first, row_last, width,
+            )  # fmt: skip
         elif outside & NOT_FINITE or outcode[i] & outcode[j] & outcode[k]:
             continue
         else:
             corners = clip_face(clip, i, j, k, height, width, polygon, spare, fixed)
-            ax, ay = fixed[0, 0], fixed[0, 1]
-        for piece in range(1, corners - 1):
-            if outside:
-                bx, by, cx, cy = fixed[piece, 0], fixed[piece, 1], fixed[piece + 1, 0], fixed[piece + 1, 1]
-            # Most faces of a fine mesh lie between pixel centres and end here.
-            if first_centre(ax, bx, cx, 0) > last_centre(ax, bx, cx, width - 1):
-                continue
-            if first_centre(ay, by, cy, row_first) > last_centre(ay, by, cy, row_last - 1):
-                continue
-            queue[count, 0] = face
-            queue[count, 1], queue[count, 2], queue[count, 3] = ax, ay, bx
-            queue[count, 4], queue[count, 5], queue[count, 6] = by, cx, cy
-            count += 1
-            if count == QUEUE:
-                draw_queue(
-                    queue, count, clip, faces, single_sided, row_first, row_last, out_side, near, flat, peel, peel_face,
-                    peel_depth,
+            for piece in range(1, corners - 1):
+                count = enqueue(
+                    queue, count, face, fixed[0, 0], fixed[0, 1], fixed[piece, 0], fixed[piece, 1],
+                    fixed[piece + 1, 0], fixed[piece + 1, 1], row_first, row_last, width,
                 )  # fmt: skip
-                count = np.int64(0)
+        if count > QUEUE - MAX_CORNERS:
+            draw_queue(
+                queue, count, fragments, clip, faces, single_sided, depths, row_first, row_last, out_side, near, flat,
+                peel, peel_face, peel_depth,
+            )  # fmt: skip
+            count = np.int64(0)
     draw_queue(
-        queue, count, clip, faces, single_sided, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth
-    )
+        queue, count, fragments, clip, faces, single_sided, depths, row_first, row_last, out_side, near, flat, peel,
+        peel_face, peel_depth,
+    )  # fmt: skip

@@ -57,17 +57,22 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("sound_charts", "i8[::1], i8[::1], i8[::1], i8[:,::1], f8[:,::1], f8"),
     ),
     "pipeline.unwrap.kernels.pack": (
-        ("pack_at", "i8[::1], f8[:,::1], i8[:,::1], i8[::1], i8[::1], i8[::1], i8, i8, i8"),
+        ("chart_runs", "f8[:,::1], i8[:,::1], i8[::1], i8[::1]"),
+        ("pack_at", "i8[::1], i8[:,::1], i8[:,::1], i8[::1], u2[:,::1], u2[:,::1], i8, i8"),
         ("place_vertices", "i8[::1], f8[:,::1], i8[:,::1], i8[::1], i8[:,::1]"),
         ("turn_charts", "i8[::1], f8[:,::1]"),
     ),
     "geometry.kernels.raster": (
         (
             "rasterize_rows",
-            "f4[:,::1], i4[:,::1], b1[::1], i4[:,::1], u1[::1], i8, i8, i4[:,::1], f4[:,::1], b1, i4[:,::1], f4[:,::1]",
+            "f4[:,::1], i4[:,::1], b1[::1], i4[:,::1], f4[::1], u1[::1], i8, i8, i4[:,::1], f4[:,::1], b1, i4[:,::1], "
+            "f4[:,::1]",
         ),
         ("resolve_rows", "i4[:,::1], f4[:,::1], i4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
-        ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], u1[::1], i8, i8"),
+    ),
+    "geometry.kernels.clip": (
+        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
+        ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], f4[::1], u1[::1], i8, i8"),
     ),
     "pipeline.unwrap.kernels.chart": (
         ("connected_pieces", "i8[::1], i8[::1]"),
@@ -102,7 +107,6 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "geometry.kernels.interpolate": (
         ("interpolate_rows", "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,:,::1], i8, i8"),
-        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
         (
             "surface_rows",
             "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,::1], f8, f4[:,:,::1], f4[:,:,::1], b1[:,::1]",
@@ -155,7 +159,7 @@ GROUPS = (
     ("geometry.kernels.texel", "geometry.kernels.color"),
     LAYOUTS[:3],
     LAYOUTS[3:4],
-    ("geometry.kernels.raster",),
+    ("geometry.kernels.raster", "geometry.kernels.clip"),
     LAYOUTS[4:],
     ("geometry.kernels.shading",),
     ("geometry.gutter",),

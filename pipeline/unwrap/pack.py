@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from pipeline.unwrap.kernels.pack import pack_at, place_vertices, turn_charts
+from pipeline.unwrap.kernels.pack import chart_runs, pack_at, place_vertices, turn_charts
 
 FIRST_FILL = 0.72
 """Share of the map that the first attempt hopes to fill."""
@@ -39,10 +39,21 @@ def pack(
         np.argsort(-sides.sum(axis=1), kind="stable"),
     ]
 
-    def attempt(sequence: Int64[np.ndarray, " c"], scale: float, limit: int) -> tuple[int, Float64[np.ndarray, "n 2"]]:
-        scaled = turned * scale
-        *where, height = pack_at(sequence, scaled, corners, order, first_face, first_vertex, resolution, padding, limit)
-        return height, place_vertices(first_vertex, scaled, *where) / resolution
+    next_taken, next_free = np.empty((2, resolution + resolution // 2, resolution + 1), np.uint16)
+    shapes: dict[float, tuple[Float64[np.ndarray, "n 2"], tuple[np.ndarray, ...]]] = {}
+
+    def attempt(
+        sequence: Int64[np.ndarray, " c"], scale: float, limit: int
+    ) -> tuple[int, Float64[np.ndarray, "n 2"] | None]:
+        """Return the height taken, and the coordinates if they lie in the square."""
+        if scale not in shapes:
+            shapes.clear()
+            shapes[scale] = turned * scale, chart_runs(turned * scale, corners, order, first_face)
+        scaled, (sizes, runs, begins) = shapes[scale]
+        places, turns, height = pack_at(sequence, sizes, runs, begins, next_taken, next_free, padding, limit)
+        if height > resolution:
+            return height, None
+        return height, place_vertices(first_vertex, scaled, places, turns, sizes) / resolution
 
     flat = uv[corners]
     edges = flat[:, 1:] - flat[:, :1]
@@ -51,7 +62,7 @@ def pack(
     fits, too_large, best = 0.0, np.inf, None
     for _ in range(MAX_ATTEMPTS):
         height, placed = attempt(sequences[0], scale, 2 * resolution)
-        if height <= resolution:
+        if placed is not None:
             fits, best = scale, placed
         else:
             too_large = scale
@@ -64,7 +75,7 @@ def pack(
     while best is None and scale * float(sides.max()) > 1.0:
         scale *= SHRINK
         height, placed = attempt(sequences[0], scale, resolution)
-        if height <= resolution:
+        if placed is not None:
             fits, best = scale, placed
     # first fit is not monotonous: other sequences and larger scales may do where one did not
     tries = [(sequence, gain) for gain in (GAIN, GAIN**2) for sequence in sequences]
@@ -75,7 +86,7 @@ def pack(
             continue
         left -= 1
         height, placed = attempt(sequence, fits * gain, resolution)
-        if height <= resolution:
+        if placed is not None:
             fits, best = fits * gain, placed
             tries = [(sequence, gain) for gain in (GAIN, GAIN**2) for sequence in sequences]
     return best

@@ -44,45 +44,70 @@ def turn_charts(first_vertex: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, n
 
 
 @njit(nogil=True, cache=True)
+def chart_runs(
+    uv: np.ndarray, corners: np.ndarray, order: np.ndarray, first_face: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texels that each chart (corner at the origin) touches: width and height [c, 2]; `runs_of` them, upright and then
+    after a quarter turn, of all charts [r, 3]; and where those of chart i begin, [2 i] and [2 i + 1]."""
+    charts = len(first_face) - 1
+    sizes, begins, runs = (
+        np.empty((charts, 2), np.int64),
+        np.zeros(2 * charts + 1, np.int64),
+        np.empty((1024, 3), np.int64),
+    )
+    for chart in range(charts):
+        touched = touched_texels(corners, order[first_face[chart] : first_face[chart + 1]], uv)
+        sizes[chart, 0], sizes[chart, 1] = touched.shape[1], touched.shape[0]
+        for turn in range(2):
+            own = spread(runs_of(quarter_turned(touched) if turn else touched))
+            begin = begins[2 * chart + turn]
+            end = begin + len(own)
+            if end > len(runs):
+                longer = np.empty((2 * end, 3), np.int64)
+                longer[:begin] = runs[:begin]
+                runs = longer
+            runs[begin:end], begins[2 * chart + turn + 1] = own, end
+    return sizes, runs, begins
+
+
+@njit(nogil=True, cache=True)
 def pack_at(
-    sequence: np.ndarray, uv: np.ndarray, corners: np.ndarray, order: np.ndarray, first_face: np.ndarray,
-    first_vertex: np.ndarray, width: int, padding: int, limit: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:  # fmt: skip
-    """One attempt in texels: lower left corner and quarter turns of each chart, its size in texels, and the height that
-    all take; charts that would need more than `limit`, or 1.5 times the width, end the attempt."""
-    charts, rows = len(first_vertex) - 1, width + width // 2
-    places, turns, sizes = np.zeros((charts, 2), np.int64), np.zeros(charts, np.int64), np.zeros((charts, 2), np.int64)
-    next_taken = np.full((rows, width + 1), width, np.int32)
-    next_free = np.empty((rows, width + 1), np.int32)
+    sequence: np.ndarray, sizes: np.ndarray, runs: np.ndarray, begins: np.ndarray, next_taken: np.ndarray,
+    next_free: np.ndarray, padding: int, limit: int,
+) -> tuple[np.ndarray, np.ndarray, int]:  # fmt: skip
+    """One attempt in texels, for `chart_runs`: lower left corner and quarter turns of each chart, and the height that
+    all take; charts that would need more than `limit`, or the rows of the tables, end the attempt. `next_taken` and
+    `next_free` [rows, width + 1] are scratch: from every texel on, the next one of its row that is taken, or free."""
+    rows, width = next_taken.shape[0], next_taken.shape[1] - 1
+    places, turns = np.zeros((len(sizes), 2), np.int64), np.zeros(len(sizes), np.int64)
+    next_taken[:] = width
     for row in range(rows):
         for column in range(width + 1):
             next_free[row, column] = column
     hints = np.zeros((width // 2 + 1, width // 2 + 1), np.int64)
     top = 0
     for chart in sequence:
-        faces = order[first_face[chart] : first_face[chart + 1]]
-        touched = touched_texels(corners, faces, uv)
-        sizes[chart, 0], sizes[chart, 1] = touched.shape[1], touched.shape[0]
         best, best_x, best_y, best_turn = rows + 1, np.int64(-1), np.int64(-1), np.int64(0)
-        upright, sideways = runs_of(touched), runs_of(turned_mask(touched, 1))
+        best_runs = runs[:0]
         for turn in range(4):
-            h, w = touched.shape if turn % 2 == 0 else touched.shape[::-1]
+            w, h = sizes[chart, turn % 2], sizes[chart, 1 - turn % 2]
             if w > width:
                 continue
-            runs = upright if turn % 2 == 0 else sideways
+            own = runs[begins[2 * chart + turn % 2] : begins[2 * chart + turn % 2 + 1]]
             if turn >= 2:
-                runs = upside_down(runs, h, w)
+                own = upside_down(own, h, w)
             start = hints[min(w // 2, width // 2), min(h // 2, width // 2)]
-            x, y = lowest_place(next_taken, next_free, runs, w, h, width, start, best - h)
+            x, y = lowest_place(next_taken, next_free, own, w, h, width, start, best - h)
             if y >= 0:
-                best, best_x, best_y, best_turn = y + h, x, y, turn
+                best, best_x, best_y, best_turn, best_runs = y + h, x, y, turn, own
                 hints[min(w // 2, width // 2), min(h // 2, width // 2)] = max(start, y)
         if best_y < 0 or best > limit:
-            return places, turns, sizes, 2 * width
+            return places, turns, 2 * width
         places[chart, 0], places[chart, 1], turns[chart] = best_x, best_y, best_turn
-        occupy(next_taken, next_free, turned_mask(touched, best_turn), best_x, best_y, width, padding)
+        w, h = sizes[chart, best_turn % 2], sizes[chart, 1 - best_turn % 2]
+        occupy(next_taken, next_free, best_runs, w, h, best_x, best_y, padding)
         top = max(top, best)
-    return places, turns, sizes, top
+    return places, turns, top
 
 
 @njit(nogil=True, cache=True)
@@ -117,20 +142,13 @@ def reaches(ex: float, ey: float, x: float, y: float) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def turned_mask(mask: np.ndarray, turn: int) -> np.ndarray:
-    """A mask after quarter turns counter-clockwise (x right, y up)."""
+def quarter_turned(mask: np.ndarray) -> np.ndarray:
+    """A mask after a quarter turn counter-clockwise (x right, y up)."""
     h, w = mask.shape
-    out = np.empty((h, w) if turn % 2 == 0 else (w, h), np.bool_)
+    out = np.empty((w, h), np.bool_)
     for y in range(h):
         for x in range(w):
-            if turn == 0:
-                out[y, x] = mask[y, x]
-            elif turn == 1:
-                out[x, h - 1 - y] = mask[y, x]
-            elif turn == 2:
-                out[h - 1 - y, w - 1 - x] = mask[y, x]
-            else:
-                out[w - 1 - x, y] = mask[y, x]
+            out[x, h - 1 - y] = mask[y, x]
     return out
 
 
@@ -151,6 +169,19 @@ def runs_of(mask: np.ndarray) -> np.ndarray:
             if mask[y, x]:
                 runs[count - 1, 2] = x + 1
     return runs
+
+
+@njit(nogil=True, cache=True)
+def spread(runs: np.ndarray) -> np.ndarray:
+    """Runs in an order in which those that follow each other lie far apart: where one is free its neighbours mostly
+    are, too, so that collisions are found sooner."""
+    stride = int(0.618 * len(runs)) + 1
+    while np.gcd(stride, len(runs)) > 1:
+        stride += 1
+    out = np.empty_like(runs)
+    for run in range(len(runs)):
+        out[run] = runs[run * stride % len(runs)]
+    return out
 
 
 @njit(nogil=True, cache=True)
@@ -200,12 +231,12 @@ def lowered(next_taken: np.ndarray, runs: np.ndarray, x: int, y: int) -> int:
 
 @njit(nogil=True, cache=True)
 def occupy(
-    next_taken: np.ndarray, next_free: np.ndarray, mask: np.ndarray, x: int, y: int, width: int, padding: int
+    next_taken: np.ndarray, next_free: np.ndarray, runs: np.ndarray, w: int, h: int, x: int, y: int, padding: int
 ) -> None:
-    """Mark the texels of a mask and `padding` more on every side, and renew the rows' tables."""
-    h, w = mask.shape
+    """Mark the texels of runs in a box of w by h at (x, y) and `padding` more on every side, and renew the rows'
+    tables."""
+    width = next_taken.shape[1] - 1
     wide = np.zeros((h + 2 * padding, w + 2 * padding), np.bool_)
-    runs = runs_of(mask)
     for run in range(len(runs)):
         for line in range(2 * padding + 1):
             wide[runs[run, 0] + line, runs[run, 1] : runs[run, 2] + 2 * padding] = True
