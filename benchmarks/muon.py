@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.model import build
-from seqtex.cli.console import print_table
+from seqtex.cli.terminal.console import print_table
 from training.config import PRESETS
 from training.model.optimizers import BatchedMuon, is_block_matrix
 

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 
 from schemas.sample import Regime
-from seqtex.cli.console import print_table
+from seqtex.cli.terminal.console import print_table
 from training.arithmetic import arithmetic, autocast_dtype, decisions, fast_dtype
 from training.config import PRESETS, TrainConfig
 from training.data.batch import LatentBatch, TextFeatures

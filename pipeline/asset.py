@@ -103,7 +103,7 @@ def _open(path: Path, root: Path | None, cfg: BuildConfig) -> tuple[AssetFacts, 
     """Facts and mesh of a file, or of what Blender makes of it."""
     shading = cfg.views.lit != "none"
     if not (cfg.blender.python and path.suffix.lower() in BLENDER_SUFFIXES):
-        return load_asset(path, cfg.preflight, root, shading=shading)
+        return load_asset(path, cfg.preflight, root, shading=shading, up_axis=cfg.up_axis)
     with tempfile.TemporaryDirectory(prefix="converted-") as name:
         converted = convert(path, Path(name) / "asset.glb", cfg.blender, cfg.preflight.max_file_bytes)
         opened = converted if isinstance(converted, Rejected) else load_asset(converted, cfg.preflight, shading=shading)
@@ -213,6 +213,7 @@ def _sample(
         # the file's name alone: where it lay when the dataset was built must not decide the bytes
         "source": asdict(ref.source) | {"uri": ref.uri if "://" in ref.uri else Path(ref.uri).name},
         "caption": ref.caption,
+        **({"captions": dict(ref.captions)} if ref.captions else {}),
         "regime": str(regime),
         "cameras": cameras_json(cameras),
         "frame": {"center": frame.center.tolist(), "scale": frame.scale},

@@ -7,19 +7,26 @@ from geometry.cameras import RigConfig
 from pipeline.blender.host import REMEDY, BlenderConfig, BlenderProgram, tried
 from pipeline.filter.duplicates import DuplicatesConfig
 from pipeline.filter.rules import FilterConfig
-from pipeline.mesh_io.preflight import PreflightConfig
+from pipeline.mesh_io.preflight import PreflightConfig, UpAxis
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, require_views_fit
 from pipeline.sandbox.child import LimitsConfig
 from pipeline.seqtex_layouts.renders import RendersConfig
 from pipeline.sources.objaverse import ObjaverseConfig
 from pipeline.sources.selection import SelectConfig
+from pipeline.sources.tables.scores import recorded as recorded_scores
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import DatasetInfo, recipe
 from schemas.errors import UsageError, UserError
 from schemas.storage import Location
 
 Config = TypeVar("Config")
+
+LATER_OPTIONS: dict[str, Any] = {
+    "up_axis": "y",
+    "select": {"scores": "", "where": "", "texture_resolution": 1024, "min_texture_resolution": None},
+}
+"""Options that datasets of earlier versions lack: recorded where they differ from this default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,8 @@ class BuildConfig:
 
     assets_per_job: int = 64
     """Assets in one job, the unit of work and of resume (ours)."""
+    up_axis: UpAxis = "y"
+    """The axis that points up in OBJ, OFF, PLY and STL files, which do not say it; all other formats do."""
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     """Checks before an asset is opened."""
     filter: FilterConfig = field(default_factory=FilterConfig)
@@ -62,8 +71,11 @@ class BuildConfig:
 
     def recorded(self) -> dict[str, Any]:
         """Return the part of the configuration that `dataset.json` records: what decides a dataset's bytes. Mirror,
-        cache and patience may change between two runs of one build, and Blender may lie elsewhere."""
-        return recipe({name: entry for name, entry in asdict(self).items() if name != "objaverse"})
+        cache and patience may change between two runs of one build, Blender and the table of scores may lie
+        elsewhere. Raises UserError where that table cannot be read."""
+        scored = replace(self, select=replace(self.select, scores=recorded_scores(self.select.scores)))
+        entries = {name: entry for name, entry in asdict(scored).items() if name != "objaverse"}
+        return recipe(_without_defaults(entries, LATER_OPTIONS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +90,14 @@ class MachineConfig:
     """The most that one asset may use: a dataset that was built with more is refused."""
     folder: str = ""
     """Folder of the assets, where it is another one than in the build (default: `folders.json` of the dataset)."""
+
+
+def _without_defaults(entries: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the entries that have these defaults, in sections too."""
+    inner = {name: _without_defaults(entries[name], own) for name, own in defaults.items() if isinstance(own, dict)}
+    return {
+        name: inner.get(name, entry) for name, entry in entries.items() if entry != defaults.get(name, NotImplemented)
+    }
 
 
 def config_from_dict(kind: type[Config], entries: dict[str, Any]) -> Config:

@@ -8,7 +8,8 @@ Conventions, stated once:
 - Base colour factors and vertex colours are linear RGBA in [0, 1]; texture images are sRGB RGB plus linear alpha.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -47,12 +48,14 @@ class MeshRef:
     uid: str
     """Key of the sample; `[A-Za-z0-9_-]{1,200}` only."""
     uri: str
-    """Path of the main file, absolute, in a plan within the folder of its job; or `objaverse://` or `objaverse-xl://`
-    and where it lies there."""
+    """Path of the main file, absolute, in a plan within the folder of its job; or `objaverse://`, `objaverse-xl://` or
+    `texverse://` and its place there."""
     sha256: str | None = None
     """Of the main file, or of all its files (`pipeline.mesh_io.side_files`), when the source knows it."""
     source: Attribution = Attribution()
     caption: str = ""
+    captions: Mapping[str, str] = field(default_factory=dict)
+    """Texts by level (`short`, `long`), where there are several: the same levels for all assets of a dataset."""
     kind: AssetKind = AssetKind.MESH
     root: str | None = None
     """The folder that all files of the asset lie in, as in `uri`, where it is not the main file's own, and for a .glb

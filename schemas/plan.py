@@ -9,8 +9,8 @@ import pyarrow as pa
 from schemas.ledger import Rejected
 from schemas.mesh import AssetKind, Attribution, MeshRef
 
-LATER_COLUMNS = ("root",)
-"""Columns that plans of earlier versions lack."""
+LATER_COLUMNS = ("root", "captions")
+"""Columns that plans may lack: those of earlier versions, and those of assets without several captions."""
 PLAN_SCHEMA = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
@@ -25,6 +25,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("caption", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("root", pa.string()),
+        pa.field("captions", pa.map_(pa.string(), pa.string())),
         pa.field("job", pa.int64(), nullable=False),
     ]
 )
@@ -48,10 +49,10 @@ class ShardJob:
 
 
 def plan_row(ref: MeshRef, job: int) -> dict[str, Any]:
-    rest = {"caption": ref.caption, "kind": str(ref.kind), "root": ref.root, "job": job}
+    rest = {"caption": ref.caption, "kind": str(ref.kind), "root": ref.root, "captions": ref.captions, "job": job}
     return {"uid": ref.uid, "uri": ref.uri, "sha256": ref.sha256} | asdict(ref.source) | rest
 
 
 def plan_ref(row: dict[str, Any]) -> MeshRef:
     source = Attribution(**{f.name: row.pop(f.name) for f in fields(Attribution)})
-    return MeshRef(**row | {"kind": AssetKind(row["kind"])}, source=source)
+    return MeshRef(**row | {"kind": AssetKind(row["kind"]), "captions": dict(row.get("captions") or ())}, source=source)

@@ -24,6 +24,7 @@ class BuildOptions(TypedDict, total=False):
     `--views.resolution 64`."""
 
     assets_per_job: int
+    up_axis: Literal["y", "z"]
     preflight: Options
     filter: Options
     duplicates: Options

@@ -30,7 +30,10 @@ def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int, folder: Path | None 
         raise UsageError(f"assets_per_job is {assets_per_job}; give 1 or more")
     ordered = sorted((_storable(within(ref, folder)) for ref in refs), key=lambda ref: ref.uid)
     if not ordered:
-        raise UserError("the source has no assets; give one with .glb, .gltf, .obj or other files of meshes")
+        raise UserError(
+            "the source has no assets, or none is selected; give one with .glb, .gltf, .obj or other files of meshes, "
+            "or loosen --select.*"
+        )
     for ref in ordered:
         if not UID_PATTERN.fullmatch(ref.uid):
             raise UserError(f"{ref.uri}: {ref.uid!r} is no uid, which is {UID_PATTERN.pattern}")
@@ -47,16 +50,24 @@ def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int, folder: Path | None 
 
 def _storable(ref: MeshRef) -> MeshRef:
     source = Attribution(**{f.name: storable(getattr(ref.source, f.name)) for f in fields(Attribution)})
-    return replace(ref, uri=storable(ref.uri), caption=storable(ref.caption), source=source)
+    captions = {storable(level): storable(text) for level, text in ref.captions.items()}
+    return replace(ref, uri=storable(ref.uri), caption=storable(ref.caption), captions=captions, source=source)
 
 
 def plan_bytes(jobs: list[ShardJob]) -> bytes:
-    """Encode a plan as Parquet; equal plans give equal bytes."""
+    """Encode a plan as Parquet; equal plans give equal bytes. Raises UserError where assets have captions of different
+    levels: all samples of a dataset have the same keys."""
+    if len(levels := dict.fromkeys(tuple(ref.captions) for job in jobs for ref in job.refs)) > 1:
+        named = " and ".join(" ".join(found) or "none" for found in list(levels)[:2])
+        raise UserError(f"assets have captions of different levels ({named}); give the same --objaverse.caption_levels")
+    schema = PLAN_SCHEMA
+    if not any(levels):
+        schema = schema.remove(schema.get_field_index("captions"))
     rows = (plan_row(ref, job.index) for job in jobs for ref in job.refs)
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, PLAN_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
-            writer.write_batch(pa.RecordBatch.from_pylist(some, schema=PLAN_SCHEMA))
+            writer.write_batch(pa.RecordBatch.from_pylist(some, schema=schema))
     return sink.getvalue().to_pybytes()
 
 

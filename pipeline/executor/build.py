@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def step(source: str, cfg: BuildConfig, addition: Addition) -> dict[str, Any]:
     return {
         "step": "extended",
         "source": f"{kind}:{rest.rstrip('/').rpartition('/')[2]}",
-        "select": asdict(cfg)["select"],
+        "select": cfg.recorded()["select"],
         "first_job": addition.jobs[0].index,
         "assets": addition.assets,
         "present": addition.present,
@@ -197,7 +197,7 @@ def _work(
 @contextlib.contextmanager
 def _alone(work: _Work) -> Iterator[None]:
     """With the dataset to itself. Who waits for another build hears so."""
-    nothing = Progress(jobs=0, planned=0, notify=work.notify, clock=time.monotonic)
+    nothing = _nothing_yet(work)
     with writable(work.out), lock(work.out, lambda detail: nothing.report("waiting", detail=detail)):
         yield
 
@@ -207,12 +207,24 @@ def _assets(work: _Work) -> Path:
     return workspace(work.out) / "assets"
 
 
+def _nothing_yet(work: _Work) -> Progress:
+    """Progress before anything is planned."""
+    return Progress(jobs=0, planned=0, notify=work.notify, clock=time.monotonic)
+
+
 def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
     """List the assets of a source. Raises UserError where that fails."""
-    cfg = work.cfg
+    cfg, nothing = work.cfg, _nothing_yet(work)
     try:
-        blender = bool(cfg.blender.python)
-        yield from open_source(source, _assets(work), blender, cfg.select, cfg.objaverse, cfg.preflight.max_file_bytes)
+        yield from open_source(
+            source,
+            _assets(work),
+            bool(cfg.blender.python),
+            cfg.select,
+            cfg.objaverse,
+            cfg.preflight.max_file_bytes,
+            report=lambda line: nothing.report("selected", detail=line),
+        )
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(

@@ -11,9 +11,9 @@ class BuildEvent:
     """Progress, for a person or a log."""
 
     event: str
-    """`waiting` (for the lock of another build, in an object store), `planned`, `compiling` (kernels, once on this
-    machine), `started` (Ray is there), `job` (one is done), `retry`, `straggler` (one is started a second time),
-    `nodes` (the cluster has another size) or `done`."""
+    """`waiting` (for the lock of another build, in an object store), `selected` (by a table of scores), `planned`,
+    `compiling` (kernels, once on this machine), `started` (Ray is there), `job` (one is done), `retry`, `straggler`
+    (one is started a second time), `nodes` (the cluster has another size) or `done`."""
     job: int | None = None
     jobs_done: int
     jobs: int

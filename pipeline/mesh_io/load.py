@@ -14,7 +14,7 @@ from pipeline.mesh_io.gltf.mesh import scene_parts
 from pipeline.mesh_io.gltf.scene import Scene
 from pipeline.mesh_io.images import TextureStore
 from pipeline.mesh_io.parts import Part, merge
-from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, open_checked
+from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, UpAxis, open_checked
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import read_limited
 from pipeline.mesh_io.wavefront.mtl import ObjMaterial
@@ -42,13 +42,14 @@ def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool =
 
 
 def load_asset(
-    path: Path, cfg: PreflightConfig, root: Path | None = None, *, shading: bool = False
+    path: Path, cfg: PreflightConfig, root: Path | None = None, *, shading: bool = False, up_axis: UpAxis = "y"
 ) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
     """Check and load an asset, parsing its file once: facts and mesh, or why the preflight refused it. `root`: the
-    folder that the files it refers to must lie in; None: its own, and none for a .glb."""
+    folder that the files it refers to must lie in; None: its own, and none for a .glb. `up_axis`: of formats that do
+    not say which it is (OBJ, OFF, PLY, STL)."""
     notes = Notes()
     try:
-        facts, content = open_checked(path, cfg, root, notes)
+        facts, content = open_checked(path, cfg, root, notes, up_axis)
     except AssetError as error:
         return error.rejected
     try:

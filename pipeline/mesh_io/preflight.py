@@ -4,6 +4,7 @@ from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from pipeline.mesh_io.wavefront.obj import ObjFile, read_obj
 from schemas.ledger import Note, NoteKind, Reason
 
 SUFFIXES = (".glb", ".gltf", ".obj", *EXCHANGE_SUFFIXES)
+UpAxis = Literal["y", "z"]
+"""The axis that points up in a file of a format that does not say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +73,11 @@ class AssetFacts:
 
 
 def open_checked(
-    path: Path, cfg: PreflightConfig, root: Path | None, notes: Notes
+    path: Path, cfg: PreflightConfig, root: Path | None, notes: Notes, up_axis: UpAxis = "y"
 ) -> tuple[AssetFacts, Scene | ObjFile]:
-    """Facts and parsed structure of a file that passes every check; raises `AssetError` otherwise. `root`: the folder
-    that the files it refers to must lie in; None: its own, and none for a .glb. `notes` gets what is left out."""
+    """Facts and parsed structure, Y up, of a file that passes every check; raises `AssetError` otherwise. `root`: the
+    folder that the files it refers to must lie in; None: its own, and none for a .glb. `notes` gets what is left out.
+    `up_axis`: of OBJ, OFF, PLY and STL."""
     suffix = path.suffix.lower()
     if suffix in blender.SUFFIXES:
         raise AssetError(Reason.NEEDS_BLENDER, f"{suffix} is read through Blender, which is off: {blender.REMEDY}")
@@ -84,9 +88,10 @@ def open_checked(
         raise AssetError(Reason.EMPTY_FILE, "file has 0 bytes")
     folders = Folders(path, root, notes)
     if suffix == ".obj":
-        return _check_indexed(suffix, data, read_obj(data, folders, cfg.max_file_bytes, cfg.max_faces), cfg)
+        read = read_obj(data, folders, cfg.max_file_bytes, cfg.max_faces, z_up=up_axis == "z")
+        return _check_indexed(suffix, data, read, cfg)
     if suffix in EXCHANGE_SUFFIXES:
-        read = read_exchange(data, suffix, folders, cfg.max_file_bytes, cfg.max_faces)
+        read = read_exchange(data, suffix, folders, cfg.max_file_bytes, cfg.max_faces, z_up=up_axis == "z")
         return _check_indexed(suffix, data, read, cfg)
     data = data.removeprefix(BOM_UTF8) if suffix == ".gltf" else data
     if suffix == ".gltf" and data.lstrip()[:1] != b"{":

@@ -101,14 +101,19 @@ def _or_none(entry: Json, folders: Folders) -> Path | None:
 
 def _of_text(path: Path, folders: Folders) -> Iterator[Path]:
     """Files that a PLY or COLLADA file names."""
-    if path.stat().st_size > _MAX_TEXT_BYTES and path.suffix.lower() == ".dae":
-        return
-    with path.open("rb") as file:
-        data = file.read(_MAX_TEXT_BYTES)
-    for name in dict.fromkeys(referenced(data, path.suffix.lower())):
+    for name in names_in_text(path, _MAX_TEXT_BYTES):
         with contextlib.suppress(AssetError):
             if found := texture(name, folders).path:
                 yield found
+
+
+def names_in_text(path: Path, max_bytes: int) -> list[str]:
+    """The names of files in the header of a PLY, or in a COLLADA file of at most `max_bytes`."""
+    suffix = path.suffix.lower()
+    if suffix == ".dae" and path.stat().st_size > max_bytes:
+        return []
+    with path.open("rb") as file:
+        return list(dict.fromkeys(referenced(file.read(max_bytes), suffix)))
 
 
 def library_lines(path: Path) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ Files lie as the `objaverse` package 0.1.7 lays them out, under the same names o
 `object-paths.json.gz` (uid -> `glbs/000-023/UID.glb`), `metadata/000-023.json.gz` (uid -> annotation),
 `lvis-annotations.json.gz` (category -> uids). So one cache serves both."""
 
-import csv
 import gzip
 import heapq
 import json
@@ -12,53 +11,27 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from pipeline.sources import objaverse_package
 from pipeline.sources.download import DownloadConfig, DownloadError, download
 from pipeline.sources.selection import LICENCES, SelectConfig, fits, rank, spdx
+from pipeline.sources.tables.captions import Captions, read_captions
+from pipeline.sources.tables.scores import Scores
 from schemas.codec import UID_PATTERN
-from schemas.dataset import read_parquet
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason, Rejected
 from schemas.mesh import Attribution, MeshRef
 from schemas.storage import file_sha256
 
-
-def read_captions(path: Path) -> dict[str, str]:
-    """uid -> caption of a .parquet or .csv with columns `uid` and `caption`; a .csv without these names has the two
-    columns in this order (as Cap3D's). Raises UserError where it cannot be read."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            columns = read_parquet(path).select(["uid", "caption"]).to_pydict()
-            rows = list(zip(columns["uid"], columns["caption"], strict=True))
-        else:
-            rows = _csv_rows(path)
-    except (OSError, KeyError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise UserError(f"{path}: no captions can be read ({error}); give columns uid and caption") from error
-    return {str(uid): str(caption).strip() for uid, caption in rows if uid and caption}
-
-
-def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    uid, caption = 0, 1
-    if "uid" in header and "caption" in header:
-        uid, caption, rows = header.index("uid"), header.index("caption"), rows[1:]
-    for number, row in enumerate(rows, start=1):
-        if len(row) <= max(uid, caption):
-            raise ValueError(f"row {number} has {len(row)} columns")
-    return [(row[uid], row[caption]) for row in rows]
-
-
 BASE_URL = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
 XL_URL = "https://huggingface.co/datasets/allenai/objaverse-xl/resolve/main"
+TEXVERSE_URL = "https://huggingface.co/datasets/YiboZhang2001/TexVerse/resolve/main"
+TEXVERSE_1K_URL = "https://huggingface.co/datasets/YiboZhang2001/TexVerse-1K/resolve/main"
 SCHEME = "objaverse://"
 """Uris are this and the path on the server: the same plan for every mirror and cache."""
 _CACHE_FOLDER = "hf-objaverse-v1"
@@ -85,6 +58,10 @@ class ObjaverseConfig(DownloadConfig):
     $SEQTEX_OBJAVERSE_CACHE, else ~/.objaverse."""
     xl_url: str = field(default_factory=lambda: os.environ.get("SEQTEX_OBJAVERSE_XL_URL") or XL_URL)
     """Server with Objaverse-XL's annotations; default $SEQTEX_OBJAVERSE_XL_URL, else Hugging Face."""
+    texverse_url: str = field(default_factory=lambda: os.environ.get("SEQTEX_TEXVERSE_URL") or TEXVERSE_URL)
+    """Server with TexVerse's layout; default $SEQTEX_TEXVERSE_URL, else Hugging Face."""
+    texverse_1k_url: str = field(default_factory=lambda: os.environ.get("SEQTEX_TEXVERSE_1K_URL") or TEXVERSE_1K_URL)
+    """The same for its assets with textures of 1024 pixels; default $SEQTEX_TEXVERSE_1K_URL, else Hugging Face."""
     github_url: str = "https://raw.githubusercontent.com"
     """Serves ORG/REPO/COMMIT/PATH."""
     github_lfs_url: str = "https://media.githubusercontent.com/media"
@@ -93,11 +70,19 @@ class ObjaverseConfig(DownloadConfig):
     """Serves the Smithsonian's models."""
     thingiverse_url: str = "https://www.thingiverse.com"
     """Serves download:FILE."""
+    package: bool = False
+    """Annotations and LVIS categories are read by the installed `objaverse` package (extra `objaverse`), from this
+    cache; files are downloaded as without it."""
     captions: str = ""
-    """A .csv or .parquet with columns `uid` and `caption`; name and tags where it has none."""
+    """A .csv, .parquet, .jsonl or .json with `uid` and `caption`; name and tags where it has none."""
+    caption_levels: tuple[str, ...] = ()
+    """Columns of `captions` that samples keep by name, the best first: `short medium long`. The caption is the first
+    that an asset has; empty: `caption` alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(set(self.caption_levels)) < len(self.caption_levels) or not all(self.caption_levels):
+            raise UsageError(f"objaverse.caption_levels: {self.caption_levels}; give each column once, by its name")
         for name, value in vars(self).items():
             if name.endswith("_url") and not value.startswith(("http://", "https://")):
                 raise UsageError(f"objaverse.{name} is {value!r}; give one that starts with https:// or http://")
@@ -115,25 +100,29 @@ class ObjaverseConfig(DownloadConfig):
         return f"{self.base_url.rstrip('/')}/{name}"
 
 
-def objaverse(which: str, select: SelectConfig, cfg: ObjaverseConfig) -> Iterator[MeshRef]:
+def objaverse(
+    which: str, select: SelectConfig, cfg: ObjaverseConfig, scores: Scores | None = None
+) -> Iterator[MeshRef]:
     """The assets of `which` (`all`, `lvis`: those with an LVIS category, or a file of uids, one a line) that fit
-    `select`, by uid. Reads indexes alone.
+    `select` and `scores`, by uid. Reads indexes alone.
 
     Raises UsageError on an unknown `which` or category, UserError where an index or a user's file cannot be had."""
     if unknown := sorted(set(select.licences) - LICENCES.keys()):
         raise UsageError(f"select.licences: {', '.join(unknown)} is none of {' '.join(LICENCES)}")
     listed = _read_uids(which) if which not in ("all", "lvis") else None
-    captions = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
+    captions = read_captions(cfg.captions, cfg.caption_levels)
     paths = read_paths(cfg)
     wanted = set(paths) if listed is None else listed
     if unknown := sorted(wanted - paths.keys()):
         raise UserError(f"{which}: {len(unknown)} uids are not in Objaverse 1.0, first {unknown[0]!r}; take them out")
     if which == "lvis" and not select.lvis:
         wanted &= with_lvis((), cfg)
+    if scores is not None:
+        wanted = {uid for uid in wanted if scores.take(uid)}
     chosen = annotated(wanted, paths, select, cfg)
     if select.sample is not None:
         chosen = iter(heapq.nsmallest(select.sample, chosen, key=lambda entry: rank(entry[0], select.seed)))
-    refs = (ref_of(uid, paths[uid], annotation, captions) for uid, annotation in chosen)
+    refs = (ref_of(uid, SCHEME + paths[uid], annotation, captions) for uid, annotation in chosen)
     yield from sorted(refs, key=lambda ref: ref.uid)
 
 
@@ -148,8 +137,11 @@ def annotated(
     """Return the assets of `wanted` that fit, with their annotations."""
     if select.lvis:
         wanted = wanted & with_lvis(select.lvis, cfg)
-    names = sorted({paths[uid].split("/")[1] for uid in wanted if _OBJECT_PATH.fullmatch(paths[uid])})
-    return _chosen(names, wanted, select, cfg)
+    folders: dict[str, list[str]] = {}
+    for uid in wanted:
+        if _OBJECT_PATH.fullmatch(paths[uid]):
+            folders.setdefault(paths[uid].split("/")[1], []).append(uid)
+    return _chosen(folders, select, cfg)
 
 
 def _read_uids(which: str) -> set[str]:
@@ -172,7 +164,7 @@ def read_list(path: Path) -> set[str]:
 
 def with_lvis(categories: Sequence[str], cfg: ObjaverseConfig) -> set[str]:
     """Assets with one of these LVIS categories, with any where none is named."""
-    known = _read_index("lvis-annotations.json.gz", cfg)
+    known = _read_lvis(cfg)
     if unknown := [name for name in categories if name not in known]:
         raise UsageError(
             f"select.lvis: {unknown[0]!r} is no LVIS category of Objaverse, such as {', '.join([*known][:5])}"
@@ -181,45 +173,73 @@ def with_lvis(categories: Sequence[str], cfg: ObjaverseConfig) -> set[str]:
 
 
 def _chosen(
-    names: Sequence[str], wanted: Set[str], select: SelectConfig, cfg: ObjaverseConfig
+    folders: Mapping[str, Sequence[str]], select: SelectConfig, cfg: ObjaverseConfig
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the assets that fit, with one file of annotations in memory at a time: together they take gigabytes."""
-    files = [f"metadata/{name}.json.gz" for name in names]
+    """Yield the assets of each folder that fit, with few files of annotations in memory at a time: together they take
+    gigabytes."""
+    names, step = sorted(folders), objaverse_package.FOLDERS if cfg.package else 1
     with ThreadPoolExecutor(cfg.concurrency) as pool:
-        fetching = [pool.submit(_fetch_index, name, cfg) for name in files]
+        fetching = [pool.submit(_fetch_index, f"metadata/{name}.json.gz", cfg) for name in names]
         try:
-            for name, fetched in zip(files, fetching, strict=True):
-                fetched.result()
-                for uid, annotation in _parse_index(cfg.path(name)).items():
+            for start in range(0, len(names), step):
+                some = names[start : start + step]
+                for fetched in fetching[start : start + step]:
+                    fetched.result()
+                wanted = {uid for name in some for uid in folders[name]}
+                for uid, annotation in _annotations(some, wanted, cfg).items():
                     if uid in wanted and UID_PATTERN.fullmatch(uid) and fits(annotation, select):
                         yield uid, annotation
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def ref_of(uid: str, object_path: str, annotation: dict[str, Any], captions: dict[str, str]) -> MeshRef:
+def _annotations(names: Sequence[str], wanted: Set[str], cfg: ObjaverseConfig) -> dict[str, dict[str, Any]]:
+    """The annotations of some folders, by our reader or the package's."""
+    if cfg.package:
+        return objaverse_package.load_annotations(cfg.path(""), sorted(wanted))
+    return {uid: entry for name in names for uid, entry in _parse_index(cfg.path(f"metadata/{name}.json.gz")).items()}
+
+
+def ref_of(
+    uid: str,
+    uri: str,
+    annotation: dict[str, Any],
+    captions: Captions,
+    *names: str | None,
+    collection: str = "Objaverse 1.0",
+) -> MeshRef:
+    """An asset of Sketchfab by its annotation. `names`: others that the captions may have it by."""
     user = annotation.get("user") or {}
     title = " ".join(str(annotation.get("name") or uid).split())
     author = str(user.get("displayName") or user.get("username") or "unknown")
     licence = str(annotation.get("license") or "")
     tags = [str(tag.get("name", "")) for tag in annotation.get("tags") or ()][:_CAPTION_TAGS]
     url = str(annotation.get("viewerUrl") or f"https://sketchfab.com/3d-models/{uid}")
+    caption, levels = captions.of(uid, *names, otherwise=", ".join([title, *filter(None, tags)]))
     return MeshRef(
         uid=uid,
-        uri=SCHEME + object_path,
+        uri=uri,
         source=Attribution(
-            name="Objaverse 1.0",
+            name=collection,
             licence=spdx(licence),
             attribution=f'"{title}" by {author}, {url}',
             title=title,
             author=author,
             url=url,
         ),
-        caption=captions.get(uid) or ", ".join([title, *filter(None, tags)]),
+        caption=caption,
+        captions=levels,
     )
 
 
 # indexes
+
+
+def _read_lvis(cfg: ObjaverseConfig) -> dict[str, list[str]]:
+    if not cfg.package:
+        return _read_index("lvis-annotations.json.gz", cfg)
+    _fetch_index("lvis-annotations.json.gz", cfg)
+    return objaverse_package.load_lvis_annotations(cfg.path(""))
 
 
 def _fetch_index(name: str, cfg: ObjaverseConfig) -> None:

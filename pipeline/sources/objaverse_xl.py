@@ -16,9 +16,13 @@ import pyarrow.parquet as pq
 
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.mesh_io.preflight import SUFFIXES
+from pipeline.sources import objaverse_package
 from pipeline.sources.download import DownloadError, download
-from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_captions, read_list, read_paths, ref_of
+from pipeline.sources.objaverse import SCHEME as OBJAVERSE
+from pipeline.sources.objaverse import ObjaverseConfig, annotated, read_list, read_paths, ref_of
 from pipeline.sources.selection import ORIGINS, SelectConfig, fits, licence_fits, rank, spdx
+from pipeline.sources.tables.captions import Captions, read_captions
+from pipeline.sources.tables.scores import Scores
 from pipeline.sources.xl_fetch import SCHEME, key_of, uri_of
 from schemas.codec import UID_PATTERN
 from schemas.errors import UsageError, UserError
@@ -51,16 +55,19 @@ class Entry:
         return {self.uid, self.identifier, *filter(None, [self.sha256])}
 
 
-def objaverse_xl(which: str, select: SelectConfig, cfg: ObjaverseConfig, blender: bool = False) -> Iterator[MeshRef]:
-    """The assets of `which` (`all`, or a file of uids, sha256s or file identifiers, one a line) that fit `select`, by
-    uid. Reads annotations alone. `blender`: whether what only Blender reads counts as readable.
+def objaverse_xl(
+    which: str, select: SelectConfig, cfg: ObjaverseConfig, blender: bool = False, scores: Scores | None = None
+) -> Iterator[MeshRef]:
+    """The assets of `which` (`all`, or a file of uids, sha256s or file identifiers, one a line) that fit `select` and
+    `scores`, whose table may name them in any of these ways, by uid. Reads annotations alone. `blender`: whether what
+    only Blender reads counts as readable.
 
     Raises UsageError on an unknown `which`, UserError where annotations or a user's file cannot be had."""
     wanted = None if which == "all" else _read_names(which)
-    captions = read_captions(Path(cfg.captions).expanduser()) if cfg.captions else {}
+    captions = read_captions(cfg.captions, cfg.caption_levels)
     types = {name.lower().lstrip(".") for name in select.file_types or _readable(blender)}
     found: set[str] = set()
-    refs = _candidates(wanted, found, types, select, cfg, captions)
+    refs = _candidates(wanted, found, types, select, cfg, captions, scores)
     if select.sample is not None:
         refs = iter(heapq.nsmallest(select.sample, refs, key=lambda ref: rank(ref.uid, select.seed)))
     chosen = {ref.uid: ref for ref in sorted(refs, key=lambda ref: (ref.uid, ref.uri), reverse=True)}
@@ -89,7 +96,8 @@ def _candidates(
     types: Set[str],
     select: SelectConfig,
     cfg: ObjaverseConfig,
-    captions: dict[str, str],
+    captions: Captions,
+    scores: Scores | None,
 ) -> Iterator[MeshRef]:
     """Yield the assets that fit, origin by origin; `found` gathers which of `wanted` are there at all. Of faces, tags
     and the like only Sketchfab's annotations have: where a condition asks for them, others do not fit."""
@@ -101,6 +109,8 @@ def _candidates(
                 found |= entry.names & wanted
             listed = wanted is None or entry.names & wanted
             if not (listed and entry.file_type in types and UID_PATTERN.fullmatch(entry.uid)):
+                continue
+            if scores is not None and not scores.take(entry.uid, entry.sha256, entry.identifier):
                 continue
             if origin == "sketchfab":
                 entries[entry.uid] = entry
@@ -118,15 +128,16 @@ def _from_sketchfab(
     paths: dict[str, str],
     select: SelectConfig,
     cfg: ObjaverseConfig,
-    captions: dict[str, str],
+    captions: Captions,
 ) -> Iterator[MeshRef]:
     """Assets of Objaverse 1.0: its annotations have what the others lack, its server has the files."""
     for uid, annotation in annotated(entries.keys() & paths.keys(), paths, select, cfg):
-        ref = ref_of(uid, paths[uid], annotation, {})
-        yield replace(ref, sha256=entries[uid].sha256, caption=_caption(entries[uid], captions) or ref.caption)
+        entry = entries[uid]
+        ref = ref_of(uid, OBJAVERSE + paths[uid], annotation, captions, entry.sha256, entry.identifier)
+        yield replace(ref, sha256=entry.sha256)
 
 
-def _ref(entry: Entry, captions: dict[str, str]) -> MeshRef:
+def _ref(entry: Entry, captions: Captions) -> MeshRef:
     uri = uri_of(entry.origin, entry.identifier)
     path = PurePosixPath(uri.removeprefix(SCHEME))
     stem = unquote(path.stem) if entry.origin == "smithsonian" else path.stem
@@ -134,6 +145,7 @@ def _ref(entry: Entry, captions: dict[str, str]) -> MeshRef:
     known = "Smithsonian Institution" if entry.origin == "smithsonian" else "unknown"
     owner = path.parts[1] if entry.origin == "github" and len(path.parts) > 2 else known
     author = str(entry.metadata.get("author") or owner)
+    caption, levels = captions.of(entry.uid, entry.sha256, entry.identifier, otherwise=title)
     return MeshRef(
         uid=entry.uid,
         uri=uri,
@@ -146,12 +158,9 @@ def _ref(entry: Entry, captions: dict[str, str]) -> MeshRef:
             author=author,
             url=entry.identifier,
         ),
-        caption=_caption(entry, captions) or title,
+        caption=caption,
+        captions=levels,
     )
-
-
-def _caption(entry: Entry, captions: dict[str, str]) -> str:
-    return next((captions[name] for name in (entry.uid, entry.sha256, entry.identifier) if name in captions), "")
 
 
 # annotations
@@ -163,13 +172,19 @@ def _entries(origin: str, cfg: ObjaverseConfig) -> Iterator[Entry]:
     path = cfg.root / name
     try:
         download(f"{cfg.xl_url.rstrip('/')}/{name}", path, cfg, _table_fault)
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=_known(file), use_threads=False):
-                yield from (_entry(origin, row) for row in batch.to_pylist())
+        rows = objaverse_package.load_xl_annotations(cfg.root, origin, _BATCH_ROWS) if cfg.package else _rows(path)
+        for row in rows:
+            yield _entry(origin, row)
     except DownloadError as error:
         raise UserError(f"{error}; check the network and --objaverse.xl_url, and build again") from error
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: no annotations can be read ({error}); delete it and build again") from error
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=_known(file), use_threads=False):
+            yield from batch.to_pylist()
 
 
 def _known(file: pq.ParquetFile) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.mesh_io.side_files import MAX_HASHED_BYTES
 from pipeline.seqtex_layouts.layout import Layout, items
 from pipeline.sources import objaverse as objaverse_source
+from pipeline.sources import texverse as texverse_source
 from pipeline.sources import xl_fetch
 from pipeline.sources.fingerprint import fingerprints
 from pipeline.sources.folder import folder, passed_over, uid_of
@@ -15,6 +16,8 @@ from pipeline.sources.objaverse import ObjaverseConfig, objaverse
 from pipeline.sources.objaverse_xl import objaverse_xl
 from pipeline.sources.procedural import procedural
 from pipeline.sources.selection import SelectConfig
+from pipeline.sources.tables.scores import Scores, read_scores
+from pipeline.sources.texverse import texverse
 from schemas.codec import UID_PATTERN
 from schemas.errors import UsageError
 from schemas.ledger import Rejected
@@ -41,6 +44,7 @@ def official(root: Path, layout: Layout, max_bytes: int = MAX_HASHED_BYTES) -> I
 _FETCHERS: dict[str, Callable[[MeshRef, ObjaverseConfig], MeshRef | Rejected]] = {
     objaverse_source.SCHEME: objaverse_source.fetch_object,
     xl_fetch.SCHEME: xl_fetch.fetch_object,
+    texverse_source.SCHEME: texverse_source.fetch_object,
 }
 
 
@@ -61,7 +65,8 @@ def fetched(refs: Iterable[MeshRef], cfg: ObjaverseConfig) -> Iterator[Iterator[
 USAGE = (
     "folder:PATH (every .glb, .gltf and .obj below PATH; more with --blender.python), procedural:N (N made-up assets), "
     "objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE (uids, "
-    "sha256s or file identifiers, one a line), which --select.* narrows down, "
+    "sha256s or file identifiers, one a line), texverse:all, texverse:pbr or texverse:FILE (uids, one a line), which "
+    "--select.* narrows down, "
     "seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)"
 )
 
@@ -73,20 +78,59 @@ def open_source(
     select: SelectConfig | None = None,
     mirror: ObjaverseConfig | None = None,
     max_bytes: int = MAX_HASHED_BYTES,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[MeshRef]:
-    """The assets that `spec` names; made-up ones are written to `assets_dir`. `blender`: whether what only Blender
-    reads is listed. `select` and `mirror`: which of Objaverse's, and from where. `max_bytes`: of a file that is hashed.
-    Raises UsageError on a bad spec."""
+    """The assets that `spec` names and `select` takes.
+
+    Args:
+        spec: one of `USAGE`
+        assets_dir: where procedural assets are written
+        blender: list what only Blender reads
+        select: conditions
+        mirror: where collections are downloaded from
+        max_bytes: of a file that is hashed
+        report: gets one line on a selection by `select.scores` once all assets were listed
+
+    Raises UsageError on a bad spec, UserError where `select.scores` cannot be used."""
+    select = select or SelectConfig()
+    scores = read_scores(select)
+    refs = _opened(spec, assets_dir, blender, select, mirror or ObjaverseConfig(), max_bytes, scores)
+    return refs if scores is None else _reported(refs, scores, report)
+
+
+def _reported(refs: Iterator[MeshRef], scores: Scores, report: Callable[[str], None]) -> Iterator[MeshRef]:
+    yield from refs
+    report(scores.summary())
+
+
+def _opened(
+    spec: str,
+    assets_dir: Path,
+    blender: bool,
+    select: SelectConfig,
+    mirror: ObjaverseConfig,
+    max_bytes: int,
+    scores: Scores | None,
+) -> Iterator[MeshRef]:
+    kind, _, rest = spec.partition(":")
+    if kind == "objaverse" and rest:
+        return objaverse(rest, select, mirror, scores)
+    if kind == "texverse" and rest:
+        return texverse(rest, select, mirror, scores)
+    if kind == "objaverse-xl" and rest:
+        return objaverse_xl(rest, select, mirror, blender, scores)
+    refs = _local(spec, assets_dir, blender, max_bytes)
+    return refs if scores is None else scores.taken(refs)
+
+
+def _local(spec: str, assets_dir: Path, blender: bool, max_bytes: int) -> Iterator[MeshRef]:
+    """The assets of a source of this machine."""
     kind, _, rest = spec.partition(":")
     if kind in ("folder", *Layout) and rest:
         path = Path(rest).expanduser().resolve()
         if not path.is_dir():
             raise UsageError(f"source {spec!r}: {path} is not a folder; sources are {USAGE}")
         return folder(path, blender, max_bytes) if kind == "folder" else official(path, Layout(kind), max_bytes)
-    if kind == "objaverse" and rest:
-        return objaverse(rest, select or SelectConfig(), mirror or ObjaverseConfig())
-    if kind == "objaverse-xl" and rest:
-        return objaverse_xl(rest, select or SelectConfig(), mirror or ObjaverseConfig(), blender)
     if kind == "procedural" and rest.isascii() and rest.isdigit() and int(rest) > 0:
         return procedural(int(rest), assets_dir)
     raise UsageError(f"source {spec!r} is not understood; sources are {USAGE}")

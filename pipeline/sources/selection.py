@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.sources.tables.conditions import parse
 from schemas.errors import UsageError
 
 ORIGINS = ("github", "sketchfab", "smithsonian", "thingiverse")
 """Where Objaverse-XL's assets lie."""
+TEXTURES = (1024, 2048, 4096, 8192)
+"""Sides of TexVerse's textures, pixels."""
 LICENCES = {
     "by": "CC-BY-4.0",
     "by-sa": "CC-BY-SA-4.0",
@@ -20,6 +23,13 @@ LICENCES = {
 }
 """SPDX identifiers of the licences in Objaverse's annotations, versions as its dataset card states them."""
 _NAMES = {
+    "cc attribution": "CC-BY-4.0",
+    "cc attribution-sharealike": "CC-BY-SA-4.0",
+    "cc attribution-noderivs": "CC-BY-ND-4.0",
+    "cc attribution-noncommercial": "CC-BY-NC-4.0",
+    "cc attribution-noncommercial-sharealike": "CC-BY-NC-SA-4.0",
+    "cc attribution-noncommercial-noderivs": "CC-BY-NC-ND-4.0",
+    "cc0 public domain": "CC0-1.0",
     "mit license": "MIT",
     "apache license 2.0": "Apache-2.0",
     "the unlicense": "Unlicense",
@@ -30,13 +40,20 @@ _NAMES = {
     "gnu general public license v2.0": "GPL-2.0",
     "mozilla public license 2.0": "MPL-2.0",
 }
-"""SPDX identifiers of what GitHub calls its repositories' licences."""
+"""SPDX identifiers of what Sketchfab and GitHub call licences."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
-    """Conditions on assets of Objaverse; every one must hold."""
+    """Conditions on assets; every one must hold. `scores` and `where` are for any source, the others for collections
+    with annotations (Objaverse)."""
 
+    scores: str = ""
+    """A .parquet or .csv with a column `uid` (Objaverse++ or aesthetic scores, say), for any source: assets that it
+    does not list are not selected. Recorded by its sha256."""
+    where: str = ""
+    """A condition on the columns of `scores`: `score >= 4 and style in ('realistic', 'scanned')`. It may have
+    `= != < <= > >= in`, `and`, `or`, `not` and parentheses. A missing value meets none."""
     licences: tuple[str, ...] = ()
     """Allowed ones: `by by-sa by-nd by-nc by-nc-sa by-nc-nd cc0`, for Objaverse-XL also SPDX identifiers (`MIT`) or the
     words of the annotation; empty: any."""
@@ -58,14 +75,26 @@ class SelectConfig:
     """At least one of these Sketchfab categories, by name (`Furniture & Home`) or slug (`furniture-home`)."""
     lvis: tuple[str, ...] = ()
     """At least one of these LVIS categories (`chair`)."""
+    texture_resolution: int = 1024
+    """Of TexVerse: side of the textures that assets are downloaded with, `1024 2048 4096 8192`; an asset without them
+    is not selected."""
+    min_texture_resolution: int | None = None
+    """Of TexVerse: assets that exist with textures of this side or more, whatever they are downloaded with."""
     sample: int | None = None
     """So many of what fits, drawn by `seed`."""
     seed: int = 0
     """Of the draw: the same assets whatever their order, and a larger sample holds a smaller one."""
 
     def __post_init__(self) -> None:
+        if self.where:
+            parse(self.where)
+            if not self.scores:
+                raise UsageError("select.where is about the columns of a table; name it by --select.scores")
         if unknown := sorted(set(self.origins) - set(ORIGINS)):
             raise UsageError(f"select.origins: {', '.join(unknown)} is none of {' '.join(ORIGINS)}")
+        for name in ("texture_resolution", "min_texture_resolution"):
+            if (side := getattr(self, name)) not in (None, *TEXTURES):
+                raise UsageError(f"select.{name} is {side}; give one of {' '.join(map(str, TEXTURES))}")
         for name in ("min_faces", "max_faces", "sample"):
             value = getattr(self, name)
             if value is not None and value < (1 if name == "sample" else 0):

@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+from pipeline.mesh_io.exchange.pieces import names_of
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, is_data_uri, read_limited
-from pipeline.mesh_io.side_files import library_lines
+from pipeline.mesh_io.side_files import library_lines, names_in_text
 from pipeline.mesh_io.wavefront.mtl import MapUse, library_names, read_mtl
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.fingerprint import side_files_of
@@ -38,6 +39,8 @@ _SMITHSONIAN_PATH = re.compile(r"[A-Za-z0-9_.:/%()~+,-]+\.glb")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_TEXT_BYTES = 2**20
 """Of JSON or of a material library that is parsed here: it takes up to eighty times as much memory."""
+_MAX_SEARCHED_BYTES = 2**25
+"""Of COLLADA, in which file names are searched for: nothing is parsed."""
 _MAX_COMPANIONS = 512
 """Files that one asset may name; the preflight misses the others."""
 
@@ -118,11 +121,15 @@ def _from_github(tail: str, sha256: str | None, cfg: ObjaverseConfig) -> Path | 
                 return place
         return None
 
-    if path.suffix.lower() == ".gltf":
+    suffix = path.suffix.lower()
+    if suffix == ".gltf":
         large = path.stat().st_size > _MAX_TEXT_BYTES
         for uri in _names_in_large(path) if large else _gltf_uris(path):
             bring((uri,), encoded=not large)
-    elif path.suffix.lower() == ".obj":
+    elif suffix in (".dae", ".ply"):
+        for name in names_in_text(path, _MAX_SEARCHED_BYTES)[:_MAX_COMPANIONS]:
+            bring(names_of(name))
+    elif suffix == ".obj":
         for names in dict.fromkeys(n for argument, _ in library_lines(path) for n in library_names(argument)):
             library = bring(names)
             for use in _maps(library) if library else ():

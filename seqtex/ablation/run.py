@@ -21,8 +21,8 @@ from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import write_file
 from seqtex.ablation.table import COMPARED, Outcome, write_results
-from seqtex.cli.console import bar, build_progress, log_event, training_note
 from seqtex.cli.evaluate import measure_group
+from seqtex.cli.terminal.console import bar, build_progress, log_event, training_note
 from training.config import TrainConfig, preset
 from training.diffusion.latents import Extras
 from training.diffusion.sampler import SamplerConfig

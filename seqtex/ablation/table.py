@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from schemas.storage import write_file
-from seqtex.cli.console import log_event, logs_json, print_table
+from seqtex.cli.terminal.console import log_event, logs_json, print_table
 from training.metrics.distribution import Interval
 
 COMPARED = {"render_psnr": "renders, dB", "flow_uv": "UV flow loss"}

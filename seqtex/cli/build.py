@@ -21,9 +21,9 @@ from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason
 from schemas.plan import ShardJob
 from schemas.storage import Location
-from seqtex.cli.console import bar, build_progress, log_event
 from seqtex.cli.inspect import verify
 from seqtex.cli.options import WorkOptions, recorded_options
+from seqtex.cli.terminal.console import bar, build_progress, log_event
 
 
 def defaults(command: str, arguments: list[str]) -> dict[str, Any]:
@@ -37,8 +37,8 @@ def build(source: str, out: Location, cfg: BuildConfig, work: WorkOptions) -> in
     Args:
         source: where the assets are: folder:PATH (every .glb, .gltf, .obj below), procedural:N (N generated assets),
             objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE
-            (uids, sha256s or file identifiers, one a line), narrowed down by --select.*,
-            seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)
+            (uids, sha256s or file identifiers, one a line), texverse:all, texverse:pbr or texverse:FILE (uids, one a
+            line), narrowed down by --select.*, seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)
         out: folder of the dataset, or its URL in an object store (s3://bucket/forge, gs://bucket/forge)
     """
     cfg = usable(cfg, source)

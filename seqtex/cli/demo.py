@@ -36,7 +36,7 @@ from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import write_file
-from seqtex.cli.console import bar, build_progress, log_event, logs_json, print_table, training_progress
+from seqtex.cli.terminal.console import bar, build_progress, log_event, logs_json, print_table, training_progress
 from seqtex.texturing import MeshTexture, prepare_mesh, texture_meshes
 from training.config import preset
 from training.diffusion.sampler import SamplerConfig

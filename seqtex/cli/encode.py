@@ -5,7 +5,7 @@ from typing import Literal
 
 from schemas.errors import UsageError
 from schemas.storage import Location
-from seqtex.cli.console import bar, log_event
+from seqtex.cli.terminal.console import bar, log_event
 
 
 def encode(

@@ -16,7 +16,7 @@ from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import Location, write_file
-from seqtex.cli.console import bar, log_event, logs_json, print_table
+from seqtex.cli.terminal.console import bar, log_event, logs_json, print_table
 from seqtex.texturing import MeshTexture, prepare_mesh, require_text_encoder, texture_meshes
 from training.arithmetic import find_device
 from training.diffusion.sampler import SamplerConfig

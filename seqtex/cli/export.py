@@ -14,8 +14,8 @@ from schemas.dataset import read_ledger
 from schemas.errors import UsageError, UserError
 from schemas.storage import Location, refuse_links
 from seqtex.cli.build import build
-from seqtex.cli.console import bar, log_event
 from seqtex.cli.options import WorkOptions
+from seqtex.cli.terminal.console import bar, log_event
 
 LayoutName = Literal["seqtex-3d", "seqtex-images"]
 

@@ -22,8 +22,8 @@ from pipeline.report.gallery import write_gallery
 from schemas.dataset import read_ledger
 from schemas.errors import UsageError, printable
 from schemas.storage import Location, write_file
-from seqtex.cli.console import bar, log_event, logs_json, print_table
 from seqtex.cli.options import ThresholdOptions, built_thresholds, leaves, only_thresholds, threshold_options
+from seqtex.cli.terminal.console import bar, log_event, logs_json, print_table
 
 
 def defaults(command: str, arguments: list[str]) -> dict[str, Any]:

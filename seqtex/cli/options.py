@@ -19,7 +19,7 @@ from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
 from schemas.storage import Location, location
-from seqtex.cli.console import log_event
+from seqtex.cli.terminal.console import log_event
 
 
 @dataclass(frozen=True, kw_only=True)

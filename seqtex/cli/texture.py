@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from schemas.errors import UsageError, UserError
-from seqtex.cli.console import bar, log_event
+from seqtex.cli.terminal.console import bar, log_event
 from seqtex.texturing import (
     MAX_UNWRAP_FACES,
     PreparedMesh,

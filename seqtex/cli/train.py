@@ -18,8 +18,8 @@ from geometry.raster_cpu import CpuRasterizer
 from pipeline.render.views import RenderConfig, render_baked
 from schemas.errors import UsageError
 from schemas.sample import Cameras, Regime, TextureSample
-from seqtex.cli.console import log_event, logs_json, print_table, training_progress
 from seqtex.cli.options import leaves
+from seqtex.cli.terminal.console import log_event, logs_json, print_table, training_progress
 from training.config import TrainConfig
 from training.config import preset as named_preset
 from training.cost import GPU_GB, count_tokens

@@ -16,9 +16,9 @@ from pipeline.executor.progress import BuildEvent, Progress
 from pipeline.sources.procedural import procedural
 from schemas.ledger import Counts
 from schemas.sample import Regime
-from seqtex.cli import sentences as plain
-from seqtex.cli.console import bar, begin_log, build_progress, log_event, training_progress
 from seqtex.cli.main import main
+from seqtex.cli.terminal import sentences as plain
+from seqtex.cli.terminal.console import bar, begin_log, build_progress, log_event, training_progress
 from tests.support.small_dataset import write_dataset
 
 REPO = Path(__file__).resolve().parents[2]

@@ -84,5 +84,5 @@ def test_the_table_of_the_json_names_every_key(forge):
     table = PAGE.partition("| key | value |")[2].partition("\n\n")[0]
     keys = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split(" | ")[0])]
     _, fields = next(read_shard(forge / "shards" / "textured-000000.tar"))
-    assert set(keys) == set(decode(fields).meta) | {"shading"}
+    assert set(keys) == set(decode(fields).meta) | {"shading", "captions"}
     assert f"key; {SCHEMA_VERSION};" in table and all(f"`{layout}`" in table for layout in LAYOUTS)

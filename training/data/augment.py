@@ -15,6 +15,8 @@ from schemas.sample import Cameras, TextureSample, Views
 BACKGROUNDS = {"black": 0, "grey": 128, "white": 255}
 STREAM = 7
 """Keeps these draws apart from others by (seed, sample number)."""
+CAPTION_STREAM = 13
+"""The same for captions."""
 Arrays = TypeVar("Arrays", Views, Cameras)
 
 
@@ -40,6 +42,8 @@ class AugmentConfig:
     """Brighten or darken the given view in linear light."""
     exposure_stops: float = 0.5
     """Largest change, either way."""
+    captions: bool = False
+    """Draw the caption among the levels that a sample has (`seqtex build --objaverse.caption_levels`)."""
 
     def __post_init__(self) -> None:
         for name in ("rotate_views", "lit", "jpeg", "blur", "exposure"):
@@ -54,6 +58,11 @@ class AugmentConfig:
     def condition(self) -> bool:
         """Return whether the given view may differ from the true one."""
         return self.background != "black" or max(self.lit, self.jpeg, self.blur, self.exposure) > 0
+
+    @property
+    def renews(self) -> bool:
+        """Return whether a sample may have another given view or caption every time."""
+        return self.condition or self.captions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +103,17 @@ def rotate_views(sample: TextureSample, shift: int) -> TextureSample:
     rotated = rolled(sample.views, shift)
     cameras = rolled(sample.cameras, shift)
     return replace(sample, views=rotated, cameras=cameras, meta=sample.meta | {"cameras": cameras_json(cameras)})
+
+
+def draw_caption(cfg: AugmentConfig, sample: TextureSample, seed: int, number: int) -> TextureSample:
+    """Give a sample the caption of one of its levels if `cfg` asks for it, each that has a text with the same
+    probability; one without levels keeps its own."""
+    levels = sample.meta.get("captions") if cfg.captions else None
+    texts = [text for text in levels.values() if isinstance(text, str) and text] if isinstance(levels, dict) else []
+    if not texts:
+        return sample
+    chosen = np.random.default_rng((seed, number, CAPTION_STREAM)).integers(len(texts))
+    return replace(sample, meta=sample.meta | {"caption": texts[chosen]})
 
 
 def rolled(arrays: Arrays, shift: int) -> Arrays:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
-from training.data.augment import condition_images, draw_augmentation, rotate_views
+from training.data.augment import condition_images, draw_augmentation, draw_caption, rotate_views
 from training.data.batch import Batch, LatentBatch, Prepared, encode_batch, join, stack_samples, to_device, to_model
 from training.data.dataset_files import REMEDY, ShardError
 from training.data.latent_shards import StoredLatents, codec_header, given_name, rotate_latents
@@ -91,7 +91,7 @@ class BatchStream(Dataset[AnyBatch]):
         self.share = cfg.batch_size // parts
         self.first_slot = rank * accumulate_grad_batches * self.share
         self.hints_for = hints_for
-        self.codec = codec if cfg.keep_latents and not cfg.latents and not cfg.augment.condition else None
+        self.codec = codec if cfg.keep_latents and not cfg.latents and not cfg.augment.renews else None
         """Encodes samples whose latents are kept."""
         self._kept: dict[Place, StoredLatents] = {}
 
@@ -133,7 +133,7 @@ class BatchStream(Dataset[AnyBatch]):
         if self.hints_for is not None:
             given = views_given(self.hints_for, place.regime, self.seed, batch, number, views)
         if isinstance(stored, TextureSample) and self.codec is None:
-            sample = rotate_views(stored, drawn.shift)
+            sample = rotate_views(draw_caption(self.cfg.augment, stored, self.seed, number), drawn.shift)
             condition = condition_images(sample.views, drawn) if self.cfg.augment.condition else None
             return Prepared(sample=sample, condition=condition, given=given)
         if given is not None:  # by their numbers before they are rotated

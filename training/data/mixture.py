@@ -42,7 +42,7 @@ class DataConfig:
     """Shards per dataset and regime that are open at a time, among which samples are shuffled (ours)."""
     keep_latents: bool = False
     """Encode every sample once, by the codec `dct`, and keep its latents in memory: for datasets of some thousand small
-    samples. No effect with `latents`, or if `augment` makes new images of a sample every time."""
+    samples. No effect with `latents`, or if `augment` makes new images or captions of a sample every time."""
     latents: bool = False
     """Read the latents that `seqtex encode` wrote instead of the images."""
     draw_posterior: bool = False
@@ -72,6 +72,8 @@ class DataConfig:
             raise UsageError(f"data.directories is {self.directories}; give every dataset a weight above 0")
         if self.latents and self.augment.condition:
             raise UsageError("data.augment changes the given view, which needs its image: set data.latents false")
+        if self.latents and self.augment.captions:
+            raise UsageError("data.augment.captions draws captions, latents hold one each: set data.latents false")
         if self.draw_posterior and not self.latents:
             raise UsageError("data.draw_posterior draws from stored latents: set data.latents true")
 

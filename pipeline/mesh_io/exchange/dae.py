@@ -21,7 +21,7 @@ _BROKEN = (
 """Errors that pycollada and lxml raise over files that they cannot read (`RecursionError` is a `RuntimeError`, lxml's a
 `SyntaxError`)."""
 _UP_AXIS = re.compile(rb"<(?:\w+:)?up_axis>\s*([XYZ])_UP")
-IMAGE_FILE = re.compile(rb"<(?:\w+:)?init_from>\s*([^<]*[^<\s])\s*<")
+IMAGE_FILE = re.compile(rb"<(?:\w+:)?init_from>([^<]*)(?=<)")
 _MAX_PLACED = 100_000
 """Nodes and geometries placed in all (ours)."""
 

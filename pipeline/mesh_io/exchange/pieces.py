@@ -146,9 +146,13 @@ def _placed(piece: Piece, up: Float64[np.ndarray, "4 4"]) -> Piece:
 def texture(name: str, folders: Folders) -> MapUse:
     """The file that a name in a PLY or COLLADA file means, which may be a URI with percent escapes. Raises AssetError
     where it leads out of the root."""
+    return MapUse(names=names_of(name), where="texture", folder=folders.own).found(folders)
+
+
+def names_of(name: str) -> tuple[str, ...]:
+    """The paths that a name in a PLY or COLLADA file may mean, the likelier first."""
     plain = name.removeprefix("file://")
-    names = tuple(dict.fromkeys([plain, unquote(plain)]))
-    return MapUse(names=names, where="texture", folder=folders.own).found(folders)
+    return tuple(dict.fromkeys([plain, unquote(plain)]))
 
 
 def unit_colors(stored: np.ndarray, top: float | None = None) -> Float64[np.ndarray, "n 3"]:

@@ -15,9 +15,10 @@ from pipeline.mesh_io.wavefront.obj import ObjFile
 SUFFIXES = (".3mf", ".dae", ".off", ".ply", ".stl")
 
 
-def read_exchange(data: bytes, suffix: str, folders: Folders, max_bytes: int, max_faces: int) -> ObjFile:
-    """Parse a file of one of `SUFFIXES`. 3MF is Z up, COLLADA says which axis is, the others are taken as they are, Y
-    up.
+def read_exchange(
+    data: bytes, suffix: str, folders: Folders, max_bytes: int, max_faces: int, *, z_up: bool = False
+) -> ObjFile:
+    """Parse a file of one of `SUFFIXES`; the result is Y up. 3MF is Z up, COLLADA says which axis is.
 
     Args:
         data: the file
@@ -25,8 +26,11 @@ def read_exchange(data: bytes, suffix: str, folders: Folders, max_bytes: int, ma
         folders: where its textures may lie
         max_bytes: of what an archive unpacks to
         max_faces: triangles, each instance counted
+        z_up: the other formats, which have no axis of their own, are Z up instead of Y up
     """
     up = np.eye(4)
+    if suffix == ".3mf" or (z_up and suffix != ".dae"):
+        up[:3, :3] = z_up_to_y_up(np.eye(3)).T
     if suffix == ".ply":
         pieces = read_ply(data, folders, max_faces)
     elif suffix == ".off":
@@ -34,7 +38,6 @@ def read_exchange(data: bytes, suffix: str, folders: Folders, max_bytes: int, ma
     elif suffix == ".stl":
         pieces = read_stl(data, max_faces, folders.notes)
     elif suffix == ".3mf":
-        up[:3, :3] = z_up_to_y_up(np.eye(3)).T
         pieces = read_3mf(data, max_bytes, max_faces, folders.notes)
     else:
         up, pieces = up_of(data), read_dae(data, folders, max_faces)
@@ -44,4 +47,4 @@ def read_exchange(data: bytes, suffix: str, folders: Folders, max_bytes: int, ma
 def referenced(data: bytes, suffix: str) -> list[str]:
     """Names of the files that a PLY or COLLADA file refers to, by its text alone."""
     found = TEXTURE.findall(data[:MAX_HEADER]) if suffix == ".ply" else IMAGE_FILE.findall(data)
-    return [plain_text(name).strip() for name in found]
+    return [name for name in (plain_text(name).strip() for name in found) if name]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from geometry.frames import z_up_to_y_up
 from geometry.mesh import face_vectors, unit
 from geometry.texture import srgb_to_linear
 from pipeline.mesh_io.parts import Part
@@ -55,8 +56,9 @@ class _Block:
     """Where each word begins in the text."""
 
 
-def read_obj(data: bytes, folders: Folders, max_bytes: int, max_faces: int) -> ObjFile:
-    """Parse a whole OBJ file and its material libraries, each of at most `max_bytes`."""
+def read_obj(data: bytes, folders: Folders, max_bytes: int, max_faces: int, *, z_up: bool = False) -> ObjFile:
+    """Parse a whole OBJ file and its material libraries, each of at most `max_bytes`. The result is Y up; `z_up`: the
+    file is not."""
     if b"\0" in data:
         raise AssetError(Reason.NOT_A_MESH, "OBJ holds a zero byte: it is not a text file")
     blocks, names = _split(data)
@@ -70,6 +72,8 @@ def read_obj(data: bytes, folders: Folders, max_bytes: int, max_faces: int) -> O
     table = _finite(_table(vertices, 3, 6 if (vertices.words >= 6).any() else 3), vertices, used[:, 0], notes)
     uvs = _finite(_table(blocks["vt"], 1, 2), blocks["vt"], used[:, 1], notes)
     normals = _finite(_table(blocks["vn"], 3, 3), blocks["vn"], used[:, 2], notes)
+    if z_up:
+        table[:, :3], normals = z_up_to_y_up(table[:, :3]) + 0.0, z_up_to_y_up(normals) + 0.0  # no zero is -0
     begin, count = (np.cumsum(faces.words) - faces.words)[kept], faces.words[kept]
     face, corner = triangles(table[np.maximum(corners[:, 0], 0), :3], begin, count, notes)
     changes = [line for line, keyword, _ in names if keyword == "usemtl"]

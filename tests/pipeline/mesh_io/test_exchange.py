@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from geometry.raster import Fragments
 from geometry.texture import encode_srgb8, surface_color
 from pipeline.mesh_io.load import load_asset, load_mesh
 from pipeline.mesh_io.preflight import PreflightConfig
-from pipeline.mesh_io.side_files import asset_sha256, side_files
+from pipeline.mesh_io.side_files import asset_sha256, names_in_text, side_files
 from schemas.ledger import Note, NoteKind, Reason, Rejected
 from schemas.mesh import TexturedMesh
 from tests.pipeline.mesh_io.test_load import signed_volume
@@ -534,6 +535,17 @@ def mutate(folder: Path, kind: str, count: int, seed: int) -> dict[str, int]:
 def test_mutations_end_in_a_mesh_or_a_reason(tmp_path: Path, kind: str) -> None:
     outcomes = mutate(tmp_path, kind, 60, 20250613)
     assert sum(outcomes.values()) == 60 and len(outcomes) >= 2, outcomes
+
+
+def test_file_names_in_collada_are_found_in_linear_time(tmp_path: Path) -> None:
+    """Also where blanks have no end: this search is not sandboxed when assets are downloaded."""
+    path = tmp_path / "a.dae"
+    path.write_bytes(
+        b"<x><init_from>" + b" " * 2**20 + b"<init_from>\n maps/t.png\n</init_from>" + b"<init_from" * 2**16
+    )
+    start = time.process_time()
+    assert names_in_text(path, 2**25) == ["maps/t.png"]
+    assert time.process_time() - start < 1
 
 
 def test_other_formats_do_not_wait_for_trimesh() -> None:

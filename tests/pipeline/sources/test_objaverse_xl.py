@@ -11,6 +11,7 @@ from pipeline.config import BuildConfig
 from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import committed
 from pipeline.executor.job import process_job
+from pipeline.mesh_io.load import load_mesh
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sources.objaverse import ObjaverseConfig
@@ -21,9 +22,11 @@ from schemas.codec import decode
 from schemas.dataset import shard_path
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Reason, Rejected, Status
-from schemas.mesh import MeshRef
+from schemas.mesh import MeshRef, TexturedMesh
 from schemas.shards import read_shard
+from tests.pipeline.mesh_io.test_exchange import collada, textured_ply
 from tests.support.objaverse_server import COMMIT, FAULTS, World, XlRow, make_xl_world, serving, xl_row
+from tests.support.small_gltf import QUADRANTS, png
 
 OBJ = b"mtllib look.mtl\nusemtl skin\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nf 1/1 2/2 3/3\n"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
@@ -211,6 +214,31 @@ def test_files_that_an_asset_names_come_with_it(tmp_path):
     assert there == wanted, "a library with an image that leads out brings none; the preflight refuses it"
     leading_out = [name for name in world.asked if "outside" in name or "passwd" in name]
     assert all(name.startswith((f"{base}/a/", f"{base}/b/")) for name in leading_out), "by the end of their paths alone"
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_textures_of_ply_and_collada_come_with_them_and_are_read(tmp_path, large):
+    cloth, wood = png(QUADRANTS), png(QUADRANTS[::-1])
+    scene = collada("maps/wood%201.png").encode() + b"<!--" + (b" " * 2**20 if large else b"") + b"-->"
+    ply = textured_ply(True, "cloth.png").replace("element vertex", "comment TextureFile ../../out.png\nelement vertex")
+    rows = [
+        github_row("a/scan.PLY", textured_ply(True, "maps\\cloth.png").encode(), "ply"),
+        github_row("b/scene.dae", scene, "dae"),
+        github_row("c/out.ply", ply.encode(), "ply"),
+    ]
+    with serving(make_xl_world(1, rows)) as world:
+        base = f"raw/org/repo/{COMMIT}"
+        world.files |= {f"{base}/a/maps/cloth.png": cloth, f"{base}/b/maps/wood 1.png": wood, "raw/out.png": cloth}
+        cfg = mirror(world, tmp_path)
+        refs = [ref for ref in listed(cfg, origins=("github",)) if "/org/repo/" in ref.uri]
+        files = {Path(file.uri).name: Path(file.uri) for file in brought(refs, cfg) if isinstance(file, MeshRef)}
+        asked = set(world.asked)
+    for name in ("scan.PLY", "scene.dae"):
+        mesh = load_mesh(files[name])
+        assert isinstance(mesh, TexturedMesh) and mesh.textures, mesh
+    assert not any(name.endswith("out.png") and not name.startswith(f"{base}/c/") for name in asked)
+    found = {p.name for p in (cfg.root / "github/commits/org/repo").rglob("*.png")}
+    assert found == {"cloth.png", "wood 1.png"}
 
 
 def test_large_files_of_a_repository_come_from_its_large_file_store(tmp_path):

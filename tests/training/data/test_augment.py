@@ -11,7 +11,14 @@ from schemas.codec import cameras_json
 from schemas.errors import UsageError
 from schemas.sample import Regime, TextureSample
 from tests.support.small_dataset import small_sample, write_samples
-from training.data.augment import Augmentation, AugmentConfig, condition_images, draw_augmentation, rotate_views
+from training.data.augment import (
+    Augmentation,
+    AugmentConfig,
+    condition_images,
+    draw_augmentation,
+    draw_caption,
+    rotate_views,
+)
 from training.data.batch import Batch, encode_batch, to_model
 from training.data.datamodule import BatchStream
 from training.data.latent_shards import rotate_latents
@@ -134,7 +141,31 @@ def test_kept_latents_turn_too_and_degraded_images_are_not_kept(dataset: Path) -
     assert isinstance(batches(dataset, EVERYTHING, codec=DctCodec())[0], Batch)
 
 
+def test_captions_are_drawn_among_the_levels_that_have_a_text(tmp_path: Path) -> None:
+    levels = {"short": "a cup", "medium": "a red cup", "long": ""}
+    samples = [small_sample(f"c{i}", Regime.TEXTURED, i) for i in range(4)]
+    told = [replace(each, meta=each.meta | {"captions": levels}) for each in samples[:3]]
+    write_samples(tmp_path / "d", [[*told, samples[3]]])
+    own = {each.uid: each.meta["caption"] for each in samples}
+    for batch in batches(tmp_path / "d", AugmentConfig()):
+        assert [own[uid] for uid in batch.uids] == list(batch.captions)
+    drawing = AugmentConfig(captions=True)
+    drawn, again = (batches(tmp_path / "d", drawing, rank=0, ranks=ranks) for ranks in (1, 2))
+    for all_ranks, part in zip(drawn, again, strict=True):
+        assert all_ranks.captions[:2] == part.captions, "the same on any number of ranks"
+    found = [entry for batch in drawn for entry in zip(batch.uids, batch.captions, strict=True)]
+    assert {caption for uid, caption in found if uid != "c3"} == {"a cup", "a red cup"}
+    assert {caption for uid, caption in found if uid == "c3"} == {own["c3"]}
+    assert batches(tmp_path / "d", drawing, codec=DctCodec())[0].captions == drawn[0].captions
+    counts = [draw_caption(drawing, told[0], 5, number).meta["caption"] for number in range(2000)].count("a cup")
+    assert abs(counts - 1000) < 2.576 * 500**0.5
+    broken = replace(told[0], meta=told[0].meta | {"captions": ["x"]})
+    assert draw_caption(drawing, broken, 5, 0) is broken
+
+
 def test_impossible_augmentations_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"draws captions, latents hold one each"):
+        DataConfig(directory=tmp_path, latents=True, augment=AugmentConfig(captions=True))
     with pytest.raises(UsageError, match=r"augment\.jpeg"):
         AugmentConfig(jpeg=1.5)
     with pytest.raises(UsageError, match=r"augment\.jpeg_quality"):

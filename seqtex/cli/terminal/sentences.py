@@ -271,6 +271,7 @@ def published(facts: Facts) -> str:
 SENTENCES: dict[str, Callable[[Facts], str]] = {
     # builds
     "skipped": lambda facts: f"skipped  {facts['detail']}",
+    "selected": lambda facts: f"selected  {facts['detail']}",
     "waiting": lambda facts: f"waiting  {facts['detail']}",
     "planned": planned,
     "compiling": lambda facts: f"compiling  {facts['detail'].removeprefix('compiling ')}",

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipeline.executor.progress import BuildEvent
 from schemas.errors import printable, redacted, redacted_values
-from seqtex.cli import sentences as plain
+from seqtex.cli.terminal import sentences as plain
 
 WIDE = 1000
 """Columns in a pipe or file, so that a row stays on its line."""

@@ -1,0 +1,1 @@
+"""Tables that users bring: scores to select assets by, and captions."""
