@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig, config_from_dict
+from pipeline.dataset.folders import located, portable
 from pipeline.dataset.lock import job_folder
 from pipeline.dataset.pictures import read_pictures
 from pipeline.dataset.shards import commit, committed, unpack
@@ -73,14 +74,14 @@ def process_job(
             contextlib.nullcontext(fork_server)
             if fork_server
             else asset_fork_server(cfg.limits, work, target, python_path) as children,
-            fetched(todo, cfg.objaverse) as local,
+            fetched([located(ref, job.folder) for ref in todo], cfg.objaverse) as local,
         ):
             for number, ref in enumerate(job.refs):
                 again = work / f"{number:06d}"
                 done.append(kept.get(ref.uid) or _run_asset(children, job.index, ref, next(local), cfg, again))
         if not may_commit():
             return None
-        outcomes = [asset.outcome for asset in done]
+        outcomes = [portable(asset.outcome, job.folder, out) for asset in done]
         samples = {
             regime: [(asset.outcome.uid, list(asset.files)) for asset in done if asset.outcome.regime is regime]
             for regime in Regime

@@ -78,7 +78,9 @@ def plan_merge(datasets: Sequence[Location]) -> MergePlan:
         first = len(moves)
         for old in jobs[number]:
             if refs := tuple(ref for ref in old.refs if owner[ref.uid] == number):
-                moves.append(Move(job=ShardJob(index=len(moves), refs=refs), dataset=dataset, old=old))
+                moves.append(
+                    Move(job=ShardJob(index=len(moves), refs=refs, folder=old.folder), dataset=dataset, old=old)
+                )
         taken = sum(len(move.job.refs) for move in moves[first:])
         made_of.append(
             {
