@@ -242,6 +242,12 @@ COMMANDS = {
         ),
         positional="mesh",
     ),
+    "app": Command(
+        module="seqtex.app",
+        group=TRAIN,
+        summary="serve a page that textures meshes to a browser on this machine",
+        example="seqtex app --checkpoint /data/run/checkpoint",
+    ),
     "completion": Command(
         module="seqtex.cli.main",
         group=TRAIN,
