@@ -109,15 +109,19 @@ def test_a_mesh_and_a_picture_become_what_the_function_makes_of_them(visit, file
     page = visit.page
     visit.upload("#mesh", files / "vase.glb")
     visit.upload("#picture", files / "red.png")
-    page.get_by_label("number input for Steps").fill("3")
+    page.get_by_label("number input for Steps").fill("40")
     page.get_by_label("Seed").fill("7")
+    page.evaluate("""window.seen = ''; new MutationObserver(() => {
+        window.seen += [...document.querySelectorAll('.progress-text, .progress-level, .meta-text')].map((each) => each.textContent).join()
+    }).observe(document.body, {childList: true, subtree: true, characterData: true})""")
     page.click("#texture")
-    page.wait_for_selector("text=denoising")
     with page.expect_download() as download:
         page.locator("#textured a[download]").click()
+    seen = page.evaluate("window.seen")
+    assert "reading the mesh" in seen and "/40 steps" in seen
     assert download.value.suggested_filename == "vase-textured.glb"
     expected = texture(
-        files / "vase.glb", image=files / "red.png", checkpoint=files / "checkpoint", steps=3, seed=7,
+        files / "vase.glb", image=files / "red.png", checkpoint=files / "checkpoint", steps=40, seed=7,
         out=tmp_path / "expected.glb",
     )  # fmt: skip
     assert Path(download.value.path()).read_bytes() == (tmp_path / "expected.glb").read_bytes()
