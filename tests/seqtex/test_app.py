@@ -112,7 +112,8 @@ def test_a_mesh_and_a_picture_become_what_the_function_makes_of_them(visit, file
     page.get_by_label("number input for Steps").fill("40")
     page.get_by_label("Seed").fill("7")
     page.evaluate("""window.seen = ''; new MutationObserver(() => {
-        window.seen += [...document.querySelectorAll('.progress-text, .progress-level, .meta-text')].map((each) => each.textContent).join()
+        const shown = document.querySelectorAll('.progress-text, .progress-level, .meta-text')
+        window.seen += [...shown].map((each) => each.textContent).join()
     }).observe(document.body, {childList: true, subtree: true, characterData: true})""")
     page.click("#texture")
     with page.expect_download() as download:
