@@ -88,17 +88,24 @@ BEFORE_THE_END = 0.99
 """Largest share of a build's progress lines: the last line is `done`, which follows."""
 
 
+ENDED = ("assets", "job")
+WORKING = (*ENDED, "listing", "finishing")
+"""Events of a build that come often, or say only that it is at work."""
+
+
 @contextmanager
-def terminal_bar(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+def terminal_bar(
+    description: str, total: int | None, unit: str, estimated: bool = True
+) -> Iterator[Callable[..., None]]:
     """Show a progress bar on a terminal; yields `draw(done, note, total=None)`. Draws nothing elsewhere, or with
-    `--log json`."""
+    `--log json`. estimated: show the time that is left; else the notes do."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        *([TimeRemainingColumn()] if estimated else []),
         TextColumn("{task.fields[note]}", markup=False),
     )
     disabled = logs_json() or not sys.stderr.isatty()
@@ -154,24 +161,23 @@ def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any
 @contextmanager
 def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
     """Show the events of `pipeline.executor.build`: assets done out of those planned, rate, time left and outcomes.
-    Jobs that end give a plain line now and then, other events always."""
-    with terminal_bar("building", None, "assets") as draw:
+    Work in progress gives a plain line now and then, other events always."""
+    with terminal_bar("building", None, "assets", estimated=False) as draw:
 
         def notify(event: BuildEvent) -> None:
             draw(event.assets_done, build_note(event), event.planned)
-            if event.event != "job" or logs_json():
+            if event.event not in WORKING or logs_json():
                 log_event(**asdict(event))
             else:
-                log.progress(plain.building(asdict(event)), min(event.assets_done / event.planned, BEFORE_THE_END))
+                share = min(event.assets_done / event.planned, BEFORE_THE_END) if event.event in ENDED else None
+                log.progress(plain.sentence(event.event, asdict(event)), share)
 
         yield notify
 
 
 def build_note(event: BuildEvent) -> str:
     """Return the note beside the bar of a build."""
-    parts = [f"{event.assets_per_s:.3g}/s"] if event.assets_per_s is not None else []
-    parts.append(f"{event.textured} textured, {event.mv_only} views only")
-    parts.append(f"{event.rejected} rejected, {event.failed} failed")
-    if event.event != "job":  # an ordinary job is in these figures
+    parts = [", ".join([*plain.speed(event.assets_per_s), *plain.left(event.eta_s)]), plain.outcomes(asdict(event))]
+    if event.event not in ENDED:  # which are in these figures
         parts.append(event.detail)
     return "; ".join(part for part in parts if part)
