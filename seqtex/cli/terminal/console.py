@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,8 +89,10 @@ BEFORE_THE_END = 0.99
 """Largest share of a build's progress lines: the last line is `done`, which follows."""
 
 
+REPEAT_S = 1.0
+"""Seconds between two looks at whether a line is due."""
 ENDED = ("assets", "job")
-WORKING = (*ENDED, "listing", "finishing")
+WORKING = (*ENDED, "listing", "starting", "finishing")
 """Events of a build that come often, or say only that it is at work."""
 
 
@@ -114,6 +117,30 @@ def terminal_bar(
     with Progress(*columns, console=Console(stderr=True), disable=disabled, redirect_stdout=above) as progress:
         task = progress.add_task(printable(description), total=total, note="")
         yield lambda done, note, total=None: progress.update(task, completed=done, note=printable(note), total=total)
+
+
+@contextmanager
+def repeated(text: str) -> Iterator[Callable[[str, float | None], None]]:
+    """Write a plain line about work in progress again whenever one is due: the time before it moves while nothing else
+    does. Yields `keep(text, share)`, which gives it another text (`Log.progress`)."""
+    kept: tuple[str, float | None] = (text, None)
+    ended = threading.Event()
+
+    def keep(text: str, share: float | None) -> None:
+        nonlocal kept
+        kept = text, share
+
+    def repeat() -> None:
+        while not ended.wait(REPEAT_S):
+            log.progress(*kept)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield keep
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
@@ -162,14 +189,15 @@ def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any
 def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
     """Show the events of `pipeline.executor.build`: assets done out of those planned, rate, time left and outcomes.
     Work in progress gives a plain line now and then, other events always."""
-    with terminal_bar("building", None, "assets", estimated=False) as draw:
+    with terminal_bar("building", None, "assets", estimated=False) as draw, repeated("planning  the build") as keep:
 
         def notify(event: BuildEvent) -> None:
             draw(event.assets_done, build_note(event), event.planned)
             if event.event not in WORKING or logs_json():
                 log_event(**asdict(event))
-            else:
+            if event.event in WORKING:
                 share = min(event.assets_done / event.planned, BEFORE_THE_END) if event.event in ENDED else None
+                keep(plain.sentence(event.event, asdict(event)), share)
                 log.progress(plain.sentence(event.event, asdict(event)), share)
 
         yield notify

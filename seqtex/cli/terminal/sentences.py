@@ -277,6 +277,7 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "listing": lambda facts: f"listing  {count(facts['planned'], 'asset')} found so far",
     "assets": building,
     "job": building,
+    "starting": lambda facts: f"starting  {facts['detail'].removeprefix('starting ')}",
     "finishing": lambda facts: f"finishing  {facts['detail']}",
     "retry": lambda facts: f"retry  job {facts['job']} starts again: {facts['detail']}",
     "straggler": lambda facts: f"backup  job {facts['job']} {facts['detail']}",
