@@ -17,9 +17,10 @@ class BuildEvent:
 
     event: str
     """`waiting` (for the lock of another build, in an object store), `listing` (the source), `selected` (by a table of
-    scores), `planned`, `starting` (Ray), `compiling` (kernels, once on this machine), `started` (Ray is there), `assets`
-    (at work, once a second while some end, else every five seconds), `job` (one is done), `retry`, `straggler` (one is
-    started a second time), `nodes` (the cluster has another size), `finishing` (files of the whole) or `done`."""
+    scores), `planned`, `starting` (Ray), `compiling` (kernels, once on this machine), `started` (Ray is there),
+    `assets` (at work, once a second while some end, else every five seconds), `job` (one is done), `retry`, `straggler`
+    (one is started a second time), `nodes` (the cluster has another size), `finishing` (files of the whole) or
+    `done`."""
     job: int | None = None
     jobs_done: int
     jobs: int
