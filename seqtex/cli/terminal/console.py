@@ -199,7 +199,7 @@ def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
                 share = min(event.assets_done / event.planned, BEFORE_THE_END) if event.event in ENDED else None
                 keep(plain.sentence(event.event, asdict(event)), share)
                 log.progress(plain.sentence(event.event, asdict(event)), share)
-            elif event.event == "planned":
+            elif event.planned:
                 keep(plain.building(asdict(event)), None)
 
         yield notify
