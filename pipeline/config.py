@@ -33,8 +33,8 @@ LATER_OPTIONS: dict[str, Any] = {
 class BuildConfig:
     """Everything that decides what a dataset holds, its assets aside."""
 
-    assets_per_job: int = 64
-    """Assets in one job, the unit of work and of resume (ours)."""
+    assets_per_job: int | None = None
+    """Assets in one job, the unit of work and of resume; by default a 64th of the source's, at most 64 (ours)."""
     up_axis: UpAxis = "y"
     """The axis that points up in OBJ, OFF, PLY and STL files, which do not say it; all other formats do."""
     preflight: PreflightConfig = field(default_factory=PreflightConfig)

@@ -23,7 +23,7 @@ class BuildOptions(TypedDict, total=False):
     """Options of a build, as `seqtex build --help` explains them: `views={"resolution": 64}` is
     `--views.resolution 64`."""
 
-    assets_per_job: int
+    assets_per_job: int | None
     up_axis: Literal["y", "z"]
     preflight: Options
     filter: Options

@@ -16,17 +16,20 @@ from schemas.mesh import Attribution, MeshRef
 from schemas.plan import LATER_COLUMNS, PLAN_SCHEMA, ShardJob, plan_ref, plan_row
 from schemas.storage import Location
 
+MOST_ASSETS, FEWEST_JOBS = 64, 64
+"""Assets in a job at most, and jobs at least, as far as there are assets: unless a job's size is given."""
 _ROWS_AT_ONCE = 1 << 14
 """Rows that exist as Python objects at one time: a plan may have millions."""
 
 
-def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int, folder: Path | None = None) -> list[ShardJob]:
-    """Divide assets, ordered by uid, into jobs of `assets_per_job`: the order in which a source lists them does not
-    matter. Their paths are relative to `folder`, as far as they lie in it. In their texts, which come from strangers,
+def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int | None, folder: Path | None = None) -> list[ShardJob]:
+    """Divide assets, ordered by uid, into jobs of `assets_per_job`, by default of a size that their number decides and
+    nothing else (`job_size`): neither the order in which a source lists them matters, nor how many workers there are.
+    Their paths are relative to `folder`, as far as they lie in it. In their texts, which come from strangers,
     characters that no file can hold are replaced.
 
     Raises UserError where there is no asset, or two have one uid, or a uid cannot be a key."""
-    if assets_per_job < 1:
+    if assets_per_job is not None and assets_per_job < 1:
         raise UsageError(f"assets_per_job is {assets_per_job}; give 1 or more")
     ordered = sorted((_storable(within(ref, folder)) for ref in refs), key=lambda ref: ref.uid)
     if not ordered:
@@ -40,12 +43,17 @@ def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int, folder: Path | None 
     for first, second in itertools.pairwise(ordered):
         if first.uid == second.uid:
             raise UserError(f"{first.uri} and {second.uri} share the uid {first.uid!r}; give one of them another name")
-    starts = range(0, len(ordered), assets_per_job)
+    size = assets_per_job or job_size(len(ordered))
+    starts = range(0, len(ordered), size)
     where = None if folder is None else str(folder)
     return [
-        ShardJob(index=i, refs=tuple(ordered[start : start + assets_per_job]), folder=where)
-        for i, start in enumerate(starts)
+        ShardJob(index=i, refs=tuple(ordered[start : start + size]), folder=where) for i, start in enumerate(starts)
     ]
+
+
+def job_size(assets: int) -> int:
+    """Return how many assets a job has: few where there are few, so that all workers have some."""
+    return min(MOST_ASSETS, -(-assets // FEWEST_JOBS))
 
 
 def _storable(ref: MeshRef) -> MeshRef:

@@ -18,7 +18,7 @@ from pipeline.executor.ray_environment import close_to_others
 from pipeline.executor.renew import renew, renewed_by_source, stale
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.duplicates import known_ahead, unsettled
-from pipeline.sources.registry import open_source, source_folder
+from pipeline.sources.registry import kind_of, open_source, source_folder
 from schemas.dataset import DatasetInfo, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Counts, counts_of
@@ -45,7 +45,7 @@ class Addition:
 
 
 def added(
-    jobs: Sequence[ShardJob], refs: Iterable[MeshRef], assets_per_job: int, folder: Path | None = None
+    jobs: Sequence[ShardJob], refs: Iterable[MeshRef], assets_per_job: int | None, folder: Path | None = None
 ) -> Addition:
     """The new assets of a source, which lies in `folder`, as jobs of their own. Raises UserError as `plan_jobs`, unless
     all are known."""
@@ -64,7 +64,7 @@ def added(
 
 def step(source: str, cfg: BuildConfig, addition: Addition) -> dict[str, Any]:
     """The entry of an extension in a dataset's history. A folder goes by its name: where it lies decides nothing."""
-    kind, _, rest = source.partition(":")
+    kind, rest = kind_of(source)
     return {
         "step": "extended",
         "source": f"{kind}:{rest.rstrip('/').rpartition('/')[2]}",
@@ -216,7 +216,7 @@ def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
     """List the assets of a source. Raises UserError where that fails."""
     cfg, nothing = work.cfg, _nothing_yet(work)
     try:
-        yield from open_source(
+        for ref in open_source(
             source,
             _assets(work),
             bool(cfg.blender.python),
@@ -224,7 +224,9 @@ def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
             cfg.objaverse,
             cfg.preflight.max_file_bytes,
             report=lambda line: nothing.report("selected", detail=line),
-        )
+        ):
+            nothing.found()
+            yield ref
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
@@ -268,7 +270,7 @@ def _carry_out(
         again = unsettled(jobs, parts, work.cfg.duplicates)
         for job in again:
             doing.add(job.index)
-            progress.undone(counts_of(read_ledger_part(part_path(out, job.index)).outcomes))
+            progress.undone(job.index, counts_of(read_ledger_part(part_path(out, job.index)).outcomes))
         return again
 
     todo = known_ahead(jobs, todo, work.cfg.duplicates) or with_duplicates()
@@ -281,6 +283,7 @@ def _carry_out(
 
         run_jobs(todo, out, work.cfg, work.run, work.workers, work.address, progress, then=with_duplicates)
         remove_leftovers(out, len(jobs))  # of workers that were lost on the way
+    progress.report("finishing", detail="writing index, card and metadata")
     report = finish(out, info, jobs, len(doing))
     progress.report("done")
     return report

@@ -59,12 +59,14 @@ def process_job(
     python_path: tuple[Path, ...] = (),
     fork_server: ForkServer | None = None,
     may_commit: Callable[[], bool] = lambda: True,
+    tell: Callable[[Counts], None] = lambda counts: None,
 ) -> JobReport | None:
     """Every asset of a job in its own limited child, then the commit. Every planned asset gets exactly one row.
 
     `target` names the function that a child runs (`pipeline.sandbox.fork_server.ForkServer`), `process_in_child` unless
     told; `fork_server` is one at hand that runs it, else one is started for this job. None where `may_commit` says that
-    another attempt at the job is the one that counts: nothing is written then."""
+    another attempt at the job is the one that counts: nothing is written then. `tell` is called with the assets done
+    so far as each ends."""
     with job_folder(out, job.index) as work:
         kept = _kept(job, out, work / "kept")
         kept |= {uid: AssetResult(outcome=_duplicate(job, uid, kept)) for uid in job.duplicates}
@@ -79,6 +81,7 @@ def process_job(
             for number, ref in enumerate(job.refs):
                 again = work / f"{number:06d}"
                 done.append(kept.get(ref.uid) or _run_asset(children, job.index, ref, next(local), cfg, again))
+                tell(counts_of(asset.outcome for asset in done))
         if not may_commit():
             return None
         outcomes = [portable(asset.outcome, job.folder, out) for asset in done]

@@ -1,9 +1,14 @@
-"""Progress of a build, counted as jobs end, in the same time and memory whatever the number of jobs."""
+"""Progress of a build, counted as assets end. What is shown never runs backwards."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from schemas.ledger import Counts
+
+LISTING_S = 1.0
+"""Seconds between two reports on a source that is being listed."""
+SIGN_OF_LIFE_S = 5.0
+"""Seconds after which a build at work reports even if no asset has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,23 +16,25 @@ class BuildEvent:
     """Progress, for a person or a log."""
 
     event: str
-    """`waiting` (for the lock of another build, in an object store), `selected` (by a table of scores), `planned`,
-    `compiling` (kernels, once on this machine), `started` (Ray is there), `job` (one is done), `retry`, `straggler`
-    (one is started a second time), `nodes` (the cluster has another size) or `done`."""
+    """`waiting` (for the lock of another build, in an object store), `listing` (the source), `selected` (by a table of
+    scores), `planned`, `starting` (Ray), `compiling` (kernels, once on this machine), `started` (Ray is there),
+    `assets` (at work, once a second while some end, else every five seconds), `job` (one is done), `retry`, `straggler`
+    (one is started a second time), `nodes` (the cluster has another size), `finishing` (files of the whole) or
+    `done`."""
     job: int | None = None
     jobs_done: int
     jobs: int
     assets_done: int
-    """Assets of finished jobs, those of earlier runs included."""
+    """Those of earlier runs included, and those that have ended in jobs at work."""
     planned: int
-    """Assets."""
+    """Assets; those found so far while the source is listed."""
     textured: int
     """Of the assets done; so the next three."""
     mv_only: int
     rejected: int
     failed: int
     assets_per_s: float | None = None
-    """Since the first job of this run was started, assets done again included; None before a job has ended."""
+    """Since the first job of this run was started; None before an asset has ended."""
     eta_s: float | None = None
     """Seconds to go at that rate."""
     running_at_once: int = 0
@@ -51,30 +58,56 @@ class Progress:
     clock: Callable[[], float]
     jobs_done: int = 0
     counts: Counts = field(default_factory=Counts)
+    """Assets done, of jobs at work too."""
     running_at_once: int = 0
     dashboard: str | None = None
     _began: float | None = None
-    _processed: int = 0
-    """Assets of jobs done since then; what is done again counts again."""
+    _before: int = 0
+    """Assets that were done then."""
+    _partly: dict[int, Counts] = field(default_factory=dict)
+    """The assets of a job at work that `counts` holds."""
+    _reported: tuple[float, Counts] = field(init=False)
+    """Time and counts of the latest event."""
+
+    def __post_init__(self) -> None:
+        self._reported = self.clock(), self.counts
+
+    def found(self) -> None:
+        """The source has listed one more asset."""
+        self.planned += 1
+        if self.clock() - self._reported[0] >= LISTING_S:
+            self.report("listing", detail="listing the source")
 
     def begin(self, running_at_once: int, dashboard: str | None) -> None:
         """Jobs are about to be started."""
         if self._began is not None:
             return
         self.running_at_once, self.dashboard = running_at_once, dashboard
-        self._began = self.clock()
+        self._began, self._before = self.clock(), self.counts.total
         self.report("started", detail=f"room for {running_at_once} jobs at once")
 
-    def done(self, counts: Counts) -> None:
+    def at_work(self, job: int, counts: Counts) -> None:
+        """A job has got so far. One that is started again has to overtake its earlier start before it counts."""
+        before = self._partly.get(job, Counts())
+        if counts.total > before.total:
+            self._partly[job] = counts
+            self.counts += counts - before
+
+    def done(self, job: int, counts: Counts) -> None:
         """One more job is done."""
         self.jobs_done += 1
-        self.counts += counts
-        self._processed += counts.total
+        self.counts += counts - self._partly.pop(job, Counts())
 
-    def undone(self, counts: Counts) -> None:
-        """A job that was done is to be done again."""
+    def undone(self, job: int, counts: Counts) -> None:
+        """A job that was done is to be done again: its assets count as before until then."""
         self.jobs_done -= 1
-        self.counts -= counts
+        self._partly[job] = counts
+
+    def tick(self) -> None:
+        """Report the assets that have ended since the latest event, or, now and then, that none has."""
+        when, counts = self._reported
+        if counts != self.counts or self.clock() - when >= SIGN_OF_LIFE_S:
+            self.report("assets")
 
     def report(
         self,
@@ -85,6 +118,7 @@ class Progress:
         stage_seconds: float | None = None,
     ) -> None:
         done, rate = self.counts.total, self._rate()
+        self._reported = self.clock(), self.counts
         self.notify(
             BuildEvent(
                 event=event,
@@ -105,5 +139,8 @@ class Progress:
         )
 
     def _rate(self) -> float | None:
-        elapsed = 0.0 if self._began is None else self.clock() - self._began
-        return self._processed / elapsed if self._processed and elapsed > 0 else None
+        elapsed, processed = (
+            0.0 if self._began is None else self.clock() - self._began,
+            self.counts.total - self._before,
+        )
+        return processed / elapsed if processed and elapsed > 0 else None

@@ -3,6 +3,7 @@
 import atexit
 import functools
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -27,11 +28,14 @@ from pipeline.sandbox.child import LimitsConfig
 from pipeline.sandbox.fork_server import ForkServer, MachineError
 from pipeline.sandbox.policy import REPO
 from schemas.errors import UserError
+from schemas.ledger import Counts
 from schemas.plan import ShardJob
 from schemas.storage import Location
 
 LOOK_AROUND_S = 5.0
 """Seconds after which the size of the cluster, and who is slow, is looked at again."""
+REPORT_S = 1.0
+"""Seconds between two reports of the assets that have ended in running jobs."""
 NODE_LOSS_S = 2.0
 """Seconds within which a cluster knows that a node is gone whose worker processes have vanished."""
 
@@ -55,6 +59,7 @@ def run_jobs(
 
     Raises UserError where there is no cluster, where a job cannot write, or, once all others are done, where a job was
     given up."""
+    progress.report("starting", detail="joining Ray" if address else "starting Ray")
     here = nullcontext() if address else compiling(lambda detail: progress.report("compiling", detail=detail))
     with here, _connected(workers, address) as dashboard:
         while jobs:
@@ -73,6 +78,7 @@ def run_jobs(
 def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:
     running: dict[ray.ObjectRef, Start] = {}
     looked, capacity = time.monotonic(), crew.capacity()
+    reported = looked
     while schedule:
         now = time.monotonic()
         if now - looked >= LOOK_AROUND_S:
@@ -85,8 +91,14 @@ def _work_off(schedule: Schedule, crew: "_Crew", progress: Progress) -> None:
             running[crew.submit(start)] = start
             if start.beside:
                 progress.report("straggler", start.job.index, "takes long; started a second time")
-        for ended in ray.wait(list(running), num_returns=1, timeout=LOOK_AROUND_S)[0]:
+        for ended in ray.wait(list(running), num_returns=1, timeout=REPORT_S)[0]:
             _settle(ended, running, schedule, crew, progress)
+        if time.monotonic() - reported >= REPORT_S:
+            reported, at_work = time.monotonic(), {start.job.index for start in running.values()}
+            for job, counts in crew.news().items():
+                if job in at_work:
+                    progress.at_work(job, counts)
+            progress.tick()
 
 
 def _take_back(
@@ -131,7 +143,7 @@ def _settle(
     for ref in [ref for ref, other in running.items() if other.number in others]:
         del running[ref]
         ray.cancel(ref, force=True)
-    progress.done(report.counts)
+    progress.done(report.job, report.counts)
     counts = report.counts
     detail = f"{counts.textured + counts.mv_only} accepted, {counts.rejected} rejected, {counts.failed} failed"
     progress.report("job", start.job.index, detail, seconds, report.stage_seconds)
@@ -207,6 +219,10 @@ class _Crew:
         """None for a start that has not begun to run."""
         return ray.get(self._attempts.node_of.remote(start.number))
 
+    def news(self) -> dict[int, Counts]:
+        """Return the assets done in running jobs, by job, where more have ended since this was asked last."""
+        return ray.get(self._attempts.news.remote())
+
     def clear_up(self) -> None:
         """Let nothing be committed from now on, not by an attempt that is still running either: without the actor it
         has no leave."""
@@ -224,11 +240,13 @@ def _outlives(node: str, seconds: float) -> bool:
 
 
 class Attempts:
-    """The attempts of one build, kept by an actor: the node that each runs on, and which one commits a job."""
+    """The attempts of one build, kept by an actor: the node that each runs on, how far each job is, and which attempt
+    commits it."""
 
     def __init__(self) -> None:
         self._nodes: dict[int, str] = {}
         self._committing: dict[tuple[int, int], int] = {}
+        self._news: dict[int, Counts] = {}
 
     def begin(self, number: int, node: str) -> None:
         """Record that attempt `number` runs on a node."""
@@ -237,6 +255,15 @@ class Attempts:
     def node_of(self, number: int) -> str | None:
         """Return the node of an attempt, None while it waits."""
         return self._nodes.get(number)
+
+    def at_work(self, job: int, counts: Counts) -> None:
+        """Record the assets of a job that an attempt has done."""
+        self._news[job] = counts
+
+    def news(self) -> dict[int, Counts]:
+        """Return what was recorded since the last call: an attempt that is lost has left all that it had reported."""
+        news, self._news = self._news, {}
+        return news
 
     def may_commit(self, job: int, round: int, number: int) -> bool:
         """Give the first attempt that asks for a job, in a round of its attempts, leave to commit it; no other."""
@@ -275,15 +302,25 @@ def _connected(workers: int, address: str | None) -> Iterator[str | None]:
                 # workers of a Ray started here inherit the variables; with `runtime_env` Ray would start them again
                 options["runtime_env"] = {"env_vars": variables} if address else None
                 context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except ConnectionError as error:
-            remedy = "leave the address out to work on this machine alone"
-            raise UserError(f"no Ray cluster at {address!r} ({error}); {remedy}") from error
+        except Exception as error:  # Ray raises no narrower one where a part of it does not start within 30 s
+            raise _no_ray(address, str(error)) from error
         try:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, at_sigterm)  # Ray has put its own in its place
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
         finally:
             ray.shutdown()
+
+
+def _no_ray(address: str | None, why: str) -> UserError:
+    why = why.strip().partition("\n")[0]
+    if address:
+        return UserError(f"no Ray cluster at {address!r} ({why}); leave the address out to work on this machine alone")
+    logs = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray/session_latest/logs"
+    return UserError(
+        f"Ray does not start on this machine ({why}); see {logs}, free memory, processes or space in that folder, and "
+        "run the same command again"
+    )
 
 
 @contextmanager
@@ -310,10 +347,22 @@ def _job_task(
     out, cfg, do = order
     _answer(attempts.begin.remote(number, ray.get_runtime_context().get_node_id()))
     claim = functools.partial(_may_commit, attempts, job.index, round, number)
-    report = do(
-        job, out, cfg, fork_server=_fork_server(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES")), may_commit=claim
-    )
+    children = _fork_server(cfg.limits, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    report = do(job, out, cfg, fork_server=children, may_commit=claim, tell=_reporter(attempts, job.index))
     return report, time.monotonic() - began
+
+
+def _reporter(attempts: Any, job: int) -> Callable[[Counts], None]:
+    """Return a function that sends counts to the driver, at most once in `REPORT_S`, and waits for nothing."""
+    sent = -math.inf
+
+    def tell(counts: Counts) -> None:
+        nonlocal sent
+        if time.monotonic() - sent >= REPORT_S:
+            sent = time.monotonic()
+            attempts.at_work.remote(job, counts)
+
+    return tell
 
 
 def _may_commit(attempts: Any, job: int, round: int, number: int) -> bool:

@@ -63,7 +63,8 @@ def fetched(refs: Iterable[MeshRef], cfg: ObjaverseConfig) -> Iterator[Iterator[
 
 
 USAGE = (
-    "folder:PATH (every .glb, .gltf and .obj below PATH; more with --blender.python), procedural:N (N made-up assets), "
+    "folder:PATH or PATH (every .glb, .gltf and .obj below PATH; more with --blender.python), procedural:N (N made-up "
+    "assets), "
     "objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE (uids, "
     "sha256s or file identifiers, one a line), texverse:all, texverse:pbr or texverse:FILE (uids, one a line), which "
     "--select.* narrows down, "
@@ -112,7 +113,7 @@ def _opened(
     max_bytes: int,
     scores: Scores | None,
 ) -> Iterator[MeshRef]:
-    kind, _, rest = spec.partition(":")
+    kind, rest = kind_of(spec)
     if kind == "objaverse" and rest:
         return objaverse(rest, select, mirror, scores)
     if kind == "texverse" and rest:
@@ -125,7 +126,7 @@ def _opened(
 
 def _local(spec: str, assets_dir: Path, blender: bool, max_bytes: int) -> Iterator[MeshRef]:
     """The assets of a source of this machine."""
-    kind, _, rest = spec.partition(":")
+    kind, rest = kind_of(spec)
     if kind in ("folder", *Layout) and rest:
         path = Path(rest).expanduser().resolve()
         if not path.is_dir():
@@ -138,13 +139,21 @@ def _local(spec: str, assets_dir: Path, blender: bool, max_bytes: int) -> Iterat
 
 def source_folder(spec: str, assets_dir: Path) -> Path | None:
     """Return the folder at which the paths of a source's assets begin; None where they are URLs."""
-    kind, _, rest = spec.partition(":")
+    kind, rest = kind_of(spec)
     if kind in ("folder", *Layout):
         return Path(rest).expanduser().resolve()
     return assets_dir if kind == "procedural" else None
 
 
+def kind_of(spec: str) -> tuple[str, str]:
+    """Split a source into its kind and what follows: a bare path is that of a folder."""
+    if spec.startswith(("/", "./", "../", "~")) or (spec and Path(spec).is_dir()):
+        return "folder", spec
+    kind, _, rest = spec.partition(":")
+    return kind, rest
+
+
 def skipped_files(spec: str, blender: bool = False) -> str:
     """One line on meshes that `spec` does not list; empty where there are none."""
-    kind, _, rest = spec.partition(":")
+    kind, rest = kind_of(spec)
     return passed_over(Path(rest).expanduser().resolve(), blender) if kind == "folder" and rest else ""

@@ -1,5 +1,6 @@
 """`seqtex build`, `extend`, `merge`, `upgrade`, `retry`, `repair`: make a dataset, add to it, write parts anew."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,7 +25,7 @@ from schemas.plan import ShardJob
 from schemas.storage import Location
 from seqtex.cli.inspect import verify
 from seqtex.cli.options import WorkOptions, recorded_options
-from seqtex.cli.terminal.console import bar, build_progress, log_event
+from seqtex.cli.terminal.console import bar, build_progress, log_event, logs_json, print_table
 
 
 def defaults(command: str, arguments: list[str]) -> dict[str, Any]:
@@ -36,10 +37,11 @@ def build(source: str, out: Location, cfg: BuildConfig, work: WorkOptions) -> in
     """Build the dataset of `source` in `out`, or finish one that was interrupted.
 
     Args:
-        source: where the assets are: folder:PATH (every .glb, .gltf, .obj below), procedural:N (N generated assets),
-            objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE
-            (uids, sha256s or file identifiers, one a line), texverse:all, texverse:pbr or texverse:FILE (uids, one a
-            line), narrowed down by --select.*, seqtex-3d:PATH or seqtex-images:PATH (SeqTex's own data layouts)
+        source: where the assets are: PATH or folder:PATH (every .glb, .gltf, .obj below), procedural:N (N generated
+            assets), objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or
+            objaverse-xl:FILE (uids, sha256s or file identifiers, one a line), texverse:all, texverse:pbr or
+            texverse:FILE (uids, one a line), narrowed down by --select.*, seqtex-3d:PATH or seqtex-images:PATH
+            (SeqTex's own data layouts)
         out: folder of the dataset, or its URL in an object store (s3://bucket/forge, gs://bucket/forge)
     """
     cfg = usable(cfg, source)
@@ -160,8 +162,13 @@ def rework(
 
 
 def log_report(event: str, dataset: Location, report: BuildReport, **facts: Any) -> None:
-    """Log the counts of a dataset after a build."""
-    log_event(event, dataset=str(dataset), **facts, **asdict(report))
+    """Log the counts of a dataset after a build; on a terminal the reasons are a table."""
+    table = report.reasons if sys.stdout.isatty() and not logs_json() else {}
+    shown = replace(report, reasons={}) if table else report
+    log_event(event, dataset=str(dataset), **facts, **asdict(shown))
+    if table:
+        title = f"Without a sample; `seqtex failures {dataset} --rejected` lists them"
+        print_table(("assets", "reason"), [(count, reason) for reason, count in table.items()], title)
 
 
 def listed_uids(words: list[str]) -> Iterator[str]:

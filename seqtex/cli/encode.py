@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, UserError
 from schemas.storage import Location
 from seqtex.cli.terminal.console import bar, log_event
 
@@ -52,7 +52,11 @@ def encode(
     device = find_device(device)
     files = open_dataset(str(dataset), cache_directory, int(cache_gb * 1e9))
     text = None if text_encoder == "none" else make_text_encoder(text_encoder, text_encoder_path, 0, device)
-    encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype, view_hint)
+    try:
+        encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype, view_hint)
+    except UserError as error:
+        without = "--codec_path FOLDER takes a VAE of this machine, --codec dct needs none"
+        raise UserError(f"{error}; {without}") from error
     with bar("encoding", 100, "%") as update:
 
         def notify(done: int, of: int) -> None:

@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.support.small_dataset import write_dataset
 
 REPO = Path(__file__).resolve().parents[2]
 TIME = re.compile(r"(\d+:)?\d\d:\d\d  ")
+WORKING_LINE = re.compile("  (planning|listing|starting|building|compiling|finishing)  ")
 
 
 class Clock:
@@ -54,7 +56,7 @@ def build_of(assets: int, seconds_per_asset: float, clock: Clock) -> None:
         progress.begin(2, "http://10.0.0.1:8265")
         for number in range(assets):
             clock.now += seconds_per_asset
-            progress.done(Counts(rejected=1) if number % 4 == 3 else Counts(textured=1))
+            progress.done(number, Counts(rejected=1) if number % 4 == 3 else Counts(textured=1))
             progress.report("job", number, "1 accepted, 0 rejected, 0 failed", 1.0, 0.9)
         progress.report("done")
 
@@ -69,10 +71,32 @@ def test_a_build_shows_time_share_rate_and_time_left_and_never_becomes_a_wall(cl
     assert written[1] == "00:00  started  room for 2 jobs at once; Ray's dashboard: http://10.0.0.1:8265"
     assert written[-1] == "10:00  done  1,200 of 1,200 assets (100%), 2/s; 900 textured, 300 rejected"
     assert (
-        "01:40  building  200 of 1,200 assets (16%), 2/s, about 8 min 20 s left; 150 textured, 50 rejected" in written
+        "01:40  building  201 of 1,200 assets (16%), 2/s, about 8 min 20 s left; 151 textured, 50 rejected" in written
     )
     assert all(TIME.match(line) and "{" not in line for line in written)
-    assert 60 <= len(written) <= 60 + 9 + 4
+    assert 95 <= len(written) <= 101 + 9 + 4
+
+
+def test_time_moves_while_nothing_else_does(clock, capsys, monkeypatch):
+    monkeypatch.setattr("seqtex.cli.terminal.console.REPEAT_S", 0.01)
+    seen: list[str] = []
+
+    def until(line: str) -> None:
+        for _ in range(500):
+            seen.extend(lines(capsys))
+            if line in seen:
+                return
+            time.sleep(0.01)
+        raise AssertionError(seen)
+
+    with build_progress() as notify:
+        until("00:00  planning  the build")
+        progress = Progress(jobs=1, planned=4, notify=notify, clock=clock)
+        progress.report("starting", detail="starting Ray")
+        for seconds in (5, 10):
+            clock.now = seconds
+            until(f"00:{seconds:02}  starting  Ray")
+    assert len(seen) == 3
 
 
 def test_a_day_takes_no_more_than_a_line_a_minute(clock, capsys):
@@ -86,17 +110,18 @@ def test_a_quick_build_has_few_lines(clock, capsys):
     assert [line.split("  ")[1] for line in lines(capsys)] == ["planned", "started", "building", "done"]
 
 
-def test_a_line_is_due_every_ten_seconds_at_whole_tenths_and_at_the_end():
+def test_a_line_is_due_every_five_seconds_at_whole_tenths_and_at_the_end():
     throttle = plain.Throttle()
     assert throttle.due(0.0, 0.0)
     assert not throttle.due(4.0, 0.11), "a tenth, but too soon"
     assert throttle.due(6.0, 0.11), "the tenth was not written yet"
-    assert not throttle.due(12.0, 0.15)
-    assert throttle.due(16.0, 0.15), "ten seconds"
+    assert not throttle.due(10.0, 0.15)
+    assert throttle.due(11.0, 0.15), "five seconds"
     assert throttle.due(16.1, 1.0), "the end"
     assert not throttle.due(16.2, 1.0)
     assert not throttle.due(17.0, 0.0) and throttle.due(17.5, 1.0), "other work has an end of its own"
-    assert not throttle.due(22.0, None) and throttle.due(28.0, None)
+    assert not throttle.due(22.0, None) and throttle.due(23.0, None)
+    assert throttle.due(600.0, None) and not throttle.due(609.0, None) and throttle.due(611.0, None), "later ten"
     assert throttle.due(3600.0, None) and not throttle.due(3650.0, None) and throttle.due(3660.0, None)
 
 
@@ -122,9 +147,9 @@ def test_training_shows_step_loss_speed_and_time_left(clock, capsys):
             report(row | {"samples_per_s": 16.0, "wait": 0.02 if step < 800 else 0.3})
     written = lines(capsys)
     assert written[0] == "00:00  training  step 1 of 1,200 (0%), loss 0.412"
-    assert "03:20  training  step 400 of 1,200 (33%), loss 0.412, 2 steps/s, about 6 min 40 s left" in written
+    assert "03:20  training  step 401 of 1,200 (33%), loss 0.412, 2 steps/s, about 6 min 40 s left" in written
     assert written[-1].startswith("10:00  training  step 1,200 of 1,200 (100%), loss no number, 2 steps/s, waits 30%")
-    assert len(written) < 75
+    assert len(written) < 110
 
 
 def test_other_work_is_shown_in_the_same_way(clock, capsys):
@@ -219,10 +244,10 @@ def test_a_build_in_a_pipe_writes_plain_lines(tmp_path, capfd):
     assert main(["build", *words, "--uv.resolution", "64", "--assets_per_job", "2"]) == 0
     written = capfd.readouterr().out.splitlines()
     assert all(TIME.match(line) and "{" not in line for line in written)
-    assert [line.split("  ")[1] for line in written if "building" not in line and "compiling" not in line] == [
+    assert [line.split("  ")[1] for line in written if not WORKING_LINE.search(line)] == [
         "planned", "started", "done", "built",
     ]  # fmt: skip
-    assert re.search(r"building  2 of 4 assets \(50%\), .*/(s|min), about .* left; ", "\n".join(written))
+    assert re.search(r"building  [12] of 4 assets \((25|50)%\), .*/(s|min), about .* left; ", "\n".join(written))
     assert "3 textured, 1 rejected of 4 assets; 2 of 2 jobs run" in written[-1]
     for words in (["status"], ["failures", "--rejected"], ["what-if"]):
         assert main([words[0], str(tmp_path / "d"), *words[1:]]) == 0
@@ -298,6 +323,22 @@ def test_names_that_an_encoding_cannot_write_end_no_command(dataset, tmp_path, m
     assert main(["failures", str(place)]) == 0
     sys.stdout.flush()
     assert b"st?hle/latents" in raw.getvalue() and b"st?hle: 0 assets" in raw.getvalue()
+
+
+def test_encoding_offline_names_what_needs_no_network(dataset, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["encode", str(dataset), "--codec_path", "nobody/nothing", "--device", "cpu"]) == 1
+    message = capsys.readouterr().err
+    assert "nobody/nothing" in message and "--codec dct" in message and "--codec_path FOLDER" in message
+
+
+def test_reasons_are_a_table_on_a_terminal(tmp_path):
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "empty.glb").touch()
+    (tmp_path / "assets" / "also_empty.glb").touch()
+    seen = on_a_terminal("build", "--source", str(tmp_path / "assets"), "--out", str(tmp_path / "d"))
+    assert re.search(r"│ +1 │ empty_file +│", seen) and re.search(r"│ +1 │ duplicate +│", seen), seen[-2000:]
+    assert "--rejected` lists them" in seen.replace("\r\n", " ") and "2 rejected of 2 assets" in seen
 
 
 def on_a_terminal(*words: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,17 +89,26 @@ BEFORE_THE_END = 0.99
 """Largest share of a build's progress lines: the last line is `done`, which follows."""
 
 
+REPEAT_S = 1.0
+"""Seconds between two looks at whether a line is due."""
+ENDED = ("assets", "job")
+WORKING = (*ENDED, "listing", "starting", "finishing")
+"""Events of a build that come often, or say only that it is at work."""
+
+
 @contextmanager
-def terminal_bar(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+def terminal_bar(
+    description: str, total: int | None, unit: str, estimated: bool = True
+) -> Iterator[Callable[..., None]]:
     """Show a progress bar on a terminal; yields `draw(done, note, total=None)`. Draws nothing elsewhere, or with
-    `--log json`."""
+    `--log json`. estimated: show the time that is left; else the notes do."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        *([TimeRemainingColumn()] if estimated else []),
         TextColumn("{task.fields[note]}", markup=False),
     )
     disabled = logs_json() or not sys.stderr.isatty()
@@ -107,6 +117,30 @@ def terminal_bar(description: str, total: int | None, unit: str) -> Iterator[Cal
     with Progress(*columns, console=Console(stderr=True), disable=disabled, redirect_stdout=above) as progress:
         task = progress.add_task(printable(description), total=total, note="")
         yield lambda done, note, total=None: progress.update(task, completed=done, note=printable(note), total=total)
+
+
+@contextmanager
+def repeated(text: str) -> Iterator[Callable[[str, float | None], None]]:
+    """Write a plain line about work in progress again whenever one is due: the time before it moves while nothing else
+    does. Yields `keep(text, share)`, which gives it another text (`Log.progress`)."""
+    kept: tuple[str, float | None] = (text, None)
+    ended = threading.Event()
+
+    def keep(text: str, share: float | None) -> None:
+        nonlocal kept
+        kept = text, share
+
+    def repeat() -> None:
+        while not ended.wait(REPEAT_S):
+            log.progress(*kept)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield keep
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
@@ -154,24 +188,26 @@ def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any
 @contextmanager
 def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
     """Show the events of `pipeline.executor.build`: assets done out of those planned, rate, time left and outcomes.
-    Jobs that end give a plain line now and then, other events always."""
-    with terminal_bar("building", None, "assets") as draw:
+    Work in progress gives a plain line now and then, other events always."""
+    with terminal_bar("building", None, "assets", estimated=False) as draw, repeated("planning  the build") as keep:
 
         def notify(event: BuildEvent) -> None:
             draw(event.assets_done, build_note(event), event.planned)
-            if event.event != "job" or logs_json():
+            if event.event not in WORKING or logs_json():
                 log_event(**asdict(event))
-            else:
-                log.progress(plain.building(asdict(event)), min(event.assets_done / event.planned, BEFORE_THE_END))
+            if event.event in WORKING:
+                share = min(event.assets_done / event.planned, BEFORE_THE_END) if event.event in ENDED else None
+                keep(plain.sentence(event.event, asdict(event)), share)
+                log.progress(plain.sentence(event.event, asdict(event)), share)
+            elif event.planned:
+                keep(plain.building(asdict(event)), None)
 
         yield notify
 
 
 def build_note(event: BuildEvent) -> str:
     """Return the note beside the bar of a build."""
-    parts = [f"{event.assets_per_s:.3g}/s"] if event.assets_per_s is not None else []
-    parts.append(f"{event.textured} textured, {event.mv_only} views only")
-    parts.append(f"{event.rejected} rejected, {event.failed} failed")
-    if event.event != "job":  # an ordinary job is in these figures
+    parts = [", ".join([*plain.speed(event.assets_per_s), *plain.left(event.eta_s)]), plain.outcomes(asdict(event))]
+    if event.event not in ENDED:  # which are in these figures
         parts.append(event.detail)
     return "; ".join(part for part in parts if part)

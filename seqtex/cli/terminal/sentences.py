@@ -8,11 +8,9 @@ from schemas.errors import printable
 
 Facts = Mapping[str, Any]
 
-PAUSE_S = 10.0
-"""Seconds between two progress lines in the first ten minutes; later a sixtieth of the time so far."""
+PAUSE_S = 5.0
+"""Seconds between two progress lines in the first five minutes; later a sixtieth of the time so far."""
 LONGEST_PAUSE_S = 60.0
-BRIEF_PAUSE_S = 5.0
-"""Seconds between two progress lines if a whole tenth of the work was done in between."""
 PACE_S, LEAST_REPORTS = 30.0, 10
 """Seconds of work over which its speed is measured, and the fewest reports."""
 NOTABLE_WAIT = 0.1
@@ -21,7 +19,7 @@ UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 class Throttle:
-    """Choice of the progress lines that are written, so that a log stays short: one every ten seconds (later one a
+    """Choice of the progress lines that are written, so that a log stays short: one every five seconds (later one a
     minute), one at every whole tenth of the work that took five seconds or more, and the last one."""
 
     def __init__(self) -> None:
@@ -34,7 +32,7 @@ class Throttle:
         tenth = percent(share) // 10 if share is not None else 0
         pause = min(max(PAUSE_S, elapsed / 60), LONGEST_PAUSE_S)
         since = pause if self._last is None else elapsed - self._last
-        due = since >= pause or (tenth > self._tenth and (tenth >= 10 or since >= BRIEF_PAUSE_S))
+        due = since >= pause or (tenth > self._tenth and (tenth >= 10 or since >= PAUSE_S))
         if due:
             self._last = elapsed
         if due or tenth < self._tenth:  # the latter: other work has begun
@@ -276,7 +274,11 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "planned": planned,
     "compiling": lambda facts: f"compiling  {facts['detail'].removeprefix('compiling ')}",
     "started": started,
+    "listing": lambda facts: f"listing  {count(facts['planned'], 'asset')} found so far",
+    "assets": building,
     "job": building,
+    "starting": lambda facts: f"starting  {facts['detail'].removeprefix('starting ')}",
+    "finishing": lambda facts: f"finishing  {facts['detail']}",
     "retry": lambda facts: f"retry  job {facts['job']} starts again: {facts['detail']}",
     "straggler": lambda facts: f"backup  job {facts['job']} {facts['detail']}",
     "nodes": lambda facts: f"nodes  {facts['detail']}",

@@ -322,6 +322,17 @@ def test_a_plan_depends_on_the_assets_alone(tmp_path):
     assert plan_bytes(jobs) == plan_bytes(plan_jobs(iter(refs(10)), 4))
 
 
+@pytest.mark.parametrize(
+    ("assets", "jobs", "largest"), [(1, 1, 1), (47, 47, 1), (64, 64, 1), (65, 33, 2), (1000, 63, 16), (9000, 141, 64)]
+)
+def test_jobs_are_small_where_there_are_few_assets(assets, jobs, largest):
+    """By the number of assets alone: up to 16 workers have four jobs each. A size that is given counts."""
+    planned = plan_jobs(refs(assets), None)
+    assert (len(planned), max(len(job.refs) for job in planned)) == (jobs, largest)
+    assert plan_bytes(planned) == plan_bytes(plan_jobs(refs(assets)[::-1], None))
+    assert len(plan_jobs(refs(assets), 64)) == -(-assets // 64)
+
+
 def test_a_plan_holds_texts_that_no_file_can_hold(tmp_path):
     """Annotations are JSON, which may bring lone surrogates."""
     bad = "a\ud800b"

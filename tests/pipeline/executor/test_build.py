@@ -81,16 +81,29 @@ def test_every_asset_is_accounted_for(built):
 
 
 def test_progress_is_told_job_by_job(built):
-    assert [event.event for event in built.events] == [
-        "planned", "started", "job", "job", "job", "job", "done"
+    events = [event for event in built.events if event.event not in ("assets", "starting", "compiling")]
+    assert [event.event for event in events] == [
+        "planned", "started", "job", "job", "job", "job", "finishing", "done"
     ]  # fmt: skip
-    assert [event.jobs_done for event in built.events] == [0, 0, 1, 2, 3, 4, 4]
-    last, report = built.events[-1], built.report
+    assert [event.jobs_done for event in events] == [0, 0, 1, 2, 3, 4, 4, 4]
+    last, report = events[-1], built.report
     assert last.assets_done == COUNT and last.eta_s == 0 and last.running_at_once == 2
     assert (last.textured, last.mv_only) == (report.textured, report.mv_only)
     assert (last.rejected, last.failed) == (report.rejected, report.failed)
-    for event in built.events[2:-1]:  # the stages are part of the job
+    for event in events[2:-2]:  # the stages are part of the job
         assert 0 < event.stage_seconds < event.job_seconds
+
+
+def test_assets_of_a_running_job_are_counted(refs, tmp_path):
+    """All assets in one job: their number grows before it ends."""
+    events: list[BuildEvent] = []
+    build(refs, tmp_path / "out", dataclasses.replace(CFG, assets_per_job=COUNT), 1, events.append)
+    done = [event.assets_done for event in events]
+    assert done == sorted(done)
+    first = [event.event for event in events].index("job")
+    within = {event.assets_done for event in events[:first]} - {0}
+    assert len(within) >= 2 and max(within) <= COUNT
+    assert all(event.jobs_done == 0 for event in events[:first])
 
 
 def test_the_card_and_the_index_speak_of_what_is_there(built):
@@ -150,11 +163,15 @@ def test_an_output_that_cannot_be_written_is_named(refs, tmp_path):
         build(refs, tmp_path / "file" / "out", CFG)
 
 
-def test_sources_are_named_by_kind(tmp_path):
+def test_sources_are_named_by_kind(tmp_path, monkeypatch):
     assert len(list(open_source("procedural:2", tmp_path / "made"))) == 2
     assert [ref.uri for ref in open_source(f"folder:{tmp_path / 'made'}", tmp_path)] == [
         str(path) for path in sorted((tmp_path / "made").glob("*.glb"))
     ]
+    named = [ref.uid for ref in open_source(f"folder:{tmp_path / 'made'}", tmp_path)]
+    assert [ref.uid for ref in open_source(str(tmp_path / "made"), tmp_path)] == named
+    monkeypatch.chdir(tmp_path)
+    assert [ref.uid for ref in open_source("made", tmp_path)] == named, "a bare path is a folder"
     for spec in ("folder:", f"folder:{tmp_path / 'none'}", "procedural:x", "procedural:0", "other:1", ""):
         with pytest.raises(UsageError, match="folder:PATH"):
             open_source(spec, tmp_path)
