@@ -1,5 +1,5 @@
-"""Wan text to video: 2.1 in two sizes with one VAE, 2.2's 5B model with a VAE of its own; 2.2's large ones of two experts
-are refused."""
+"""Wan text to video: 2.1 in two sizes with one VAE, 2.2's 5B model with a VAE of its own; 2.2's large ones of two
+experts are refused."""
 
 from training.model.backbones.backbone import Backbone, LatentLayout
 
