@@ -70,7 +70,7 @@ def publish(
         private: create it as a private one; refuse one that exists and is public
         endpoint: URL of the hub (default: HF_ENDPOINT, else Hugging Face)
         include_restricted: publish also samples whose licence does not permit it, or is not stated
-        include_paths: publish also paths of this machine, which plan and ledger have of local assets
+        include_paths: publish also whole paths of this machine, which plan and ledger of earlier versions have
     """
     if not isinstance(dataset, Path):
         raise UsageError(f"{dataset}: only a folder of this machine can be published; download the dataset first")
