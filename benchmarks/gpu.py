@@ -39,7 +39,7 @@ from training.model.optimizers import OptimizerConfig, make_optimizer
 from training.model.seqtex import Checkpointing
 from training.model.weights import save_model, trainable_parameters
 
-SMALL = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 48, "ffn_dim": 64, "lora_rank": 4,
+SMALL: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 48, "ffn_dim": 64, "lora_rank": 4,
          "text_dim": 32, "freq_dim": 32}  # fmt: skip
 SMALL_VAE: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 SECONDS = 900
@@ -117,6 +117,10 @@ def measure_model(setting: Setting) -> dict[str, Any]:
             used = flows if task == "img2tex" else flows[:1]
             return torch.stack([flow.float().square().mean() for flow in used if flow is not None]).sum()
 
+        def forward(loss: Callable[[], torch.Tensor] = loss) -> None:
+            with torch.no_grad():
+                loss()
+
         def backward(loss: Callable[[], torch.Tensor] = loss) -> None:
             loss().backward()
             optimizer.zero_grad(set_to_none=True)
@@ -130,7 +134,7 @@ def measure_model(setting: Setting) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
         row: dict[str, Any] = {"checkpointing": policy, "task": task}
         try:
-            for name, run in {"forward": torch.no_grad()(loss), "forward_backward": backward, "step": step}.items():
+            for name, run in {"forward": forward, "forward_backward": backward, "step": step}.items():
                 row[f"{name}_s"] = seconds_of(run, device, setting.rounds)
         except torch.OutOfMemoryError as error:
             row["failed"] = str(error).partition(".")[0]
