@@ -39,8 +39,8 @@ from training.model.optimizers import OptimizerConfig, make_optimizer
 from training.model.seqtex import Checkpointing
 from training.model.weights import save_model, trainable_parameters
 
-SMALL: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 48, "ffn_dim": 64, "lora_rank": 4,
-         "text_dim": 32, "freq_dim": 32}  # fmt: skip
+SMALL: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 48, "ffn_dim": 64,
+                         "lora_rank": 4, "text_dim": 32, "freq_dim": 32}  # fmt: skip
 SMALL_VAE: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 SECONDS = 900
 """After which a command counts as hanging."""
