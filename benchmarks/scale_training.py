@@ -4,9 +4,10 @@ Parts are inputs, each measured or reckoned beforehand: operations and bytes of 
 rates are options. A step of a rank is its work at `--mfu` of the peak, the part of communication that does not fit
 beside it, and the waits of the slowest rank. Fully sharded weights (FSDP2) are gathered for forward and backward and
 gradients reduced, as bytes over the slower of the two networks; `--mesh hybrid` shards within a node and reduces
-between nodes. `--state_writers` ranks write a state. GPUs fail at random (`--hours_to_failure` of
-one); each failure costs the work since the last state, the reading of a state and a start. Prints a row for each number
-of GPUs, and the part that breaks first: the first, by growing number, whose share of the time passes a tenth, or whose rate passes what the store gives.
+between nodes. `--state_writers` ranks write a state. GPUs fail at random (`--hours_to_failure` of one); each failure
+costs the work since the last state, the reading of a state and a start. Prints a row for each number of GPUs, and the
+part that breaks first: the first, by growing number, whose share of the time passes a tenth, or whose rate passes what
+the store gives.
 """
 
 import argparse
