@@ -2,7 +2,7 @@
 
 CPU: forward, and forward + backward, of ours and of `benchmarks.literal`, at three sizes, taking turns; minima. "as
 trained" is ours with the matrix products that `seqtex train` asks torch for (float32 matmul precision "medium"); the
-last column is how far its outputs are from the literal ones. On a GPU the same command measures the full model.
+last column is how far its outputs are from the literal ones. `benchmarks/gpu.sh` measures the full model on a GPU.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def build(cfg: ModelConfig, device: str = "cpu") -> SeqTexTransformer3DModel:
 
 def inputs(case: Case, device: str = "cpu") -> list[Tensor]:
     """Latents of views and UV map, timesteps, text."""
-    sizes, channels = case.sizes, 48
+    sizes, channels = case.sizes, 3 * case.model.latent_channels
     assert sizes.uv_resolution
     side, uv_side = sizes.view_resolution // 8, sizes.uv_resolution // 8
     text = count_tokens(sizes, case.text_encoder).text
@@ -164,17 +164,9 @@ def on_cpu(rounds: int, compiled: bool, cases: tuple[Case, ...] = CASES) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8, help="timed turns per contestant")
-    parser.add_argument("--compiled", action="store_true", help="on a CPU, time compiled blocks too (needs g++)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--batch", type=int, default=1, help="samples per step on a GPU")
-    parser.add_argument("--checkpointing", default="full", choices=["none", "selective", "full"], help="on a GPU")
+    parser.add_argument("--compiled", action="store_true", help="time compiled blocks too (needs g++)")
     options = parser.parse_args()
-    if options.device == "cpu":
-        on_cpu(options.rounds, options.compiled)
-    else:
-        from benchmarks.model_gpu import on_gpu
-
-        on_gpu(options.batch, options.checkpointing)
+    on_cpu(options.rounds, options.compiled)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def texture(
 def for_textures(network: Checkpoint, uv_resolution: int | None) -> Checkpoint:
     """Set the resolution of the UV map; None: as trained. Raises UserError if the network cannot make one."""
     if uv_resolution is not None:
-        require_tokens("uv_resolution", uv_resolution)
+        require_tokens("uv_resolution", uv_resolution, network.codec.layout.token)
         network = replace(network, card=replace(network.card, uv_resolution=uv_resolution))
     if network.card.uv_resolution is None:
         raise UserError("the checkpoint was trained without UV maps; train on a dataset with textured samples")

@@ -8,6 +8,8 @@ from schemas.errors import UsageError, redacted_values, require_between
 from training.data.mixture import DataConfig
 from training.diffusion.flow import FlowConfig
 from training.diffusion.tasks import OFFICIAL_TASKS, TaskConfig
+from training.model.backbones.backbone import Backbone
+from training.model.backbones.wan import WAN21_1P3B, WAN21_14B, WAN22_5B
 from training.model.init import ModelConfig
 from training.model.optimizers import OptimizerConfig
 
@@ -20,10 +22,10 @@ class LatentConfig:
 
     codec: Literal["dct", "wan"] = "wan"
     """`dct` is built in; `wan` is the VAE that the released weights use."""
-    codec_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-    """Directory or hub repository of the Wan VAE."""
+    codec_path: str = WAN21_1P3B.hub
+    """Directory or hub repository of the Wan VAE, that of the weights that the model starts from."""
     text_encoder: Literal["none", "umt5"] = "umt5"
-    text_encoder_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    text_encoder_path: str = WAN21_1P3B.hub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,17 @@ FULL = TrainConfig(
     run=RunConfig(precision="bfloat16"),
 )
 
+
+def from_backbone(name: str, backbone: Backbone) -> TrainConfig:
+    """Return the full preset from other weights, with their own VAE."""
+    sizes: dict[str, Any] = {
+        size: number for size, number in backbone.transformer.items() if not size.endswith("_channels")
+    }
+    model = replace(FULL.model, start_path=backbone.hub, latent_channels=backbone.vae.channels, **sizes)
+    latents = replace(FULL.latents, codec_path=backbone.hub, text_encoder_path=backbone.hub)
+    return replace(FULL, preset=name, model=model, latents=latents)
+
+
 PRESETS = {
     "tiny": TrainConfig(
         preset="tiny",
@@ -185,10 +198,13 @@ PRESETS = {
         run=RunConfig(max_steps=50_000, precision="bfloat16"),
     ),
     "full": FULL,
+    "full-14b": from_backbone("full-14b", WAN21_14B),
+    "full-5b": from_backbone("full-5b", WAN22_5B),
     "official": replace(FULL, preset="official", tasks=OFFICIAL_TASKS),
 }
 """tiny: 3.9 M parameters, two CPU cores, 64-pixel views, 128-texel UV maps (ours). small: 53 M, one GPU (ours). full:
-Wan2.1-1.3B with LoRA (paper; its optimiser is not public: TEXGen's). official: full with the
+Wan2.1-1.3B with LoRA (paper; its optimiser is not public: TEXGen's); full-14b, full-5b: the same from Wan2.1-14B and
+Wan2.2-TI2V-5B. official: full with the
 two tasks of the released training."""
 
 

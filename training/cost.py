@@ -13,18 +13,17 @@ from typing import Any
 from schemas.sample import Regime
 from training.config import TrainConfig
 from training.data.mixture import TOKEN, ImageSizes
+from training.diffusion.encoders import codec_layout
 from training.diffusion.tasks import TASKS
+from training.model.backbones.backbone import PATCH
 from training.model.init import ModelConfig
 from training.model.optimizers import part_of
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import trainable_parameters
 
-LATENT_CHANNELS = 16
-PATCH = 2
-PATCH_CHANNELS = LATENT_CHANNELS * PATCH**2
 TEXT_TOKENS = {"none": 1, "umt5": 512}
-ENCODER_PARAMETERS = {"dct": 0, "none": 0, "wan": 126_892_531, "umt5": 5_680_910_336}
-"""Of the frozen VAE and text encoder of Wan2.1, which share the GPU in float32."""
+TEXT_PARAMETERS = {"none": 0, "umt5": 5_680_910_336}
+"""Of the frozen text encoder, which shares the GPU with the VAE, both in float32."""
 MFU = 0.4
 """Share of a GPU's peak that a run is reckoned to reach."""
 H100_TFLOPS = 989.0
@@ -98,9 +97,10 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.encoders
 
 
-def count_tokens(sizes: ImageSizes, text_encoder: str, needs_uv: bool = True) -> Tokens:
-    uv = (sizes.uv_resolution // TOKEN) ** 2 if needs_uv and sizes.uv_resolution else 0
-    mv = sizes.views * (sizes.view_resolution // TOKEN) ** 2
+def count_tokens(sizes: ImageSizes, text_encoder: str, needs_uv: bool = True, token: int = TOKEN) -> Tokens:
+    """token: pixels a side of one token, by the codec's layout."""
+    uv = (sizes.uv_resolution // token) ** 2 if needs_uv and sizes.uv_resolution else 0
+    mv = sizes.views * (sizes.view_resolution // token) ** 2
     return Tokens(frames=sizes.views + 1, mv=mv, uv=uv, text=TEXT_TOKENS[text_encoder])
 
 
@@ -148,22 +148,22 @@ def block_products(cfg: ModelConfig, tokens: Tokens, first: bool) -> list[Produc
 def outer_products(cfg: ModelConfig, tokens: Tokens) -> list[Product]:
     """Linear layers before and after the blocks."""
     dim, everything = cfg.num_attention_heads * cfg.attention_head_dim, cfg.trained == "all"
-    n, m = tokens.mv, tokens.uv
+    n, m, patch = tokens.mv, tokens.uv, cfg.latent_channels * PATCH**2
     with_geometry = {"off": 0, "mv": n, "mv_uv": n + m}[cfg.geometry_attention]
 
     def linear(rows: int, inner: int, outer: int, trains: bool, input_trains: bool) -> Product:
         return Product(rows=rows, inner=inner, outer=outer, weight_trains=trains, input_trains=input_trains)
 
     return [
-        linear(n + m, PATCH_CHANNELS, dim, everything, False),
-        linear(2 * with_geometry, PATCH_CHANNELS, dim, True, False),
-        linear((n + m) * cfg.view_hint, PATCH_CHANNELS + PATCH**2, dim, True, False),
+        linear(n + m, patch, dim, everything, False),
+        linear(2 * with_geometry, patch, dim, True, False),
+        linear((n + m) * cfg.view_hint, patch + PATCH**2, dim, True, False),
         linear(tokens.frames, cfg.freq_dim, dim, everything, False),
         linear(tokens.frames, dim, dim, everything, everything),
         linear(tokens.frames, dim, 6 * dim, everything, everything),
         linear(tokens.text, cfg.text_dim, dim, everything, False),
         linear(tokens.text, dim, dim, everything, everything),
-        linear(n + m, dim, PATCH_CHANNELS, everything, True),
+        linear(n + m, dim, patch, everything, True),
     ]
 
 
@@ -299,16 +299,21 @@ class Cost:
 def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
     """The cost of a run on samples of these sizes."""
     text = cfg.latents.text_encoder
-    tokens = count_tokens(sizes, text)
+    layout = codec_layout(cfg.latents.codec, cfg.latents.codec_path)
+    tokens = count_tokens(sizes, text, token=layout.token)
     names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
-    flops = {name: count_flops(cfg.model, count_tokens(sizes, text, TASKS[name].needs_uv)) for name in names}
+    by_task = {name: count_tokens(sizes, text, TASKS[name].needs_uv, layout.token) for name in names}
+    flops = {name: count_flops(cfg.model, counted) for name, counted in by_task.items()}
     parameters = count_parameters(cfg.model)
     return Cost(
         sizes=sizes,
         parameters=parameters,
         tokens=tokens,
         flops=flops,
-        memory={policy: _memory(cfg, parameters, tokens, policy) for policy in ("none", "selective", "full")},
+        memory={
+            policy: _memory(cfg, parameters, tokens, policy, layout.parameters)
+            for policy in ("none", "selective", "full")
+        },
         batch_per_gpu=-(-cfg.data.batch_size // (cfg.run.ranks * cfg.run.accumulate_grad_batches)),
         total_flops=mean_flops(cfg, flops) * cfg.data.batch_size * cfg.run.max_steps,
     )
@@ -324,14 +329,16 @@ def mean_flops(cfg: TrainConfig, flops: dict[str, Flops]) -> float:
     return mean
 
 
-def _memory(cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str) -> Memory:
+def _memory(
+    cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str, codec: int
+) -> Memory:
     total, trained = (sum(column) for column in zip(*parameters.values(), strict=True))
     half = cfg.run.precision == "bfloat16"
     state = 4 if cfg.optimizer.muon_learning_rate is not None else 2 if cfg.optimizer.eight_bit else 8
     model = ModelConfig(**{**asdict(cfg.model), "activation_checkpointing": policy})
     # stored captions need no encoder, and those of the validation samples are encoded on the CPU
     text_encoder = "none" if cfg.data.latents else cfg.latents.text_encoder
-    encoders = ENCODER_PARAMETERS[cfg.latents.codec] + ENCODER_PARAMETERS[text_encoder]
+    encoders = codec + TEXT_PARAMETERS[text_encoder]
     return Memory(
         weights=total * (6 if half else 4),
         gradients=4 * trained,

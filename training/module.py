@@ -17,7 +17,7 @@ from training.arithmetic import count_batches_anew
 from training.config import LatentConfig, TrainConfig, as_json
 from training.data.batch import Batch, LatentBatch, encode_batch
 from training.data.datamodule import HeldOutSample, TextureDataModule
-from training.diffusion.encoders import TextEncoder, make_codec, make_text_encoder
+from training.diffusion.encoders import TextEncoder, check_channels, make_codec, make_text_encoder
 from training.diffusion.flow import FlowConfig
 from training.diffusion.latents import Extras
 from training.diffusion.tasks import TaskConfig, draw_task
@@ -56,6 +56,7 @@ class TextureModule(lightning.LightningModule):
         self.model = make_model(model, seed)
         self.extras = Extras.of(self.model.config)
         self.codec = make_codec(latents.codec, latents.codec_path, "cpu")
+        check_channels(self.codec.layout, latents.codec, self.model.config["in_channels"])
         self.frozen = frozen_fingerprint(self.model)
         self.autocast: torch.dtype | None = None
         """Of the model's products, by the trainer's precision; None: that of the weights."""

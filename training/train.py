@@ -22,7 +22,7 @@ from training.config import TrainConfig
 from training.cost import Cost, estimate
 from training.data.datamodule import TextureDataModule
 from training.data.mixture import ImageSizes, image_sizes, leading_dataset, open_datasets, stored_text
-from training.diffusion.encoders import LatentCodec
+from training.diffusion.encoders import LatentCodec, check_channels, codec_layout
 from training.loop.callbacks import AveragedWeights, Clock, LossLog, SavedStates, read_losses
 from training.loop.checkpoints import (
     CARD,
@@ -51,6 +51,8 @@ class Plan:
     cfg: TrainConfig
     """With the architecture of the weights that it starts from."""
     sizes: ImageSizes
+    token: int
+    """Pixels a side of one token."""
     cost: Cost
     strategy: Choice
 
@@ -64,10 +66,12 @@ def plan_run(cfg: TrainConfig, sizes: ImageSizes | None = None) -> Plan:
     """
     check_run(cfg)
     cfg = replace(cfg, model=with_architecture(cfg.model))
-    sizes = sizes or image_sizes(leading_dataset(cfg.data))
+    layout = codec_layout(cfg.latents.codec, cfg.latents.codec_path)
+    check_channels(layout, cfg.latents.codec, cfg.model.latent_channels)
+    sizes = sizes or image_sizes(leading_dataset(cfg.data), layout.token)
     cost = estimate(cfg, sizes)
     strategy = choose(cfg, cost, memory_of(own_device(cfg.run.accelerator)))
-    return Plan(cfg=cfg, sizes=sizes, cost=cost, strategy=strategy)
+    return Plan(cfg=cfg, sizes=sizes, token=layout.token, cost=cost, strategy=strategy)
 
 
 log = logging.getLogger(__name__)

@@ -48,7 +48,8 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False, tflops: f
     """Train on the dataset in data.directory; run.directory receives the loss log, trainer states and the checkpoint.
     A run that was interrupted goes on where it stopped.
 
-    The preset decides the defaults of all other options: tiny (CPU), small (one GPU), full (Wan2.1-1.3B).
+    The preset decides the defaults of all other options: tiny (CPU), small (one GPU), full (Wan2.1-1.3B),
+    full-14b, full-5b (other backbones), official (the released tasks).
 
     Args:
         dry_run: train nothing, but print parameters, tokens, operations, memory and hours of this configuration
@@ -86,7 +87,7 @@ def size_warning(plan: Plan) -> str | None:
     """Warn where samples have far more tokens than the preset is made for: how many, how long that takes, what to
     do."""
     cfg, own = plan.cfg, own_sizes(plan.cfg.preset)
-    meant, found = count_tokens(own, cfg.latents.text_encoder), plan.cost.tokens
+    meant, found = count_tokens(own, cfg.latents.text_encoder, token=plan.token), plan.cost.tokens
     times = (found.mv + found.uv) / (meant.mv + meant.uv)
     if times <= NOTABLE:
         return None

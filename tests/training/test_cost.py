@@ -162,9 +162,9 @@ def test_stored_latents_come_without_a_text_encoder():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"in_channels": 48, "out_channels": 48}, "in_channels is 48, SeqTex has 16"),  # Wan2.2-TI2V-5B
+        ({"in_channels": 48, "out_channels": 48}, "16 channels at 1/8, the model takes 48"),  # without its VAE
         ({"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 1536}, "in_channels is 36"),  # Wan2.1-I2V
-        ({"image_dim": 1280}, "image_dim is 1280, SeqTex has None"),
+        ({"image_dim": 1280}, "image_dim is 1280, SeqTex needs None"),
         ({"patch_size": [2, 2, 2]}, r"patch_size is \[2, 2, 2\]"),
     ],
 )

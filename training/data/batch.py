@@ -53,7 +53,7 @@ class SampleBatch(Generic[Branch]):
     samples: tuple[int, ...] = ()
     """Numbers of these samples in the stream: the seeds of their noise."""
     condition: Float[Tensor, "batch _ _ _ _"] | None = None
-    """Colours of each view as it enters if it is given (images [B, V, h, w, 3], latents [B, 16, V, h, w]); None:
+    """Colours of each view as it enters if it is given (images [B, V, h, w, 3], latents [B, z, V, h, w]); None:
     unchanged."""
     skipped: tuple[str, ...] = ()
     """Shards that cannot be read; other samples replace theirs."""

@@ -1,8 +1,8 @@
 """Stored latents of a dataset: `DATASET/latents/CODEC/` holds one tar per shard and `latents.json`, which is written
 last and without which they do not count. Tensors are safetensors, nothing is unpickled.
 
-A sample has `mean.safetensors` and `log_variance.safetensors` (`mv_rgb`, `mv_position`, `mv_normal` [16, V, h, w] and
-`uv_*` [16, 1, H, W], normalised), the first of them `mv_points` and `uv_points` too (`BranchLatents.points`), `json`
+A sample has `mean.safetensors` and `log_variance.safetensors` (`mv_rgb`, `mv_position`, `mv_normal` [z, V, h, w] and
+`uv_*` [z, 1, H, W], normalised), the first of them `mv_points` and `uv_points` too (`BranchLatents.points`), `json`
 (uid, regime, caption), `text.safetensors` if captions were encoded, and `hint.safetensors` if view hints were:
 `mv_GIVEN` and `uv_GIVEN` for each view given alone, and for all."""
 

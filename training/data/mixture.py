@@ -17,11 +17,11 @@ from training.data.dataset_files import REMEDY, DatasetFiles, LocalFiles, ShardE
 from training.data.latent_shards import LatentDecoder, LatentHeader, codec_header, find_latents, read_empty_text
 from training.data.order import SampleOrder
 from training.data.shard_reader import Sample, ShardReader, SkipBudget
-from training.diffusion.encoders import LatentCodec
+from training.diffusion.encoders import DctCodec, LatentCodec
 from training.diffusion.tasks import MAX_VIEWS
 
-TOKEN = 16
-"""Pixels a side of what becomes one token: 8 of the codec by 2 of the model's patch."""
+TOKEN = DctCodec.layout.token
+"""Pixels a side of what becomes one token of the codec `dct` or Wan2.1's VAE."""
 log = logging.getLogger(__name__)
 
 
@@ -136,8 +136,9 @@ def shards_by_regime(directory: Path) -> dict[Regime, tuple[ShardRecord, ...]]:
     return {regime: group for regime, group in groups.items() if group}
 
 
-def image_sizes(dataset: Path | DatasetFiles) -> ImageSizes:
-    """Read the sizes of the first readable sample of each regime; a dataset is built at one resolution."""
+def image_sizes(dataset: Path | DatasetFiles, token: int = TOKEN) -> ImageSizes:
+    """Read the sizes of the first readable sample of each regime; a dataset is built at one resolution. token: pixels a
+    side of one token."""
     files = LocalFiles(dataset) if isinstance(dataset, Path) else dataset
     first = {
         regime: _first(ShardReader(files, "shards", shards, 1, decode_pixels))
@@ -151,15 +152,15 @@ def image_sizes(dataset: Path | DatasetFiles) -> ImageSizes:
             f"{files.location}: its samples have {views} views, {MAX_VIEWS} are the most that are trained on; build "
             "the dataset with fewer (rig.num_views)"
         )
-    for name, size in (("views.resolution", height), ("uv.resolution", resolution or TOKEN)):
-        require_tokens(f"{files.location}: {name}", size)
+    for name, size in (("views.resolution", height), ("uv.resolution", resolution or token)):
+        require_tokens(f"{files.location}: {name}", size, token)
     return ImageSizes(views=views, view_resolution=height, uv_resolution=resolution)
 
 
-def require_tokens(name: str, size: int) -> None:
+def require_tokens(name: str, size: int, token: int) -> None:
     """Raise UserError if an image of this size cannot be cut into tokens."""
-    if size < TOKEN or size % TOKEN:
-        raise UserError(f"{name} is {size}; the model takes multiples of {TOKEN}")
+    if size < token or size % token:
+        raise UserError(f"{name} is {size}; the model takes multiples of {token}")
 
 
 def readable_samples(files: DatasetFiles, regime: Regime) -> Iterator[TextureSample]:

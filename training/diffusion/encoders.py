@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from schemas.errors import UserError
-from training.model.files import find_directory
+from training.model.backbones.backbone import LatentLayout
+from training.model.backbones.find import layout_of, vae_layout
+from training.model.files import part_directory
 
-DOWNSCALE = 8
-CHANNELS = 16
 MIN_LOG_VARIANCE = -30.0
 """Where diffusers clamps the log-variance of a posterior."""
 MAX_CACHED_PROMPTS = 4096
@@ -28,24 +28,42 @@ MAX_CACHED_PROMPTS = 4096
 class Posterior:
     """Distribution of the latents of images: a normal one for every element, normalised."""
 
-    mean: Float[Tensor, "b 16 f lat_h lat_w"]
-    log_variance: Float[Tensor, "b 16 f lat_h lat_w"]
+    mean: Float[Tensor, "b z f lat_h lat_w"]
+    log_variance: Float[Tensor, "b z f lat_h lat_w"]
 
-    def draw(self, generator: torch.Generator) -> Float[Tensor, "b 16 f lat_h lat_w"]:
+    def draw(self, generator: torch.Generator) -> Float[Tensor, "b z f lat_h lat_w"]:
         """Draw latents; equal generators give equal ones on every device."""
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
         return self.mean + torch.exp(self.log_variance / 2) * noise
 
 
 class LatentCodec(ABC):
-    """A codec of single frames: images [b, f, h, w, 3] in [0, 1] to normalised latents [b, 16, f, h / 8, w / 8].
+    """A codec of single frames: images [b, f, h, w, 3] in [0, 1] to normalised latents [b, z, f, h / d, w / d], of
+    z channels and d pixels a side of one, as its layout says (16 at 1/8, or 48 at 1/16).
 
     Position and normal maps in [-1, 1] enter as (x + 1) / 2. Decoded images are not clamped.
     """
 
     name: str
-    downscale: int
-    channels: int
+    layout: LatentLayout
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return self.layout.channels
+
+    @property
+    def downscale(self) -> int:
+        """Pixels a side of one latent pixel."""
+        return self.layout.downscale
+
+    def check_size(self, images: Float[Tensor, "b f h w 3"]) -> None:
+        """Raise ValueError if images are no whole latent pixels."""
+        height, width = images.shape[2:4]
+        if height % self.downscale or width % self.downscale:
+            raise ValueError(
+                f"images are {height} x {width}; both sides must be multiples of {self.downscale}: resize or pad them"
+            )
 
     @abstractmethod
     def to(self, device: torch.device | str) -> None:
@@ -56,11 +74,11 @@ class LatentCodec(ABC):
         """Return the distribution of the latents of images."""
 
     @abstractmethod
-    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]:
+    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b z f lat_h lat_w"]:
         """Return the mean of the posterior."""
 
     @abstractmethod
-    def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
+    def decode(self, latents: Float[Tensor, "b z f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
         """Return the images of latents."""
 
 
@@ -79,26 +97,20 @@ class TextEncoder(ABC):
         """Return the features of prompts."""
 
 
-def _check_size(images: Tensor) -> None:
-    height, width = images.shape[2:4]
-    if height % DOWNSCALE or width % DOWNSCALE:
-        raise ValueError(
-            f"images are {height} x {width}; both sides must be multiples of {DOWNSCALE}: resize or pad them"
-        )
-
-
 # Rec. 601 full range (JPEG): RGB to Y, Cb, Cr, the last two centred on 0.
 RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 # (row frequency, column frequency) in JPEG's zig-zag order.
 ZIGZAG = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
 KEPT = (10, 3, 3)
 """Numbers of coefficients kept of Y, Cb and Cr."""
+BLOCK = 8
+"""Pixels a side of one transformed block."""
 
 
 def _basis_blocks(colors: Float[np.ndarray, "3 rgb"]) -> Float[np.ndarray, "16 192"]:
     """Return blocks (row, column, rgb) of the kept waves of the orthonormal DCT-II, in their components' colours."""
-    places = np.arange(DOWNSCALE)
-    waves = np.cos(np.pi * np.outer(places, places + 0.5) / DOWNSCALE) * np.sqrt(2 / DOWNSCALE)
+    places = np.arange(BLOCK)
+    waves = np.cos(np.pi * np.outer(places, places + 0.5) / BLOCK) * np.sqrt(2 / BLOCK)
     waves[0] /= math.sqrt(2)
     blocks = [
         np.einsum("r,c,k->rck", waves[row], waves[column], color).ravel()
@@ -116,8 +128,7 @@ class DctCodec(LatentCodec):
     """
 
     name = "dct"
-    downscale = DOWNSCALE
-    channels = CHANNELS
+    layout = LatentLayout(channels=sum(KEPT), downscale=BLOCK)
 
     MEAN = (3.4, *(0.0,) * 15)
     STD = (1.2,) * 16
@@ -142,27 +153,26 @@ class DctCodec(LatentCodec):
         mean = self.encode(images)
         return Posterior(mean=mean, log_variance=torch.full_like(mean, MIN_LOG_VARIANCE))
 
-    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]:
-        _check_size(images)
-        blocks = rearrange(images, "b f (h p) (w q) c -> b f h w (p q c)", p=DOWNSCALE, q=DOWNSCALE)
+    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b z f lat_h lat_w"]:
+        self.check_size(images)
+        blocks = rearrange(images, "b f (h p) (w q) c -> b f h w (p q c)", p=BLOCK, q=BLOCK)
         latents = F.linear(blocks, self._encode_weight.to(images), self._encode_bias.to(images))
         return rearrange(latents, "b f h w z -> b z f h w")
 
-    def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
+    def decode(self, latents: Float[Tensor, "b z f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
         blocks = rearrange(latents, "b z f h w -> b f h w z")
         blocks = F.linear(blocks, self._decode_weight.to(latents), self._decode_bias.to(latents))
-        return rearrange(blocks, "b f h w (p q c) -> b f (h p) (w q) c", p=DOWNSCALE, q=DOWNSCALE)
+        return rearrange(blocks, "b f h w (p q c) -> b f (h p) (w q) c", p=BLOCK, q=BLOCK)
 
 
 class WanCodec(LatentCodec):
-    """The Wan VAE of diffusers, each frame encoded as a first frame (no compression in time), mean of the posterior.
+    """A Wan VAE of diffusers (2.1's, or that of 2.2-TI2V-5B), each frame encoded as a first frame (no compression in
+    time), mean of the posterior.
 
     Images in [0, 1] enter as they are, not rescaled to [-1, 1]: so the released weights were trained.
     """
 
     name = "wan"
-    downscale = DOWNSCALE
-    channels = CHANNELS
 
     def __init__(
         self,
@@ -179,11 +189,7 @@ class WanCodec(LatentCodec):
         self.vae.requires_grad_(False).eval()
         if tiling:
             self.vae.enable_tiling()
-        scale = 2 ** sum(1 for _ in self.vae.config.dim_mult[1:])
-        if self.vae.config.z_dim != CHANNELS or scale != DOWNSCALE:
-            raise ValueError(
-                f"the VAE in {path} has {self.vae.config.z_dim} channels at 1/{scale}; 16 at 1/8 are needed"
-            )
+        self.layout = layout_of(self.vae.config, sum(p.numel() for p in self.vae.parameters()))
         statistics = (self.vae.config.latents_mean, self.vae.config.latents_std)
         self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in statistics)
 
@@ -191,7 +197,7 @@ class WanCodec(LatentCodec):
         self.vae.to(device)
 
     def posterior(self, images: Float[Tensor, "b f h w 3"]) -> Posterior:
-        _check_size(images)
+        self.check_size(images)
         frames = rearrange(images, "b f h w c -> (b f) c 1 h w").to(self.vae.dtype)
         # One frame at a time bounds the memory at any batch size.
         found = [self.vae.encode(frame).latent_dist for frame in frames.split(1)]
@@ -201,10 +207,10 @@ class WanCodec(LatentCodec):
         parts = [rearrange(part, "(b f) z 1 h w -> b z f h w", b=images.shape[0]) for part in (means, log_variances)]
         return Posterior(mean=parts[0], log_variance=parts[1])
 
-    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b 16 f lat_h lat_w"]:
+    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b z f lat_h lat_w"]:
         return self.posterior(images).mean
 
-    def decode(self, latents: Float[Tensor, "b 16 f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
+    def decode(self, latents: Float[Tensor, "b z f lat_h lat_w"]) -> Float[Tensor, "b f h w 3"]:
         mean, std = self._mean.to(latents.device), self._std.to(latents.device)
         frames = rearrange(latents, "b z f h w -> (b f) z 1 h w") * std + mean
         images = [self.vae.decode(frame).sample for frame in frames.to(self.vae.dtype).split(1)]
@@ -279,17 +285,25 @@ def _clean(prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
-def part_directory(path: str | Path, name: str) -> Path:
-    """Return the folder of a part in a Wan repository, fetched first if that is on the hub; path itself, if it is that
-    part's own directory. Raises UserError as `find_directory` does."""
-    local = Path(path)
-    return local if local.is_dir() and not (local / name).is_dir() else find_directory(path, name)
+def codec_layout(name: str, path: str) -> LatentLayout:
+    """Return the latents of a codec, before it is made. Arguments and errors: see `make_codec`."""
+    return DctCodec.layout if name == "dct" else vae_layout(path)
+
+
+def check_channels(layout: LatentLayout, name: str, wanted: int) -> None:
+    """Raise UserError if a codec has other latents than the model takes."""
+    if layout.channels != wanted:
+        raise UserError(
+            f"latents of codec {name} have {layout.channels} channels at 1/{layout.downscale}, the model takes "
+            f"{wanted}: set latents.codec_path to the VAE of the weights that it starts from, as presets full-14b "
+            "and full-5b do"
+        )
 
 
 def make_codec(
     name: str, path: str, device: str, *, dtype: torch.dtype = torch.float32, tiling: bool = False
 ) -> LatentCodec:
-    """Make the codec of a name. path: directory or hub repository of the Wan VAE."""
+    """Make the codec of a name. path: directory or hub repository of a Wan VAE."""
     if name == "dct":
         return DctCodec()
     if name == "wan":

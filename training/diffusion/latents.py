@@ -47,13 +47,13 @@ class Extras:
 class BranchLatents:
     """Normalised latents of one branch."""
 
-    rgb: Float[Tensor, "batch 16 frames h w"]
-    geometry: Float[Tensor, "batch 32 frames h w"]
+    rgb: Float[Tensor, "batch z frames h w"]
+    geometry: Float[Tensor, "batch 2*z frames h w"]
     """Position, then normal."""
     points: Float[Tensor, "batch 4 frames h w"] | None = None
     """Mean position of the surface under each latent pixel, and the share of the pixel that is covered; None for
     latents that were stored without."""
-    hint: Float[Tensor, "batch 17 frames h w"] | None = None
+    hint: Float[Tensor, "batch z+1 frames h w"] | None = None
     """Latents of the view hint, for models that take it."""
 
     def conditions(self, extras: Extras) -> Float[Tensor, "batch channels frames h w"]:
@@ -83,7 +83,7 @@ def concatenate(branches: Sequence[Branch]) -> Branch:
 
 
 def encode_branch(
-    rgb: Float[Tensor, "batch 16 frames lat_h lat_w"] | None,
+    rgb: Float[Tensor, "batch z frames lat_h lat_w"] | None,
     position: Float[Tensor, "batch frames h w 3"],
     normal: Float[Tensor, "batch frames h w 3"],
     hint: Float[Tensor, "batch frames h w 4"] | None,

@@ -85,7 +85,7 @@ class Condition:
 
     branches: list[Float[Tensor, "batch channels _ _ _"]]
     """What the model gets beside the noisy colours of the views and, if it is wanted, of the UV map."""
-    clean: Float[Tensor, "batch 16 views h w"]
+    clean: Float[Tensor, "batch z views h w"]
     """Latents of the given views, 0 for the others."""
     given: Bool[Tensor, " views"]
     prompt: Float[Tensor, "batch l d"]
@@ -193,7 +193,7 @@ def denoise(
     seeds: Sequence[int],
     shift: float = SHIFT,
     progress: Callable[[int], None] = lambda step: None,
-) -> list[Float[Tensor, "batch 16 _ _ _"]]:
+) -> list[Float[Tensor, "batch z _ _ _"]]:
     """Turn noise into latents of the views and, if it is wanted, of the UV map. Given views are kept at the condition's
     noise level, with fresh noise every step, and come back as they were given."""
     clean, given = condition.clean, condition.given

@@ -18,7 +18,14 @@ from lightning.fabric.plugins import CheckpointIO
 from schemas.dataset import code_version
 from schemas.errors import UserError
 from schemas.storage import file_sha256, sync_directory, write_file
-from training.diffusion.encoders import DctCodec, LatentCodec, TextEncoder, make_codec, make_text_encoder
+from training.diffusion.encoders import (
+    DctCodec,
+    LatentCodec,
+    TextEncoder,
+    check_channels,
+    make_codec,
+    make_text_encoder,
+)
 from training.diffusion.flow import SHIFT
 from training.model.files import replaced_directory
 from training.model.fsdp import check_whole, load_whole
@@ -192,6 +199,7 @@ def load_checkpoint(
     if wan is not None:
         card = replace(card, codec_path=wan, text_encoder_path=wan)
     codec = make_codec(card.codec, card.codec_path, device, dtype=dtype, tiling=tiling)
+    check_channels(codec.layout, card.codec, model.config["in_channels"])
     if latent_statistics(codec) != (card.latent_mean, card.latent_std):
         raise UserError(f"{path}: trained with other latent statistics than this version's {card.codec}; train again")
     model.requires_grad_(False).eval()

@@ -14,6 +14,7 @@ from training.arithmetic import is_step_end
 from training.config import TrainConfig
 from training.cost import Flops, Tokens, count_flops, count_tokens
 from training.data.mixture import ImageSizes
+from training.diffusion.encoders import codec_layout
 from training.diffusion.tasks import TASKS
 
 WINDOW = 50
@@ -45,9 +46,9 @@ class Work:
 
     @classmethod
     def of(cls, cfg: TrainConfig, sizes: ImageSizes, device: torch.device) -> "Work":
-        text = cfg.latents.text_encoder
+        text, token = cfg.latents.text_encoder, codec_layout(cfg.latents.codec, cfg.latents.codec_path).token
         names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
-        tokens = {name: count_tokens(sizes, text, TASKS[name].needs_uv) for name in names}
+        tokens = {name: count_tokens(sizes, text, TASKS[name].needs_uv, token) for name in names}
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         peak = peak_flops(name, cfg.run.precision)
         return cls(

@@ -66,6 +66,13 @@ def find_directory(path: str | os.PathLike[str], subfolder: str = "", **hub: Unp
         ) from error
 
 
+def part_directory(path: str | Path, name: str) -> Path:
+    """Return the folder of a part in a Wan repository, fetched first if that is on the hub; path itself, if it is that
+    part's own directory. Raises UserError as `find_directory` does."""
+    local = Path(path)
+    return local if local.is_dir() and not (local / name).is_dir() else find_directory(path, name)
+
+
 def read_config(directory: Path, name: str = CONFIG) -> dict[str, Any]:
     file = directory / name
     if not file.is_file():

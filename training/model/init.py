@@ -1,24 +1,30 @@
 """The model of a run: its configuration, and the weights that it starts from."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 
 from schemas.errors import UserError, require_between
-from training.model.files import find_directory, read_architecture, read_config
+from training.model.backbones.find import FOLDER, check_fixed, known, transformer_config
+from training.model.backbones.wan import WAN21_1P3B
+from training.model.files import find_directory, read_architecture
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import from_wan, trainable_parameters
 
 log = logging.getLogger(__name__)
 
-WAN_FOLDER = "transformer"
-"""Of Wan's pipelines."""
-FIXED = {"in_channels": 16, "out_channels": 16, "patch_size": (1, 2, 2), "image_dim": None, "added_kv_proj_dim": None}
-"""Settings that weights must have: latents of the codecs, one frame a patch, no images beside the text."""
-SIZES = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "text_dim", "freq_dim")
+CHANNELS = "latent_channels"
+SIZES = (
+    CHANNELS,
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "ffn_dim",
+    "text_dim",
+    "freq_dim",
+)
 LORA = ("lora_rank", "lora_alpha")
 POSITIONS = "position_rope"
 
@@ -45,13 +51,15 @@ class ModelConfig:
     text_dim: int = 4096
     freq_dim: int = 256
     """Width of the timestep's sinusoidal embedding."""
+    latent_channels: int = 16
+    """Of the codec: 16, or 48 of Wan2.2-TI2V-5B's."""
     lora_rank: int = 128
     """Of the view branch's adapters; 0: none (released code)."""
     lora_alpha: int = 64
     """Released code."""
     start: Literal["scratch", "wan", "seqtex"] = "wan"
-    """Random weights, a Wan2.1 transformer, or a SeqTex checkpoint."""
-    start_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    """Random weights, a Wan transformer, or a SeqTex checkpoint."""
+    start_path: str = WAN21_1P3B.hub
     """Directory or hub repository of the weights to start from."""
     trained: Literal["released", "all"] = "released"
     """`released`: LoRA, UV branch and geometry (paper); `all`: every weight."""
@@ -79,36 +87,27 @@ class ModelConfig:
 
     def architecture(self) -> dict[str, Any]:
         """Arguments of `SeqTexTransformer3DModel`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ARCHITECTURE}
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ARCHITECTURE}
+        channels = settings.pop(CHANNELS)
+        return settings | {"in_channels": channels, "out_channels": channels}
 
 
 def with_architecture(cfg: ModelConfig) -> ModelConfig:
     """Take over sizes and positions of the weights that it starts from, whatever the options say; a view hint may be
-    added to them. Of Wan2.1-1.3B the defaults are known; any other hub repository is fetched for it."""
+    added to them. Those of known backbones are known; any other hub repository is fetched for it."""
     if cfg.start == "scratch":
         return cfg
-    default = ModelConfig(lora_rank=0)
-    found = asdict(default)
+    found = {**asdict(ModelConfig(lora_rank=0)), **WAN21_1P3B.transformer}
     if cfg.start == "seqtex":
         found |= read_architecture(find_directory(cfg.start_path))
-    elif cfg.start_path != default.start_path:
-        found |= read_config(find_directory(cfg.start_path, WAN_FOLDER))
-    check_fixed(cfg.start_path, found)
+        check_fixed(cfg.start_path, found)
+    else:
+        found |= transformer_config(cfg.start_path)
+    found[CHANNELS] = found["out_channels"]
     names = (*SIZES, *LORA, POSITIONS) if cfg.start == "seqtex" else (*SIZES, POSITIONS)
     if cfg.position_rope and not found[POSITIONS]:
         log.warning("%s turns with rows and columns: model.position_rope is for models from scratch", cfg.start_path)
     return replace(cfg, view_hint=cfg.view_hint or found["view_hint"], **{name: found[name] for name in names})
-
-
-def check_fixed(path: str, found: Mapping[str, Any]) -> None:
-    """Raise UserError if weights are of a model that takes other latents, such as Wan2.2-TI2V-5B or Wan's I2V."""
-    for name, wanted in FIXED.items():
-        value = found.get(name, wanted)
-        if (tuple(value) if isinstance(value, list) else value) != wanted:
-            raise UserError(
-                f"{path}: {name} is {value}, SeqTex has {wanted}: start from a text-to-video model of Wan2.1 (the "
-                "default), or Wan2.2's of the same latents"
-            )
 
 
 def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
@@ -118,9 +117,10 @@ def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
             torch.manual_seed(seed)
             model = SeqTexTransformer3DModel(**cfg.architecture())
     elif cfg.start == "wan":
+        known(cfg.start_path)
         model = from_wan(
             cfg.start_path,
-            subfolder=WAN_FOLDER,
+            subfolder=FOLDER,
             lora_rank=cfg.lora_rank,
             lora_alpha=cfg.lora_alpha,
             geometry_attention=cfg.geometry_attention,

@@ -24,9 +24,6 @@ from training.model.files import shapes as shapes_of
 from training.model.layers import TimeTextEmbedding, modulated_norm
 from training.model.rope import Rope, joined, mean_points, rope_dims, rope_of_both, rope_of_grid, rope_of_points
 
-HINT = "hint_patch_embedding"
-"""The layer of the view hint, which no released weights have."""
-
 log = logging.getLogger(__name__)
 
 LORA_TARGETS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"

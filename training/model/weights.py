@@ -14,6 +14,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
 from schemas.errors import UserError
+from training.model.backbones.backbone import GEOMETRY_EMBEDDINGS, HINT, UV_MODULES, wan_name
 from training.model.block import GeometryAttention, UvBranch
 from training.model.files import (
     CONFIG,
@@ -27,7 +28,7 @@ from training.model.files import (
 )
 from training.model.files import shapes as shapes_of
 from training.model.lora import check_unmerged, merged_state
-from training.model.seqtex import HINT, SeqTexTransformer3DModel
+from training.model.seqtex import SeqTexTransformer3DModel
 
 KEY = "frozen_sha256"
 """Entry of a trainer state."""
@@ -58,10 +59,6 @@ def check_frozen(state: Mapping[str, Any], fingerprint: str) -> None:
 RELEASED_LORA_RANK = 128
 OUR_SETTINGS = ("lora_rank", "lora_alpha", "geometry_attention", "uv_branch", "view_hint", "position_rope")
 """Settings that a released config does not mention."""
-UV_MODULES = {"attnuv": "attn1", "ffnuv": "ffn", "normuv2": "norm2", "scale_shift_table_uv": "scale_shift_table"}
-"""UV branch, and the view branch's twin it starts as."""
-GEOMETRY_EMBEDDINGS = {"pos_patch_embedding": "patch_embedding", "norm_patch_embedding": "patch_embedding"}
-
 logger = logging.getLogger(__name__)
 
 
@@ -115,14 +112,6 @@ def from_wan(
         else:
             state[name] = torch.zeros(shape)
     return model.filled(state, dtype)
-
-
-def wan_name(name: str) -> str | None:
-    """The Wan tensor that a SeqTex tensor starts as; None for LoRA, the geometry casters and the view hint."""
-    if ".lora_" in name or "geometry_caster" in name or name.startswith(HINT):
-        return None
-    twins = UV_MODULES | GEOMETRY_EMBEDDINGS
-    return ".".join(twins.get(part, part) for part in name.split(".") if part != "base_layer")
 
 
 def trainable_parameters(model: nn.Module, mode: Literal["released", "all"]) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from schemas.errors import UserError
-from training.diffusion.encoders import ZIGZAG, DctCodec, NullTextEncoder, Umt5Encoder, WanCodec
+from training.diffusion.encoders import ZIGZAG, DctCodec, NullTextEncoder, Umt5Encoder, WanCodec, check_channels
 from training.loop.checkpoints import load_checkpoint
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import export_released
@@ -161,13 +161,13 @@ def test_wan_codec_encodes_each_frame_alone_as_the_vae_does(vae_dir):
     torch.testing.assert_close(decoded[1, 2], by_hand)
 
 
-def test_wan_codec_refuses_another_vae(tmp_path):
+def test_another_vae_than_the_models_is_refused(tmp_path):
     from diffusers import AutoencoderKLWan
 
     AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
                      latents_mean=[0.0] * 4, latents_std=[1.0] * 4).save_pretrained(tmp_path)  # fmt: skip
-    with pytest.raises(ValueError, match="4 channels at 1/8; 16 at 1/8 are needed"):
-        WanCodec(tmp_path)
+    with pytest.raises(UserError, match="4 channels at 1/8, the model takes 16"):
+        check_channels(WanCodec(tmp_path).layout, "wan", 16)
 
 
 def test_posteriors_are_normal_distributions_of_normalised_latents(vae_dir):

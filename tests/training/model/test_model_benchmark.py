@@ -1,13 +1,16 @@
 """The model benchmark runs, every line of it, on small sizes."""
 
+import json
+import subprocess
+from pathlib import Path
+
 import torch
-from diffusers import AutoencoderKLWan
 
 from benchmarks.model import CASES, compare, on_cpu
-from benchmarks.model_gpu import on_gpu
 from training.data.mixture import ImageSizes
 from training.model.init import ModelConfig
 
+REPO = Path(__file__).resolve().parents[3]
 SMALL = ModelConfig(
     num_layers=1,
     num_attention_heads=2,
@@ -36,9 +39,19 @@ def test_ours_agrees_with_the_opponent_and_the_table_names_both(capsys):
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_the_gpu_report_runs_on_a_cpu(capsys):
-    vae = AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    on_gpu(1, "full", case=CASE, device="cpu", compiled=False, rounds=1, peak_size=64, vae=vae)
-    told = capsys.readouterr().out
-    for word in ("img2tex", "geo2mv, UV run", "of the measured peak", "30 steps", "images/s"):
-        assert word in told
+def test_the_gpu_command_runs_to_its_end_on_a_cpu(tmp_path):
+    """Every part in half a minute of an idle core: five processes, which import torch."""
+    command = ["benchmarks/gpu.sh", "--small", "--work", str(tmp_path)]
+    ended = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=1800)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    report, told = json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
+    parts = report["parts"]
+    assert set(parts) == {"raster", "model", "sampling", "latents", "pixels"} and not report["left_out"]
+    rows = {(row["checkpointing"], row["task"]): row for row in parts["model"]["rows"]}
+    assert set(rows) == {*((policy, "img2tex") for policy in ("none", "selective", "full")),
+                         ("full", "geo2mv, UV run"), ("full", "geo2mv")}  # fmt: skip
+    assert all(0 < row["mfu"] < 1 and row["step_s"] > 0 for row in rows.values())
+    assert parts["latents"]["steps_again"] > 0 and parts["latents"]["loss_gap"] == 0, "exact on a CPU"
+    assert parts["sampling"]["texture_s"] > 0 and parts["latents"]["tasks"] and parts["pixels"]["tasks"]
+    for row in ("| img2tex | selective |", "| geo2mv | full |", "training from latents", "Killed and resumed"):
+        assert row in told

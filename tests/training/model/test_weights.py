@@ -20,10 +20,11 @@ from seqtex.cli.main import main
 from tests.support.hub_server import TOKEN, serving
 from tests.support.hub_server import Hub as Server
 from tests.support.tiny_transformer import TINY
+from training.model.backbones.backbone import wan_name
 from training.model.files import WEIGHTS, remove_leftovers
 from training.model.lora import load_lora, merge_lora, merged_state, save_lora
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import RELEASED_CLASS, export_released, from_wan, save_model, trainable_parameters, wan_name
+from training.model.weights import RELEASED_CLASS, export_released, from_wan, save_model, trainable_parameters
 
 REPO = Path(__file__).resolve().parents[3]
 
