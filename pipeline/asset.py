@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from geometry.cameras import rig_cameras
 from geometry.frames import Frame, bounding_box, normalise
@@ -16,6 +17,7 @@ from geometry.texture import PackedSurface, pack_surface
 from pipeline.blender.host import SUFFIXES as BLENDER_SUFFIXES
 from pipeline.blender.host import convert
 from pipeline.config import BuildConfig
+from pipeline.dataset.pictures import SIDE
 from pipeline.filter.measure_mesh import measure
 from pipeline.filter.measure_views import measure_map, measure_materials, measure_views
 from pipeline.filter.rules import NO_LAYOUT, apply_rules
@@ -25,7 +27,7 @@ from pipeline.mesh_io.side_files import asset_sha256, side_files
 from pipeline.render.lit import light_views
 from pipeline.render.materials import bake_materials, material_trip, material_views
 from pipeline.render.uv_maps import bake_uv, find_texels, round_trip, same_places
-from pipeline.render.views import render_views, see
+from pipeline.render.views import render_views, see, small_picture
 from pipeline.seqtex_layouts.layout import JPEG
 from pipeline.seqtex_layouts.renders import read_renders, wear_jpeg
 from pipeline.unwrap.unwrap import unwrap
@@ -49,6 +51,8 @@ class Processed:
     """Why an accepted sample has no UV maps."""
     notes: tuple[Note, ...] = ()
     """Notes on what loading left out or read differently."""
+    picture: UInt8[np.ndarray, "side side 4"] | None = None
+    """A rejected asset that could be loaded, sRGB and opacity."""
 
 
 def process_asset(ref: MeshRef, cfg: BuildConfig) -> Processed:
@@ -76,7 +80,8 @@ def _process(ref: MeshRef, facts: AssetFacts, loaded: TexturedMesh | Rejected, c
     surface = pack_surface(loaded)
     measurements = measure(loaded, facts, surface)
     if rejected := _rejected(measurements, cfg) or too_small(measurements):
-        return Processed(result=rejected, measurements=measurements)
+        picture = _picture(loaded, surface, measurements, cfg)
+        return Processed(result=rejected, measurements=measurements, picture=picture)
     mesh, frame = normalise(loaded)
     return _make_sample(ref, mesh, surface, frame, measurements, cfg)
 
@@ -98,6 +103,15 @@ def too_small(measurements: Measurements) -> Rejected | None:
     if side >= np.finfo(np.float32).tiny:
         return None
     return Rejected(reason=Reason.DEGENERATE, detail=f"largest side {side:.3g}, too small for numbers of 32 bits")
+
+
+def _picture(
+    loaded: TexturedMesh, surface: PackedSurface, measurements: Measurements, cfg: BuildConfig
+) -> UInt8[np.ndarray, "side side 4"] | None:
+    """Draw an asset that was rejected before its views; None for one without faces or without a size."""
+    if not len(loaded.faces) or too_small(measurements):
+        return None
+    return small_picture(normalise(loaded)[0], surface, cfg.rig, SIDE, CpuRasterizer())
 
 
 def _open(path: Path, root: Path | None, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
@@ -163,12 +177,10 @@ def _make_sample(
     views = render_views(mesh, cameras, cfg.views, rasterizer, surface, sight)
     if mesh.layers is not None:
         views = replace(views, materials=material_views(mesh, mesh.layers, sight.centres, cameras, views.normal))
-    measurements = measure_views(measurements, views, cameras)
+    measurements = measure_materials(measure_views(measurements, views, cameras), mesh, views)
     if rejected := _rejected(measurements, cfg) or _blank(views):
-        return Processed(result=rejected, measurements=measurements)
-    measurements = measure_materials(measurements, mesh, views)
-    if rejected := _rejected(measurements, cfg):
-        return Processed(result=rejected, measurements=measurements)
+        picture = small_picture(mesh, surface, cfg.rig, SIDE, rasterizer)
+        return Processed(result=rejected, measurements=measurements, picture=picture)
     uv_mesh, maps, mv_only = None, None, None
     unwrapped = unwrap(mesh, measurements, cfg.unwrap, cfg.uv.resolution)
     if isinstance(unwrapped, Rejected):

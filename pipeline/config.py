@@ -90,12 +90,16 @@ class BuildConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig:
-    """Programs, folders and servers of this machine: what a dataset does not record and is never asked for."""
+    """Programs, folders and servers of this machine, which a dataset does not record, and the most that it may use."""
 
     blender: BlenderProgram = field(default_factory=BlenderProgram)
     """For a dataset that was built with Blender."""
     objaverse: ObjaverseConfig = field(default_factory=ObjaverseConfig)
     """Servers and cache of Objaverse's assets."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """The most that one asset may use: a dataset that was built with more is refused."""
+    folder: str = ""
+    """Folder of the assets, where it is another one than in the build (default: `folders.json` of the dataset)."""
 
 
 def _without_defaults(entries: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -133,10 +137,17 @@ def recorded_config(out: Location, info: DatasetInfo, python: str) -> BuildConfi
 
 def built_config(out: Location, info: DatasetInfo, machine: MachineConfig | None = None) -> BuildConfig:
     """The configuration in `dataset.json`, with the programs and servers of this machine. Raises UserError as
-    `recorded_config`, and where Blender is needed but not given, or does not start."""
+    `recorded_config`, where it lets an asset use more than this machine allows, and where Blender is needed but not
+    given, or does not start."""
     machine = machine or MachineConfig()
     cfg = recorded_config(out, info, machine.blender.python)
     require_blender(out, info, machine.blender)
+    for name, most in asdict(machine.limits).items():
+        if (asked := getattr(cfg.limits, name)) > most:
+            raise UserError(
+                f"{out}: built with limits.{name}={asked:g}, more than the {most:g} that an asset may use here; "
+                f"give --limits.{name} {asked:g} if you trust this dataset with it"
+            )
     return replace(cfg, blender=tried(cfg.blender), objaverse=machine.objaverse)
 
 

@@ -57,7 +57,8 @@ class MeshRef:
     uid: str
     """Key of the sample; `[A-Za-z0-9_-]{1,200}` only."""
     uri: str
-    """Path of the main file, absolute; or `objaverse://`, `objaverse-xl://` or `texverse://` and its place there."""
+    """Path of the main file, absolute, in a plan within the folder of its job; or `objaverse://`, `objaverse-xl://` or
+    `texverse://` and its place there."""
     sha256: str | None = None
     """Of the main file, or of all its files (`pipeline.mesh_io.side_files`), when the source knows it."""
     source: Attribution = Attribution()
@@ -66,7 +67,7 @@ class MeshRef:
     """Texts by level (`short`, `long`), where there are several: the same levels for all assets of a dataset."""
     kind: AssetKind = AssetKind.MESH
     root: str | None = None
-    """The folder that all files of the asset lie in, absolute, where it is not the main file's own, and for a .glb
+    """The folder that all files of the asset lie in, as in `uri`, where it is not the main file's own, and for a .glb
     that refers to other files; a .glb without it may not."""
 
 

@@ -38,6 +38,9 @@ class ShardJob:
     index: int
     refs: tuple[MeshRef, ...]
     """By uid."""
+    folder: str | None = field(default=None, compare=False)
+    """The folder of this machine at which the paths of its assets begin. No part of the plan
+    (`pipeline.dataset.folders`)."""
     only: frozenset[str] | None = None
     """The uids to process where the others keep their rows and samples; None: all. No part of the plan."""
     duplicates: Mapping[str, Rejected] = field(default_factory=dict)

@@ -101,8 +101,8 @@ def texture(
         image: what view `view` shows, or pictures of several views by their numbers
         view: 0 is the front (azimuth -90 degrees), then each a quarter turn on
         prompt: text, for checkpoints trained with a text encoder; alone or with images
-        checkpoint: folder `checkpoint` of a training run, folder with released weights, or what `load_checkpoint`
-            returned
+        checkpoint: folder `checkpoint` or trainer state of a training run, folder with released weights, or what
+            `load_checkpoint` returned
         out: also write the textured mesh to this .glb file
         steps: denoising steps
         solver: `euler` (as released), or `adams`, which needs fewer steps

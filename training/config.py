@@ -31,8 +31,8 @@ class RunConfig:
     """Length, place and machine of a run."""
 
     directory: Path = Path("run")
-    """Receives `config.json`, `environment.json`, `losses.jsonl`, `states/`, `tensorboard/`, `pictures/` and, at the
-    end, `checkpoint/`. A run goes on from the newest trainer state in it that verifies."""
+    """Receives `config.json`, `environment.json`, `losses.jsonl`, `states/`, `checkpoints/`, `tensorboard/`,
+    `pictures/` and, at the end, `checkpoint/`. A run goes on from the newest trainer state in it that verifies."""
     max_steps: int = 100_000
     max_seconds: float | None = None
     """Ends the run even before `max_steps`; the learning rate decays with whichever is nearer. None: no limit."""
@@ -41,6 +41,12 @@ class RunConfig:
     rate takes no notice. None: no limit."""
     state_every: int = 1000
     """Steps between trainer states."""
+    weights_every: int = 5000
+    """Steps between checkpoints of the averaged weights in `directory`/checkpoints; 0: none before the end."""
+    weights_kept: int = 2
+    """The newest of them that are kept."""
+    weights_best: int = 1
+    """Kept besides: so many with the lowest validation loss (none with `validation.every` 0)."""
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the model's matrix products (autocast); weights and everything else stay float32. On a device without fast
@@ -63,6 +69,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         require_between("run.max_steps", self.max_steps, 1, MOST_STEPS)
         require_between("run.state_every", self.state_every, 1, MOST_STEPS)
+        require_between("run.weights_every", self.weights_every, 0, MOST_STEPS)
+        require_between("run.weights_kept", self.weights_kept, 1, 1000)
+        require_between("run.weights_best", self.weights_best, 0, 1000)
         require_between("run.accumulate_grad_batches", self.accumulate_grad_batches, 1, MOST_STEPS)
         require_between("run.devices", self.devices, 1, 1024)
         require_between("run.nodes", self.nodes, 1, 100_000)

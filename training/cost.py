@@ -10,6 +10,7 @@ counted).
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from schemas.sample import Regime
 from training.config import TrainConfig
 from training.data.mixture import TOKEN, ImageSizes
 from training.diffusion.tasks import TASKS
@@ -24,6 +25,10 @@ PATCH_CHANNELS = LATENT_CHANNELS * PATCH**2
 TEXT_TOKENS = {"none": 1, "umt5": 512}
 ENCODER_PARAMETERS = {"dct": 0, "none": 0, "wan": 126_892_531, "umt5": 5_680_910_336}
 """Of the frozen VAE and text encoder of Wan2.1, which share the GPU in float32."""
+MFU = 0.4
+"""Share of a GPU's peak that a run is reckoned to reach."""
+H100_TFLOPS = 989.0
+"""Dense bfloat16, NVIDIA's data sheet: what hours are reckoned with where there is no GPU to ask."""
 GPU_GB = (24, 40, 48, 80, 96, 141, 180)
 """Memory of common GPUs."""
 USABLE = 0.92
@@ -248,6 +253,13 @@ class Cost:
     memory: dict[str, Memory]
     """By checkpointing policy."""
     batch_per_gpu: int
+    total_flops: float
+    """Of the whole run: `run.max_steps` batches, tasks and regimes by their shares; what activation checkpointing
+    repeats included."""
+
+    def hours(self, flops_per_second: float) -> float:
+        """Return how long the run takes at a speed of all devices together."""
+        return self.total_flops / flops_per_second / 3600
 
     def gpu_needed(self, policy: str, shards: int = 1) -> int | None:
         """Memory in GB of the smallest common GPU that holds the run; with FSDP, weights, gradients and optimiser are
@@ -280,6 +292,7 @@ class Cost:
             "flops_per_sample": totals,
             "memory": memory,
             "batch_per_gpu": self.batch_per_gpu,
+            "total_flops": self.total_flops,
         }
 
 
@@ -297,7 +310,18 @@ def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
         flops=flops,
         memory={policy: _memory(cfg, parameters, tokens, policy) for policy in ("none", "selective", "full")},
         batch_per_gpu=-(-cfg.data.batch_size // (cfg.run.ranks * cfg.run.accumulate_grad_batches)),
+        total_flops=mean_flops(cfg, flops) * cfg.data.batch_size * cfg.run.max_steps,
     )
+
+
+def mean_flops(cfg: TrainConfig, flops: dict[str, Flops]) -> float:
+    """Average the operations of a sample over regimes and tasks, by the shares that the configuration asks for."""
+    shares = {Regime.MV_ONLY: cfg.data.mv_only_ratio, Regime.TEXTURED: 1 - cfg.data.mv_only_ratio}
+    mean = 0.0
+    for regime, share in shares.items():
+        weights = cfg.tasks.weights(regime)
+        mean += share * sum(weight * flops[name].total for name, weight in weights.items()) / sum(weights.values())
+    return mean
 
 
 def _memory(cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str) -> Memory:
@@ -305,7 +329,9 @@ def _memory(cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: To
     half = cfg.run.precision == "bfloat16"
     state = 4 if cfg.optimizer.muon_learning_rate is not None else 2 if cfg.optimizer.eight_bit else 8
     model = ModelConfig(**{**asdict(cfg.model), "activation_checkpointing": policy})
-    encoders = ENCODER_PARAMETERS[cfg.latents.codec] + ENCODER_PARAMETERS[cfg.latents.text_encoder]
+    # stored captions need no encoder, and those of the validation samples are encoded on the CPU
+    text_encoder = "none" if cfg.data.latents else cfg.latents.text_encoder
+    encoders = ENCODER_PARAMETERS[cfg.latents.codec] + ENCODER_PARAMETERS[text_encoder]
     return Memory(
         weights=total * (6 if half else 4),
         gradients=4 * trained,

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from schemas.errors import UserError
+from schemas.sample import TextureSample
 from training.arithmetic import count_batches_anew
 from training.config import LatentConfig, TrainConfig, as_json
 from training.data.batch import Batch, LatentBatch, encode_batch
@@ -61,6 +62,8 @@ class TextureModule(lightning.LightningModule):
         self.progress: Callable[[int], float] = self._progress_by_steps
         """Share of the run that is done after so many steps, which the learning rate decays with."""
         self._counts_anew = False
+        self._logs = False
+        """Whether a trainer is there to log to."""
 
     @classmethod
     def of(cls, cfg: TrainConfig) -> "TextureModule":
@@ -69,6 +72,7 @@ class TextureModule(lightning.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take precision and device from the trainer, and give the DataModule what it encodes and draws with."""
+        self._logs = True
         plugin = self.trainer.precision_plugin
         if isinstance(plugin, MixedPrecision):
             self.autocast = torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16
@@ -77,9 +81,13 @@ class TextureModule(lightning.LightningModule):
         if isinstance(data, TextureDataModule):
             data.follow(self.seed, self.codec, self.tasks if self.extras.view_hint else None)
 
+    def teardown(self, stage: str) -> None:
+        """Log no more."""
+        self._logs = False
+
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
-        """Return the losses of a batch (`loss`, and `loss_mv`, `loss_uv` where views, or a UV map, are generated), its
-        task and regime."""
+        """Return the losses of a batch, and log them under a trainer: `loss`, `loss_mv` and `loss_uv` where views, or a
+        UV map, are generated; with its task and regime."""
         with torch.autocast(self.device.type, enabled=False):  # `predict` alone is narrow
             latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
             task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
@@ -89,8 +97,9 @@ class TextureModule(lightning.LightningModule):
         record = {"loss": losses.loss.detach()} | losses.parts()
         groups = (f"task {task.name}", f"regime {latents.regime}")
         grouped = {f"{name}/{group}": value for name, value in record.items() for group in groups}
-        self.log_dict(record, prog_bar=True, batch_size=len(latents.uids))
-        self.log_dict(grouped, batch_size=len(latents.uids))
+        if self._logs:
+            self.log_dict(record, prog_bar=True, batch_size=len(latents.uids))
+            self.log_dict(grouped, batch_size=len(latents.uids))
         return record | {"loss": losses.loss, "task": task.name, "regime": str(latents.regime)}
 
     def validation_step(self, batch: HeldOutSample, batch_idx: int) -> None:
@@ -102,6 +111,14 @@ class TextureModule(lightning.LightningModule):
         self._log_held_out(batch, "test")
 
     def _log_held_out(self, held_out: HeldOutSample, stage: str) -> None:
+        for task, losses in self.held_out_losses(held_out.sample, held_out.place).items():
+            named = {f"{stage}/{name}/task {task}": value for name, value in losses.items() if name != "loss"}
+            self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=1)
+            self.log(f"{stage}/loss", losses["loss"], on_epoch=True, sync_dist=True, batch_size=1, prog_bar=True)
+
+    def held_out_losses(self, sample: TextureSample, place: int) -> dict[str, dict[str, float]]:
+        """Measure a sample that is not trained on, at fixed noise levels. place: its number, which seeds the noise.
+        Returns for each task `flow_mv` and `flow_uv`, where it generates them, and the `loss` that they make."""
         network = Network(
             predict=self.predict,
             codec=self.codec,
@@ -110,13 +127,13 @@ class TextureModule(lightning.LightningModule):
             shift=self.flow.shift,
             device=self.device,
         )
+        found: dict[str, dict[str, float]] = {}
         with torch.autocast(self.device.type, enabled=False):
-            for task in self.tasks.weights(held_out.sample.regime):
-                errors = flow_errors(network, held_out.sample, held_out.place, task)
-                total = errors.get("flow_mv", 0.0) + self.flow.uv_weight * errors.get("flow_uv", 0.0)
-                named = {f"{stage}/{name}/task {task}": value for name, value in errors.items()}
-                self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=1)
-                self.log(f"{stage}/loss", total, on_epoch=True, sync_dist=True, batch_size=1, prog_bar=True)
+            for task in self.tasks.weights(sample.regime):
+                errors = flow_errors(network, sample, place, task)
+                loss = errors.get("flow_mv", 0.0) + self.flow.uv_weight * errors.get("flow_uv", 0.0)
+                found[task] = errors | {"loss": loss}
+        return found
 
     def predict(
         self,

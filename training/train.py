@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import Strategy
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
 from schemas.storage import refuse_links
-from training.arithmetic import StepCallback, ThreadChoice, arithmetic, autocast_dtype, find_device
+from training.arithmetic import ThreadChoice, arithmetic, autocast_dtype, find_device
 from training.config import TrainConfig
 from training.cost import Cost, estimate
 from training.data.datamodule import TextureDataModule
@@ -32,16 +32,14 @@ from training.loop.checkpoints import (
     latent_statistics,
     newest_state,
     read_card,
-    save_checkpoint,
 )
 from training.loop.loggers import Curves
 from training.loop.run_directory import RunLock
 from training.loop.signals import Diverged, FiniteGuard, StopSignals
+from training.loop.snapshots import Finish, Snapshots
 from training.loop.strategies import Choice, check_run, choose, make_strategy, memory_of, own_device
 from training.loop.throughput import Meter, Work
 from training.loop.validation import Pictures, Validation
-from training.model.files import remove_leftovers
-from training.model.fsdp import whole_model
 from training.model.init import with_architecture
 from training.module import TextureModule, check_text
 
@@ -135,12 +133,15 @@ def train_as_planned(
         cfg.run.directory / "losses.jsonl", clock, lambda row: report_row(row | meter.figures(), curves, report)
     )
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, meter)
-    finish = Finish(cfg.run.directory / CHECKPOINT, partial(make_card, cfg, module.codec, plan.sizes), average, signals)
+    card = partial(make_card, cfg, module.codec, plan.sizes)
+    finish = Finish(cfg.run.directory / CHECKPOINT, card, average, signals)
+    snapshots = [Snapshots(cfg.run, card, average, shown, curves, meter)] if cfg.run.weights_every else []
     threads = [ThreadChoice(cfg.run.directory)] if cfg.run.threads == 0 else []
     pictures = [Pictures(cfg, shown, average, curves, meter)] if shown is not None else []
     for rollbacks in range(MAX_ROLLBACKS + 1):
         guard = FiniteGuard(cfg.optimizer.skip_budget)
-        callbacks = [lock, clock, average, guard, signals, curves, *threads, log, finish, states, *pictures, meter]
+        callbacks = [lock, clock, average, guard, signals, curves, *threads, log, finish, *snapshots, states,
+                     *pictures, meter]  # fmt: skip
         trainer = make_trainer(cfg, make_strategy(plan.strategy.name, device, cfg.run.ranks), callbacks)
         if trainer.is_global_zero:
             lock.take()
@@ -184,32 +185,6 @@ def check_finished(checkpoint: Path, trainer: lightning.Trainer) -> None:
         )
 
 
-class Finish(StepCallback):
-    """Writes the finished checkpoint where training came to its end."""
-
-    def __init__(
-        self, directory: Path, card: Callable[[int], Card], average: AveragedWeights, signals: StopSignals
-    ) -> None:
-        self.directory = directory
-        self.card = card
-        self.average = average
-        self.signals = signals
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if trainer.is_global_zero:
-            remove_leftovers(self.directory)  # as large as the model
-
-    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps
-        if not is_last or self.signals.stopped_by is not None:
-            return
-        assert isinstance(pl_module, TextureModule)
-        with self.average.applied():
-            model = whole_model(pl_module.model)
-            if trainer.is_global_zero:
-                save_checkpoint(self.directory, model, self.card(trainer.global_step))
-
-
 def make_module(cfg: TrainConfig, device: torch.device, shows: bool) -> TextureModule:
     """Make the module of a run on its device. shows: samples are textured on the way, whose captions must be encoded.
 
@@ -222,17 +197,18 @@ def make_module(cfg: TrainConfig, device: torch.device, shows: bool) -> TextureM
     stored = stored_text(with_latents, module.codec, cfg.latents.text_encoder)
     if stored is not None:
         check_text(cfg.latents.text_encoder, stored.text_dim, int(module.model.config["text_dim"]))
-    if stored is None or shows:
-        module.text_encoder.to(device)
+    if stored is None or shows:  # the captions of the samples that are shown are few: the CPU encodes them once
+        module.text_encoder.to(device if stored is None else "cpu")
     return module
 
 
-ORDER = (RunLock, Clock, AveragedWeights, FiniteGuard, StopSignals, Curves, ThreadChoice, LossLog, Finish, SavedStates,
-         Pictures, Meter)  # fmt: skip
+ORDER = (RunLock, Clock, AveragedWeights, FiniteGuard, StopSignals, Curves, ThreadChoice, LossLog, Finish, Snapshots,
+         SavedStates, Pictures, Meter)  # fmt: skip
 """The order of the callbacks. The lock comes before anything is written. Clock and StopSignals decide whether a step is
 the last one before Finish and SavedStates ask. AveragedWeights has averaged the step before both save. Curves has its
-logger before LossLog writes to it. Finish writes the checkpoint before SavedStates saves the state of the last step: a
-run that finds that state has nothing left to do. Meter is last: the time between its hooks is the loader's."""
+logger before LossLog writes to it. Finish and Snapshots write their checkpoints before SavedStates saves the state of
+that step: a run that finds that state has nothing left to write. Meter is last: the time between its hooks is the
+loader's."""
 
 
 def check_order(callbacks: Sequence[lightning.Callback]) -> None:

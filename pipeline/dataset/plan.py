@@ -3,10 +3,12 @@
 import itertools
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.folders import within
 from schemas.codec import UID_PATTERN
 from schemas.dataset import parquet_table
 from schemas.errors import UsageError, UserError, storable
@@ -18,14 +20,15 @@ _ROWS_AT_ONCE = 1 << 14
 """Rows that exist as Python objects at one time: a plan may have millions."""
 
 
-def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
+def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int, folder: Path | None = None) -> list[ShardJob]:
     """Divide assets, ordered by uid, into jobs of `assets_per_job`: the order in which a source lists them does not
-    matter. In their texts, which come from strangers, characters that no file can hold are replaced.
+    matter. Their paths are relative to `folder`, as far as they lie in it. In their texts, which come from strangers,
+    characters that no file can hold are replaced.
 
     Raises UserError where there is no asset, or two have one uid, or a uid cannot be a key."""
     if assets_per_job < 1:
         raise UsageError(f"assets_per_job is {assets_per_job}; give 1 or more")
-    ordered = sorted(map(_storable, refs), key=lambda ref: ref.uid)
+    ordered = sorted((_storable(within(ref, folder)) for ref in refs), key=lambda ref: ref.uid)
     if not ordered:
         raise UserError(
             "the source has no assets, or none is selected; give one with .glb, .gltf, .obj or other files of meshes, "
@@ -38,7 +41,11 @@ def plan_jobs(refs: Iterable[MeshRef], assets_per_job: int) -> list[ShardJob]:
         if first.uid == second.uid:
             raise UserError(f"{first.uri} and {second.uri} share the uid {first.uid!r}; give one of them another name")
     starts = range(0, len(ordered), assets_per_job)
-    return [ShardJob(index=i, refs=tuple(ordered[start : start + assets_per_job])) for i, start in enumerate(starts)]
+    where = None if folder is None else str(folder)
+    return [
+        ShardJob(index=i, refs=tuple(ordered[start : start + assets_per_job]), folder=where)
+        for i, start in enumerate(starts)
+    ]
 
 
 def _storable(ref: MeshRef) -> MeshRef:
@@ -81,10 +88,18 @@ def read_plan(path: Location) -> list[ShardJob]:
         refs: dict[int, list[MeshRef]] = {}
         for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
             for row in batch.to_pylist():
-                refs.setdefault(row.pop("job"), []).append(plan_ref(row))
+                refs.setdefault(row.pop("job"), []).append(_inside(plan_ref(row)))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # OSError: pyarrow's, for damage
         raise UserError(f"{path}: no readable plan ({error}); {remedy}") from error
     return [ShardJob(index=index, refs=tuple(refs[index])) for index in sorted(refs)]
+
+
+def _inside(ref: MeshRef) -> MeshRef:
+    """Raise ValueError where a relative path leads out of the folder that it begins in."""
+    for path in (ref.uri, ref.root or ""):
+        if "://" not in path and ".." in path.split("/"):
+            raise ValueError(f"{path!r} leads out of its folder")
+    return ref
 
 
 def plan_difference(before: list[ShardJob], now: list[ShardJob]) -> str | None:

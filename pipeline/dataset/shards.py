@@ -2,10 +2,13 @@
 
 import contextlib
 import shutil
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
+from pipeline.dataset.pictures import FOLDER as PICTURES
+from pipeline.dataset.pictures import PACK_NAME, write_pictures
 from schemas.dataset import (
     PART_NAME,
     SHARD_NAME,
@@ -44,10 +47,16 @@ def _is_there(out: Location, shard: ShardRecord) -> bool:
     return path.is_file() and path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256
 
 
-def commit(out: Location, job: int, outcomes: list[Outcome], samples: dict[Regime, Samples]) -> LedgerPart:
+def commit(
+    out: Location,
+    job: int,
+    outcomes: list[Outcome],
+    samples: dict[Regime, Samples],
+    pictures: Mapping[str, bytes] = MappingProxyType({}),
+) -> LedgerPart:
     """Make a job's results count: shards first, the ledger part that names them last. Regimes never share a shard. What
     an earlier run has committed counts until all shards are written and only their names are missing; the same results
-    again, whatever time they took, change no byte.
+    again, whatever time they took, change no byte. `pictures`: of rejected assets, by uid.
 
     Raises UserError where the dataset cannot be written."""
     path, shards = part_path(out, job), list[ShardRecord]()
@@ -58,6 +67,7 @@ def commit(out: Location, job: int, outcomes: list[Outcome], samples: dict[Regim
                 shards.append(_stage_shard(out, job, regime, samples[regime]))
                 leftovers.callback(staged(shard_path(out, shards[-1].name)).unlink, missing_ok=True)
         part = LedgerPart(job=job, outcomes=tuple(outcomes), shards=tuple(shards))
+        write_pictures(out, job, pictures)
         if there := _same_results(out, part):
             return there
         path.unlink(missing_ok=True)
@@ -122,8 +132,8 @@ def unpack(out: Location, part: LedgerPart, uids: Set[str], directory: Path) -> 
 def remove_leftovers(out: Location, jobs: int) -> None:
     """Remove half-written files of an interrupted build, and files of no planned job. Only for the holder of the build
     lock."""
-    for folder, pattern in ((out / "shards", SHARD_NAME), (out / "ledger", PART_NAME)):
-        for path in folder.iterdir():
+    for name, pattern in (("shards", SHARD_NAME), ("ledger", PART_NAME), (PICTURES, PACK_NAME)):
+        for path in (out / name).iterdir() if (out / name).is_dir() else ():
             match = pattern.fullmatch(path.name)
             stray = match is not None and int(match.groups()[-1]) >= jobs
             if stray or (path.name.startswith(".") and path.name.endswith(".tmp")):

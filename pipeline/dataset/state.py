@@ -12,6 +12,7 @@ from pipeline.dataset.attribution import FILE as ATTRIBUTION
 from pipeline.dataset.attribution import attribution_parquet
 from pipeline.dataset.card import CardFacts, dataset_card
 from pipeline.dataset.croissant import croissant_json
+from pipeline.dataset.folders import with_folders, write_folders
 from pipeline.dataset.plan import plan_bytes, plan_difference, read_plan
 from pipeline.dataset.shards import committed
 from schemas.dataset import (
@@ -90,6 +91,7 @@ def settle(out: Location, jobs: list[ShardJob], config: dict[str, Any]) -> Datas
     plan_path = out / "plan.parquet"
     if not plan_path.is_file() or plan_path.read_bytes() != plan:
         write_file(plan_path, plan)
+    write_folders(out, jobs)
     text = dataset_json(info)
     if not known or path.read_bytes() != text:
         write_file(path, text)
@@ -116,11 +118,12 @@ def require_same(
 
 
 def planned_jobs(out: Location, info: DatasetInfo) -> list[ShardJob]:
-    """Read the plan that `dataset.json` names. A stopped extension leaves a longer one, which begins with it.
+    """Read the plan that `dataset.json` names, and where its assets lie on this machine. A stopped extension leaves a
+    longer plan, which begins with it.
 
     Raises UserError where that plan is not there."""
     path = out / "plan.parquet"
-    jobs = read_plan(path)
+    jobs = with_folders(out, read_plan(path))
     if file_sha256(path) == info.plan_sha256:
         return jobs
     first = jobs[: info.jobs]
@@ -141,6 +144,7 @@ def replan(out: Location, info: DatasetInfo, jobs: list[ShardJob], step: dict[st
         history=[*info.history, step],
     )
     write_file(out / "plan.parquet", plan)
+    write_folders(out, jobs)
     write_file(out / "dataset.json", dataset_json(info))
     return info
 

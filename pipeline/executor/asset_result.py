@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.dataset.pictures import RAW_BYTES, encode_picture
 from pipeline.filter.signature import is_signature
 from schemas.codec import fields_like
 from schemas.dataset import shard_name
@@ -30,7 +31,7 @@ from schemas.mesh import LAYOUTS
 from schemas.sample import Regime
 from schemas.shards import MAX_MEMBER_BYTES
 
-OUTCOME, FIELDS = "outcome.json", "fields"
+OUTCOME, FIELDS, PICTURE = "outcome.json", "fields", "picture.raw"
 MAX_OUTCOME_BYTES = 1 << 20
 _TEXTS: dict[str, Callable[[str], bool]] = {
     "signature": is_signature,
@@ -50,6 +51,8 @@ class AssetResult:
     """One for each field of the sample, named by extension."""
     stage_seconds: float = 0.0
     """Time spent in the stages of the pipeline; 0 for an asset that did not get to its end."""
+    picture: bytes = b""
+    """Of a rejected asset that could be loaded, WebP (`pipeline.dataset.pictures`)."""
 
 
 def write_asset_result(
@@ -60,13 +63,16 @@ def write_asset_result(
     measurements: Measurements,
     stage_seconds: float,
     sample: dict[str, bytes],
+    picture: bytes | None = None,
 ) -> None:
-    """Write the result of an asset's process: the fields of its sample, then `outcome.json`. `rejected`: why there is
-    no sample, or no UV map in it."""
+    """Write the result of an asset's process: the fields of its sample, or its picture, then `outcome.json`.
+    `rejected`: why there is no sample, or no UV map in it; `picture`: the pixels of a rejected asset."""
     if sample:
         (directory / FIELDS).mkdir()
     for name, data in sample.items():
         (directory / FIELDS / name).write_bytes(data)
+    if picture is not None:
+        (directory / PICTURE).write_bytes(picture)
     outcome = {
         "regime": regime,
         "rejected": asdict(rejected) if rejected else None,
@@ -92,6 +98,7 @@ def read_asset_result(directory: Path, row: Outcome, job: int) -> AssetResult | 
         notes = _notes(left["notes"])
         measurements, stage_seconds = _measurements(left["measurements"]), float(left["stage_seconds"])
         files = () if regime is None else _fields(directory / FIELDS, regime)
+        picture = _picture(directory / PICTURE) if regime is None else b""
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{OUTCOME} is not what an asset's process leaves ({error!r})") from error
     if not math.isfinite(stage_seconds) or (rejected is None) != (regime is Regime.TEXTURED):
@@ -107,7 +114,7 @@ def read_asset_result(directory: Path, row: Outcome, job: int) -> AssetResult | 
         shard=shard_name(regime, job) if regime else None,
         measurements=measurements,
     )
-    return AssetResult(outcome=outcome, files=files, stage_seconds=stage_seconds)
+    return AssetResult(outcome=outcome, files=files, stage_seconds=stage_seconds, picture=picture)
 
 
 def _rejected(left: dict[str, Any]) -> Rejected:
@@ -155,6 +162,16 @@ def _fields(folder: Path, regime: Regime) -> tuple[Path, ...]:
     for file in files:
         _check_file(file, MAX_MEMBER_BYTES)
     return tuple(files)
+
+
+def _picture(path: Path) -> bytes:
+    """Encode the pixels that the process left; empty if it left none."""
+    if not os.path.lexists(path):
+        return b""
+    _check_file(path, RAW_BYTES)
+    if len(raw := path.read_bytes()) != RAW_BYTES:
+        raise ValueError(f"{PICTURE} has {len(raw):,} bytes, {RAW_BYTES:,} are a picture")
+    return encode_picture(raw)
 
 
 def _check_file(path: Path, max_bytes: int) -> None:

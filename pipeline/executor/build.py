@@ -4,9 +4,11 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import BuildConfig, MachineConfig, built_config, require_blender
+from pipeline.dataset.folders import common_folder, in_folder, require_folders
 from pipeline.dataset.lock import lock
 from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import remove_leftovers
@@ -16,7 +18,7 @@ from pipeline.executor.ray_environment import close_to_others
 from pipeline.executor.renew import renew, renewed_by_source, stale
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.duplicates import known_ahead, unsettled
-from pipeline.sources.registry import open_source
+from pipeline.sources.registry import open_source, source_folder
 from schemas.dataset import DatasetInfo, part_path, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError, UserError
 from schemas.ledger import Counts, counts_of
@@ -42,8 +44,11 @@ class Addition:
         return sum(len(job.refs) for job in self.jobs)
 
 
-def added(jobs: Sequence[ShardJob], refs: Iterable[MeshRef], assets_per_job: int) -> Addition:
-    """The new assets of a source as jobs of their own. Raises UserError as `plan_jobs`, unless all are known."""
+def added(
+    jobs: Sequence[ShardJob], refs: Iterable[MeshRef], assets_per_job: int, folder: Path | None = None
+) -> Addition:
+    """The new assets of a source, which lies in `folder`, as jobs of their own. Raises UserError as `plan_jobs`, unless
+    all are known."""
     planned = {ref.uid: ref.sha256 for job in jobs for ref in job.refs}
     new, present, changed = list[MeshRef](), 0, 0
     for ref in refs:
@@ -52,7 +57,7 @@ def added(jobs: Sequence[ShardJob], refs: Iterable[MeshRef], assets_per_job: int
             continue
         present += 1
         changed += None not in (ref.sha256, planned[ref.uid]) and ref.sha256 != planned[ref.uid]
-    made = plan_jobs(new, assets_per_job) if new or not present else []
+    made = plan_jobs(new, assets_per_job, folder) if new or not present else []
     first = jobs[-1].index + 1
     return Addition(jobs=tuple(replace(job, index=first + job.index) for job in made), present=present, changed=changed)
 
@@ -88,8 +93,10 @@ def build(
     could not be."""
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
-        refs = _listed(source, work) if isinstance(source, str) else source
-        jobs = plan_jobs(refs, cfg.assets_per_job)
+        if isinstance(source, str):
+            jobs = plan_jobs(_listed(source, work), cfg.assets_per_job, source_folder(source, _assets(work)))
+        else:
+            jobs = plan_jobs(refs := list(source), cfg.assets_per_job, common_folder(refs))
         if (work.out / "dataset.json").exists():
             renewed_by_source(work.out, read_dataset_json(work.out), jobs)
         return _carry_out(work, jobs, settle(work.out, jobs, cfg.recorded()))
@@ -116,10 +123,12 @@ def rework(
     cfg = built_config(out, before, machine)
     work = _work(out, cfg, workers, on_event, address, run)
     with _alone(work):
-        jobs = planned_jobs(out, before)
+        jobs = in_folder(planned_jobs(out, before), machine.folder if machine else "")
         info = settle(out, jobs, cfg.recorded())
         if take_in:
-            uids = frozenset(uid for job in choose(out, jobs) for uid in job.only or ())
+            chosen = choose(out, jobs)
+            require_folders(out, chosen)
+            uids = frozenset(uid for job in chosen for uid in job.only or ())
             info, jobs = renew(out, info, jobs, uids, cfg.preflight.max_file_bytes)
         return _carry_out(work, jobs, info, choose)
 
@@ -146,7 +155,7 @@ def extend(
             out, info, cfg.recorded(), "extend it as it was built, or build a dataset of its own", but="select"
         )
         before = planned_jobs(out, info)
-        addition = added(before, _listed(source, work), cfg.assets_per_job)
+        addition = added(before, _listed(source, work), cfg.assets_per_job, source_folder(source, _assets(work)))
         jobs = [*before, *addition.jobs]
         if addition.jobs:
             info = replan(out, info, jobs, step(source, cfg, addition))
@@ -193,6 +202,11 @@ def _alone(work: _Work) -> Iterator[None]:
         yield
 
 
+def _assets(work: _Work) -> Path:
+    """Return the folder for assets that a source makes."""
+    return workspace(work.out) / "assets"
+
+
 def _nothing_yet(work: _Work) -> Progress:
     """Progress before anything is planned."""
     return Progress(jobs=0, planned=0, notify=work.notify, clock=time.monotonic)
@@ -204,7 +218,7 @@ def _listed(source: str, work: _Work) -> Iterator[MeshRef]:
     try:
         yield from open_source(
             source,
-            workspace(work.out) / "assets",
+            _assets(work),
             bool(cfg.blender.python),
             cfg.select,
             cfg.objaverse,
@@ -244,6 +258,7 @@ def _carry_out(
         renewed = {job.index: job for job in stale(out, info, [job for job in jobs if job.index in done])}
         done = {index: counts for index, counts in done.items() if index not in renewed}
         chosen = [renewed.get(job.index, job) for job in jobs if job.index not in done]
+    require_folders(out, chosen)
     todo = chosen
     doing |= {job.index for job in todo}
     progress = _progress(jobs, done.values(), work.notify)

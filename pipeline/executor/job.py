@@ -10,7 +10,9 @@ from typing import Any
 
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig, config_from_dict
+from pipeline.dataset.folders import located, portable
 from pipeline.dataset.lock import job_folder
+from pipeline.dataset.pictures import read_pictures
 from pipeline.dataset.shards import commit, committed, unpack
 from pipeline.executor.asset_result import AssetResult, read_asset_result, write_asset_result
 from pipeline.sandbox.child import ChildResult, LimitsConfig, insist, stderr_tail
@@ -19,6 +21,7 @@ from pipeline.sandbox.policy import folder_of, interpreter_files, is_too_wide
 from pipeline.sources.registry import fetched
 from schemas.codec import encode
 from schemas.dataset import ShardRecord
+from schemas.errors import UserError
 from schemas.ledger import Counts, Measurements, Outcome, Reason, Rejected, Status, counts_of
 from schemas.mesh import AssetKind, Attribution, MeshRef
 from schemas.plan import ShardJob
@@ -71,19 +74,19 @@ def process_job(
             contextlib.nullcontext(fork_server)
             if fork_server
             else asset_fork_server(cfg.limits, work, target, python_path) as children,
-            fetched(todo, cfg.objaverse) as local,
+            fetched([located(ref, job.folder) for ref in todo], cfg.objaverse) as local,
         ):
             for number, ref in enumerate(job.refs):
                 again = work / f"{number:06d}"
                 done.append(kept.get(ref.uid) or _run_asset(children, job.index, ref, next(local), cfg, again))
         if not may_commit():
             return None
-        outcomes = [asset.outcome for asset in done]
+        outcomes = [portable(asset.outcome, job.folder, out) for asset in done]
         samples = {
             regime: [(asset.outcome.uid, list(asset.files)) for asset in done if asset.outcome.regime is regime]
             for regime in Regime
         }
-        part = commit(out, job.index, outcomes, samples)
+        part = commit(out, job.index, outcomes, samples, {a.outcome.uid: a.picture for a in done if a.picture})
     counts, stage_seconds = counts_of(outcomes), sum(asset.stage_seconds for asset in done)
     assert counts.total == len(outcomes) == len(job.refs)
     return JobReport(
@@ -97,8 +100,13 @@ def _kept(job: ShardJob, out: Location, directory: Path) -> dict[str, AssetResul
     if part is None or job.only is None:
         return {}
     rows = {outcome.uid: outcome for outcome in part.outcomes if outcome.uid not in job.only}
-    files = unpack(out, part, rows.keys(), directory)
-    return {uid: AssetResult(outcome=outcome, files=tuple(files.get(uid, ()))) for uid, outcome in rows.items()}
+    files, pictures = unpack(out, part, rows.keys(), directory), dict[str, bytes]()
+    with contextlib.suppress(UserError):  # damaged: the gallery does without, `report` has named it
+        pictures = read_pictures(out, job.index)
+    return {
+        uid: AssetResult(outcome=outcome, files=tuple(files.get(uid, ())), picture=pictures.get(uid, b""))
+        for uid, outcome in rows.items()
+    }
 
 
 def _duplicate(job: ShardJob, uid: str, kept: dict[str, AssetResult]) -> Outcome:
@@ -180,4 +188,5 @@ def process_in_child(request: dict[str, Any], directory: Path) -> None:
         processed.measurements,
         stage_seconds,
         fields,
+        None if processed.picture is None else processed.picture.tobytes(),
     )

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.dataset.folders import located
 from pipeline.dataset.shards import committed
 from pipeline.dataset.state import planned_jobs, replan
 from pipeline.sources.fingerprint import fingerprints
@@ -21,11 +22,12 @@ def renew(
 ) -> tuple[DatasetInfo, list[ShardJob]]:
     """Take in the files that some assets have now: the dataset with a plan that names them, and its jobs. Assets that
     come from a server are fetched by the hash that is planned, and stay. Only for the holder of the build lock."""
-    local = [ref for job in jobs for ref in job.refs if ref.uid in uids and "://" not in ref.uri]
+    local = [(job, ref) for job in jobs for ref in job.refs if ref.uid in uids and "://" not in ref.uri]
     now: dict[str, MeshRef] = {}
-    for root in dict.fromkeys(ref.root for ref in local):
-        refs = [ref for ref in local if ref.root == root]
-        hashes = fingerprints([Path(ref.uri) for ref in refs], Path(root) if root else None, max_bytes)
+    for folder, root in dict.fromkeys((job.folder, ref.root) for job, ref in local):
+        refs = [ref for job, ref in local if (job.folder, ref.root) == (folder, root)]
+        here = [located(ref, folder) for ref in refs]
+        hashes = fingerprints([Path(ref.uri) for ref in here], Path(here[0].root) if here[0].root else None, max_bytes)
         now |= {ref.uid: replace(ref, sha256=sha256) for ref, (sha256, _) in zip(refs, hashes, strict=True) if sha256}
     return _with(out, info, jobs, now)
 

@@ -59,9 +59,9 @@ def measure_map(measurements: Measurements, uv_mesh: UvMesh, maps: UvMaps) -> Me
 
 
 def measure_materials(measurements: Measurements, mesh: TexturedMesh, views: Views) -> Measurements:
-    """With the measurements of materials in views filled in; of a mesh without layers: as they are."""
+    """With the measurements of materials in views filled in; as they are where no view shows any."""
     layers, seen = mesh.layers, views.materials
-    if layers is None or seen is None:
+    if layers is None or seen is None or not views.mask.any():
         return measurements
     varied = np.array([varies(mesh, texture) for texture in layers.metallic_roughness.textures], bool)
     areas = np.linalg.norm(corner_vectors(mesh.vertices[mesh.faces].astype(np.float64)), axis=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import MachineConfig, built_config
+from pipeline.dataset.folders import folder_of, in_folder, located, read_folders, require_folders
 from pipeline.dataset.shards import require_committed
 from pipeline.dataset.state import planned_jobs
 from pipeline.dataset.verify import find_problems
@@ -14,6 +15,7 @@ from pipeline.executor.job import ASSET_TARGET, process_job
 from schemas.dataset import part_path, part_paths, read_dataset_json, read_ledger_part
 from schemas.errors import UsageError
 from schemas.ledger import Outcome, Reason, Status
+from schemas.mesh import MeshRef
 from schemas.plan import ShardJob
 from schemas.storage import Location
 
@@ -24,6 +26,7 @@ class Failure:
 
     uid: str
     uri: str
+    """With its folder, where that is known on this machine."""
     status: Status
     reason: str
     detail: str
@@ -37,12 +40,14 @@ def failures(out: Location, rejected: bool = False) -> Iterator[Failure]:
     """Yield every failed row, with `rejected` every rejected one too, in ledger order."""
     read_dataset_json(out)
     wanted = {Status.FAILED, Status.REJECTED} if rejected else {Status.FAILED}
-    for path in part_paths(out):
-        for outcome in read_ledger_part(path).outcomes:
+    folders = read_folders(out)
+    for part in map(read_ledger_part, part_paths(out)):
+        folder = folder_of(part.job, folders)
+        for outcome in part.outcomes:
             if outcome.status in wanted:
                 yield Failure(
                     uid=outcome.uid,
-                    uri=outcome.uri,
+                    uri=located(MeshRef(uid=outcome.uid, uri=outcome.uri), folder).uri,
                     status=outcome.status,
                     reason=str(outcome.reason),
                     detail=outcome.detail,
@@ -63,13 +68,15 @@ def process_alone(
     Raises UsageError where no asset of that uid was planned."""
     info = read_dataset_json(out)
     cfg = built_config(out, info, machine)
-    refs = (ref for job in planned_jobs(out, info) for ref in job.refs)
-    if (ref := next((ref for ref in refs if ref.uid == uid), None)) is None:
+    jobs = in_folder(planned_jobs(out, info), machine.folder if machine else "")
+    alone = (replace(job, index=0, refs=(ref,)) for job in jobs for ref in job.refs if ref.uid == uid)
+    if (job := next(alone, None)) is None:
         raise UsageError(f"{out}: has no asset {uid!r}; its uids are in {out / 'plan.parquet'}")
+    require_folders(out, [job])
     with tempfile.TemporaryDirectory(prefix="inspect-") as name:
         for folder in ("shards", "ledger"):
             (Path(name) / folder).mkdir()
-        process_job(ShardJob(index=0, refs=(ref,)), Path(name), cfg, target, python_path)
+        process_job(job, Path(name), cfg, target, python_path)
         (outcome,) = read_ledger_part(part_path(Path(name), 0)).outcomes
     return replace(outcome, shard=None)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset.lock import running_since
+from pipeline.dataset.pictures import read_pictures, write_pictures
 from pipeline.dataset.shards import commit, committed, require_committed, unpack
 from pipeline.dataset.state import differences, planned_jobs, replan, require_version
 from schemas.dataset import (
@@ -77,7 +78,9 @@ def plan_merge(datasets: Sequence[Location]) -> MergePlan:
         first = len(moves)
         for old in jobs[number]:
             if refs := tuple(ref for ref in old.refs if owner[ref.uid] == number):
-                moves.append(Move(job=ShardJob(index=len(moves), refs=refs), dataset=dataset, old=old))
+                moves.append(
+                    Move(job=ShardJob(index=len(moves), refs=refs, folder=old.folder), dataset=dataset, old=old)
+                )
         taken = sum(len(move.job.refs) for move in moves[first:])
         made_of.append(
             {
@@ -135,9 +138,11 @@ def _move(move: Move, out: Location) -> None:
     """Write one job: its shards as they are if all its assets are taken, else again without the others."""
     part = require_committed(move.dataset, move.old)
     keep = {ref.uid for ref in move.job.refs}
+    pictures = {uid: picture for uid, picture in read_pictures(move.dataset, move.old.index).items() if uid in keep}
     outcomes = [_renumbered(outcome, move.job.index) for outcome in part.outcomes if outcome.uid in keep]
     if len(outcomes) == len(part.outcomes):
         shards = tuple(_placed(move.dataset, shard, move.job.index, out) for shard in part.shards)
+        write_pictures(out, move.job.index, pictures)
         write_ledger_part(out, LedgerPart(job=move.job.index, outcomes=tuple(outcomes), shards=shards))
         return
     with tempfile.TemporaryDirectory(prefix="merge-", dir=working_folder(out)) as name:
@@ -146,7 +151,7 @@ def _move(move: Move, out: Location) -> None:
         for outcome in outcomes:
             if outcome.regime is not None:
                 samples.setdefault(outcome.regime, []).append((outcome.uid, files[outcome.uid]))
-        commit(out, move.job.index, outcomes, samples)
+        commit(out, move.job.index, outcomes, samples, pictures)
 
 
 def _renumbered(outcome: Outcome, job: int) -> Outcome:

@@ -1,15 +1,12 @@
 """Find paths of this machine, which name users and folders, in the records of a dataset. Shards have none of them: the
 JSON of a sample has the name of its asset's file alone."""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.dataset.folders import PATH
 from schemas.dataset import LedgerPart, read_dataset_json, read_parquet
 from schemas.storage import Location
-
-PATH = re.compile(r"(?<![\w/.:-])/(?:[^\s/'\"()]+/)+[^\s/'\"()]*")
-"""An absolute path within a text."""
 
 
 def local_paths(dataset: Location, parts: Sequence[LedgerPart]) -> list[str]:

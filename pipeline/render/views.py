@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
-from geometry.cameras import project
+from geometry.cameras import RigConfig, project, rig_cameras
+from geometry.frames import bounding_box
 from geometry.kernels.average import coverage_rows
 from geometry.kernels.interpolate import surface_rows
 from geometry.mesh import unit_normals
@@ -29,6 +30,8 @@ from schemas.sample import Cameras, Views
 
 SHORTEST_NORMAL = 1e-6
 """Interpolated normals below this length have cancelled out and point nowhere."""
+AMBIENT = 0.45
+"""Light on a surface of `small_picture` that is seen edge-on; one that faces the camera has 1."""
 MAX_KEPT_SAMPLES = 1 << 24
 """Samples of views that are kept for the round trip, 4 bytes each; those of the paper's views are a quarter."""
 
@@ -200,6 +203,21 @@ def wear(
         materials=tuple(Material(texture=0, alpha_mode=mode, double_sided=both) for both in (True, False)),
         textures=(Texture(image=image, wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP),),
     )
+
+
+def small_picture(
+    mesh: TexturedMesh, surface: PackedSurface, rig: RigConfig, side: int, rasterizer: Rasterizer
+) -> UInt8[np.ndarray, "side side 4"]:
+    """Draw a mesh in the dataset frame as the first camera of a rig sees it: sRGB and coverage. Light from the camera
+    gives shape to a mesh of one colour, which unlit views show as a blot."""
+    cameras = rig_cameras(replace(rig, jitter_azimuth_deg=0.0, jitter_elevation_deg=0.0, jitter_fov_deg=0.0),
+                          *bounding_box(mesh.vertices, mesh.faces))  # fmt: skip
+    first = Cameras(world_to_cam=cameras.world_to_cam[:1], projection=cameras.projection[:1])
+    views = render_views(mesh, first, RenderConfig(resolution=side), rasterizer, surface)
+    towards = np.linalg.inv(first.world_to_cam[0].astype(np.float64))[:3, 2]
+    light = AMBIENT + (1 - AMBIENT) * np.abs(views.normal[0] @ towards.astype(np.float32))
+    rgb = np.rint(views.rgb[0] * light[..., None]).astype(np.uint8)
+    return np.dstack([rgb, np.where(views.mask[0], np.maximum(views.coverage[0], 1), 0).astype(np.uint8)])
 
 
 def render_geometry(

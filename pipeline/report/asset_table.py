@@ -1,13 +1,14 @@
 """The table of assets that the gallery lists and filters: one column per property."""
 
 import hashlib
-from collections.abc import Sequence, Set
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pipeline.filter.rules import FilterConfig, suspicions
+from pipeline.filter.rules import RULES, FilterConfig, suspicions
 from schemas.dataset import LedgerPart
-from schemas.ledger import Measurements, Outcome, Status
+from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import Attribution, MeshRef
 from schemas.plan import ShardJob
 
@@ -58,11 +59,36 @@ def measurement_groups() -> list[dict[str, Any]]:
     return groups
 
 
-def columns(assets: Sequence[Listed], drawn: Set[str], thresholds: FilterConfig) -> dict[str, list[Any]]:
+def title_of(asset: Listed) -> str:
+    """Return the title of an asset, else its caption, else its uid."""
+    ref = asset.ref
+    return (ref and (ref.source.title.strip() or ref.caption.strip())) or asset.outcome.uid
+
+
+def limits(thresholds: FilterConfig) -> dict[str, list[tuple[str, int | float]]]:
+    """Return the thresholds by measurement: ("least" or "most", value) each."""
+    found: dict[str, list[tuple[str, int | float]]] = {}
+    for rule in RULES:
+        side = "least" if rule.name.startswith("min_") else "most"
+        found.setdefault(rule.measurement, []).append((side, getattr(thresholds, rule.name)))
+    return found
+
+
+def pictured(assets: Sequence[Listed], drawn: Set[str], rejected: Set[str]) -> list[Listed]:
+    """Return the assets with those that have a picture first: samples, then rejected ones; else in their order."""
+    return sorted(assets, key=lambda a: (a.outcome.uid not in drawn, a.outcome.uid not in rejected))
+
+
+def columns(
+    assets: Sequence[Listed], drawn: Set[str], rejected: Set[str], thresholds: FilterConfig
+) -> dict[str, list[Any]]:
     """Return one value per asset in each column. `drawn`: uids of the samples that have files; `shard` is the folder
-    with them, else ""."""
+    with them, else "". `rejected`: uids of the rejected assets that have a picture; `picture` is the path of a picture,
+    for a duplicate that of the asset which stands for it, "" if there is none."""
     outcomes = [asset.outcome for asset in assets]
     sources = [asset.ref.source if asset.ref else Attribution() for asset in assets]
+    shards = [str(o.shard).removesuffix(".tar") if o.uid in drawn else "" for o in outcomes]
+    stored = {o.uid: f"samples/{shard}/{o.uid}.webp" for o, shard in zip(outcomes, shards, strict=True) if shard}
     texts: dict[str, list[Any]] = {
         "uid": [o.uid for o in outcomes],
         "name": [source.name for source in sources],
@@ -73,10 +99,12 @@ def columns(assets: Sequence[Listed], drawn: Set[str], thresholds: FilterConfig)
         "licence": [source.licence for source in sources],
         "attribution": [source.attribution for source in sources],
         "uri": [o.uri for o in outcomes],
+        "sha256": [o.sha256 or "" for o in outcomes],
         "outcome": [kind_of(o) for o in outcomes],
         "reason": [str(o.reason or "") for o in outcomes],
         "detail": [o.detail for o in outcomes],
-        "shard": [str(o.shard).removesuffix(".tar") if o.uid in drawn else "" for o in outcomes],
+        "shard": shards,
+        "picture": [_picture(o, stored, rejected) for o in outcomes],
         "sandbox": [o.sandbox or "" for o in outcomes],
         "suspicion": [", ".join(suspicions(o.measurements, thresholds)) for o in outcomes],
         "seconds": [_rounded(o.seconds) for o in outcomes],
@@ -85,6 +113,16 @@ def columns(assets: Sequence[Listed], drawn: Set[str], thresholds: FilterConfig)
         field.name: [_rounded(getattr(o.measurements, field.name)) for o in outcomes] for field in fields(Measurements)
     }
     return texts | measured
+
+
+def _picture(outcome: Outcome, stored: Mapping[str, str], rejected: Set[str]) -> str:
+    if outcome.uid in stored:
+        return stored[outcome.uid]
+    if outcome.uid in rejected:
+        return f"rejected/{outcome.uid}.webp"
+    if outcome.reason is Reason.DUPLICATE:
+        return next((stored[word] for word in re.findall(r"[\w-]+", outcome.detail) if word in stored), "")
+    return ""
 
 
 def _rounded(value: Any) -> Any:

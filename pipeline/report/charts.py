@@ -1,8 +1,11 @@
-"""Charts of the gallery as SVG. Their colours come from its style sheet, so that they follow light and dark."""
+"""Charts of the gallery as SVG. Their colours come from its style sheet, so that they follow light and dark; their bars
+are links to the assets that they count."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -32,38 +35,60 @@ THRESHOLDS = frozenset(rule.name for rule in RULES)
 
 def funnel_chart(outcomes: Sequence[Outcome]) -> str:
     """Draw how many assets passed each stage, and why the others did not: by reason and threshold."""
-    rows = [("assets", len(outcomes), "all", False)]
-    labels = Counter((str(outcome.reason), _reason(outcome)) for outcome in outcomes)
+    rows = [_Row("assets", len(outcomes), "all", link="show=pictures")]
+    labels = Counter((str(outcome.reason), _rule(outcome)) for outcome in outcomes)
     for step in funnel(outcomes):
         tone = TONES.get(step.stage, "rejected")
         for reason in step.lost:
-            rows += [(label, n, tone, True) for (lost, label), n in labels.most_common() if lost == reason]
-        rows.append((STAGES[step.stage], step.left, "textured" if step.stage is Stage.TEXTURE else "all", False))
-    total = max(len(outcomes), 1)
-    lines = [_bar(i, label, n, n / total, tone, inner) for i, (label, n, tone, inner) in enumerate(rows)]
-    text = "; ".join(f"{label}: {n}" for label, n, _, _ in rows)
+            for (lost, rule), n in labels.most_common():
+                if lost == reason:
+                    label = reason.replace("_", " ") + (f" ({rule})" if rule else "")
+                    query = {"reason": reason} | ({"text": rule} if rule else {})
+                    rows.append(_Row(label, n, tone, inner=True, link=urlencode(query)))
+        last = step.stage is Stage.TEXTURE
+        tone, link = ("textured", "outcome=textured") if last else ("all", "")
+        rows.append(_Row(STAGES[step.stage], step.left, tone, link=link))
+    lines = [_bar(i, row, row.count / max(len(outcomes), 1)) for i, row in enumerate(rows)]
+    text = "; ".join(f"{row.label}: {row.count}" for row in rows)
     return _svg(WIDTH, ROW * len(rows), f"Assets that passed each stage. {text}", lines)
 
 
-def _reason(outcome: Outcome) -> str:
-    """Write a reason as words, with the threshold behind it in brackets."""
+def _rule(outcome: Outcome) -> str:
+    """Return the threshold behind a reason, "" if there is none."""
     rule = rule_of(outcome.detail)
-    return str(outcome.reason).replace("_", " ") + (f" ({rule})" if rule in THRESHOLDS else "")
+    return rule if rule in THRESHOLDS else ""
 
 
-def _bar(index: int, label: str, count: int, share: float, tone: str, inner: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    label: str
+    count: int
+    tone: str
+    inner: bool = False
+    """The assets that a stage removed."""
+    link: str = ""
+    """Query of the assets that it counts; "" if no filter shows them."""
+
+
+def _bar(index: int, row: _Row, share: float) -> str:
     """Draw one row: a stage, or indented the assets that it removed."""
     y, room = index * ROW, WIDTH - LABEL - 64
-    kind = "inner" if inner else "stage"
-    return (
-        f'<text class="{kind}" x="{24 if inner else 0}" y="{y + 15}">{escape(label)}</text>'
-        f'<rect class="{tone}" x="{LABEL}" y="{y + 4}" width="{max(share * room, 1):.1f}" height="{BAR}" rx="2"/>'
-        f'<text class="{kind}" x="{LABEL + share * room + 8:.1f}" y="{y + 15}">{count:,}</text>'
+    kind = "inner" if row.inner else "stage"
+    bar = (
+        f'<rect class="hit" x="0" y="{y}" width="{WIDTH}" height="{ROW}"/>'
+        f'<text class="{kind}" x="{24 if row.inner else 0}" y="{y + 15}">{escape(row.label)}</text>'
+        f'<rect class="{row.tone}" x="{LABEL}" y="{y + 4}" width="{max(share * room, 1):.1f}" height="{BAR}" rx="2"/>'
+        f'<text class="{kind}" x="{LABEL + share * room + 8:.1f}" y="{y + 15}">{row.count:,}</text>'
     )
+    return _linked(bar, row.link, f"show {row.count:,}: {row.label}") if row.link and row.count else bar
 
 
-def histogram(values: Sequence[int | float], title: str, unit: str, *, log: bool) -> str:
-    """Draw how often each value occurs, and mark the median. A logarithmic axis shows the values above 0."""
+def _linked(markup: str, query: str, label: str) -> str:
+    return f'<a href="#{escape(query)}" aria-label="{escape(label)}">{markup}</a>'
+
+
+def histogram(values: Sequence[int | float], title: str, unit: str, column: str, *, log: bool) -> str:
+    """Draw how often each value of a column occurs, and mark the median. A logarithmic axis has the values above 0."""
     numbers = np.asarray([value for value in values if not log or value > 0], dtype=np.float64)
     if not len(numbers):
         return ""
@@ -71,11 +96,18 @@ def histogram(values: Sequence[int | float], title: str, unit: str, *, log: bool
     low, high = float(scaled.min()), float(scaled.max())
     if low == high:
         low, high = low - 0.5, high + 0.5
-    counts, _ = np.histogram(scaled, BINS, (low, high))
+    counts, edges = np.histogram(scaled, BINS, (low, high))
+    if log:
+        edges = 10**edges
     step, ground = PLOT_WIDTH / BINS, PLOT_HEIGHT + 16
     bars = [
-        f'<rect class="count" x="{i * step + 1:.1f}" y="{ground - h:.1f}" width="{step - 2:.1f}" height="{h:.1f}">'
-        f"<title>{n:,}</title></rect>"
+        _linked(
+            f'<rect class="hit" x="{i * step:.1f}" y="0" width="{step:.1f}" height="{ground}"/>'
+            f'<rect class="count" x="{i * step + 1:.1f}" y="{ground - h:.1f}" width="{step - 2:.1f}" height="{h:.1f}">'
+            f"<title>{n:,}</title></rect>",
+            f"range={column}:{edges[i]:.6g}:{edges[i + 1]:.6g}",
+            f"show {n:,}: {edges[i]:,.4g} to {edges[i + 1]:,.4g} {unit}",
+        )
         for i, n in enumerate(counts)
         if (h := PLOT_HEIGHT * n / counts.max())
     ]
@@ -107,12 +139,17 @@ def _ticks(low: float, high: float, log: bool) -> list[tuple[float, float]]:
     return [(float(v), float(v)) for v in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
 
 
+def _short(value: float) -> str:
+    """Write a round number so that neighbours on an axis do not overlap: 10,000 as 10k."""
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e4 else f"{value:,.10g}"
+
+
 def _tick(value: float, share: float, ground: int) -> str:
     anchor = "start" if share < 0.06 else "end" if share > 0.94 else "middle"
     x = share * PLOT_WIDTH
     return (
         f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{ground}" y2="{ground + 4}"/>'
-        f'<text x="{x:.1f}" y="{ground + 17}" text-anchor="{anchor}">{value:,.10g}</text>'
+        f'<text x="{x:.1f}" y="{ground + 17}" text-anchor="{anchor}">{_short(value)}</text>'
     )
 
 
@@ -140,4 +177,4 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> str:
 
 def _svg(width: int, height: int, text: str, lines: Sequence[str]) -> str:
     label = escape(text, quote=True)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(lines)}</svg>'
+    return f'<svg viewBox="0 0 {width} {height}" role="group" aria-label="{label}">{"".join(lines)}</svg>'

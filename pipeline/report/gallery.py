@@ -1,44 +1,45 @@
 """The gallery of a dataset: a folder of files that a browser opens from disk, without a server and without a network.
 
-`index.html` has the charts, `data.js` the table of assets, `samples/SHARD/` the pictures and models of a shard; further
-pages may lie beside them. Only shards that are new or have changed are drawn again."""
+`index.html` has the first pictures and the charts, `data.js` the table of assets, `samples/SHARD/` pictures and meshes
+of a shard, `rejected/` pictures of rejected assets; further pages may lie beside them. Only shards that are new or have
+changed are drawn again."""
 
 import multiprocessing
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-from jinja2 import Environment, FileSystemLoader
-
+from pipeline.dataset.pictures import read_pictures
 from pipeline.dataset.state import planned_jobs
 from pipeline.filter.rules import FilterConfig
-from pipeline.report.asset_table import Listed, columns, kind_of, listed, measurement_groups
+from pipeline.report.asset_table import (
+    Listed,
+    columns,
+    kind_of,
+    limits,
+    listed,
+    measurement_groups,
+    pictured,
+    title_of,
+)
 from pipeline.report.charts import funnel_chart, histogram
-from pipeline.report.images import data_uri
-from pipeline.report.shard_pages import ShardTask, draw_shard, script
+from pipeline.report.pages import WEB, html, page_names, report_folder
+from pipeline.report.sample_files import script
+from pipeline.report.shard_files import ShardTask, draw_shard
 from schemas.dataset import DatasetInfo, LedgerPart, config_hash, read_dataset_json, read_ledger
+from schemas.errors import UserError
 from schemas.ledger import Outcome
-from schemas.storage import Location, refuse_links, workspace, write_file
+from schemas.storage import Location, refuse_links, write_file
 
-HERE = Path(__file__).parent
-PICTURE_PX = 512
-"""Most height of a picture on a further page."""
-STATIC = {
-    "gallery.css": HERE / "web" / "gallery.css",
-    "catalog.js": HERE / "web" / "catalog.js",
-    "sample.js": HERE / "web" / "sample.js",
-    "gallery.js": HERE / "web" / "gallery.js",
-    "model-viewer.js": HERE / "vendor" / "model-viewer-umd.min.js",
-    "model-viewer.LICENSE.txt": HERE / "vendor" / "model-viewer.LICENSE.txt",
-    "bundled.LICENSES.txt": HERE / "vendor" / "bundled.LICENSES.txt",
-}
+STATIC = {name: WEB / name for name in ("gallery.css", "catalog.js", "mesh.js", "view.js", "sample.js", "gallery.js")}
 """Files that are the same in every gallery."""
+FIRST_PICTURES = 60
+"""Assets that stand in the page itself: a browser shows their pictures before it has read the table."""
+OUTCOMES = {"textured": "textured", "mv_only": "views only", "rejected": "rejected", "failed": "failed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,96 +55,141 @@ class Gallery:
     kept: int
     """Shards whose files were up to date."""
     problems: tuple[str, ...]
-    """Shards that cannot be read; their samples are listed without pictures."""
+    """Shards that cannot be read, and packs of pictures; their assets are listed without pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A headed part of a page: text, a table, a chart, pictures; each may be missing."""
+class Contents:
+    """The content of a gallery, before anything is drawn."""
 
-    title: str
-    text: str = ""
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    svg: str = ""
-    """Trusted markup."""
-    pictures: Mapping[str, UInt8[np.ndarray, "height width 3"]] = field(default_factory=dict)
-    """Images by caption."""
+    dataset: Location
+    info: DatasetInfo
+    parts: tuple[LedgerPart, ...]
+    assets: tuple[Listed, ...]
+    thresholds: FilterConfig
+    rejected: Mapping[str, bytes]
+    """Pictures of rejected assets by uid, WebP."""
+    problems: tuple[str, ...]
+
+    @property
+    def supersample(self) -> int:
+        """Return the samples per pixel, along each axis, of the dataset's views."""
+        return int(self.info.config.get("views", {}).get("supersample", 2))
+
+    def data(self, drawn: Set[str]) -> bytes:
+        """Return `data.js`. drawn: uids of the samples that have files."""
+        assets = pictured(self.assets, drawn, self.rejected.keys())
+        table = columns(assets, drawn, self.rejected.keys(), self.thresholds)
+        data = {
+            "dataset": str(self.dataset),
+            "groups": measurement_groups(),
+            "limits": limits(self.thresholds),
+            "columns": table,
+        }
+        return script("data", data)
+
+    def index(self, drawn: Set[str], pages: Sequence[str]) -> bytes:
+        """Return `index.html`. drawn: as for `data`."""
+        assets = pictured(self.assets, drawn, self.rejected.keys())[:FIRST_PICTURES]
+        table = columns(assets, drawn, self.rejected.keys(), self.thresholds)
+        first = [
+            {name: table[name][i] for name in ("uid", "outcome", "reason", "picture")} | {"title": title_of(asset)}
+            for i, asset in enumerate(assets)
+        ]
+        outcomes = [outcome for part in self.parts for outcome in part.outcomes]
+        facts = _facts(self.info, outcomes) | {
+            "name": self.dataset.absolute().name,
+            "listed": len(self.assets),
+            "pages": pages,
+            "first": first,
+            "outcomes": OUTCOMES,
+        }
+        return html("index.html", facts)
+
+
+def contents(dataset: Location, thresholds: FilterConfig, limit: int) -> Contents:
+    """Read the ledger of a dataset and the pictures of its rejected assets. limit: the most assets to list.
+
+    Raises UserError where `dataset` is none, or damaged."""
+    info = read_dataset_json(dataset)
+    jobs, parts = planned_jobs(dataset, info), read_ledger(dataset)
+    pictures, problems = dict[str, bytes](), list[str]()
+    for part in parts:
+        try:
+            pictures |= read_pictures(dataset, part.job)
+        except UserError as error:
+            problems.append(str(error))
+    return Contents(
+        dataset=dataset,
+        info=info,
+        parts=tuple(parts),
+        assets=tuple(listed(parts, jobs, limit)),
+        thresholds=thresholds,
+        rejected=pictures,
+        problems=tuple(problems),
+    )
 
 
 def write_gallery(
     dataset: Location, thresholds: FilterConfig, limit: int, workers: int, notify: Callable[[int, int], None]
 ) -> Gallery:
-    """Write `report/` of a dataset, or bring it up to date.
+    """Write the gallery of a dataset, with at most `limit` assets, and the shards that changed since it was last
+    written. notify: gets (shards drawn, shards to draw).
 
-    limit: most assets that are listed. workers: processes that draw. thresholds: decide what looks suspicious. notify:
-    gets (shards drawn, shards to draw). The gallery of a dataset in an object store lies in this machine's workspace.
-    Raises UserError if there is no dataset, or its records are damaged."""
-    refuse_links(dataset)
-    info, parts = read_dataset_json(dataset), read_ledger(dataset)
-    assets = listed(parts, planned_jobs(dataset, info), limit)
-    out = _folder(dataset)
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    tasks = list(_tasks(dataset, parts, assets))
+    Raises UserError where `dataset` is none, or damaged, or its report folder holds a link."""
+    out = report_folder(dataset)
+    refuse_links(out)
+    found = contents(dataset, thresholds, limit)
+    tasks = list(_tasks(found, out))
+    _remove_others(out / "samples", {task.folder.name for task in tasks})
     todo = [task for task in tasks if not task.done()]
-    problems = []
     notify(0, len(todo))
-    for count, problem in enumerate(_drawn(todo, workers), start=1):
-        notify(count, len(todo))
+    problems = list(found.problems)
+    for number, problem in enumerate(_drawn(todo, workers), start=1):
         problems += [problem] if problem else []
-    shown = {task.folder for task in tasks}
-    for folder in (out / "samples").iterdir():
-        if folder not in shown:
-            shutil.rmtree(folder)
+        notify(number, len(todo))
+    drawn = {uid for task in tasks if task.done() for uid in task.uids if (task.folder / f"{uid}.js").is_file()}
+    shown = {asset.outcome.uid for asset in found.assets}
+    pictures = {f"{uid}.webp": data for uid, data in found.rejected.items() if uid in shown}
+    _remove_others(out / "rejected", pictures.keys())
+    for name, data in pictures.items():
+        _write_changed(out / "rejected" / name, data)
     for name, source in STATIC.items():
         _write_changed(out / name, source.read_bytes())
-    drawn = {path.stem for path in (out / "samples").glob("*/*.js")}
-    data = {"groups": measurement_groups(), "columns": columns(assets, drawn, thresholds)}
-    _write_changed(out / "data.js", script("data", data))
-    outcomes = [outcome for part in parts for outcome in part.outcomes]
-    facts = _facts(info, outcomes) | {"name": dataset.absolute().name, "listed": len(assets), "pages": _pages(out)}
-    _write_changed(out / "index.html", _html("index.html", facts))
+    _write_changed(out / "data.js", found.data(drawn))
+    _write_changed(out / "index.html", found.index(drawn, page_names(out)))
     return Gallery(
         page=out / "index.html",
-        listed=len(assets),
+        listed=len(found.assets),
         drawn=len(todo),
         kept=len(tasks) - len(todo),
         problems=tuple(problems),
     )
 
 
-def write_page(dataset: Location, name: str, title: str, summary: str, sections: Sequence[Section]) -> Path:
-    """Write a further page of a dataset's gallery, `report/NAME.html`; the index that is written next links to it."""
-    shown = [
-        asdict(replace(section, pictures={}))
-        | {"figures": [(caption, data_uri(picture, PICTURE_PX)) for caption, picture in section.pictures.items()]}
-        for section in sections
-    ]
-    path = _folder(dataset) / f"{name}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, _html("page.html", {"title": title, "summary": summary, "sections": shown}))
-    return path
+def _remove_others(folder: Path, names: Set[str]) -> None:
+    """Make a folder, and remove from it what has none of these names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _folder(dataset: Location) -> Path:
-    return workspace(dataset) / "report"
-
-
-def _pages(folder: Path) -> list[str]:
-    """List the names of the further pages."""
-    return sorted(path.stem for path in folder.glob("*.html") if path.name != "index.html")
-
-
-def _tasks(dataset: Location, parts: Sequence[LedgerPart], assets: Sequence[Listed]) -> Iterator[ShardTask]:
+def _tasks(found: Contents, out: Path) -> Iterator[ShardTask]:
     """Yield the shards that hold listed samples."""
     uids: dict[str, list[str]] = {}
-    for asset in assets:
+    for asset in found.assets:
         if asset.outcome.shard:
             uids.setdefault(asset.outcome.shard, []).append(asset.outcome.uid)
-    for shard in (shard for part in parts for shard in part.shards):
+    for shard in (shard for part in found.parts for shard in part.shards):
         if shard.name in uids:
-            folder = _folder(dataset) / "samples" / shard.name.removesuffix(".tar")
-            yield ShardTask(dataset=dataset, shard=shard, uids=tuple(uids[shard.name]), folder=folder)
+            yield ShardTask(
+                dataset=found.dataset,
+                shard=shard,
+                uids=tuple(uids[shard.name]),
+                folder=out / "samples" / shard.name.removesuffix(".tar"),
+                supersample=found.supersample,
+            )
 
 
 def _drawn(tasks: Sequence[ShardTask], workers: int) -> Iterator[str | None]:
@@ -164,10 +210,12 @@ def _facts(info: DatasetInfo, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return the counts and charts of a dataset, over all its assets."""
     measured = [outcome.measurements for outcome in outcomes]
     psnr = [m.round_trip_psnr for m in measured if m.round_trip_psnr is not None]
+    faces = [m.faces for m in measured if m.faces is not None]
+    seconds = [outcome.seconds for outcome in outcomes]
     charts = {
-        "Round trip": histogram(psnr, "Round trip", "dB", log=False),
-        "Faces": histogram([m.faces for m in measured if m.faces is not None], "Faces", "faces", log=True),
-        "Time per asset": histogram([outcome.seconds for outcome in outcomes], "Time per asset", "s", log=True),
+        "Round trip": histogram(psnr, "Round trip", "dB", "round_trip_psnr", log=False),
+        "Faces": histogram(faces, "Faces", "faces", "faces", log=True),
+        "Time per asset": histogram(seconds, "Time per asset", "s", "seconds", log=True),
     }
     return {
         "info": info,
@@ -177,9 +225,3 @@ def _facts(info: DatasetInfo, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "funnel": funnel_chart(outcomes),
         "charts": {title: svg for title, svg in charts.items() if svg},
     }
-
-
-def _html(template: str, values: dict[str, Any]) -> bytes:
-    """Fill in a template. Values may come from strangers and are escaped."""
-    environment = Environment(loader=FileSystemLoader(HERE / "web"), autoescape=True, trim_blocks=True)
-    return environment.get_template(template).render(values).encode()

@@ -36,6 +36,33 @@ def in_rows(images: UInt8[np.ndarray, "count height width c"], columns: int) -> 
     return np.concatenate([side_by_side(filled[i : i + columns]) for i in range(0, len(filled), columns)])
 
 
+ERROR_LEVELS = 64
+"""Difference of a channel, of 255, from which the colour of an error stays the same."""
+_ERROR_STOPS = np.array(
+    [(0, 0, 4), (59, 15, 112), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191)], np.float64
+)
+"""Colours of an error from 0 to `ERROR_LEVELS` (matplotlib's magma); `gallery.css` shows them as a legend."""
+
+
+def error_colors(
+    error: UInt8[np.ndarray, "height width"], mask: Bool[np.ndarray, "height width"], side: int
+) -> UInt8[np.ndarray, "rows columns 4"]:
+    """Show differences as colours, transparent outside a mask. A larger image is reduced by a whole factor, each pixel
+    the largest difference of those that it stands for: an error of one pixel stays visible."""
+    factor = max(1, -(-len(error) // side))
+    spare = (-len(error) % factor, -error.shape[1] % factor)
+
+    def reduced(image: np.ndarray) -> np.ndarray:
+        padded = np.pad(image, ((0, spare[0]), (0, spare[1])))
+        rows, columns = padded.shape[0] // factor, padded.shape[1] // factor
+        return padded.reshape(rows, factor, columns, factor).max(axis=(1, 3))
+
+    share = np.minimum(reduced(np.where(mask, error, np.uint8(0))) / ERROR_LEVELS, 1)
+    stops = np.linspace(0, 1, len(_ERROR_STOPS))
+    color = np.stack([np.interp(share, stops, channel) for channel in _ERROR_STOPS.T], axis=-1)
+    return cut_out(np.rint(color).astype(np.uint8), reduced(mask).astype(bool))
+
+
 def webp(image: UInt8[np.ndarray, "height width c"], height: int) -> bytes:
     """Encode an image, scaled down to `height` if it is taller: by a whole factor first, which takes half the time."""
     picture = Image.fromarray(image)
@@ -59,9 +86,9 @@ MAX_STEP = 0.15
 """Longest edge in dataset units, about four steps of the grid: beyond it two points lie on different surfaces."""
 
 
-def seen_surface(views: Views) -> tuple[UvMesh, UInt8[np.ndarray, "height all_widths 3"]] | None:
-    """Mesh the surface that views show, and return its texture too: the views in a row. Each view gives a grid of
-    points, joined where they are neighbours on the surface. Returns None if the views show nothing."""
+def seen_surface(views: Views) -> UvMesh | None:
+    """Mesh the surface that views show; its texture are the views in a row. Each view gives a grid of points, joined
+    where they are neighbours on the surface. Returns None if the views show nothing."""
     count, height, width = views.mask.shape
     rows, columns = _every(height), _every(width)
     grid = np.ix_(np.arange(count), rows, columns)
@@ -74,14 +101,13 @@ def seen_surface(views: Views) -> tuple[UvMesh, UInt8[np.ndarray, "height all_wi
     u, v = (view + (column + 0.5) / width) / count, 1 - (row + 0.5) / height
     uv = np.stack([u.ravel(), v.ravel()], axis=1).astype(np.float32)
     used, corner = np.unique(faces, return_inverse=True)
-    mesh = UvMesh(
+    return UvMesh(
         vertices=points[used],
         normals=normals[used],
         uv=uv[used],
         faces=corner.reshape(-1, 3).astype(np.int32),
         layout="views",
     )
-    return mesh, side_by_side(views.rgb)
 
 
 def _every(pixels: int) -> Int64[np.ndarray, " points"]:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.sandbox.disk import overuse
 from pipeline.sandbox.linux import PR_SET_NO_NEW_PRIVS, die_with_parent, prctl
 from pipeline.sandbox.policy import Policy, enter
 from pipeline.sandbox.seccomp import Starts
@@ -36,8 +37,6 @@ TAIL_BYTES = 2000
 """How much of a child's stderr goes into the ledger."""
 OPEN_FILES = 1024
 """Files that a child may have open."""
-FILES, DISK_FACTOR = 10_000, 2
-"""Files and folders that a child may have in its folder, and the bytes of them all, in multiples of `file_gb`."""
 WATCH_S = 1.0
 """Seconds between looks at what a child has written."""
 MEMORY_EXIT = 77
@@ -184,7 +183,7 @@ def _watch(pid: int, channel: socket.socket, limits: LimitsConfig, own: Path | N
         while timed_out and not filled and (left := end - time.monotonic()) > 0:
             ready = dict(poll.poll(min(left, WATCH_S) * 1000))
             if own is not None and time.monotonic() - looked > WATCH_S:
-                filled, looked = _filled(own, limits), time.monotonic()
+                filled, looked = overuse(own, int(limits.file_gb * 2**30)), time.monotonic()
             if channel.fileno() in ready:
                 poll.unregister(channel)
                 sandbox, listener = _told(channel)
@@ -199,22 +198,6 @@ def _watch(pid: int, channel: socket.socket, limits: LimitsConfig, own: Path | N
         if listener is not None:
             os.close(listener)
     return _Watched(timed_out=timed_out and not filled, sandbox=sandbox, refused=starts.refused, filled=filled)
-
-
-def _filled(own: Path, limits: LimitsConfig) -> str:
-    """Say how a folder holds more than its child may write; empty if it does not. What is gone while it is looked at
-    does not count."""
-    count, size, most, todo = 0, 0, int(DISK_FACTOR * limits.file_gb * 2**30), [own]
-    while todo and count <= FILES and size <= most:
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(todo.pop()):
-                with contextlib.suppress(OSError):
-                    count, size = count + 1, size + entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append(Path(entry))
-    if count > FILES:
-        return f"wrote more than {FILES:,} files"
-    return f"wrote more than {most / 2**30:g} GiB in all" if size > most else ""
 
 
 def _told(channel: socket.socket) -> tuple[str, int | None]:

@@ -16,6 +16,8 @@ _SET_FILTER, _NEW_LISTENER = 1, 1 << 3
 _ALLOW, _ERRNO, _ASK = 0x7FFF0000, 0x00050000, 0x7FC00000
 _LOAD, _JUMP_EQUAL, _JUMP_FROM, _RETURN = 0x20, 0x15, 0x35, 0x06
 _AT_NUMBER, _AT_ARCHITECTURE, _AT_FIRST_ARGUMENT = 0, 4, 16
+_SET_DUMPABLE = 4
+"""An operation of prctl."""
 _X32 = 0x40000000
 """System calls of x86-64's 32-bit variant start here."""
 
@@ -31,6 +33,8 @@ class _Machine:
     denied: tuple[int, ...]
     prlimit: int
     """Denied unless it is for the caller itself."""
+    prctl: int
+    """Denied where it would hide the caller's files from its parent."""
 
 
 _CLONE3 = 435
@@ -118,6 +122,7 @@ _MACHINES = {
         starts=(56, 57, 58),
         denied=tuple(numbers[0] for numbers in _DENIED.values()),
         prlimit=302,
+        prctl=157,
     ),
     "aarch64": _Machine(
         architecture=0xC00000B7,
@@ -125,6 +130,7 @@ _MACHINES = {
         starts=(220,),
         denied=tuple(numbers[1] for numbers in _DENIED.values() if numbers[1] is not None),
         prlimit=261,
+        prctl=167,
     ),
 }
 
@@ -164,6 +170,8 @@ def _filter(machine: _Machine, ask: bool) -> list[tuple[int, int, int, int]]:
         program += [(_JUMP_EQUAL, 0, 1, number), denied]
     program += [(_JUMP_EQUAL, 0, 4, machine.prlimit), (_LOAD, 0, 0, _AT_FIRST_ARGUMENT), (_JUMP_EQUAL, 0, 1, 0)]
     program += [(_RETURN, 0, 0, _ALLOW), denied]
+    program += [(_JUMP_EQUAL, 0, 4, machine.prctl), (_LOAD, 0, 0, _AT_FIRST_ARGUMENT)]
+    program += [(_JUMP_EQUAL, 0, 1, _SET_DUMPABLE), denied, (_RETURN, 0, 0, _ALLOW)]
     # its flags lie in memory, where they can change after a look: the C library then takes clone, whose flags do not
     program += [(_JUMP_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     if ask:

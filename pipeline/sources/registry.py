@@ -136,6 +136,14 @@ def _local(spec: str, assets_dir: Path, blender: bool, max_bytes: int) -> Iterat
     raise UsageError(f"source {spec!r} is not understood; sources are {USAGE}")
 
 
+def source_folder(spec: str, assets_dir: Path) -> Path | None:
+    """Return the folder at which the paths of a source's assets begin; None where they are URLs."""
+    kind, _, rest = spec.partition(":")
+    if kind in ("folder", *Layout):
+        return Path(rest).expanduser().resolve()
+    return assets_dir if kind == "procedural" else None
+
+
 def skipped_files(spec: str, blender: bool = False) -> str:
     """One line on meshes that `spec` does not list; empty where there are none."""
     kind, _, rest = spec.partition(":")

@@ -49,8 +49,8 @@ class SelectConfig:
     with annotations (Objaverse)."""
 
     scores: str = ""
-    """A .parquet or .csv with a column `uid` (Objaverse++ or aesthetic scores, say), for any source: assets that it
-    does not list are not selected. Recorded by its sha256."""
+    """A .parquet or .csv with a column `uid` (Objaverse++ or aesthetic scores, say), or a .txt with one uid a line, for
+    any source: assets that it does not list are not selected. Recorded by its sha256."""
     where: str = ""
     """A condition on the columns of `scores`: `score >= 4 and style in ('realistic', 'scanned')`. It may have
     `= != < <= > >= in`, `and`, `or`, `not` and parentheses. A missing value meets none."""

@@ -1,8 +1,9 @@
 """`seqtex build`, `extend`, `merge`, `upgrade`, `retry`, `repair`: make a dataset, add to it, write parts anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from geometry.raster_cuda import require_cuda
@@ -117,11 +118,11 @@ def retry(
     Args:
         dataset: folder that `seqtex build` wrote
         reason: e.g. timeout or missing_file; may be given several times
-        uid: an asset; may be given several times
+        uid: an asset, or @FILE with one uid a line, as the gallery saves a selection; may be given several times
     """
     if not reason and not uid:
         raise UsageError("give --reason or --uid, e.g. --reason missing_file")
-    choose = partial(chosen_assets, reasons=frozenset(map(as_reason, reason)), uids=frozenset(uid))
+    choose = partial(chosen_assets, reasons=frozenset(map(as_reason, reason)), uids=frozenset(listed_uids(uid)))
     log_report("retried", dataset, rework(dataset, choose, work, machine, take_in=True))
     return 0
 
@@ -161,6 +162,21 @@ def rework(
 def log_report(event: str, dataset: Location, report: BuildReport, **facts: Any) -> None:
     """Log the counts of a dataset after a build."""
     log_event(event, dataset=str(dataset), **facts, **asdict(report))
+
+
+def listed_uids(words: list[str]) -> Iterator[str]:
+    """Yield uids, those of a file for each @FILE. Raises UsageError for a file without any."""
+    for word in words:
+        if not word.startswith("@"):
+            yield word
+            continue
+        try:
+            found = Path(word[1:]).read_text().split()
+        except ValueError as error:
+            raise UsageError(f"--uid {word}: no text; give a file with one uid a line") from error
+        if not found:
+            raise UsageError(f"--uid {word}: the file has no uid; give one a line")
+        yield from found
 
 
 def as_reason(word: str) -> Reason:

@@ -127,10 +127,18 @@ COMMANDS = {
         function="what_if",
     ),
     "report": Command(
-        module="seqtex.cli.inspect",
+        module="seqtex.gallery.commands",
         group=LOOK,
         summary="write the gallery of a dataset (report/index.html)",
         example="seqtex report /data/forge --workers 8",
+        positional="dataset",
+        repeated=("run", "evaluation"),
+    ),
+    "view": Command(
+        module="seqtex.gallery.commands",
+        group=LOOK,
+        summary="serve the gallery of a dataset to a browser on this machine",
+        example="seqtex view /data/forge",
         positional="dataset",
     ),
     "import": Command(

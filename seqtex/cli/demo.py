@@ -20,15 +20,18 @@ from geometry.image_metrics import psnr
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
+from pipeline.dataset.folders import located
+from pipeline.dataset.state import planned_jobs
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, render_baked
 from pipeline.report.charts import loss_curve
-from pipeline.report.gallery import Section, write_gallery, write_page
+from pipeline.report.gallery import write_gallery
 from pipeline.report.images import side_by_side
+from pipeline.report.pages import Section, write_page
 from pipeline.sources.procedural import procedural
-from schemas.dataset import read_ledger
+from schemas.dataset import read_dataset_json
 from schemas.errors import UserError, require_between
 from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
@@ -197,7 +200,8 @@ def train_tiny(dataset: Path, directory: Path, cfg: DemoConfig) -> TrainResult:
 
 def known_meshes(dataset: Path, cfg: DemoConfig) -> Iterator[tuple[Path, TextureSample]]:
     """Yield files of the dataset with authored UVs, with their samples."""
-    paths = {outcome.uid: Path(outcome.uri) for part in read_ledger(dataset) for outcome in part.outcomes}
+    jobs = planned_jobs(dataset, read_dataset_json(dataset))
+    paths = {ref.uid: Path(located(ref, job.folder).uri) for job in jobs for ref in job.refs}
     authored = (
         s for s in stored_samples(dataset, Regime.TEXTURED) if s.mesh is not None and s.mesh.layout == "authored"
     )

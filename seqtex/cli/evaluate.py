@@ -82,7 +82,7 @@ def evaluate(
 
     Args:
         dataset: folder that `seqtex build` wrote, or its URL, with textured samples of the checkpoint's resolution
-        checkpoint: folder `checkpoint` of a training run
+        checkpoint: folder `checkpoint` of a training run, or a trainer state of one (states/step-00001000.ckpt)
         out: also write every mesh's figures to this file (.json)
         meshes: how many meshes, from the first
         task: what is given: the front view, all views, or geometry and caption alone

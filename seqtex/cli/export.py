@@ -70,7 +70,7 @@ def publish(
         private: create it as a private one; refuse one that exists and is public
         endpoint: URL of the hub (default: HF_ENDPOINT, else Hugging Face)
         include_restricted: publish also samples whose licence does not permit it, or is not stated
-        include_paths: publish also paths of this machine, which plan and ledger have of local assets
+        include_paths: publish also whole paths of this machine, which plan and ledger of earlier versions have
     """
     if not isinstance(dataset, Path):
         raise UsageError(f"{dataset}: only a folder of this machine can be published; download the dataset first")
@@ -112,26 +112,39 @@ def attribution(dataset: Location, out: Path) -> int:
     return 0
 
 
-def weights(checkpoint: str, out: Path, lora: Literal["separate", "merged", "alone"] = "separate") -> int:
-    """Write the transformer in the layout of the released SeqTex weights (WanT2TexTransformer3DModel, safetensors), or
-    its LoRA as a peft adapter for Wan2.1.
+def weights(
+    checkpoint: str,
+    out: Path,
+    lora: Literal["separate", "merged", "alone"] = "separate",
+    layout: Literal["released", "checkpoint"] = "released",
+) -> int:
+    """Write the transformer in the layout of the released SeqTex weights (WanT2TexTransformer3DModel, safetensors), its
+    LoRA as an adapter for Wan2.1, or a trainer state as a checkpoint.
 
     Args:
-        checkpoint: directory of a trained or released model, or a hub repository (owner/name)
+        checkpoint: directory of a trained or released model, a hub repository (owner/name), or a trainer state
+            (states/step-00001000.ckpt of a run), whose averaged weights are written
         out: directory to write; an earlier export there is replaced
-        lora: separate, under peft's names, as released; merged into the weights below it; or alone, as an adapter
+        lora: separate, under peft's names, as released; merged into the weights below it; or alone, as an adapter for
+            peft and diffusers
+        layout: released, or checkpoint, the layout of a run's folder `checkpoint`, which any model fits in
     """
     if Path(checkpoint).absolute() == out.absolute():
         raise UsageError(f"--out {out} is the checkpoint itself; choose another directory")
+    if layout == "checkpoint" and lora != "separate":
+        raise UsageError(f"--lora {lora}: a checkpoint keeps LoRA separate; leave out --lora or --layout")
     # Seconds to import, and not needed to print help.
+    from training.loop.checkpoints import load_weights, save_checkpoint
     from training.model.lora import save_lora
-    from training.model.seqtex import SeqTexTransformer3DModel
     from training.model.weights import export_released
 
-    model = SeqTexTransformer3DModel.from_pretrained(checkpoint)
-    if lora == "alone":
+    model, card = load_weights(checkpoint, with_card=layout == "checkpoint")
+    if card is not None:
+        save_checkpoint(out, model, card)
+    elif lora == "alone":
         save_lora(model, out)
     else:
         export_released(model, out, lora)
-    log_event("weights", out=str(out), lora=lora, bytes=sum(file.stat().st_size for file in out.iterdir()))
+    written = sum(file.stat().st_size for file in out.iterdir())
+    log_event("weights", out=str(out), layout=layout, lora=lora, bytes=written)
     return 0

@@ -1,4 +1,4 @@
-"""`seqtex status`, `failures`, `inspect`, `verify`, `report`, `what-if`: look at a dataset, finished or not."""
+"""`seqtex status`, `failures`, `inspect`, `verify`, `what-if`: look at a dataset, finished or not."""
 
 import sys
 import time
@@ -18,12 +18,11 @@ from pipeline.maintain.failures import failures as failed_rows
 from pipeline.maintain.status import StatusReport
 from pipeline.maintain.status import status as dataset_status
 from pipeline.maintain.what_if import NEEDS_REBUILD, UNMEASURED, Change, Thresholds, changes
-from pipeline.report.gallery import write_gallery
 from schemas.dataset import read_ledger
 from schemas.errors import UsageError, printable
 from schemas.storage import Location, write_file
 from seqtex.cli.options import ThresholdOptions, built_thresholds, leaves, only_thresholds, threshold_options
-from seqtex.cli.terminal.console import bar, log_event, logs_json, print_table
+from seqtex.cli.terminal.console import log_event, logs_json, print_table
 
 
 def defaults(command: str, arguments: list[str]) -> dict[str, Any]:
@@ -150,28 +149,6 @@ def verify(dataset: Location) -> int:
         log_event("problem", detail=problem)
     log_event("verified", dataset=str(dataset), problems=len(problems))
     return 1 if problems else 0
-
-
-def report(dataset: Location, assets: int = 10_000, workers: int = 1) -> int:
-    """Write the gallery of a dataset, report/index.html, which a browser opens from disk: every asset with its outcome,
-    filters, and each sample with its pictures and its mesh in 3D. Run it again after more was built: only new or
-    changed shards are drawn.
-
-    Args:
-        dataset: folder that `seqtex build` wrote
-        assets: list at most so many, chosen evenly; the charts count all
-        workers: processes that draw
-    """
-    for name, value in (("assets", assets), ("workers", workers)):
-        if value < 1:
-            raise UsageError(f"--{name} {value}: give 1 or more")
-    with bar("drawing", None, "shards") as update:
-        thresholds = built_thresholds(dataset).filter
-        gallery = write_gallery(dataset, thresholds, assets, workers, lambda done, total: update(done, "", total=total))
-    for problem in gallery.problems:
-        log_event("problem", detail=problem)
-    log_event("report", path=str(gallery.page), listed=gallery.listed, drawn=gallery.drawn, kept=gallery.kept)
-    return 1 if gallery.problems else 0
 
 
 def what_if(dataset: Location, cfg: ThresholdOptions, out: Path | None = None) -> int:

@@ -14,6 +14,7 @@ from pipeline.config import config_from_dict, recorded_config
 from pipeline.dataset.state import differences
 from pipeline.executor.scheduler import RunConfig
 from pipeline.filter.rules import FilterConfig
+from pipeline.sandbox.child import LimitsConfig
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
@@ -72,13 +73,15 @@ def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def recorded_options(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options that the dataset which a command line names was built with, none if it names none. Programs
-    and servers are not among them: those come from the command line alone."""
+    and servers are not among them, nor limits above the defaults: those come from the command line alone."""
     dataset = named_dataset(arguments)
     if dataset is None:
         return {}
     recorded = recorded_config(dataset, read_dataset_json(dataset), python=UNNAMED)
     machine = ("blender.python", "objaverse.")
-    return {name: value for name, value in leaves(recorded) if not name.startswith(machine)}
+    limits = {f"limits.{name}": most for name, most in leaves(LimitsConfig())}
+    known = {name: value for name, value in leaves(recorded) if not name.startswith(machine)}
+    return known | {name: min(known[name], most) for name, most in limits.items()}
 
 
 def threshold_options(arguments: Sequence[str]) -> ThresholdOptions:

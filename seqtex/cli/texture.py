@@ -79,7 +79,8 @@ def texture(
     Args:
         mesh: the mesh, with or without texture coordinates; an existing texture is ignored
         out: the textured mesh to write (.glb)
-        checkpoint: folder `checkpoint` of a training run, or a folder in the layout of the released weights
+        checkpoint: folder `checkpoint` of a training run, a trainer state of one (states/step-00001000.ckpt), or a
+            folder in the layout of the released weights
         image: what the mesh shows in one view: its front is seen from azimuth -90 degrees, elevation 10
         view: which view the image shows: 0 front, then each a quarter turn on
         images: folder with pictures of several views: view_0.png, view_1.png, ... (any of them; all: only the texture

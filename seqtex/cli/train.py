@@ -5,27 +5,28 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from geometry.cameras import RigConfig, rig_cameras
 from geometry.frames import bounding_box
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.render.views import RenderConfig, render_baked
-from schemas.errors import UsageError
+from schemas.errors import UsageError, require_between
 from schemas.sample import Cameras, Regime, TextureSample
 from seqtex.cli.options import leaves
 from seqtex.cli.terminal.console import log_event, logs_json, print_table, training_progress
 from training.config import TrainConfig
 from training.config import preset as named_preset
-from training.cost import GPU_GB, count_tokens
+from training.cost import GPU_GB, H100_TFLOPS, MFU, count_tokens
 from training.data.mixture import ImageSizes, open_datasets, readable_samples
 from training.loop.strategies import is_first_process, own_device
-from training.loop.throughput import Work
+from training.loop.throughput import Work, peak_flops
 from training.loop.validation import Validation
 from training.train import Plan, plan_run
 from training.train import train as run_training
@@ -43,20 +44,22 @@ def defaults(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     return dict(leaves(named_preset(finder.parse_known_args(arguments)[0].preset)))
 
 
-def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False) -> int:
+def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False, tflops: float | None = None) -> int:
     """Train on the dataset in data.directory; run.directory receives the loss log, trainer states and the checkpoint.
     A run that was interrupted goes on where it stopped.
 
     The preset decides the defaults of all other options: tiny (CPU), small (one GPU), full (Wan2.1-1.3B).
 
     Args:
-        dry_run: train nothing, but print parameters, tokens, operations and memory of this configuration
+        dry_run: train nothing, but print parameters, tokens, operations, memory and hours of this configuration
         json: with dry_run, print one line of JSON instead of tables, as --log json does
+        tflops: with dry_run, the 10^12 operations per second that a device is reckoned to do; default: 40 % of the peak
+            of this machine's GPUs, or of an H100
     """
     has_data = bool(cfg.data.directories) or (cfg.data.directory / "dataset.json").is_file()
     plan = plan_run(cfg, own_sizes(cfg.preset) if dry_run and not has_data else None)
     if dry_run:
-        return show_cost(plan, json or logs_json())
+        return show_cost(plan, json or logs_json(), reckoned_speed(plan.cfg, tflops))
     speaks, warning = is_first_process(), size_warning(plan)
     if speaks:
         log_event("strategy", **asdict(plan.strategy))
@@ -89,7 +92,7 @@ def size_warning(plan: Plan) -> str | None:
         return None
     flops = max(task.total for task in plan.cost.flops.values()) * cfg.data.batch_size * cfg.run.max_steps
     peak = Work.of(cfg, plan.sizes, own_device(cfg.run.accelerator)).peak
-    speed, of = (0.4 * peak, "40 % of what these GPUs can do") if peak else (TWO_CORES, "what two cores do")
+    speed, of = (MFU * peak, f"{MFU:.0%} of what these GPUs can do") if peak else (TWO_CORES, "what two cores do")
     return (
         f"a sample of this dataset has {found.mv + found.uv} tokens, {times:.3g} times those that preset {cfg.preset} "
         f"is made for (views of {own.view_resolution}^2, a UV map of {own.uv_resolution}^2): run.max_steps "
@@ -99,11 +102,47 @@ def size_warning(plan: Plan) -> str | None:
     )
 
 
-def show_cost(plan: Plan, json: bool) -> int:
-    """One line of JSON, or tables of parameters, operations by task, and memory by checkpointing policy."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """A speed of one device that hours are reckoned with."""
+
+    flops: float
+    """Operations per second."""
+    source: str
+
+
+def reckoned_speed(cfg: TrainConfig, tflops: float | None) -> Speed:
+    """Return the speed that was given, or a share of what a device can do."""
+    if tflops is not None:
+        require_between("tflops", tflops, 1e-6, 1e6)
+        return Speed(flops=tflops * 1e12, source="as given")
+    device = own_device(cfg.run.accelerator)
+    if cfg.run.accelerator == "cpu":
+        return Speed(flops=TWO_CORES, source="what two cores do in the demo")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if peak := peak_flops(name, cfg.run.precision):
+        return Speed(flops=MFU * peak, source=f"{MFU:.0%} of the peak of {name}")
+    half = 1.0 if cfg.run.precision == "bfloat16" else 0.5
+    return Speed(flops=MFU * H100_TFLOPS * 1e12 * half, source=f"{MFU:.0%} of the peak of an H100, assumed")
+
+
+def length_words(plan: Plan, speed: Speed) -> str:
+    """One line on how long the run takes."""
+    cfg, ranks = plan.cfg, plan.cfg.run.ranks
+    hours, devices = plan.cost.hours(speed.flops * ranks), f"{ranks} device{'s' if ranks > 1 else ''}"
+    return (
+        f"run.max_steps {cfg.run.max_steps} of {cfg.data.batch_size}: {plan.cost.total_flops / 1e18:.3g} EFLOP, "
+        f"about {hours:.3g} hours on {devices} at {speed.flops / 1e12:.3g} TFLOP/s each (reckoned, not measured: "
+        f"{speed.source})"
+    )
+
+
+def show_cost(plan: Plan, json: bool, speed: Speed) -> int:
+    """One line of JSON, or tables of parameters, operations by task, memory by checkpointing policy, and hours."""
     cfg, cost, warning = plan.cfg, plan.cost, size_warning(plan)
     if json:
         row = {"event": "dry_run", "preset": cfg.preset} | cost.as_json() | {"strategy": asdict(plan.strategy)}
+        row |= {"hours": cost.hours(speed.flops * cfg.run.ranks), "speed": asdict(speed)}
         row |= {"warning": warning} if warning else {}
         sys.stdout.write(json_format.dumps(row) + "\n")
         return 0
@@ -142,7 +181,7 @@ def show_cost(plan: Plan, json: bool) -> int:
     batch = f"GB for {cost.batch_per_gpu}"
     by_gpu = ("checkpointing", *(f"{size}" for size in GPU_GB), batch, f"{batch}, FSDP over 8")
     print_table(by_gpu, fitting, "Samples that fit on a GPU of so many GB, and the GPU that this batch needs")
-    sys.stdout.write(f"{plan.strategy.words}\n" + (f"{warning}\n" if warning else ""))
+    sys.stdout.write(f"{plan.strategy.words}\n{length_words(plan, speed)}\n" + (f"{warning}\n" if warning else ""))
     return 0
 
 

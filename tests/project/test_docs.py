@@ -9,11 +9,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 DOCS = sorted((REPO / "docs").rglob("*.md"))
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "SECURITY.md", *DOCS]
-GALLERY = [
-    path
-    for path in sorted((REPO / "pipeline" / "report").rglob("*"))
-    if path.suffix in (".py", ".js", ".html") and "vendor" not in path.parts
-]
+GALLERY = [path for path in sorted((REPO / "pipeline" / "report").rglob("*")) if path.suffix in (".py", ".js", ".html")]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 
 

@@ -3,6 +3,7 @@
 `python -I blender_formats.py BOX.glb FOLDER`, or `python -I blender_formats.py --trusting FILE.blend`: open with its
 scripts allowed to run."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "--trusting":
         bpy.context.preferences.filepaths.use_scripts_auto_execute = True
         bpy.ops.wm.open_mainfile(filepath=arguments[1], use_scripts=True)
-        return
+        os._exit(0)  # Blender 4.5 as a module waits for ever at its end once a driver has run Python
     source, folder = arguments[0], Path(arguments[1])
     save_formats(source, folder)
     for name, spoil in SNAGS.items():

@@ -12,6 +12,7 @@ from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import commit, remove_leftovers
 from pipeline.dataset.state import finish, finished, settle, writable
 from pipeline.dataset.verify import verify
+from pipeline.executor.job import process_job
 from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
@@ -118,6 +119,19 @@ def whole(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(whole: Path, tmp_path: Path) -> Path:
     """A copy that may be damaged."""
     return Path(shutil.copytree(whole, tmp_path / "dataset"))
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are done here, one after the other."""
+
+    def run_jobs(todo, out, cfg, run, workers, address, progress, then) -> None:
+        while todo:
+            for job in todo:
+                process_job(job, out, cfg)
+            todo = then()
+
+    monkeypatch.setattr("pipeline.executor.ray_executor.run_jobs", run_jobs)
 
 
 def content(out: Path) -> dict[str, bytes]:

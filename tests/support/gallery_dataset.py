@@ -1,19 +1,24 @@
-"""A dataset of many small synthetic samples, written with the functions of a build, for tests of the gallery."""
+"""A dataset of many small samples, written with the functions of a build, for tests of the gallery."""
 
 import dataclasses
 import hashlib
 import json
+import tempfile
+from functools import cache
 from pathlib import Path
 
+from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.dataset.plan import plan_bytes, plan_jobs
 from pipeline.dataset.shards import commit
+from pipeline.render.uv_maps import BakeConfig
+from pipeline.render.views import RenderConfig
+from pipeline.sources.procedural import procedural
 from schemas.codec import encode
 from schemas.dataset import DatasetInfo, code_version, dataset_json, index_json
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import Attribution, MeshRef
-from schemas.sample import Regime
-from tests.schemas.test_codec import make_sample
+from schemas.sample import Regime, TextureSample
 
 HOSTILE = (
     "</script><script>window.broken = 1</script>",
@@ -22,6 +27,7 @@ HOSTILE = (
     "| a | table |\n---\n- [link](javascript:window.broken=1) <b>",
 )
 """Names that a page or a card must show as text."""
+CONFIG = BuildConfig(views=RenderConfig(resolution=48), uv=BakeConfig(resolution=96))
 OUTCOMES = (
     (Status.ACCEPTED, Regime.TEXTURED, None, ""),
     (Status.ACCEPTED, Regime.TEXTURED, None, ""),
@@ -84,7 +90,7 @@ def write_dataset(out: Path, assets: int, assets_per_job: int = 64) -> Path:
     plan = plan_bytes(jobs)
     (out / "plan.parquet").write_bytes(plan)
     info = DatasetInfo(
-        config=BuildConfig(assets_per_job=assets_per_job).recorded(),
+        config=dataclasses.replace(CONFIG, assets_per_job=assets_per_job).recorded(),
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         planned=assets,
         jobs=len(jobs),
@@ -95,9 +101,24 @@ def write_dataset(out: Path, assets: int, assets_per_job: int = 64) -> Path:
     return out
 
 
+@cache
+def real_sample() -> TextureSample:
+    """A small textured sample, as a build makes it."""
+    with tempfile.TemporaryDirectory() as name:
+        (ref,) = procedural(1, Path(name), clean=True)
+        result = process_asset(ref, CONFIG).result
+    assert isinstance(result, TextureSample)
+    return result
+
+
 def _common_fields(folder: Path, regime: Regime) -> list[Path]:
     folder.mkdir()
-    fields = encode(make_sample(regime, seed=1, views=4, side=16))
+    sample = real_sample()
+    if regime is Regime.MV_ONLY:
+        sample = dataclasses.replace(
+            sample, regime=regime, uv=None, mesh=None, meta=sample.meta | {"regime": str(regime)}
+        )
+    fields = encode(sample)
     for name, data in fields.items():
         (folder / name).write_bytes(data)
     return [folder / name for name in fields if name != "json"]

@@ -1,5 +1,5 @@
-"""A dataset hub on this machine: the routes that `huggingface_hub` calls to publish, with large files by LFS. It keeps
-what it is sent, counts requests, and fails where it is told to."""
+"""A hub on this machine: the routes that `huggingface_hub` calls to publish datasets and models, with large files by
+LFS, and to download what was published. It keeps what it is sent, counts requests, and fails where it is told to."""
 
 import base64
 import contextlib
@@ -17,7 +17,7 @@ import yaml
 from tests.support.loopback import loopback
 
 TOKEN = "hf_testtesttesttest"
-LFS_SUFFIXES = (".tar", ".parquet", ".webp")
+LFS_SUFFIXES = (".tar", ".parquet", ".webp", ".safetensors")
 ATTRIBUTES = b"*.tar filter=lfs diff=lfs merge=lfs -text\n"
 
 
@@ -84,6 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer("GET")
 
+    def do_HEAD(self) -> None:
+        self._answer("HEAD")
+
     def do_POST(self) -> None:
         self._answer("POST")
 
@@ -127,7 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, text)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def _check_token(self) -> None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -145,10 +149,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             return self._validate(json.loads(body)["content"])
-        if words[0] == "datasets" and path.endswith(".git/info/lfs/objects/batch"):
-            self._writable("/".join(words[1:3]).removesuffix(".git"))
+        if path.endswith(".git/info/lfs/objects/batch"):
+            self._writable(path.removeprefix("/datasets").strip("/").partition(".git/")[0])
             return self._batch(json.loads(body))
-        if words[:2] == ["api", "datasets"] and len(words) >= 4:
+        if words[2:3] == ["resolve"]:
+            return self._file("/".join(words[:2]), "/".join(words[4:]))
+        if words[0] == "api" and words[1] in ("datasets", "models") and len(words) >= 4:
             name, action = "/".join(words[2:4]), words[4] if len(words) > 4 else ""
             if name not in self.hub.repos:
                 raise _Refused(404, "Repository not found", "RepoNotFound")
@@ -169,17 +175,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self, wanted: dict) -> tuple:
         name = f"{wanted['organization']}/{wanted['name']}"
-        assert wanted["type"] == "dataset"
+        kind = wanted.get("type") or "model"
         if wanted["organization"] not in self.hub.writers:
             raise _Refused(403, "You don't have the rights to create a repository here")
         if name in self.hub.repos:
-            raise _Refused(409, "You already created this dataset repo")
+            raise _Refused(409, f"You already created this {kind} repo")
         self.hub.repos[name] = StoredRepo(private=wanted.get("visibility") == "private")
-        return ({"url": f"{self.hub.url}/datasets/{name}"},)
+        return ({"url": f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"},)
 
     def _info(self, name: str) -> tuple:
         repo = self.hub.repos[name]
-        return ({"id": name, "private": repo.private, "sha": f"{len(repo.commits):040x}", "tags": [], "siblings": []},)
+        return ({"id": name, "private": repo.private, "sha": f"{len(repo.commits):040x}", "tags": [],
+                 "siblings": [{"rfilename": path} for path in repo.files]},)  # fmt: skip
+
+    def _file(self, name: str, path: str) -> tuple:
+        """Send a file of the newest commit."""
+        repo = self.hub.repos[name]
+        if path not in repo.files:
+            raise _Refused(404, "Entry not found", "EntryNotFound")
+        data = repo.files[path]
+        return data, {"ETag": f'"{oid_of(path, data)}"', "X-Repo-Commit": f"{len(repo.commits):040x}"}
 
     def _tree(self, repo: StoredRepo) -> tuple:
         """List files page by page, folders among them."""

@@ -1,6 +1,7 @@
 """`seqtex train --dry_run`: what it says agrees with counting on a real model."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -128,3 +129,54 @@ def test_the_tables_name_every_part_and_task(capsys, tmp_path):
     told = capsys.readouterr().out
     for word in ("UV branch", "geometry", "img2tex", "geo2mv", "selective", "4096"):
         assert word in told
+
+
+def test_hours_follow_from_operations_and_the_speed_that_is_given(capsys, tmp_path):
+    words = ["train", "--preset", "full", "--dry_run", "--json", "--data.directory", str(tmp_path)]
+    assert main([*words, "--run.devices", "8", "--tflops", "300"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    flops = {name: entry["total"] for name, entry in told["flops_per_sample"].items()}
+    cfg, total = PRESETS["full"], 0.0
+    for share, weights in ((0.7, cfg.tasks.textured), (0.3, cfg.tasks.mv_only)):
+        total += share * sum(weight * flops[name] for name, weight in weights.items())
+    assert told["total_flops"] == pytest.approx(total * 16 * 100_000)
+    assert told["hours"] == pytest.approx(told["total_flops"] / 8 / 3e14 / 3600)
+    assert told["speed"]["source"] == "as given"
+    assert main([*words[:4], *words[5:], "--run.devices", "8"]) == 0
+    assert "about 12.9 hours on 8 devices at 396 TFLOP/s each (reckoned, not measured: 40% of the peak of an H100" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    assert main([*words, "--tflops", "0"]) == 2
+
+
+def test_stored_latents_come_without_a_text_encoder():
+    sizes = ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
+    cfg = PRESETS["full"]
+    images, latents = (
+        estimate(replace(cfg, data=replace(cfg.data, latents=stored)), sizes).memory["full"].encoders / 1e9
+        for stored in (False, True)
+    )
+    assert (round(images, 1), round(latents, 1)) == (23.2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"in_channels": 48, "out_channels": 48}, "in_channels is 48, SeqTex has 16"),  # Wan2.2-TI2V-5B
+        ({"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 1536}, "in_channels is 36"),  # Wan2.1-I2V
+        ({"image_dim": 1280}, "image_dim is 1280, SeqTex has None"),
+        ({"patch_size": [2, 2, 2]}, r"patch_size is \[2, 2, 2\]"),
+    ],
+)
+def test_weights_that_cannot_be_started_from_are_refused_before_a_run(capsys, tmp_path, changes, words):
+    config = {"num_layers": 30, "num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960,
+              "text_dim": 4096, "freq_dim": 256, "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2],
+              "image_dim": None, "added_kv_proj_dim": None}  # fmt: skip
+    (tmp_path / "transformer").mkdir()
+    file = tmp_path / "transformer" / "config.json"
+    command = ["train", "--preset", "full", "--dry_run", "--model.start_path", str(tmp_path), "--json"]
+    file.write_text(json.dumps(config))
+    assert main(command) == 0
+    file.write_text(json.dumps(config | changes))
+    assert main(command) == 1
+    assert re.search(words, capsys.readouterr().err)

@@ -14,7 +14,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
@@ -264,6 +264,31 @@ def test_the_script_of_the_guide_trains_is_killed_and_resumes_to_equal_weights(d
     names = ("state_dict", "optimizer_states", "global_step", "TextureDataModule")
     assert all(same(ends[0][name], ends[1][name]) for name in names) and ends[0]["global_step"] == 6
     assert same(*(end["callbacks"]["AveragedWeights"] for end in ends))
+
+
+def test_a_module_alone_is_quiet(dataset: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Its step is plain torch: outside a trainer it has nothing to log to, and does not complain."""
+    module, data = parts(dataset)
+    data.follow(module.seed, module.codec, module.tasks)
+    batch = next(iter(data.train_dataloader()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "log", lambda *args, **options: pytest.fail("logged"))
+        module.training_step(batch, 0)["loss"].backward()
+    assert not [warning for warning in recwarn if "self.log" in str(warning.message)]
+
+
+def test_weights_and_biases_logs_a_plain_trainer_s_curves(dataset: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(project="seqtex", save_dir=tmp_path, offline=True)
+    trainer = lightning.Trainer(
+        max_steps=2, logger=logger, log_every_n_steps=1, enable_checkpointing=False, limit_val_batches=0, **QUIET
+    )
+    trainer.fit(*parts(dataset))
+    logger.experiment.finish()
+    (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    data = record.read_bytes()
+    assert all(name in data for name in (b"gradient_norm", b"loss_mv", b"trainer/global_step", b"muon_learning_rate"))
 
 
 def test_the_order_of_the_callbacks_is_checked() -> None:

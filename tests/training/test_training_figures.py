@@ -274,6 +274,21 @@ def test_a_logger_that_is_not_installed_is_named(dataset, tmp_path, monkeypatch)
         make_logger(small_config(dataset, tmp_path, logger="wandb"), 1)
 
 
+def test_weights_and_biases_gets_the_curves_of_both_starts_in_one_run(dataset, tmp_path, monkeypatch):
+    """The package itself, offline: its record of each start is a folder named by the run's id."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for steps in (10, 20):
+        train(small_config(dataset, tmp_path, max_steps=steps, state_every=10, logger="wandb"))
+    run_id = (tmp_path / "wandb_id.txt").read_text()
+    records = sorted((tmp_path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
+    assert len(records) == 2 and {len(record.read_bytes()) > 1000 for record in records} == {True}
+    curves = [record.read_bytes() for record in records]
+    assert all(b"gradient_norm" in data and b"loss/task" in data for data in curves)
+    assert all(b"muon_learning_rate" in data for data in curves), "the configuration is part of the record"
+
+
 def test_eight_bit_moments_train_and_resume_exactly(dataset, tmp_path):
     pytest.importorskip("torchao", reason="an extra: pip install '.[eightbit]'")
 

@@ -52,7 +52,7 @@ def test_the_same_bytes_on_another_day_in_another_order(
     """Jobs done last to first, by processes whose clock, zone and environment are those of another day, from files with
     other times; at full counts also over Ray by one worker and by two."""
     refs = list(procedural(trust.count(full=24, short=4), tmp_path / "assets"))
-    jobs = plan_jobs(refs, 2)
+    jobs = plan_jobs(refs, 2, tmp_path / "assets")
     first = built_by_hand(tmp_path / "first", jobs, "pipeline.executor.job:process_in_child", ())
     assert first
     (tmp_path / "other_day.py").write_text(OTHER_DAY)
@@ -110,7 +110,7 @@ def test_a_build_that_is_killed_all_over_ends_with_the_same_samples(trust: Trust
     rng = trust.rng()
     count, kills = trust.count(full=60, short=6), trust.count(full=200, short=2)
     refs = list(procedural(count, tmp_path / "assets"))
-    jobs = plan_jobs(refs, 2)
+    jobs = plan_jobs(refs, 2, tmp_path / "assets")
     expected = built_by_hand(tmp_path / "expected", jobs, "pipeline.executor.job:process_in_child", ())
     held, done, builds = 0, 0, 0
     kinds: Counter[str] = Counter()

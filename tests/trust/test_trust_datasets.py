@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.blender.host import BlenderConfig
+from pipeline.config import MachineConfig, built_config
 from pipeline.dataset.plan import read_plan
 from pipeline.dataset.verify import verify
+from pipeline.sandbox.child import LimitsConfig
 from pipeline.sandbox.policy import Policy, folder_of, interpreter_files, program_files, too_wide
 from schemas.dataset import (
     canonical_json,
@@ -70,6 +72,28 @@ def test_no_program_that_a_dataset_names_is_started(
     held = sum(code in (1, 2) and "--blender.python" in text and not ran for code, text, ran in told.values())
     trust.held(held, len(COMMANDS))
     assert held == len(COMMANDS), told
+
+
+@pytest.mark.trust(26)
+@pytest.mark.parametrize("name", LimitsConfig.__dataclass_fields__)
+def test_no_dataset_raises_the_limits_of_an_asset(
+    trust: Trust, dataset: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Every command that processes assets refuses and names the option; lower limits are the dataset's to choose."""
+    most = getattr(LimitsConfig(), name)
+    with_config(dataset, lambda config: config["limits"].update({name: 2 * most}))
+    uid, told = read_plan(dataset / "plan.parquet")[0].refs[0].uid, {}
+    for command, options in COMMANDS.items():
+        code = main([command, str(dataset), *(option or uid for option in options)])
+        told[command] = (code, capsys.readouterr().err)
+    info = read_dataset_json(dataset)
+    allowed = built_config(dataset, info, MachineConfig(limits=LimitsConfig(**{name: 2 * most})))
+    with_config(dataset, lambda config: config["limits"].update({name: type(most)(most / 2)}))
+    lower = built_config(dataset, read_dataset_json(dataset))
+    held = [code == 1 and f"limits.{name}" in text for code, text in told.values()]
+    held += [getattr(allowed.limits, name) == 2 * most, getattr(lower.limits, name) == type(most)(most / 2)]
+    trust.held(sum(held), len(held))
+    assert all(held), told
 
 
 @pytest.mark.trust(26)

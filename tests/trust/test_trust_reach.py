@@ -1,14 +1,17 @@
 """The fault matrix of a decoder that a stranger's bytes have taken over: what it reaches beyond its own folder."""
 
 import ctypes
+import mmap
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.sandbox.child import FILES, ChildResult, LimitsConfig, run_child
+from pipeline.sandbox.child import ChildResult, LimitsConfig, run_child
+from pipeline.sandbox.disk import FILES
 from pipeline.sandbox.policy import Layer, Policy, devices, program_files
 from schemas.ledger import Reason
 from tests.trust.trust import Trust
@@ -55,6 +58,7 @@ def attempts(victim: int, file: Path) -> dict[str, object]:
         "utime": lambda: refused(libc.utime(path, None)),
         "utimensat": lambda: refused(libc.utimensat(-100, path, None, 0)),
         "setxattr": lambda: refused(libc.setxattr(path, b"user.a", b"b", 1, 0)),
+        "hiding its open files": lambda: refused(libc.prctl(4, 0, 0, 0, 0)),
         "removexattr": lambda: refused(libc.removexattr(path, b"user.a")),
     }  # fmt: skip
 
@@ -90,7 +94,8 @@ def test_a_taken_over_decoder_reaches_nobody_and_leaves_nothing(trust: Trust, tm
 
 @pytest.mark.trust(28)
 def test_disk_and_files_are_bounded_in_all(trust: Trust, tmp_path: Path) -> None:
-    """Many files below the limit of one, and files without content; an asset that writes some is left alone."""
+    """Many files below the limit of one, files without content, and deleted ones that stay open or mapped, by a
+    descendant too; an asset that writes some, and deletes as it goes on, is left alone."""
 
     def much() -> None:
         for number in range(10_000):
@@ -101,12 +106,43 @@ def test_disk_and_files_are_bounded_in_all(trust: Trust, tmp_path: Path) -> None
             Path(f"{number % 100}").mkdir(exist_ok=True)
             os.close(os.open(f"{number % 100}/{number}", os.O_CREAT))
 
+    def deleted() -> None:
+        for number in range(100):
+            os.write(os.open(f"{number}", os.O_CREAT | os.O_WRONLY), bytes(16 << 20))
+            Path(f"{number}").unlink()
+        time.sleep(60)
+
+    def deleted_by_a_child() -> None:
+        if os.fork() == 0:
+            os.setsid()
+            deleted()
+        time.sleep(60)
+
+    def mapped() -> None:
+        kept = []
+        for number in range(100):
+            with Path(f"{number}").open("x+b") as file:
+                file.write(bytes(16 << 20))
+                file.flush()
+                kept.append(mmap.mmap(file.fileno(), 4096))
+            Path(f"{number}").unlink()
+        os.closerange(3, 1024)  # Python's maps keep their files open
+        time.sleep(60)
+
     def some() -> None:
         for number in range(3):
             Path(f"{number}").write_bytes(bytes(16 << 20))
+        for _ in range(20):
+            Path("again").write_bytes(bytes(16 << 20))
+            Path("again").unlink()
+            time.sleep(0.1)
 
-    ends = {work.__name__: sandboxed(work, tmp_path / work.__name__) for work in (much, many, some)}
-    held = [ends["much"].reason is Reason.CRASHED and "wrote more than 0.1 GiB" in ends["much"].detail]
+    works = (much, many, deleted, deleted_by_a_child, mapped, some)
+    ends = {work.__name__: sandboxed(work, tmp_path / work.__name__) for work in works}
+    held = [
+        ends[name].reason is Reason.CRASHED and "wrote more than 0.1 GiB" in ends[name].detail
+        for name in ("much", "deleted", "deleted_by_a_child", "mapped")
+    ]
     held += [ends["many"].reason is Reason.CRASHED and f"more than {FILES:,} files" in ends["many"].detail]
     held += [ends["some"].reason is None]
     trust.held(sum(held), len(held))

@@ -7,7 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +23,12 @@ from schemas.storage import ObjectPath, place, staging, write_file
 from seqtex.cli.main import main
 from tests.support import flaky_store
 from tests.support.flaky_store import FlakyStore, failing
+from tests.support.loopback import loopback
 from tests.support.small_dataset import write_dataset
+from tests.training.test_training import small_config
 from tests.trust.trust import Trust
 from training.data.dataset_files import LocalFiles, ShardError, fetch
+from training.train import train
 
 flaky_store.register()
 
@@ -111,6 +117,45 @@ def test_a_commit_an_encoding_and_a_run_on_a_store_that_stalls(
         held += ["flaky://stalled/shards/textured-000000.tar" in told]
         held += [ends_in_time(lambda: fetch("flaky://stalled/shards/textured-000000.tar", tmp_path / "a"), "flaky://")]
     assert FlakyStore.fails("read", "") is False, told
+    trust.held(sum(held), len(held))
+    assert all(held), held
+
+
+class Proxy(SimpleHTTPRequestHandler):
+    """Passes on the files of a folder; a request for the path in `silent` is accepted and never answered."""
+
+    folder: Path
+    silent: list[str]
+    over: threading.Event
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments, directory=str(self.folder))
+
+    def do_GET(self) -> None:
+        if self.path in self.silent:
+            self.over.wait(60)
+        else:
+            super().do_GET()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.trust(31)
+@pytest.mark.parametrize("name", ["index.json", "shards/textured-000001.tar"])
+def test_a_run_whose_store_stops_answering_ends_and_goes_on(trust: Trust, tmp_path: Path, name: str) -> None:
+    """A whole run behind a proxy that accepts and never answers, at its start or when the run comes to the second
+    shard: an error that names the URL; once the proxy answers again, the same configuration trains to its end."""
+    forge, over, silent = tmp_path / "forge", threading.Event(), [f"/{name}"]
+    write_dataset(forge, [[(f"t{job}{i}", Regime.TEXTURED) for i in range(2)] for job in range(2)])
+    (forge / "index.json").write_bytes(index_json(forge, read_ledger(forge)))
+    with loopback(Proxy, folder=forge, silent=silent, over=over) as url:
+        cfg = small_config(forge, tmp_path / "run", max_steps=4)
+        data = replace(cfg.data, directories={url: 1.0}, cache_directory=tmp_path / "cache", mv_only_ratio=0.0)
+        held = [ends_in_time(lambda: train(replace(cfg, data=data)), f"{url}/{name}", seconds=60)]
+        over.set()
+        silent.clear()
+        held += [train(replace(cfg, data=data)).losses[-1]["step"] == 4]
     trust.held(sum(held), len(held))
     assert all(held), held
 

@@ -34,11 +34,11 @@ PROMISES = {
     23: "SIGKILL while a checkpoint is saved",
     24: "SIGTERM, SIGUSR1, SIGINT and NaN in training",
     25: "uneven, corrupt and exhausted data on two ranks",
-    26: "dataset that names programs",
+    26: "dataset that names programs, or raises limits",
     27: "assets that hang or bloat whoever plans",
     28: "decoder that reaches for other processes and files, memory and disk",
     29: "links in a dataset or a run directory",
-    30: "passwords in URLs",
+    30: "passwords in URLs and paths of this machine in records",
     31: "stores and file systems that stop answering",
     32: "listening sockets of a local build",
 }

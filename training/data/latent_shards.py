@@ -241,7 +241,13 @@ class StoredLatents:
 
         def hint(branch: BranchLatents, name: str) -> BranchLatents:
             if given:
-                return replace(branch, hint=self.hints[f"{name}_{given_name(given, batch.mv.rgb.shape[2])}"])
+                stored = f"{name}_{given_name(given, batch.mv.rgb.shape[2])}"
+                if stored not in self.hints:
+                    raise UserError(
+                        f"no stored hint of views {', '.join(map(str, given))}: latents have those of one view and of "
+                        "all; train tasks like some2tex from images, or without model.view_hint"
+                    )
+                return replace(branch, hint=self.hints[stored])
             return replace(branch, hint=torch.zeros_like(torch.cat([branch.rgb, branch.rgb[:, :1]], dim=1)))
 
         return replace(batch, mv=hint(batch.mv, "mv"), uv=hint(batch.uv, "uv") if batch.uv else None)

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from schemas.errors import UserError
+from training.model.files import find_directory
 
 DOWNSCALE = 8
 CHANNELS = 16
@@ -175,7 +175,7 @@ class WanCodec(LatentCodec):
         256 pixels in overlapping tiles, blended: a fraction of the memory, small differences."""
         from diffusers import AutoencoderKLWan  # seconds to import, and the embedded codec does without
 
-        self.vae = AutoencoderKLWan.from_pretrained(path, torch_dtype=dtype, **_subfolder(path, "vae")).to(device)
+        self.vae = AutoencoderKLWan.from_pretrained(part_directory(path, "vae"), torch_dtype=dtype).to(device)
         self.vae.requires_grad_(False).eval()
         if tiling:
             self.vae.enable_tiling()
@@ -245,11 +245,11 @@ class Umt5Encoder(TextEncoder):
         """path: a directory or hub repository, both parts at its root or in "text_encoder" and "tokenizer"."""
         from transformers import AutoTokenizer, UMT5EncoderModel  # seconds to import, and only prompts need it
 
-        encoder = UMT5EncoderModel.from_pretrained(path, dtype=dtype, **_subfolder(path, "text_encoder"))
+        encoder = UMT5EncoderModel.from_pretrained(part_directory(path, "text_encoder"), dtype=dtype)
         self.encoder: torch.nn.Module = encoder.requires_grad_(False).eval()
         self.encoder.to(device)
         self.device = torch.device(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, **_subfolder(path, "tokenizer"))
+        self.tokenizer = AutoTokenizer.from_pretrained(part_directory(path, "tokenizer"))
         self.text_dim = encoder.config.d_model
         self.length = length
         self._features = lru_cache(MAX_CACHED_PROMPTS)(self._encode_one)
@@ -279,10 +279,11 @@ def _clean(prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
-def _subfolder(path: str | Path, name: str) -> dict[str, Any]:
-    """Return the folder of a part in a Wan repository, unless path is that part's own directory."""
-    own_directory = Path(path).is_dir() and not (Path(path) / name).is_dir()
-    return {} if own_directory else {"subfolder": name}
+def part_directory(path: str | Path, name: str) -> Path:
+    """Return the folder of a part in a Wan repository, fetched first if that is on the hub; path itself, if it is that
+    part's own directory. Raises UserError as `find_directory` does."""
+    local = Path(path)
+    return local if local.is_dir() and not (local / name).is_dir() else find_directory(path, name)
 
 
 def make_codec(

@@ -33,6 +33,8 @@ class Task:
     generated."""
     needs_uv: bool
     """The UV map is generated; False: the UV branch need not run."""
+    draws_count: bool = False
+    """The number of given views is drawn for each sample, evenly from `condition_views` to all but one."""
 
     @property
     def regimes(self) -> tuple[Regime, ...]:
@@ -48,8 +50,18 @@ TASKS = {
         Task(name="geo2mvtex", condition_views=0, needs_uv=True),
         Task(name="mv2tex", condition_views=MAX_VIEWS, needs_uv=True),
         Task(name="img2mv", condition_views=1, needs_uv=False),
+        Task(name="some2tex", condition_views=2, needs_uv=True, draws_count=True),
     )
 }
+"""Tasks by name; `register` adds more."""
+
+
+def register(task: Task) -> Task:
+    """Add a task, which `TaskConfig` then takes by its name. Raises ValueError if there is one of that name."""
+    if task.name in TASKS:
+        raise ValueError(f"there is a task {task.name!r} already; give another name")
+    TASKS[task.name] = task
+    return task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +115,26 @@ def draw_task(cfg: TaskConfig, regime: Regime, seed: int, batch_number: int) -> 
 
 
 def sampling_task(views_given: int, views: int, with_uv: bool) -> Task:
-    """Choose the task of a sampling run by what is given and wanted. Two or three given views of four were not trained
-    as such; they are the same to the network as one."""
+    """Choose the task of a sampling run by what is given and wanted."""
     if not with_uv:
         return TASKS["img2mv" if views_given else "geo2mv"]
     if views_given == 0:
         return TASKS["geo2mvtex"]
-    return TASKS["mv2tex" if views_given == views else "img2tex"]
+    if views_given == views:
+        return TASKS["mv2tex"]
+    return TASKS["img2tex" if views_given == 1 else "some2tex"]
 
 
 def given_views(task: Task, view_order: Float[Tensor, "batch views"]) -> Bool[Tensor, "batch views"]:
-    """Choose the condition views: those that rank first in `view_order`, one random number per view."""
-    return view_order.argsort(dim=1).argsort(dim=1) < task.condition_views
+    """Choose the condition views: those that rank first in `view_order`, one uniform number per view."""
+    rank, views = view_order.argsort(dim=1).argsort(dim=1), view_order.shape[1]
+    if not task.draws_count:
+        return rank < task.condition_views
+    # the largest of n uniform numbers to the power of n is uniform, and independent of their order
+    uniform = view_order.amax(dim=1, keepdim=True) ** views
+    most = max(1, views - 1)
+    fewest = min(task.condition_views, most)
+    return rank < (fewest + torch.floor(uniform * (most - fewest + 1))).clamp(max=most)
 
 
 def views_given(cfg: TaskConfig, regime: Regime, seed: int, batch: int, sample: int, views: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ another sum in it, the state does not count. A finished checkpoint is a model di
 import json
 import os
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,16 @@ from schemas.storage import file_sha256, sync_directory, write_file
 from training.diffusion.encoders import DctCodec, LatentCodec, TextEncoder, make_codec, make_text_encoder
 from training.diffusion.flow import SHIFT
 from training.model.files import replaced_directory
+from training.model.fsdp import check_whole, load_whole
+from training.model.init import ModelConfig, make_model
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import is_released, write_model
+from training.model.weights import check_frozen, frozen_fingerprint, is_released, write_model
 
 CARD = "seqtex.json"
+CARD_ENTRY = "card"
+"""Entry of a trainer state: the card of the checkpoint that its averaged weights make."""
+AVERAGE = "AveragedWeights"
+"""Entry of the averaged weights among those of the callbacks."""
 SUM = ".sha256"
 WAN_HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 """Hub repository of the Wan VAE and text encoder."""
@@ -129,6 +136,10 @@ class Card:
     rig: dict[str, Any] = field(default_factory=dict)
     """Options of `geometry.cameras.RigConfig`: the cameras that the views were made with, their jitter left out."""
     code_version: str = ""
+    validation_loss: float | None = None
+    """Loss of the validation samples at fixed noise levels; None: not measured."""
+    weights_sha256: dict[str, str] = field(default_factory=dict)
+    """By file of weights; empty in checkpoints of earlier versions."""
 
 
 RELEASED_CARD = Card(
@@ -158,33 +169,31 @@ class Checkpoint:
 
 def save_checkpoint(directory: Path, model: SeqTexTransformer3DModel, card: Card) -> None:
     """Write a checkpoint, whole or not at all; an earlier one of that name is replaced."""
-    entries = asdict(card) | {"code_version": code_version()}
     with replaced_directory(directory) as fresh:
         write_model(model, fresh)
-        write_file(fresh / CARD, json.dumps(entries, indent=2).encode() + b"\n")
+        sums = {file.name: file_sha256(file) for file in sorted(fresh.glob("*.safetensors"))}
+        write_file(fresh / CARD, json.dumps(card_entries(card) | {"weights_sha256": sums}, indent=2).encode() + b"\n")
 
 
 def load_checkpoint(
-    directory: Path,
+    path: Path,
     device: str = "cpu",
     *,
     dtype: torch.dtype = torch.float32,
     tiling: bool = False,
     wan: str | None = None,
 ) -> Checkpoint:
-    """A finished checkpoint, or a directory of released weights, which has no card.
+    """Load a finished checkpoint, a directory of released weights, which has no card, or a trainer state.
 
-    wan: where VAE and text encoder are, if not where the card says. Raises UserError naming the file that is missing,
-    damaged, or of another codec."""
-    card = read_card(directory)
+    path: a directory, or the file of a trainer state. wan: where VAE and text encoder are, if not where the card says.
+    Raises UserError naming the file that is missing, damaged, or of another codec."""
+    model, card = load_weights(path, dtype, with_card=True)
+    assert card is not None
     if wan is not None:
         card = replace(card, codec_path=wan, text_encoder_path=wan)
     codec = make_codec(card.codec, card.codec_path, device, dtype=dtype, tiling=tiling)
     if latent_statistics(codec) != (card.latent_mean, card.latent_std):
-        raise UserError(
-            f"{directory / CARD}: trained with other latent statistics than this version's {card.codec}; train again"
-        )
-    model = SeqTexTransformer3DModel.from_pretrained(directory, torch_dtype=dtype)
+        raise UserError(f"{path}: trained with other latent statistics than this version's {card.codec}; train again")
     model.requires_grad_(False).eval()
     torch.nn.Module.to(model, device)
     text_dim = int(model.config["text_dim"])
@@ -192,20 +201,105 @@ def load_checkpoint(
     return Checkpoint(model=model, codec=codec, text_encoder=text_encoder, card=card)
 
 
+def check_weights(directory: Path, card: Card | None) -> None:
+    """Raise UserError naming a file of weights that is not as it was written."""
+    for name, digest in (card.weights_sha256 if card else {}).items():
+        file = directory / Path(name).name
+        if file.is_file() and file_sha256(file) != digest:
+            raise UserError(
+                f"{file}: damaged, or changed since it was written (its sha256 is not the one in {CARD}); copy the "
+                "checkpoint again"
+            )
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a trainer state of `seqtex train`, or of Lightning's `ModelCheckpoint`, onto the CPU. Nothing is unpickled.
+    Raises UserError if it is damaged or holds anything else."""
+    if sum_path(path).is_file() and not verified(path):
+        raise UserError(
+            f"{path}: damaged, or cut off (it has not the sum in {sum_path(path).name}); give another state"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{path}: no trainer state of plain tensors ({reason}); give a state without optimizer.eight_bit, or a "
+            "checkpoint's folder"
+        ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("hyper_parameters"), dict):
+        raise UserError(f"{path}: no trainer state of a TextureModule; give one, or a checkpoint's folder")
+    return state
+
+
+def model_of_state(path: Path, state: Mapping[str, Any]) -> SeqTexTransformer3DModel:
+    """Make the model of a trainer state with its averaged weights, or those that train where none are averaged. Its
+    frozen weights are read from where the run started. Raises UserError if they are missing or others."""
+    options = state["hyper_parameters"]
+    try:
+        cfg = ModelConfig(**options["model"])
+        average = state.get("callbacks", {}).get(AVERAGE, {}) or state["state_dict"]
+        seed = int(options["seed"])
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: damaged, or of another version ({error!r}); give another trainer state") from error
+    model = make_model(replace(cfg, compile_blocks=False, activation_checkpointing="none"), seed)
+    check_frozen(state, frozen_fingerprint(model))
+    trained = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    check_whole(trained, average)
+    load_whole(trained, average)
+    return model
+
+
+def load_weights(
+    path: str | Path, dtype: torch.dtype = torch.float32, *, with_card: bool
+) -> tuple[SeqTexTransformer3DModel, Card | None]:
+    """Load a model, and with_card its card, without which it cannot be sampled.
+
+    path: a checkpoint, a directory or hub repository of weights, or the file of a trainer state. Raises UserError as
+    `read_state`, `model_of_state` and `read_card`, and if a card is missing."""
+    place = Path(path)
+    if not place.is_file():
+        card = read_card(place) if with_card else None
+        check_weights(place, card)
+        return SeqTexTransformer3DModel.from_pretrained(path, torch_dtype=dtype), card
+    state = read_state(place)
+    entries = state.get(CARD_ENTRY)
+    if with_card and not isinstance(entries, dict):
+        raise UserError(
+            f"{place}: lacks the sizes of views and UV map, which only `seqtex train` records; export its weights in "
+            "the released layout (`seqtex weights`)"
+        )
+    card = card_of(entries, place) if with_card else None
+    model = model_of_state(place, state)
+    return model.filled(model.state_dict(), dtype), card
+
+
 def read_card(directory: Path) -> Card:
     path = directory / CARD
     if not path.is_file() and is_released(directory):
         return RELEASED_CARD
     try:
-        entries = json.loads(path.read_bytes())
-        lists = {name: tuple(entries[name]) for name in ("latent_mean", "latent_std")}
-        return Card(**(entries | lists))
+        return card_of(json.loads(path.read_bytes()), path)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file; give the folder `checkpoint` of a finished `seqtex train`, or one with released "
-            "weights (config.json and safetensors)"
+            f"{path}: no such file; give the folder `checkpoint` of a finished `seqtex train`, a trainer state, or a "
+            "folder with released weights (config.json and safetensors)"
         ) from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}); train again or restore the file") from error
+
+
+def card_entries(card: Card) -> dict[str, Any]:
+    """Return the entries of a card that is written now."""
+    return asdict(card) | {"code_version": code_version()}
+
+
+def card_of(entries: Any, path: Path) -> Card:
+    """Make a card from its entries. Raises UserError naming the file if they are none."""
+    try:
+        lists = {name: tuple(entries[name]) for name in ("latent_mean", "latent_std")}
+        return Card(**(entries | lists))
+    except (TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error}); train again or restore the file") from error
 
 

@@ -67,12 +67,24 @@ PACKAGES = ("torch", "lightning", "numpy", "diffusers", "transformers", "peft", 
 
 
 def write_record(cfg: TrainConfig, device: torch.device) -> None:
-    """`config.json`, every option, and `environment.json`."""
+    """`config.json`, every option, and `environment.json`; paths are as seen from the run's directory."""
     data = {redacted(files.location): dataset_hash(files.folder) for files in open_datasets(cfg.data)}
     made_with = environment(device, cfg.run.ranks) | {"dataset_sha256": data}
     made_with["arithmetic"] = decisions(device.type, cfg.run.precision)
     for name, entries in (("config.json", as_json(cfg)), ("environment.json", made_with)):
-        write_file(cfg.run.directory / name, json.dumps(entries, indent=2).encode() + b"\n")
+        text = json.dumps(as_seen_from(cfg.run.directory.absolute(), entries), indent=2)
+        write_file(cfg.run.directory / name, text.encode() + b"\n")
+
+
+def as_seen_from(directory: Path, value: Any) -> Any:
+    """Make absolute paths in nested values relative to a run's directory, so that its record names none of this
+    machine; names of entries included."""
+    if isinstance(value, dict):
+        return {as_seen_from(directory, name): as_seen_from(directory, entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [as_seen_from(directory, entry) for entry in value]
+    is_path = isinstance(value, str) and Path(value).is_absolute()
+    return os.path.relpath(value, directory) if is_path else value
 
 
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:

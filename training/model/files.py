@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,21 +29,35 @@ LISTED = 12
 """Names per kind that an error message spells out."""
 
 
-def find_directory(path: str | os.PathLike[str], subfolder: str = "", revision: str | None = None) -> Path:
-    """A local model directory, downloaded first if path names a hub repository (there, revision is a branch, tag or
-    commit)."""
+class HubOptions(TypedDict, total=False):
+    """Options of a download, as `huggingface_hub.snapshot_download` takes them."""
+
+    revision: str | None
+    """Branch, tag or commit."""
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+
+
+HUB_OPTIONS = tuple(HubOptions.__annotations__)
+
+
+def find_directory(path: str | os.PathLike[str], subfolder: str = "", **hub: Unpack[HubOptions]) -> Path:
+    """A local model directory, downloaded first if path names a hub repository, or found in the hub's cache. Only JSON
+    files and safetensors are taken, and what belongs to a tokenizer."""
     local = Path(path)
     if local.is_dir():
-        return local / subfolder
+        return local / subfolder if subfolder else local
     if not re.fullmatch(r"[\w-]+/[\w.-]+", str(path)):
         raise UserError(f"{path}: no such directory, nor the name of a hub repository (owner/name)")
     from huggingface_hub import snapshot_download  # only for repositories that are not on this machine
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     prefix = f"{subfolder}/" if subfolder else ""
-    patterns = [f"{prefix}*.json", f"{prefix}*.safetensors"]
+    patterns = [f"{prefix}{files}" for files in ("*.json", "*.safetensors", "*.model", "*.txt")]
     try:
-        return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns)) / subfolder
+        return Path(snapshot_download(str(path), allow_patterns=patterns, **hub)) / subfolder
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -74,18 +88,19 @@ def read_tensors(directory: Path, weights: str = WEIGHTS) -> dict[str, Tensor]:
     return state
 
 
-def read_shapes(directory: Path, weights: str = WEIGHTS) -> dict[str, list[int]]:
+def read_shapes(directory: Path, weights: str = WEIGHTS, variant: str | None = None) -> dict[str, torch.Size]:
     """Shapes of the same tensors, from the heads of their files."""
-    found: dict[str, list[int]] = {}
-    for file in tensor_files(directory, weights):
+    found: dict[str, torch.Size] = {}
+    for file in tensor_files(directory, weights, variant):
         with readable(file), safe_open(file, "pt") as tensors:
-            found |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+            found |= {name: torch.Size(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return found
 
 
-def tensor_files(directory: Path, weights: str) -> list[Path]:
-    index = directory / f"{weights}.index.json"
-    names = [weights]
+def tensor_files(directory: Path, weights: str, variant: str | None = None) -> list[Path]:
+    """variant: such as fp16, by which diffusers names files beside those in full precision."""
+    index = directory / (f"{weights}.index.{variant}.json" if variant else f"{weights}.index.json")
+    names = [weights.replace(".safetensors", f".{variant}.safetensors") if variant else weights]
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -164,7 +179,7 @@ def _shortened(names: list[str]) -> str:
     return "; ".join(names[:LISTED]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def read_architecture(directory: Path) -> dict[str, Any]:
+def read_architecture(directory: Path, variant: str | None = None) -> dict[str, Any]:
     """The settings of the model in a directory. A released config does not mention LoRA: the rank then follows from the
     tensors, and alpha is the released 64."""
     config = read_config(directory)
@@ -174,7 +189,7 @@ def read_architecture(directory: Path) -> dict[str, Any]:
             "start from Wan weights with from_wan instead"
         )
     if "lora_rank" not in config:
-        ranks = {shape[0] for name, shape in read_shapes(directory).items() if ".lora_A." in name}
+        ranks = {shape[0] for name, shape in read_shapes(directory, variant=variant).items() if ".lora_A." in name}
         if ranks:
             config |= {"lora_rank": max(ranks), "lora_alpha": config.get("lora_alpha", RELEASED_LORA_ALPHA)}
     return config

@@ -1,6 +1,7 @@
 """The model of a run: its configuration, and the weights that it starts from."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 WAN_FOLDER = "transformer"
 """Of Wan's pipelines."""
+FIXED = {"in_channels": 16, "out_channels": 16, "patch_size": (1, 2, 2), "image_dim": None, "added_kv_proj_dim": None}
+"""Settings that weights must have: latents of the codecs, one frame a patch, no images beside the text."""
 SIZES = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "text_dim", "freq_dim")
 LORA = ("lora_rank", "lora_alpha")
 POSITIONS = "position_rope"
@@ -90,10 +93,22 @@ def with_architecture(cfg: ModelConfig) -> ModelConfig:
         found |= read_architecture(find_directory(cfg.start_path))
     elif cfg.start_path != default.start_path:
         found |= read_config(find_directory(cfg.start_path, WAN_FOLDER))
+    check_fixed(cfg.start_path, found)
     names = (*SIZES, *LORA, POSITIONS) if cfg.start == "seqtex" else (*SIZES, POSITIONS)
     if cfg.position_rope and not found[POSITIONS]:
         log.warning("%s turns with rows and columns: model.position_rope is for models from scratch", cfg.start_path)
     return replace(cfg, view_hint=cfg.view_hint or found["view_hint"], **{name: found[name] for name in names})
+
+
+def check_fixed(path: str, found: Mapping[str, Any]) -> None:
+    """Raise UserError if weights are of a model that takes other latents, such as Wan2.2-TI2V-5B or Wan's I2V."""
+    for name, wanted in FIXED.items():
+        value = found.get(name, wanted)
+        if (tuple(value) if isinstance(value, list) else value) != wanted:
+            raise UserError(
+                f"{path}: {name} is {value}, SeqTex has {wanted}: start from a text-to-video model of Wan2.1 (the "
+                "default), or Wan2.2's of the same latents"
+            )
 
 
 def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:

@@ -1,4 +1,4 @@
-"""LoRA of the view branch: merging it into the weights, and as a file of its own in peft's adapter format."""
+"""LoRA of the view branch: merging it into the weights, and as files of its own for peft and diffusers."""
 
 import os
 from collections.abc import Mapping
@@ -58,19 +58,28 @@ def merged_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]
 
 
 def save_lora(model: SeqTexTransformer3DModel, directory: str | os.PathLike[str]) -> None:
-    """Write LoRA alone as a peft adapter, which `peft.PeftModel.from_pretrained` puts onto a Wan transformer."""
+    """Write LoRA alone, in two layouts: as a peft adapter, which `peft.PeftModel.from_pretrained` puts onto a Wan
+    transformer, and as `pytorch_lora_weights.safetensors`, which `WanPipeline.load_lora_weights` and the transformer's
+    `load_lora_adapter` read, rank and alpha with it."""
     check_unmerged(model)
     rank, alpha = model.config["lora_rank"], model.config["lora_alpha"]
     if not rank:
         raise UserError("this model has no LoRA to write; export its weights instead")
     with replaced_directory(directory, ADAPTER_CONFIG) as fresh:
-        lora_config(rank, alpha).save_pretrained(str(fresh))
+        adapter = lora_config(rank, alpha)
+        adapter.save_pretrained(str(fresh))
         tensors = {
-            f"base_model.model.{name.replace('.default.', '.')}": tensor.detach().cpu().contiguous()
+            name.replace(".default.", "."): tensor.detach().cpu().contiguous()
             for name, tensor in model.state_dict().items()
             if ".lora_" in name
         }
-        save_file(tensors, fresh / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        peft_names = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+        save_file(peft_names, fresh / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        from diffusers.loaders import WanLoraLoaderMixin  # seconds to import, and only exports need it
+
+        WanLoraLoaderMixin.save_lora_weights(
+            fresh, transformer_lora_layers=tensors, transformer_lora_adapter_metadata=adapter.to_dict()
+        )
 
 
 def load_lora(model: SeqTexTransformer3DModel, path: str | os.PathLike[str], subfolder: str = "") -> None:

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from schemas.errors import UserError
 from training.model.block import Block, Branch, GeometryAttention, UvBranch
-from training.model.files import check_tensors, find_directory, read_architecture, read_tensors
+from training.model.files import HUB_OPTIONS, check_tensors, find_directory, read_architecture, read_shapes
 from training.model.files import shapes as shapes_of
 from training.model.layers import TimeTextEmbedding, modulated_norm
 from training.model.rope import Rope, joined, mean_points, rope_dims, rope_of_both, rope_of_grid, rope_of_points
@@ -255,25 +256,51 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
         subfolder: str = "",
-        revision: str | None = None,
+        *,
+        variant: str | None = None,
         torch_dtype: torch.dtype = torch.float32,
+        use_safetensors: bool | None = None,
         add_view_hint: bool = False,
+        **options: Any,
     ) -> "SeqTexTransformer3DModel":
-        """Load the model of a local directory or hub repository, in our layout or the released one.
+        """Load the model of a local directory or hub repository, in our layout or the released one, as diffusers does.
 
         Norms, time embedder and modulation tables stay float32 at any dtype. add_view_hint: where the weights have no
-        view hint, add its layer with zeros, which leaves the output the same until it is trained. Raises UserError
-        where the directory holds no such model.
+        view hint, add its layer with zeros, which leaves the output the same until it is trained. options: `revision`,
+        `token`, `cache_dir`, `local_files_only` and `force_download` of the hub; `device_map`, `low_cpu_mem_usage` and
+        all others of diffusers' `ModelMixin.from_pretrained`. Raises UserError where the directory holds no such model,
+        naming tensors that are missing, unexpected or of another shape.
         """
-        directory = find_directory(pretrained_model_name_or_path, subfolder, revision)
-        architecture, state = read_architecture(directory), read_tensors(directory)
-        added = add_view_hint and not architecture.get("view_hint", False)
-        model = cls.empty(architecture | {"view_hint": True} if added else architecture)
-        shapes = shapes_of(model.state_dict())
-        if added:
-            state |= {name: torch.zeros(shape) for name, shape in shapes.items() if name.startswith(HINT)}
-        check_tensors(shapes, shapes_of(state), str(directory))
-        return model.filled(state, torch_dtype)
+        if use_safetensors is False:
+            raise UserError(f"{pretrained_model_name_or_path}: pickled weights are never read; give safetensors")
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        directory = find_directory(pretrained_model_name_or_path, subfolder, **hub)
+        architecture = read_architecture(directory, variant)
+        expected = shapes_of(cls.empty(architecture).state_dict())
+        check_tensors(expected, read_shapes(directory, variant=variant), str(directory))
+        lora = {name: architecture[name] for name in ("lora_rank", "lora_alpha") if name in architecture}
+        model: SeqTexTransformer3DModel = super().from_pretrained(
+            directory, variant=variant, torch_dtype=torch_dtype, use_safetensors=True, **lora, **options
+        )
+        return model.with_view_hint() if add_view_hint and not model.config["view_hint"] else model
+
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **options: Any
+    ) -> Any:
+        """Make a model of a config, as diffusers does. Wan's settings that are null and that it lacks do not count."""
+        known = signature(cls.__init__).parameters
+        given = {name: value for name, value in config.items() if name in known or name[0] == "_" or value is not None}
+        return super().from_config(given, return_unused_kwargs, **options)
+
+    def with_view_hint(self) -> "SeqTexTransformer3DModel":
+        """Return a model of the same weights with a view hint, whose layer is zero."""
+        hinted = self.empty(dict(self.config) | {"view_hint": True})
+        state = self.state_dict()
+        added = shapes_of(hinted.state_dict()).items() - shapes_of(state).items()
+        return hinted.filled(
+            state | {name: torch.zeros(shape, device=self.device) for name, shape in added}, self.dtype
+        )
 
     @classmethod
     def empty(cls, config: Mapping[str, Any]) -> "SeqTexTransformer3DModel":

@@ -6,6 +6,7 @@ processor time, is written last: an exit code of 0 with an answer is the only su
 the process."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -50,3 +51,5 @@ def factory_settings(threads: int) -> None:
 
 
 main()
+sys.stdout.flush()
+os._exit(0)  # Blender 4.5 as a module waits for ever at its own end after a file with a driver

@@ -75,6 +75,7 @@ def set_up(command: dict[str, Any]) -> None:
 def add_light(light: dict[str, Any]) -> None:
     """A uniform sky, and a sun that shines along `direction`."""
     world = bpy.data.worlds.new("sky")
+    world.use_nodes = True
     background = next(node for node in world.node_tree.nodes if node.type == "BACKGROUND")
     background.inputs["Color"].default_value = (1.0, 1.0, 1.0, 1.0)
     background.inputs["Strength"].default_value = light["sky"]

@@ -40,6 +40,7 @@ def add_material(
     """`shading`: `lit` or `emission`. A single-sided material is not seen from behind; shadows are cast by what light
     meets from behind, as in three.js, so that a shell of backs does not darken what it surrounds."""
     made = bpy.data.materials.new("material")
+    made.use_nodes = True
     made.node_tree.nodes.clear()
     nodes = Nodes(made.node_tree)
 

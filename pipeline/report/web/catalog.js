@@ -1,17 +1,19 @@
 "use strict";
-/* The assets, and which of them fit a selection. Data arrives as scripts that call `gallery.data` and
-   `gallery.sample`: a page opened from a folder may load scripts and nothing else. */
+/* The assets, and which of them fit a filter. Data arrives as scripts that call `gallery.data` and `gallery.sample`: a
+   page opened from a folder may load scripts and nothing else. */
 
 const gallery = {
+  dataset: "",
   groups: [],
+  limits: {},
   columns: {},
   count: 0,
   arrived: null,
 
   data(value) {
-    this.groups = value.groups;
-    this.columns = value.columns;
+    Object.assign(this, value);
     this.count = value.columns.uid.length;
+    this.place = new Map(value.columns.uid.map((uid, index) => [uid, index]));
   },
 
   sample(entry) {
@@ -20,7 +22,9 @@ const gallery = {
 
   /* The entry of one sample, from its own script. */
   async load(index) {
-    await loadScript(`samples/${this.columns.shard[index]}/${this.columns.uid[index]}.js`);
+    const uid = this.columns.uid[index];
+    await loadScript(`samples/${this.columns.shard[index]}/${uid}.js`);
+    if (this.arrived?.uid !== uid) throw new Error(`${uid}.js holds another sample`);
     return this.arrived;
   },
 
@@ -50,6 +54,15 @@ const gallery = {
     }
     return [low, high];
   },
+
+  /* Thresholds on a measurement in words, and whether a value misses one of them. */
+  limit(column, value) {
+    const rules = (this.limits[column] || []).filter(([side, bound]) => side === "most" || bound > 0);
+    return {
+      words: rules.map(([side, bound]) => `at ${side} ${shortNumber(bound)}`).join(", "),
+      missed: rules.some(([side, bound]) => (side === "least" ? value < bound : value > bound)),
+    };
+  },
 };
 
 function loadScript(path) {
@@ -62,26 +75,29 @@ function loadScript(path) {
   });
 }
 
-const EVERYTHING = { text: "", outcomes: [], reasons: [], licence: null, ranges: [], sort: "", descending: false, page: 0 };
+const SHOWS = ["pictures", "table", "charts"];
+const EVERYTHING = {
+  show: "pictures", text: "", outcomes: [], reasons: [], licence: null, ranges: [], sort: "", descending: false, page: 0,
+};
 
 /* Indices of the assets that fit, in the order asked for; what has no value comes last. */
-function selected(state) {
-  const { uid, name, title, author, caption, uri, outcome, reason, licence } = gallery.columns;
+function fitting(state) {
+  const { uid, name, title, author, caption, uri, detail, outcome, reason, licence } = gallery.columns;
   const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
   const outcomes = new Set(state.outcomes), reasons = new Set(state.reasons);
-  const fitting = [];
+  const found = [];
   for (let i = 0; i < gallery.count; i += 1) {
     if (outcomes.size && !outcomes.has(outcome[i])) continue;
     if (reasons.size && !reasons.has(reason[i])) continue;
     if (state.licence !== null && licence[i] !== state.licence) continue;
     if (!state.ranges.every((range) => inRange(range, i))) continue;
     if (words.length) {
-      const text = `${uid[i]} ${name[i]} ${title[i]} ${author[i]} ${caption[i]} ${uri[i]}`.toLowerCase();
+      const text = `${uid[i]} ${name[i]} ${title[i]} ${author[i]} ${caption[i]} ${uri[i]} ${detail[i]}`.toLowerCase();
       if (!words.every((word) => text.includes(word))) continue;
     }
-    fitting.push(i);
+    found.push(i);
   }
-  return state.sort ? sorted(fitting, gallery.columns[state.sort], state.descending) : fitting;
+  return state.sort ? sorted(found, gallery.columns[state.sort], state.descending) : found;
 }
 
 function inRange(range, index) {
@@ -100,9 +116,10 @@ function sorted(indices, values, descending) {
   });
 }
 
-/* A selection as the part of the URL after #, and back. */
-function toHash(state, uid) {
+/* A filter as the part of the URL after #, and back; `open` are the uids of opened assets. */
+function toHash(state, open = []) {
   const query = new URLSearchParams();
+  if (state.show !== "pictures") query.set("show", state.show);
   if (state.text) query.set("text", state.text);
   for (const outcome of state.outcomes) query.append("outcome", outcome);
   for (const reason of state.reasons) query.append("reason", reason);
@@ -110,7 +127,7 @@ function toHash(state, uid) {
   for (const { column, low, high } of state.ranges) query.append("range", `${column}:${low ?? ""}:${high ?? ""}`);
   if (state.sort) query.set("sort", `${state.descending ? "-" : ""}${state.sort}`);
   if (state.page) query.set("page", state.page + 1);
-  if (uid) query.set("open", uid);
+  for (const uid of open) query.append("open", uid);
   return query.toString();
 }
 
@@ -123,6 +140,7 @@ function fromHash(hash) {
     return { column, low: number(low), high: number(high) };
   });
   const state = {
+    show: SHOWS.includes(query.get("show")) ? query.get("show") : "pictures",
     text: query.get("text") || "",
     outcomes: query.getAll("outcome"),
     reasons: query.getAll("reason"),
@@ -133,5 +151,60 @@ function fromHash(hash) {
     page: Math.max(0, (number(query.get("page") ?? "") || 1) - 1),
   };
   if (!Object.hasOwn(gallery.columns, state.sort)) state.sort = "";
-  return { state, uid: query.get("open") };
+  return { state, open: query.getAll("open").filter((uid) => gallery.place.has(uid)).slice(0, 2) };
+}
+
+// elements and words that all scripts use
+
+/* An element with text and children; text never becomes markup. */
+function element(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in node) node[name] = value;
+    else node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+function button(label, onclick, properties = {}) {
+  return element("button", { type: "button", onclick, ...properties }, label);
+}
+
+function words(name) {
+  return name.replaceAll("_", " ").replace(/\b(uv|psnr)\b/g, (word) => word.toUpperCase());
+}
+
+function shortNumber(value) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value !== "number") return String(value);
+  return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
+}
+
+/* A word of a shell's command line. */
+function quoted(word) {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;
+}
+
+/* A button that copies a text, such as a command; the text stands in its title. */
+function copyButton(label, text) {
+  const node = button(label, async () => {
+    await copied(text());
+    node.textContent = "copied";
+    setTimeout(() => (node.textContent = label), 1500);
+  });
+  node.title = text();
+  return node;
+}
+
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = element("textarea", { value: text, className: "away" });
+    (document.querySelector("dialog[open]") || document.body).append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
 }

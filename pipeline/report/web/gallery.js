@@ -1,33 +1,18 @@
 "use strict";
-/* The page: filters, the grid of assets in pages, and the URL, which holds what is shown. */
+/* The page: filters, the assets in pages as pictures or as a table, what is selected, and the URL, which holds what is
+   shown. */
 
 const PER_PAGE = 120;
-const OUTCOMES = { textured: "textured", mv_only: "multi-view only", rejected: "rejected", failed: "failed" };
+const OUTCOMES = { textured: "textured", mv_only: "views only", rejected: "rejected", failed: "failed" };
+const SORTS = {
+  "": "pictures first", uid: "uid", round_trip_psnr: "round trip PSNR", faces: "faces", uv_score: "UV score", seconds: "seconds",
+};
+const TABLE = ["outcome", "reason", "round_trip_psnr", "faces", "uv_charts", "seconds"];
 const form = document.getElementById("filters");
 let state = EVERYTHING;
 let shown = [];
-let written = "";
-
-/* An element with text and children; text never becomes markup. */
-function element(tag, properties = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name in node) node[name] = value;
-    else node.setAttribute(name, value);
-  }
-  node.append(...children);
-  return node;
-}
-
-function words(name) {
-  return name.replaceAll("_", " ");
-}
-
-function shortNumber(value) {
-  if (value === null || value === undefined) return "–";
-  if (typeof value !== "number") return String(value);
-  return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
-}
+let open = [];
+const picked = new Set();
 
 function titleOf(index) {
   const { title, caption, uid } = gallery.columns;
@@ -36,28 +21,12 @@ function titleOf(index) {
 
 // filters
 
-function checkboxes(place, name, entries) {
-  place.replaceChildren(
-    ...entries.map(([value, label, count]) =>
-      element(
-        "label",
-        { className: "check" },
-        element("input", { type: "checkbox", name, value }),
-        element("span", {}, label),
-        element("span", { className: "count" }, count.toLocaleString("en")),
-      ),
-    ),
-  );
-}
-
 function buildFilters() {
-  const outcomes = new Map(gallery.tally("outcome"));
-  checkboxes(
-    document.getElementById("outcomes"), "outcome",
-    Object.entries(OUTCOMES).filter(([outcome]) => outcomes.has(outcome)).map(([outcome, label]) => [outcome, label, outcomes.get(outcome)]),
-  );
   const reasons = gallery.tally("reason").filter(([reason]) => reason);
-  checkboxes(document.getElementById("reasons"), "reason", reasons.map(([reason, n]) => [reason, words(reason), n]));
+  document.getElementById("reasons").replaceChildren(...reasons.map(([reason, count]) =>
+    element("label", { className: "check" },
+      element("input", { type: "checkbox", name: "reason", value: reason }),
+      element("span", {}, words(reason)), element("span", { className: "count" }, count.toLocaleString("en")))));
   document.getElementById("reasons-field").hidden = !reasons.length;
   const licences = gallery.tally("licence");
   document.getElementById("licence-field").hidden = licences.length < 2;
@@ -66,9 +35,11 @@ function buildFilters() {
     ...licences.map(([licence, n]) => element("option", { value: `=${licence}` }, `${licence || "not stated"} (${n})`)),
   );
   form.sort.replaceChildren(
-    element("option", { value: "" }, "job and uid"),
-    ...["uid", "caption", "licence", ...gallery.numeric()].map((name) => element("option", { value: name }, words(name))),
+    ...Object.entries(SORTS).map(([value, label]) => element("option", { value }, label)),
+    element("option", { value: "other" }, "another measurement …"),
   );
+  const others = ["caption", "licence", ...gallery.numeric()];
+  document.getElementById("measurements").replaceChildren(...others.map((name) => element("option", { value: words(name) })));
 }
 
 function addRange(range) {
@@ -80,7 +51,10 @@ function addRange(range) {
   select.value = range.column;
   const low = element("input", { type: "number", step: "any", ariaLabel: "at least", value: range.low ?? "" });
   const high = element("input", { type: "number", step: "any", ariaLabel: "at most", value: range.high ?? "" });
-  const remove = element("button", { type: "button", className: "remove", ariaLabel: "Remove this range" }, "×");
+  const remove = button("×", () => {
+    row.remove();
+    filtersChanged();
+  }, { className: "remove", ariaLabel: "Remove this range" });
   const row = element("div", { className: "range" }, select, low, high, remove);
   const hint = () => {
     const [least, most] = gallery.extent(select.value);
@@ -90,29 +64,37 @@ function addRange(range) {
     low.value = high.value = "";
     hint();
   });
-  remove.addEventListener("click", () => {
-    row.remove();
-    filtersChanged();
-  });
   hint();
   document.getElementById("ranges").append(row);
   return row;
 }
 
+function checkedValues(name) {
+  return [...form.elements].filter((field) => field.name === name && field.checked).map((field) => field.value);
+}
+
+function readSort() {
+  const other = form.sort.value === "other";
+  form.other.hidden = !other;
+  if (!other) return form.sort.value;
+  const name = form.other.value.trim().toLowerCase().replaceAll(" ", "_");
+  return Object.hasOwn(gallery.columns, name) ? name : "";
+}
+
 function readFilters() {
-  const checked = (name) => [...form.querySelectorAll(`input[name="${name}"]:checked`)].map((box) => box.value);
   const number = (input) => (input.value === "" ? null : Number(input.value));
   const ranges = [...document.querySelectorAll("#ranges .range")].map((row) => {
     const [low, high] = row.querySelectorAll("input");
     return { column: row.querySelector("select").value, low: number(low), high: number(high) };
   });
   return {
+    show: checkedValues("show")[0],
     text: form.text.value.trim(),
-    outcomes: checked("outcome"),
-    reasons: checked("reason"),
+    outcomes: checkedValues("outcome"),
+    reasons: checkedValues("reason"),
     licence: form.licence.value ? form.licence.value.slice(1) : null,
     ranges,
-    sort: form.sort.value,
+    sort: readSort(),
     descending: form.order.value === "down",
     page: 0,
   };
@@ -120,61 +102,123 @@ function readFilters() {
 
 function writeFilters() {
   form.text.value = state.text;
-  for (const box of form.querySelectorAll('input[type="checkbox"]')) {
-    box.checked = (box.name === "outcome" ? state.outcomes : state.reasons).includes(box.value);
+  for (const field of form.elements) {
+    if (field.name === "outcome") field.checked = state.outcomes.includes(field.value);
+    if (field.name === "reason") field.checked = state.reasons.includes(field.value);
+    if (field.name === "show") field.checked = field.value === state.show;
   }
   form.licence.value = state.licence === null ? "" : `=${state.licence}`;
   document.getElementById("ranges").replaceChildren();
   state.ranges.forEach(addRange);
-  form.sort.value = state.sort;
+  const known = Object.hasOwn(SORTS, state.sort);
+  form.sort.value = known ? state.sort : "other";
+  form.other.value = known ? "" : words(state.sort);
+  form.other.hidden = known;
   form.order.value = state.descending ? "down" : "up";
 }
 
-// grid
+function clearFilters() {
+  go({ ...EVERYTHING, show: state.show === "charts" ? "pictures" : state.show });
+}
+
+// pictures
+
+function linkTo(index) {
+  return `#${toHash(state, [gallery.columns.uid[index]])}`;
+}
+
+function picture(index) {
+  const path = gallery.value("picture", index), outcome = gallery.value("outcome", index);
+  const reason = words(gallery.value("reason", index));
+  return path
+    ? element("img", { src: path, alt: "", loading: "lazy", width: 192, height: 192 })
+    : element("span", { className: `blank ${outcome}` }, reason || "no picture");
+}
+
+function pickBox(index, label = "") {
+  const uid = gallery.columns.uid[index];
+  const box = element("input", { type: "checkbox", className: "pick", checked: picked.has(uid), ariaLabel: `Select ${titleOf(index)}` });
+  box.addEventListener("change", () => {
+    if (box.checked) picked.add(uid);
+    else picked.delete(uid);
+    showPicks();
+    for (const twin of document.querySelectorAll("#list .pick")) {
+      if (twin.ariaLabel === box.ariaLabel) twin.checked = picked.has(uid);
+    }
+  });
+  return label ? element("label", { className: "check" }, box, element("span", {}, label)) : box;
+}
 
 function card(index) {
-  const outcome = gallery.value("outcome", index), reason = words(gallery.value("reason", index));
-  const shard = gallery.value("shard", index), uid = gallery.value("uid", index), title = titleOf(index);
-  const picture = shard
-    ? element("img", {
-        src: `samples/${shard}/${uid}.webp`, alt: `${title} from the front`, loading: "lazy", width: 192, height: 192,
-      })
-    : element("span", { className: `blank ${outcome}` }, reason || "no pictures");
-  const figure = cardFigure(index, outcome, reason);
-  const button = element(
-    "button", { type: "button", className: "card", title },
-    picture,
-    element("span", { className: "name" }, title),
-    ...(title === uid ? [] : [element("span", { className: "uid" }, uid)]),
-    element(
-      "span", { className: "line" },
-      element("span", { className: `tag ${outcome}` }, OUTCOMES[outcome]), element("span", { className: "figure" }, figure),
-    ),
+  const outcome = gallery.value("outcome", index), title = titleOf(index);
+  return element(
+    "li", { className: "card" }, pickBox(index),
+    element("a", { href: linkTo(index), title, ariaLabel: `${title}, ${OUTCOMES[outcome]}` },
+      picture(index),
+      element("span", { className: "name" }, title),
+      ...uidLine(index),
+      element("span", { className: "line" }, outcomeTag(index), element("span", { className: "figure" }, cardFigure(index, outcome)))),
   );
-  button.addEventListener("click", () => openSample(shown.indexOf(index)));
-  return element("li", {}, button);
+}
+
+/* The uid, where the title is another text. */
+function uidLine(index) {
+  const uid = gallery.value("uid", index);
+  return titleOf(index) === uid ? [] : [element("span", { className: "uid" }, uid)];
 }
 
 /* The measurement that assets are sorted by, else the main one of this outcome. */
-function cardFigure(index, outcome, reason) {
+function cardFigure(index, outcome) {
   if (state.sort && !["uid", "caption"].includes(state.sort)) return shortNumber(gallery.value(state.sort, index));
   if (outcome === "textured") return `${shortNumber(gallery.value("round_trip_psnr", index))} dB`;
-  return outcome === "mv_only" ? reason : "";
+  return words(gallery.value("reason", index));
 }
 
+// table
+
+function table(indices) {
+  const columns = state.sort && !["uid", ...TABLE].includes(state.sort) ? [...TABLE, state.sort] : TABLE;
+  const head = (column, label) => {
+    const mine = state.sort === column, order = !mine ? "none" : state.descending ? "descending" : "ascending";
+    const sort = () => go({ ...state, sort: column, descending: mine && !state.descending, page: 0 });
+    return element("th", { scope: "col", ariaSort: order }, button(`${label}${!mine ? "" : state.descending ? " ↓" : " ↑"}`, sort));
+  };
+  const cell = (index, column) => {
+    const value = gallery.value(column, index), missed = typeof value === "number" && gallery.limit(column, value).missed;
+    const content = column === "outcome" ? outcomeTag(index) : column === "reason" ? words(value) : shortNumber(value);
+    return element("td", { className: `${typeof value === "number" || value === null ? "number" : ""}${missed ? " missed" : ""}` }, content);
+  };
+  const row = (index) =>
+    element("tr", {},
+      element("td", {}, pickBox(index)), element("td", { className: "small" }, picture(index)),
+      element("th", { scope: "row" }, element("a", { href: linkTo(index) }, titleOf(index)), ...uidLine(index)),
+      ...columns.map((column) => cell(index, column)));
+  const blank = () => element("td", {});
+  return element("div", { className: "wide", tabIndex: 0, role: "group", ariaLabel: "Assets as a table" },
+    element("table", { className: "assets" },
+      element("thead", {}, element("tr", {}, blank(), blank(), head("uid", "asset"), ...columns.map((column) => head(column, words(column))))),
+      element("tbody", {}, ...indices.map(row))));
+}
+
+// the page
+
 function show() {
-  shown = selected(state);
+  shown = fitting(state);
+  const charts = state.show === "charts";
+  document.getElementById("charts").hidden = !charts;
+  document.getElementById("browse").hidden = charts;
+  document.getElementById("everything").setAttribute("aria-pressed", String(!state.outcomes.length));
   const pages = Math.max(1, Math.ceil(shown.length / PER_PAGE));
   const page = Math.min(state.page, pages - 1);
-  const first = page * PER_PAGE, last = Math.min(first + PER_PAGE, shown.length);
-  document.getElementById("grid").replaceChildren(...shown.slice(first, last).map(card));
+  const first = page * PER_PAGE, last = Math.min(first + PER_PAGE, shown.length), part = shown.slice(first, last);
+  document.getElementById("list").replaceChildren(
+    !shown.length
+      ? element("div", { className: "empty" }, element("p", {}, "No asset fits these filters."), button("Clear all filters", clearFilters))
+      : state.show === "table" ? table(part) : element("ul", { className: "grid" }, ...part.map(card)));
   const range = pages > 1 ? `, ${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} shown` : "";
   document.getElementById("selection").textContent =
     `${shown.length.toLocaleString("en")} of ${gallery.count.toLocaleString("en")} assets${range}`;
-  const step = (label, to) => {
-    const disabled = to < 0 || to >= pages || to === page;
-    return element("button", { type: "button", disabled, onclick: () => turnTo(to) }, label);
-  };
+  const step = (label, to) => button(label, () => turnTo(to), { disabled: to < 0 || to >= pages || to === page });
   document.getElementById("pages").replaceChildren(
     ...(pages > 1
       ? [
@@ -183,52 +227,85 @@ function show() {
         ]
       : []),
   );
+  showPicks();
+}
+
+/* What can be done with the selected assets. */
+function showPicks() {
+  const uids = [...picked], place = document.getElementById("picks");
+  const all = button(`Select all ${shown.length.toLocaleString("en")}`, () => {
+    for (const index of shown) picked.add(gallery.columns.uid[index]);
+    show();
+  }, { disabled: !shown.length });
+  if (!uids.length) {
+    place.replaceChildren(all);
+    return;
+  }
+  const text = () => `${uids.join("\n")}\n`;
+  place.replaceChildren(
+    element("b", {}, `${uids.length.toLocaleString("en")} selected`),
+    button("Save uids.txt", () => save("uids.txt", text())),
+    copyButton("Copy uids", text),
+    copyButton("Copy retry command", () => `seqtex retry ${quoted(gallery.dataset)} --uid @uids.txt`),
+    button("Compare", () => openUids(uids), { disabled: uids.length !== 2, title: "two selected assets side by side" }),
+    all,
+    button("Select none", () => {
+      picked.clear();
+      show();
+    }),
+  );
+}
+
+function save(name, text) {
+  const url = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
 function turnTo(page) {
-  state = { ...state, page };
-  show();
-  writeUrl();
+  go({ ...state, page });
   document.getElementById("assets").scrollIntoView();
 }
 
-// URL
+// URL: every change goes through it
 
-function writeUrl(uid) {
-  written = toHash(state, uid);
-  location.replace(`#${written}`);
+function go(next, uids = []) {
+  const hash = toHash(next, uids);
+  if (hash !== location.hash.slice(1)) history.pushState(null, "", `#${hash}`);
+  readUrl();
+}
+
+function openUids(uids) {
+  if (uids.join() !== open.join()) go(state, uids);
 }
 
 function filtersChanged() {
-  state = readFilters();
+  const next = readFilters();
+  history.replaceState(null, "", `#${toHash(next)}`);
+  state = next;
   show();
-  writeUrl();
 }
 
 function readUrl() {
-  if (location.hash.replace(/^#/, "") === written || location.hash === "#assets") return;
-  const { state: requested, uid } = fromHash(location.hash);
-  state = requested;
+  if (location.hash === "#assets") return;
+  const found = fromHash(location.hash), before = toHash(state);
+  state = found.state;
+  open = found.open;
   writeFilters();
-  show();
-  const place = uid ? shown.indexOf(gallery.columns.uid.indexOf(uid)) : -1;
-  if (place >= 0) openSample(place);
+  if (toHash(state) !== before || !shown.length) show();
+  openSamples(open);
 }
 
 buildFilters();
 form.addEventListener("input", filtersChanged);
+for (const field of document.querySelectorAll('[form="filters"]')) field.addEventListener("input", filtersChanged);
 form.addEventListener("submit", (event) => event.preventDefault());
+document.getElementById("everything").addEventListener("click", () => go({ ...state, outcomes: [], page: 0 }));
 document.getElementById("add-range").addEventListener("click", () => {
   const preferred = ["round_trip_psnr", "faces", ...gallery.numeric()].find((name) => gallery.numeric().includes(name));
   addRange({ column: preferred, low: null, high: null }).querySelector("select").focus();
 });
-document.getElementById("clear").addEventListener("click", () => {
-  state = EVERYTHING;
-  writeFilters();
-  show();
-  writeUrl();
-});
+document.getElementById("clear").addEventListener("click", clearFilters);
+document.getElementById("side").open = matchMedia("(min-width: 821px)").matches;
 window.addEventListener("hashchange", readUrl);
-writeFilters();
-show();
 readUrl();

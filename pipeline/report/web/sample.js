@@ -1,167 +1,301 @@
 "use strict";
-/* One asset in full: pictures, 3D view, source and measurements. */
+/* Opened assets: one, or two side by side. */
 
 const dialog = document.getElementById("sample");
-let opened = -1;
-let modelUrl = "";
+const VIEW_LOOKS = {
+  compare: "Source | baked", error: "Error", source: "Source", baked: "Baked", lit: "Lit", normal: "Normal", position: "Position",
+};
+const MAP_LOOKS = { color: "Colour", normal: "Normal", position: "Position", opacity: "Opacity" };
+let opened = [];
+let choices = 0;
 
-function openSample(place) {
-  opened = place;
-  const index = shown[place];
-  forgetModel();
-  dialog.replaceChildren(...sampleParts(index));
+/* Open the assets of some uids; the dialog shows what it shows already. */
+function openSamples(uids) {
+  if (uids.join() === opened.map((panel) => panel.uid).join()) return;
+  closePanels();
+  if (!uids.length) {
+    if (dialog.open) dialog.close();
+    return;
+  }
+  opened = uids.map((uid) => new SamplePanel(gallery.place.get(uid), uids.length === 1));
+  const both = opened.length === 2 ? [comparison(...opened.map((panel) => panel.index))] : [];
+  dialog.replaceChildren(sampleHead(), element("div", { className: `panels of${opened.length}` }, ...opened.map((panel) => panel.node)), ...both);
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   dialog.querySelector(".close").focus({ preventScroll: true });
-  writeUrl(gallery.value("uid", index));
-  if (gallery.value("shard", index)) fillSample(index);
+  for (const panel of opened) panel.fill();
 }
 
-function sampleParts(index) {
-  const stored = Boolean(gallery.value("shard", index));
-  const pictures = element("div", { className: "pictures", id: "pictures" }, stored ? "Loading the pictures …" : "");
-  const model = element("div", { className: "model", id: "model" });
-  const facts = element("div", { className: "facts" }, ...result(index), ...source(index));
-  return [
-    sampleHead(index),
-    element("div", { className: stored ? "top" : "top alone" }, ...(stored ? [model] : []), facts),
-    ...(stored ? [pictures] : []),
-    element("h3", {}, "Measurements"),
-    element("div", { className: "measured" }, ...gallery.groups.map((group) => measurements(group, index)).filter(Boolean)),
-  ];
+function closePanels() {
+  for (const panel of opened) panel.free();
+  opened = [];
+  dialog.replaceChildren();
 }
 
-function sampleHead(index) {
+function sampleHead() {
+  const [panel] = opened, place = shown.indexOf(panel.index);
   const step = (label, key, by) =>
-    element("button", {
-      type: "button", disabled: !(opened + by in shown), title: `${label} (${key})`, onclick: () => openSample(opened + by),
-    }, label);
+    button(label, () => openUids([gallery.columns.uid[shown[place + by]]]), {
+      disabled: place < 0 || !(place + by in shown), title: `${label} (${key})`, className: "step",
+    });
+  const one = opened.length === 1;
   return element(
     "div", { className: "head" },
-    element("h2", { id: "sample-title" }, titleOf(index)),
-    element("span", { className: `tag ${gallery.value("outcome", index)}` }, OUTCOMES[gallery.value("outcome", index)]),
-    element("span", { className: "steps" }, step("Previous", "←", -1), step("Next", "→", 1),
-      element("button", { type: "button", className: "close", onclick: () => dialog.close() }, "Close")),
+    element("h2", { id: "sample-title" }, one ? titleOf(panel.index) : "Two assets compared"),
+    ...(one ? [outcomeTag(panel.index)] : []),
+    element("span", { className: "steps" },
+      ...(one ? [step("Previous", "←", -1), step("Next", "→", 1), pickBox(panel.index, "Select")] : []),
+      button("Close", () => openUids([]), { className: "close" })),
   );
 }
 
-/* Outcome, reason and the main measurements. */
-function result(index) {
+/* A group of radio buttons in one row; `labels` by value. */
+function segmented(legend, labels, value, onchange) {
+  const name = `choice${(choices += 1)}`;
+  const radio = ([key, label]) =>
+    element("label", {}, element("input", { type: "radio", name, value: key, checked: key === value, onchange: () => onchange(key) }), element("span", {}, label));
+  return element("div", { className: "tabs small", role: "radiogroup", ariaLabel: legend }, ...Object.entries(labels).map(radio));
+}
+
+function checkbox(label, onchange) {
+  const box = element("input", { type: "checkbox", onchange: () => onchange(box.checked) });
+  return element("label", { className: "check" }, box, element("span", {}, label));
+}
+
+class SamplePanel {
+  constructor(index, alone) {
+    this.index = index;
+    this.uid = gallery.columns.uid[index];
+    this.view = null;
+    this.model = element("div", { className: "model" });
+    this.pictures = element("div", {});
+    const stored = Boolean(gallery.value("shard", index)), picture = gallery.value("picture", index);
+    if (stored) {
+      this.model.textContent = "Loading …";
+    } else if (picture) {
+      this.model.append(element("img", { className: "rejected", src: picture, alt: `${titleOf(index)}, a small picture` }));
+      if (gallery.value("reason", index) === "duplicate") this.model.append(element("p", {}, "The asset that stands for it"));
+    }
+    const top = [...(stored || picture ? [this.model] : []), element("div", { className: "facts" }, ...result(index, alone), ...source(index), commands(index), details(index))];
+    this.node = element(
+      "div", { className: "panel" },
+      element("div", { className: top.length > 1 ? "top" : "top alone" }, ...top),
+      this.pictures,
+      ...(alone ? [measured(index)] : []),
+    );
+  }
+
+  async fill() {
+    if (!gallery.value("shard", this.index)) return;
+    try {
+      const entry = await gallery.load(this.index);
+      if (!opened.includes(this)) return;
+      const mesh = entry.mesh && (await unpackMesh(entry.mesh));
+      this.pictures.replaceChildren(...this.views(entry), ...this.maps(entry, mesh));
+      await this.showModel(entry, mesh);
+    } catch (error) {
+      if (opened.includes(this)) this.model.textContent = `${error.message}; run seqtex report again, or seqtex verify.`;
+    }
+  }
+
+  // 3D view
+
+  async showModel(entry, mesh) {
+    if (!mesh) {
+      this.model.remove();
+      return;
+    }
+    const image = element("img", { src: entry.mesh.texture === "map" ? entry.maps.color : entry.strips.source });
+    await image.decode();
+    if (!opened.includes(this)) return;
+    this.view = new MeshView(mesh, image, {
+      front: entry.front, cut: Boolean(entry.maps.opacity), label: `${titleOf(this.index)} in 3D; arrow keys turn it, plus and minus zoom`,
+    });
+    const looks = entry.maps.color ? LOOKS : { texture: "Colour", normals: "Normals", clay: "Clay" };
+    this.model.replaceChildren(
+      this.view.canvas,
+      element("div", { className: "bar" },
+        segmented("Look of the mesh", looks, "texture", (look) => this.view.show({ look })),
+        checkbox("Wireframe", (wire) => this.view.show({ wire }))),
+      element("p", {}, `${entry.mesh.title}: ${shortNumber(entry.mesh.faces)} faces${entry.maps.color ? `, ${shortNumber(gallery.value("layout_charts", this.index))} charts` : ""}. Drag to turn it.`),
+    );
+    this.view.draw();
+  }
+
+  // views
+
+  views(entry) {
+    const { strips } = entry, looks = { ...VIEW_LOOKS };
+    for (const look of Object.keys(looks)) if (!strips[look] && !(look === "compare" && strips.baked)) delete looks[look];
+    const first = Object.keys(looks)[0];
+    const grid = element("div", { className: "cells", style: `--views: ${entry.views}; --aspect: ${entry.aspect}` });
+    const cut = element("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: "Share of the source, from the left" });
+    const slide = element("label", { className: "slide" }, "source ", cut, " baked");
+    const legend = element("p", { className: "legend" }, "0 ", element("i", {}), " 64 of 255 or more, largest channel");
+    const setCut = (share) => {
+      cut.value = share;
+      grid.style.setProperty("--cut", `${share}%`);
+      grid.style.setProperty("--share", share / 100);
+    };
+    const picture = (name, view, extra = "") =>
+      element("img", { src: strips[name], className: extra, alt: `${titleOf(this.index)}, view ${view + 1}, ${name}`, style: `--view: ${view}`, draggable: false });
+    const show = (look) => {
+      grid.replaceChildren(
+        ...Array.from({ length: entry.views }, (_, view) =>
+          element("div", { className: "cell" },
+            ...(look === "compare" ? [picture("source", view, "left"), picture("baked", view, "right"), element("i", { className: "cut" })] : [picture(look, view)]))),
+      );
+      slide.hidden = look !== "compare";
+      legend.hidden = look !== "error";
+    };
+    cut.addEventListener("input", () => setCut(cut.value));
+    grid.addEventListener("pointermove", (event) => {
+      const cell = event.target.closest?.(".cell")?.getBoundingClientRect();
+      if (!cell || slide.hidden || (event.pointerType === "mouse" && !event.buttons)) return;
+      setCut(Math.max(0, Math.min(100, (100 * (event.clientX - cell.left)) / cell.width)));
+    });
+    setCut(50);
+    show(first);
+    const note = entry.shading ? [element("p", { className: "note" }, `Lit views: ${entry.shading.renderer || JSON.stringify(entry.shading)}`)] : [];
+    return [
+      element("h3", {}, "Views"),
+      element("div", { className: "bar" }, segmented("Look of the views", looks, first, show), slide, legend), grid, ...note,
+    ];
+  }
+
+  // maps
+
+  maps(entry, mesh) {
+    if (!entry.maps.color) return [];
+    const looks = Object.fromEntries(Object.entries(MAP_LOOKS).filter(([look]) => entry.maps[look]));
+    const image = element("img", { alt: "" });
+    const canvas = element("canvas", { width: 1024, height: 1024, ariaHidden: "true" });
+    const over = { wire: false, seams: false };
+    const redraw = () => {
+      canvas.getContext("2d").clearRect(0, 0, 1024, 1024);
+      if (over.wire) drawLayout(canvas, mesh, mesh.edges, "rgb(20 255 200 / 70%)", 0.7);
+      if (over.seams) drawLayout(canvas, mesh, mesh.seams, "rgb(255 60 60)", 2.2);
+    };
+    const show = (look) => {
+      image.src = entry.maps[look];
+      image.alt = `${titleOf(this.index)}, UV map, ${looks[look].toLowerCase()}`;
+    };
+    const toggle = (name) => (on) => {
+      over[name] = on;
+      redraw();
+    };
+    show("color");
+    return [
+      element("h3", {}, "UV maps"),
+      element("div", { className: "bar" },
+        segmented("Map", looks, "color", show), checkbox("UV wireframe", toggle("wire")), checkbox("Seams", toggle("seams"))),
+      element("div", { className: "map" }, image, canvas),
+    ];
+  }
+
+  free() {
+    this.view?.free();
+  }
+}
+
+// text
+
+function outcomeTag(index) {
+  const outcome = gallery.value("outcome", index);
+  return element("span", { className: `tag ${outcome}` }, OUTCOMES[outcome]);
+}
+
+/* Outcome, reason, and the main measurements with their thresholds. */
+function result(index, alone) {
   const reason = words(gallery.value("reason", index)), detail = gallery.value("detail", index);
   const suspicion = gallery.value("suspicion", index);
   const parts = [];
+  if (!alone) parts.push(element("p", { className: "name" }, titleOf(index), " ", outcomeTag(index)));
   if (reason) parts.push(element("p", { className: "reason" }, element("strong", {}, reason), detail ? ` ${detail}` : ""));
   else if (detail) parts.push(element("p", { className: "reason" }, detail));
   if (suspicion) parts.push(element("p", { className: "reason" }, element("strong", {}, "suspicious: "), suspicion));
-  const share = gallery.value("round_trip_off_share", index);
   const figures = [
-    ["round trip", gallery.value("round_trip_psnr", index), (value) => `${shortNumber(value)} dB`],
-    ["pixels off by more than 8 of 255", share, (value) => `${Number((100 * value).toPrecision(3))} %`],
-    ["faces", gallery.value("faces", index), shortNumber],
-    ["seconds", gallery.value("seconds", index), shortNumber],
+    ["PSNR of the round trip", "round_trip_psnr", (value) => `${value.toFixed(1)} dB`],
+    ["pixels off by more than 8 of 255", "round_trip_off_share", (value) => `${Number((100 * value).toPrecision(3))} %`],
+    ["faces", "faces", shortNumber],
+    ["seconds", "seconds", shortNumber],
   ];
-  const known = figures.filter(([, value]) => value !== null);
-  parts.push(
-    element("dl", { className: "figures" },
-      ...known.map(([label, value, form]) => element("div", {}, element("dt", {}, label), element("dd", {}, form(value))))),
-  );
+  const row = ([label, column, form]) => {
+    const value = gallery.value(column, index);
+    if (value === null) return [];
+    const { words: bounds, missed } = gallery.limit(column, value);
+    const bound = bounds && (missed || column === "round_trip_psnr") ? [element("small", {}, ` (${bounds})`)] : [];
+    return [element("div", { className: missed ? "missed" : "" }, element("dt", {}, label), element("dd", {}, form(value), ...bound))];
+  };
+  parts.push(element("dl", { className: "figures" }, ...figures.flatMap(row)));
   return parts;
 }
 
+function described(rows, index) {
+  const known = rows.map(([label, value]) => [label, value]).filter(([, value]) => value);
+  return element("dl", { className: "source" },
+    ...known.map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, value))));
+}
+
 function source(index) {
-  const rows = {
-    uid: gallery.value("uid", index),
-    source: gallery.value("name", index),
-    title: gallery.value("title", index),
-    author: gallery.value("author", index),
-    caption: gallery.value("caption", index),
-    licence: gallery.value("licence", index) || "not stated",
-    attribution: gallery.value("attribution", index) || "not stated",
-    page: gallery.value("page", index),
-    file: gallery.value("uri", index),
-    shard: gallery.value("shard", index) ? `${gallery.value("shard", index)}.tar` : "",
-    sandbox: gallery.value("sandbox", index),
+  const value = (column) => gallery.value(column, index);
+  return [described([
+    ["uid", value("uid")], ["source", value("name")], ["title", value("title")], ["author", value("author")],
+    ["caption", value("caption")], ["licence", value("licence") || "not stated"],
+    ["attribution", value("attribution") || "not stated"], ["page", value("page")], ["file", value("uri")],
+  ])];
+}
+
+function commands(index) {
+  const uid = gallery.value("uid", index), place = quoted(gallery.dataset);
+  return element("p", { className: "commands" },
+    copyButton("Copy uid", () => uid),
+    copyButton("Copy inspect command", () => `seqtex inspect ${place} --uid ${quoted(uid)}`),
+    copyButton("Copy retry command", () => `seqtex retry ${place} --uid ${quoted(uid)}`));
+}
+
+function details(index) {
+  const value = (column) => gallery.value(column, index), shard = value("shard");
+  return element("details", { className: "more" }, element("summary", {}, "Details"),
+    described([
+      ["shard", shard ? `${shard}.tar` : ""], ["sha256", value("sha256")], ["signature", value("signature")], ["sandbox", value("sandbox")],
+    ]));
+}
+
+const HIDDEN = ["signature"];
+
+function measuredRows(group, indices) {
+  const names = group.names.filter((name) => !HIDDEN.includes(name) && indices.some((index) => gallery.value(name, index) !== null));
+  const cells = (name) => indices.map((index) => {
+    const value = gallery.value(name, index), { words: bounds, missed } = value === null ? { words: "" } : gallery.limit(name, value);
+    return element("td", { className: missed ? "missed" : "" }, shortNumber(value), ...(bounds ? [element("small", {}, ` (${bounds})`)] : []));
+  });
+  return names.map((name) => element("tr", {}, element("th", { scope: "row" }, words(name)), ...cells(name)));
+}
+
+function measured(index) {
+  const table = (group) => {
+    const rows = measuredRows(group, [index]);
+    return rows.length ? [element("table", {}, element("caption", {}, group.title), element("tbody", {}, ...rows))] : [];
   };
-  const known = Object.entries(rows).filter(([, value]) => value);
-  return [
-    element("dl", { className: "source" },
-      ...known.map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, value)))),
-  ];
+  return element("div", {}, element("h3", {}, "Measurements"), element("div", { className: "measured" }, ...gallery.groups.flatMap(table)));
 }
 
-function measurements(group, index) {
-  const known = group.names.filter((name) => gallery.value(name, index) !== null);
-  if (!known.length) return null;
-  const rows = known.map((name) =>
-    element("tr", {}, element("th", { scope: "row" }, words(name)), element("td", {}, shortNumber(gallery.value(name, index)))));
-  return element("table", {}, element("caption", {}, group.title), element("tbody", {}, ...rows));
+/* Measurements of two assets; rows that differ are marked. */
+function comparison(one, other) {
+  const rows = gallery.groups.flatMap((group) => measuredRows(group, [one, other]));
+  for (const row of rows) if (row.cells[1].textContent !== row.cells[2].textContent) row.className = "differs";
+  const head = element("tr", {}, element("th", {}, "measurement"), ...[one, other].map((index) => element("th", { scope: "col" }, titleOf(index))));
+  return element("div", { className: "wide" }, element("h3", {}, "Measurements"),
+    element("table", { className: "both" }, element("thead", {}, head), element("tbody", {}, ...rows)));
 }
 
-async function fillSample(index) {
-  try {
-    const entry = await gallery.load(index);
-    if (dialog.open && shown[opened] === index) await fillPictures(entry, index);
-  } catch (error) {
-    if (dialog.open && shown[opened] === index) {
-      document.getElementById("model").textContent = `${error.message}; run seqtex report again.`;
-    }
-  }
-}
-
-async function fillPictures(entry, index) {
-  const figures = entry.pictures.map(({ kind, title, src }) =>
-    element("figure", { className: kind },
-      element("img", { src, alt: `${titleOf(index)}, ${title.toLowerCase()}` }), element("figcaption", {}, title)));
-  document.getElementById("pictures").replaceChildren(...figures);
-  await showModel(entry.model, index);
-}
-
-// 3D view
-
-async function showModel(model, index) {
-  const place = document.getElementById("model");
-  if (!model) {
-    place.remove();
-    return;
-  }
-  if (!document.createElement("canvas").getContext("webgl2")) {
-    place.textContent = "This browser has no WebGL, which the 3D view needs.";
-    return;
-  }
-  place.textContent = "Loading the 3D view …";
-  if (!customElements.get("model-viewer")) await loadScript("model-viewer.js");
-  const file = await unpacked(model.glb);
-  if (!dialog.open || shown[opened] !== index) return;
-  forgetModel();
-  modelUrl = URL.createObjectURL(file);
-  const viewer = element("model-viewer", {
-    alt: `${titleOf(index)}, to turn around`, "camera-controls": "", "interaction-prompt": "none",
-  });
-  viewer.addEventListener("error", () => {
-    place.textContent = "The 3D view cannot show this mesh.";
-  });
-  viewer.src = modelUrl;
-  viewer.append(element("div", { slot: "progress-bar" }));
-  place.replaceChildren(viewer, element("p", {}, `${model.title}. Drag or use the arrow keys to turn it.`));
-}
-
-/* A gzipped file in base64. */
-function unpacked(text) {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).blob();
-}
-
-function forgetModel() {
-  if (modelUrl) URL.revokeObjectURL(modelUrl);
-  modelUrl = "";
-}
-
-dialog.addEventListener("close", () => {
-  forgetModel();
-  dialog.replaceChildren();
-  writeUrl();
+dialog.addEventListener("close", () => openUids([]));
+dialog.addEventListener("cancel", (event) => {
+  event.preventDefault();
+  openUids([]);
 });
 dialog.addEventListener("keydown", (event) => {
-  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (by && event.target.localName !== "model-viewer" && opened + by in shown) openSample(opened + by);
+  const by = { ArrowLeft: 0, ArrowRight: 1 }[event.key];
+  if (by !== undefined && !["CANVAS", "INPUT"].includes(event.target.tagName)) dialog.querySelectorAll(".step")[by]?.click();
 });

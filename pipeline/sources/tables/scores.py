@@ -92,8 +92,15 @@ def _read(path: Path, wanted: set[str]) -> tuple[list[str], pa.Table]:
             options = pa_csv.ConvertOptions(column_types=dict.fromkeys(_UID, pa.string()), strings_can_be_null=True)
             table = pa_csv.read_csv(path, pa_csv.ReadOptions(use_threads=False), convert_options=options)
             uid = _checked(path, table.column_names, wanted)
+        elif path.suffix.lower() == ".txt":
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            table = pa.table({"uid": [line.strip() for line in lines if line.strip()]})
+            uid = _checked(path, table.column_names, wanted)
         else:
-            raise UserError(f"{path}: select.scores is no table; give a .parquet or .csv with a column uid")
+            raise UserError(
+                f"{path}: select.scores is no table; give a .parquet or .csv with a column uid, or a .txt with one uid "
+                "a line"
+            )
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
     uids = table[uid].to_pylist()

@@ -291,6 +291,8 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "problem": lambda facts: f"problem  {facts['detail']}",
     "verified": lambda facts: f"verified  {facts['dataset']}: {count(facts['problems'], 'problem')}",
     "report": gallery,
+    "page": lambda facts: f"page  {facts['path']}",
+    "view": lambda facts: f"gallery  {facts['url']}: {count(facts['listed'], 'asset')} listed; Ctrl-C ends it",
     "attribution": lambda facts: f"attribution  {count(facts['samples'], 'sample')} to {facts['out']}",
     "exported": lambda facts: f"exported  {count(facts['samples'], 'sample')} to {facts['out']} ({facts['layout']})",
     "licences": licences,

@@ -61,7 +61,7 @@ def test_the_front_matter_is_what_hubs_read(finished):
         (data,) = config["data_files"]
         assert list(finished.glob(data["path"])), f"{config['config_name']} has files"
     assert [config["config_name"] for config in front["configs"]] == ["textured", "mv_only"]
-    assert "12 samples, views of 512 x 512" in text and "4 assets were rejected, 4 failed" in text
+    assert "12 samples, views of 48 x 48" in text and "4 assets were rejected, 4 failed" in text
     assert "| synthetic | CC0-1.0 | 8 |" in text
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from pipeline.dataset import lock as locking
+from pipeline.dataset.folders import common_folder
 from pipeline.dataset.lock import lock, running_since
 from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import commit, committed, remove_leftovers
@@ -105,7 +106,7 @@ def folder(refs: list[MeshRef], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def built(refs: list[MeshRef], out: Path) -> Path:
     for name in ("shards", "ledger"):
         (out / name).mkdir(parents=True)
-    jobs = plan_jobs(refs, CFG.assets_per_job)
+    jobs = plan_jobs(refs, CFG.assets_per_job, common_folder(refs))
     info = settle(out, jobs, CFG.recorded())
     for job in jobs:
         process_job(job, out, CFG)
@@ -157,8 +158,8 @@ def test_a_build_on_s3_has_the_bytes_of_one_in_a_folder(
     assert report.planned == report.textured + report.mv_only == COUNT
     assert same(out, folder) and verify(out) == []
     assert {path.name for path in out.iterdir()} == {
-        "README.md", "attribution.parquet", "croissant.json", "dataset.json", "index.json", "ledger", "plan.parquet",
-        "shards",
+        "README.md", "attribution.parquet", "croissant.json", "dataset.json", "folders.json", "index.json", "ledger",
+        "plan.parquet", "shards",
     }  # fmt: skip
     assert not any(scratch.rglob("*.tmp")) and not list(scratch.glob("*/.work/*"))
     events: list[str] = []
@@ -270,7 +271,7 @@ def test_a_build_killed_before_its_ledger_part_is_finished_to_the_same_bytes(
     assert ended.returncode == -9, ended.stderr
     assert (out / ".lock").is_file() and len(list((out / "ledger").iterdir())) == kept
     assert any(problem.job is not None for problem in find_problems(out))
-    jobs = plan_jobs(refs, CFG.assets_per_job)
+    jobs = plan_jobs(refs, CFG.assets_per_job, common_folder(refs))
     with lock(out):
         info = settle(out, jobs, CFG.recorded())
         remove_leftovers(out, len(jobs))
@@ -388,7 +389,7 @@ def test_an_error_that_passes_is_no_absence(folder: Path, refs: list[MeshRef], s
     called missing."""
     flaky_store.register()
     out = copied(folder, ObjectPath("flaky://bucket/forge"))
-    jobs = plan_jobs(refs, CFG.assets_per_job)
+    jobs = plan_jobs(refs, CFG.assets_per_job, common_folder(refs))
     replan(out, read_dataset_json(out), jobs, {"step": "extended"})
     text = (out / "dataset.json").read_bytes()
     for request, name in (("info", "dataset.json"), ("read", "dataset.json"), ("info", "plan.parquet")):
@@ -529,7 +530,7 @@ def test_google_storage_holds_the_same_dataset(
 ) -> None:
     """The server at hand does not refuse to create an object twice: the lock is checked by reading it again."""
     out = ObjectPath(f"{gs.url}/built/forge")
-    jobs = plan_jobs(refs, CFG.assets_per_job)
+    jobs = plan_jobs(refs, CFG.assets_per_job, common_folder(refs))
     with lock(out):
         info = settle(out, jobs, CFG.recorded())
         for job in jobs:

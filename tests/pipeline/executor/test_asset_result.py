@@ -1,13 +1,17 @@
 """A parent believes what an asset's process left only where it looks like what such a process leaves."""
 
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline.executor.asset_result import MAX_OUTCOME_BYTES, read_asset_result, write_asset_result
+from pipeline.dataset.pictures import RAW_BYTES, SIDE
+from pipeline.executor.asset_result import MAX_OUTCOME_BYTES, PICTURE, read_asset_result, write_asset_result
 from pipeline.filter.signature import NUMBERS
 from schemas.codec import LIT, OPACITY, VIEW_FIELDS
 from schemas.ledger import Measurements, Note, NoteKind, Outcome, Reason, Rejected, Status
@@ -140,4 +144,35 @@ def test_a_folder_of_fields_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (folder / "fields").rename(other)
     (folder / "fields").symlink_to(other)
     with pytest.raises(ValueError, match="no folder"):
+        read_asset_result(folder, ROW, 7)
+
+
+REJECTED = LEFT | {"regime": None, "rejected": Rejected(reason=Reason.UNTEXTURED, detail="min_color_std: 0")}
+
+
+def test_the_pixels_of_a_rejected_asset_become_a_picture(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 4), np.uint8)
+    pixels[..., 3] = 255
+    write_asset_result(tmp_path, **REJECTED, sample={}, picture=pixels.tobytes())
+    found = read_asset_result(tmp_path, ROW, 7)
+    assert found is not None and found.outcome.reason is Reason.UNTEXTURED and not found.files
+    picture = Image.open(io.BytesIO(found.picture))
+    assert (picture.format, picture.size) == ("WEBP", (SIDE, SIDE))
+    assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - pixels[..., :3]).mean() < 60
+
+
+@pytest.mark.parametrize("size", [0, RAW_BYTES - 1, RAW_BYTES + 1, 1 << 40])
+def test_pixels_of_another_number_are_refused(tmp_path: Path, size: int) -> None:
+    write_asset_result(tmp_path, **REJECTED, sample={}, picture=b"")
+    os.truncate(tmp_path / PICTURE, size)
+    with pytest.raises(ValueError, match=PICTURE):
+        read_asset_result(tmp_path, ROW, 7)
+
+
+def test_pixels_behind_a_link_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "asset"
+    folder.mkdir()
+    write_asset_result(folder, **REJECTED, sample={})
+    (folder / PICTURE).symlink_to(secret(tmp_path))
+    with pytest.raises(ValueError, match="no plain file"):
         read_asset_result(folder, ROW, 7)

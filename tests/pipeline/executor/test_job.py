@@ -1,6 +1,7 @@
 """One asset to a sample, one job to shards: every asset ends in exactly one row."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig, config_from_dict
+from pipeline.dataset.pictures import SIDE, pictures_path, read_pictures
 from pipeline.executor.job import process_job
 from pipeline.filter.rules import FilterConfig, rule_of
+from pipeline.mesh_io.write_glb import Primitive, encode_glb
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sandbox.child import LimitsConfig
@@ -160,6 +164,43 @@ def test_a_job_gives_every_asset_one_row_and_every_sample_one_place(refs, tmp_pa
             row = next(row for row in part.outcomes if row.uid == uid)
             assert (sample.regime, row.regime, row.shard) == (shard.regime, shard.regime, shard.name)
             assert sample.meta["measurements"] == row.measurements.json()
+
+
+def test_rejected_assets_leave_a_picture_beside_the_ledger(refs, tmp_path):
+    """At every stage of the filter, the same one every time; a job done again for one asset keeps the others'."""
+    cfg = dataclasses.replace(SMALL, filter=FilterConfig(min_visible_share=0.9))
+    job = ShardJob(index=2, refs=(refs[0], refs[2], MeshRef(uid="z-missing", uri=str(tmp_path / "gone.glb"))))
+    outs = [new_output(tmp_path / name) for name in ("one", "two")]
+    for out in outs:
+        assert process_job(job, out, cfg).counts.rejected == 3
+    first, second = (pictures_path(out, 2).read_bytes() for out in outs)
+    pictures = read_pictures(outs[0], 2)
+    assert first == second and list(pictures) == [refs[0].uid, refs[2].uid]
+    for picture in pictures.values():
+        shown = np.asarray(Image.open(io.BytesIO(picture)))
+        assert shown.shape == (SIDE, SIDE, 4) and len(picture) < 8000
+        assert 0.02 < (shown[..., 3] > 128).mean() < 0.98 and shown[shown[..., 3] > 128][:, :3].std() > 10
+
+    process_job(dataclasses.replace(job, only=frozenset({"z-missing"})), outs[0], cfg)
+    assert pictures_path(outs[0], 2).read_bytes() == first
+    process_job(job, outs[1], SMALL)
+    assert read_pictures(outs[1], 2) == {}, "accepted assets have none"
+
+
+def test_assets_without_a_size_have_no_picture(refs, tmp_path):
+    few = process_asset(refs[0], dataclasses.replace(SMALL, filter=FilterConfig(min_faces=10**6)))
+    assert few.picture is not None and few.picture.shape == (SIDE, SIDE, 4) and few.picture[..., 3].any()
+    path = tmp_path / "point.glb"
+    path.write_bytes(encode_glb([point()], [], {}))
+    nothing = process_asset(MeshRef(uid="p", uri=str(path)), SMALL)
+    assert isinstance(nothing.result, Rejected) and nothing.picture is None
+
+
+def point() -> Primitive:
+    """Twenty faces, all of whose corners lie in one point."""
+    return Primitive(
+        positions=np.zeros((3, 3)), normals=np.eye(3), faces=np.tile(np.array([[0, 1, 2]]), (20, 1)), material=None
+    )
 
 
 def test_a_machine_that_cannot_process_assets_commits_nothing(refs, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.dataset.plan import plan_jobs, read_plan
-from pipeline.dataset.state import finish, settle
+from pipeline.dataset.state import finish, planned_jobs, settle
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build, rework
 from pipeline.executor.job import process_job
@@ -63,7 +63,7 @@ def first(tmp_path_factory) -> Path:
     out = root / "out"
     for part in ("shards", "ledger", ".work"):
         (out / part).mkdir(parents=True)
-    jobs = plan_jobs(folder(root / "assets"), CFG.assets_per_job)
+    jobs = plan_jobs(folder(root / "assets"), CFG.assets_per_job, root / "assets")
     info = settle(out, jobs, CFG.recorded())
     for job in jobs:
         process_job(job, out, CFG)
@@ -79,19 +79,6 @@ def place(first, tmp_path) -> Path:
     yield tmp_path
     (first / "assets" / "b.png").unlink(missing_ok=True)
     picture(first / "assets" / "a.png", (200, 0, 30))
-
-
-@pytest.fixture
-def without_ray(monkeypatch) -> None:
-    """Jobs are done here, one after the other."""
-
-    def run_jobs(todo, out, cfg, run, workers, address, progress, then) -> None:
-        while todo:
-            for job in todo:
-                process_job(job, out, cfg)
-            todo = then()
-
-    monkeypatch.setattr("pipeline.executor.ray_executor.run_jobs", run_jobs)
 
 
 def rows(out: Path) -> dict[str, Outcome]:
@@ -142,7 +129,8 @@ def test_a_sample_whose_file_changed_is_replaced_only_when_asked_for(first, plac
 def test_an_interruption_after_the_plan_leaves_nothing_undone(first, place, without_ray):
     """The plan names the new file, its row is still of the old one: the next build processes that asset alone."""
     out = place / "out"
-    jobs, info = read_plan(out / "plan.parquet"), read_dataset_json(out)
+    info = read_dataset_json(out)
+    jobs = planned_jobs(out, info)
     picture(first / "assets" / "b.png", (20, 90, 200))
     uid = rows(out)["b"].uid
     info, jobs = renew(out, info, jobs, {uid}, 1 << 20)

@@ -1,29 +1,42 @@
-"""The gallery: every asset is listed, only what changed is drawn again, what a browser unpacks is the mesh."""
+"""The gallery: every asset is listed, only what changed is drawn again, mesh and errors are those of the sample."""
 
 import base64
 import gzip
+import io
 import json
 import re
 import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from geometry.image_metrics import compare_pixels
+from geometry.raster_cpu import CpuRasterizer
+from pipeline.asset import process_asset
+from pipeline.config import BuildConfig
+from pipeline.dataset.pictures import RAW_BYTES, encode_picture, pictures_path, write_pictures
 from pipeline.filter.rules import FilterConfig
-from pipeline.mesh_io.load import load_mesh
+from pipeline.render.uv_maps import BakeConfig
+from pipeline.render.views import RenderConfig, render_baked
 from pipeline.report.asset_table import measurement_groups
 from pipeline.report.charts import histogram
 from pipeline.report.gallery import STATIC, write_gallery
-from pipeline.report.images import GRID, seen_surface
-from schemas.codec import decode
-from schemas.dataset import part_path, read_ledger, shard_path
-from schemas.ledger import LEDGER_SCHEMA, Measurements
-from schemas.mesh import TexturedMesh
-from schemas.sample import Regime, Views
+from pipeline.report.images import GRID, error_colors, seen_surface, side_by_side
+from pipeline.report.packed_mesh import pack_mesh
+from pipeline.report.sample_files import draw_sample, draw_stored, quick_thumbnail
+from pipeline.sources.procedural import procedural
+from schemas.codec import decode, encode
+from schemas.dataset import part_path, read_ledger, shard_path, write_ledger_part
+from schemas.ledger import LEDGER_SCHEMA, Measurements, Reason
+from schemas.mesh import UvMesh
+from schemas.sample import Regime, TextureSample, Views
 from schemas.shards import read_shard
 from seqtex.cli.main import main
+from tests.schemas.test_codec import make_sample
 from tests.support.gallery_dataset import HOSTILE, synthetic_outcome, synthetic_ref, write_dataset
 
 ASSETS = 24
@@ -68,9 +81,11 @@ def test_every_asset_is_listed_with_what_the_ledger_and_the_plan_say(dataset):
     written = gallery(dataset)
     assert (written.listed, written.drawn, written.kept, written.problems) == (ASSETS, 4, 0, ())
     columns = handed_over(dataset / "report" / "data.js", "data")["columns"]
+    place = {uid: i for i, uid in enumerate(columns["uid"])}
+    assert [bool(shard) for shard in columns["shard"]] == sorted(map(bool, columns["shard"]), reverse=True)
     for i in range(ASSETS):
         outcome, ref = synthetic_outcome(i, i // 12), synthetic_ref(i)
-        row = {name: values[i] for name, values in columns.items()}
+        row = {name: values[place[ref.uid]] for name, values in columns.items()}
         assert (row["uid"], row["caption"], row["detail"]) == (ref.uid, ref.caption, outcome.detail)
         assert row["attribution"] == ref.source.attribution and row["reason"] == (outcome.reason or "")
         assert row["faces"] == outcome.measurements.faces
@@ -85,20 +100,90 @@ def test_groups_name_every_measurement_once():
     assert names == list(Measurements.__dataclass_fields__) and set(names) < set(LEDGER_SCHEMA.names)
 
 
-def test_the_model_of_a_sample_is_its_mesh_with_its_map(dataset, tmp_path):
+def unpacked(packed: dict) -> UvMesh:
+    """The mesh that `web/mesh.js` unpacks."""
+    data, offset = gzip.decompress(base64.b64decode(packed["data"])), 0
+
+    def stream(kind, count):
+        nonlocal offset
+        size = np.dtype(kind).itemsize
+        planes = np.frombuffer(data, np.uint8, size * count, offset).reshape(size, count)
+        offset += size * count
+        coded = np.ascontiguousarray(planes.T).view(kind).reshape(-1).astype(np.int64)
+        return np.cumsum((coded >> 1) ^ -(coded & 1)) % (1 << 8 * size)
+
+    n = packed["vertices"]
+    wide = np.stack([stream("<u2", n) for _ in range(5)], axis=1) / 65_535
+    normals = np.stack([stream("u1", n) for _ in range(3)], axis=1) / 255 * 2 - 1
+    faces = stream("<u4", 3 * packed["faces"]).reshape(-1, 3)
+    assert offset == len(data)
+    return UvMesh(
+        vertices=(wide[:, :3] * 2 - 1).astype(np.float32), uv=wide[:, 3:].astype(np.float32),
+        normals=normals.astype(np.float32), faces=faces.astype(np.int32), layout="",
+    )  # fmt: skip
+
+
+def picture(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def test_an_opened_sample_has_its_mesh_maps_and_views(dataset):
     gallery(dataset)
     uid, sample = next((uid, s) for uid, s in stored(dataset).items() if s.regime is Regime.TEXTURED)
     entry = handed_over(dataset / "report" / "samples" / "textured-000000" / f"{uid}.js", "sample")
-    (tmp_path / "model.glb").write_bytes(gzip.decompress(base64.b64decode(entry["model"]["glb"])))
-    mesh = load_mesh(tmp_path / "model.glb")
-    assert isinstance(mesh, TexturedMesh)
-    np.testing.assert_allclose(mesh.vertices[:, [0, 2, 1]] * [1, -1, 1], sample.mesh.vertices, atol=1e-6)
-    np.testing.assert_allclose(mesh.uv, sample.mesh.uv, atol=1e-6)
-    off = mesh.textures[0].image[..., :3].astype(int) - sample.uv.rgb
-    assert np.abs(off).mean() < 20, "a JPEG of the map, noise though it is"
-    assert [picture["title"] for picture in entry["pictures"]] == [
-        "Views: colour", "Views: normal", "Views: position", "UV map: colour", "UV map: normal", "UV map: position",
-    ]  # fmt: skip
+    mesh = unpacked(entry["mesh"])
+    for name, error in (("vertices", 2e-5), ("uv", 1e-5), ("normals", 0.005)):
+        order = np.argsort(sample.mesh.single_sided, kind="stable")
+        ours, theirs = getattr(mesh, name)[mesh.faces], getattr(sample.mesh, name)[sample.mesh.faces[order]]
+        np.testing.assert_allclose(ours, theirs, atol=error)
+    assert entry["mesh"]["double_sided"] == len(sample.mesh.faces) - sample.mesh.single_sided.sum()
+    off = picture(entry["maps"]["color"])[..., :3].astype(int) - sample.uv.rgb
+    assert np.abs(off).mean() < 40, "lossy, and noise"
+    assert list(entry["maps"]) == ["color", "normal", "position"]
+    assert list(entry["strips"]) == ["source", "normal", "position", "baked", "error"]
+    side = sample.views.rgb.shape[1]
+    assert {picture(uri).shape[:2] for uri in entry["strips"].values()} == {(side, entry["views"] * side)}
+
+
+def test_faces_that_hide_their_backs_come_last_in_a_packed_mesh():
+    rng = np.random.default_rng(3)
+    single = np.array([True, False, True, False, False])
+    faces = np.array([[9, 1, 2], [3, 4, 5], [1, 2, 7], [5, 4, 3], [7, 8, 9]], np.int32)
+    mesh = UvMesh(
+        vertices=rng.uniform(-1, 1, (12, 3)).astype(np.float32), normals=np.tile(np.float32([0, 0, 1]), (12, 1)),
+        uv=rng.uniform(0, 1, (12, 2)).astype(np.float32), faces=faces, layout="", single_sided=single,
+    )  # fmt: skip
+    packed = pack_mesh(mesh)
+    assert (packed["double_sided"], packed["vertices"]) == (3, 8), "vertices that no face uses are left out"
+    order = [1, 3, 4, 0, 2]
+    ours = unpacked(packed)
+    np.testing.assert_allclose(ours.vertices[ours.faces], mesh.vertices[faces[order]], atol=2e-5)
+
+
+def test_an_error_of_one_pixel_survives_the_reduction():
+    error, mask = np.zeros((300, 300), np.uint8), np.zeros((300, 300), bool)
+    mask[100:200, 100:200] = True
+    error[150, 160], error[0, 0] = 255, 255
+    colors = error_colors(error, mask, 128)
+    assert colors.shape == (100, 100, 4)
+    assert colors[50, 53].tolist() == [252, 253, 191, 255]
+    assert colors[0, 0, 3] == 0 and colors[40, 40].tolist() == [0, 0, 4, 255], "outside the mask nothing, inside black"
+
+
+def test_views_of_the_baked_map_give_the_round_trip_of_the_ledger():
+    """Drawn again from what a shard holds, they reach the PSNR that the build measured."""
+    (ref,) = procedural(1, Path(tempfile.mkdtemp()), clean=True)
+    cfg = BuildConfig(views=RenderConfig(resolution=128), uv=BakeConfig(resolution=256))
+    processed = process_asset(ref, cfg)
+    assert isinstance(processed.result, TextureSample)
+    sample = decode(encode(processed.result))
+    baked = render_baked(sample.mesh, sample.uv.rgb, sample.cameras, cfg.views, CpuRasterizer(), sample.uv.opacity)
+    found, _ = compare_pixels(sample.views.rgb, baked.rgb, sample.views.mask | baked.mask, 8)
+    assert found == pytest.approx(processed.measurements.round_trip_psnr, abs=0.05)
+    script = draw_sample(sample, cfg.views.supersample).script
+    entry = json.loads(script[len("gallery.sample(") : -3])
+    drawn = picture(entry["strips"]["baked"])[..., :3].astype(int) - np.concatenate(list(baked.rgb), axis=1)
+    assert np.abs(drawn)[np.concatenate(list(baked.mask), axis=1)].mean() < 4
 
 
 def test_only_shards_that_changed_are_drawn_again(dataset):
@@ -146,7 +231,11 @@ def test_the_page_names_no_file_but_its_own(dataset):
     gallery(dataset)
     page = (dataset / "report" / "index.html").read_text()
     links = re.findall(r'(?:src|href)="([^"#]+)"', page)
-    assert set(links) == {"data:,", "gallery.css", "catalog.js", "data.js", "sample.js", "gallery.js"}
+    static = {name for name in STATIC if name.endswith(".js")}
+    pictures = {link for link in links if link.startswith("samples/")}
+    assert set(links) - pictures == {"data:,", "gallery.css", "data.js"} | static
+    assert pictures and all((dataset / "report" / link).is_file() for link in pictures)
+    assert not re.findall(r"<script(?![^>]* src=)", page), "no inline script"
     assert "default-src 'none'" in page
     assert all((dataset / "report" / name).read_bytes() == source.read_bytes() for name, source in STATIC.items())
 
@@ -164,6 +253,37 @@ def test_a_damaged_shard_costs_its_own_pictures_alone(dataset, capsys):
     assert "mv_only-000001.tar" in problems[1] + problems[0] and events[-1]["listed"] == ASSETS
     assert not (dataset / "report" / "samples" / "textured-000000").exists()
     assert len(list((dataset / "report" / "samples" / "textured-000001").glob("*.js"))) == 6
+
+
+def test_samples_of_any_shape_can_be_drawn():
+    """Stored views may be wider than high, and their cameras and normals anything."""
+    for regime in Regime:
+        fields = encode(make_sample(regime))
+        files = draw_stored(fields, 2)
+        assert files.thumbnail == quick_thumbnail(fields)
+        assert Image.open(io.BytesIO(files.thumbnail)).size == (32, 24)
+
+
+def test_rejected_assets_show_their_picture_and_duplicates_that_of_the_asset_they_repeat(dataset):
+    pictures = {"asset-000004": encode_picture(bytes(RAW_BYTES)), "asset-000010": encode_picture(bytes(RAW_BYTES))}
+    for job, uid in enumerate(pictures):
+        write_pictures(dataset, job, {uid: pictures[uid]})
+    part = read_ledger(dataset)[1]
+    twin = replace(part.outcomes[4], reason=Reason.DUPLICATE, detail="looks like asset-000001: signatures differ by 0")
+    write_ledger_part(dataset, replace(part, outcomes=(*part.outcomes[:4], twin, *part.outcomes[5:])))
+    gallery(dataset)
+    columns = handed_over(dataset / "report" / "data.js", "data")["columns"]
+    shown = dict(zip(columns["uid"], columns["picture"], strict=True))
+    assert shown["asset-000004"] == "rejected/asset-000004.webp"
+    assert (dataset / "report" / shown["asset-000004"]).read_bytes() == pictures["asset-000004"]
+    assert shown[twin.uid] == "samples/textured-000000/asset-000001.webp" and shown["asset-000005"] == ""
+    last = [bool(path) for path in columns["picture"] if path.startswith(("samples", "rejected"))]
+    assert len(last) == 16 + 3 and columns["uid"][16] == "asset-000004", "after the samples, before all others"
+
+    pictures_path(dataset, 0).write_bytes(b"no tar")
+    again = gallery(dataset)
+    assert len(again.problems) == 1 and "rejected/000000.tar: cannot be read" in again.problems[0]
+    assert not (dataset / "report" / "rejected" / "asset-000004.webp").exists()
 
 
 def test_bad_options_of_report(dataset, capsys):
@@ -195,7 +315,7 @@ def sphere_views(side: int = 120) -> Views:
 
 def test_the_surface_that_views_see_lies_on_the_surface_and_faces_outwards():
     views = sphere_views()
-    mesh, texture = seen_surface(views)
+    mesh, texture = seen_surface(views), side_by_side(views.rgb)
     assert np.allclose(np.linalg.norm(mesh.vertices, axis=1), 0.8, atol=1e-5)
     corners = mesh.vertices[mesh.faces].astype(np.float64)
     across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -217,11 +337,15 @@ def test_views_of_nothing_have_no_surface():
 @pytest.mark.parametrize("log", [False, True])
 def test_a_histogram_has_every_value_once(log):
     values = np.random.default_rng(0).uniform(1, 9000, 500).tolist()
-    svg = histogram(values, "Faces", "faces", log=log)
+    svg = histogram(values, "Faces", "faces", "faces", log=log)
     assert sum(int(n) for n in re.findall(r"<title>([\d,]+)</title>", svg)) == 500
+    links = re.findall(r'href="#range=faces:([^:]+):([^"]+)"', svg)
+    assert sum((float(low) <= v <= float(high)) for v in values for low, high in links) >= 498, (
+        "a bar links to its values"
+    )
     assert f"median {np.median(values):,.4g} faces" in svg and "500 assets" in svg
-    assert histogram([], "Faces", "faces", log=log) == ""
-    assert "<rect" in histogram([5.0], "Faces", "faces", log=log), "one value is a chart too"
+    assert histogram([], "Faces", "faces", "faces", log=log) == ""
+    assert "<rect" in histogram([5.0], "Faces", "faces", "faces", log=log), "one value is a chart too"
 
 
 def test_thumbnails_are_see_through_outside_the_mask(dataset):

@@ -11,8 +11,9 @@ from PIL import Image
 from pipeline.filter.rules import FilterConfig
 from pipeline.report.asset_table import Listed, columns
 from pipeline.report.charts import funnel_chart, loss_curve
-from pipeline.report.gallery import Section, write_gallery, write_page
+from pipeline.report.gallery import write_gallery
 from pipeline.report.images import as_rgb, data_uri
+from pipeline.report.pages import Section, write_page
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.sample import Regime
 from tests.support.gallery_dataset import write_dataset
@@ -76,7 +77,7 @@ def test_the_table_marks_what_looks_suspicious():
         Listed(outcome=outcome(uid, Status.ACCEPTED, Regime.TEXTURED, baked_light=light), ref=None)
         for uid, light in (("a", 0.47), ("b", 0.0), ("c", None))
     ]
-    assert columns(assets, set(), FilterConfig())["suspicion"] == ["light may be baked in", "", ""]
+    assert columns(assets, set(), set(), FilterConfig())["suspicion"] == ["light may be baked in", "", ""]
 
 
 def test_text_on_a_page_is_escaped(tmp_path):

@@ -224,3 +224,46 @@ def test_the_stream_goes_on_where_its_state_says(dataset: Path, workers: int) ->
     again = list(itertools.islice(resumed.train_dataloader(), 3))
     assert [batch.uids for batch in again] == [batch.uids for batch in batches[3:]]
     assert [batch.number for batch in again] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("entries", [TEXTURED[:2], MV_ONLY[:2], [*TEXTURED[:2], MV_ONLY[0]]])
+def test_one_shard_is_enough_for_any_number_of_ranks_and_workers(
+    tmp_path: Path, entries: list[tuple[str, Regime]]
+) -> None:
+    """Ranks and workers share samples, not shards: none waits, and the ratio is as asked."""
+    write_dataset(tmp_path / "data", [entries])
+    cfg = config(tmp_path / "data")
+    alone = BatchStream(cfg, seed=1)
+    whole = [alone[number] for number in range(12)]
+    ranks = [[BatchStream(cfg, seed=1, rank=rank, ranks=4)[number] for rank in range(4)] for number in range(12)]
+    for batch, shares in zip(whole, ranks, strict=True):
+        assert batch.uids == tuple(uid for share in shares for uid in share.uids)
+        assert {share.regime for share in shares} == {batch.regime}
+    data = TextureDataModule(config(tmp_path / "data", workers=3), seed=1)
+    for batch, expected in zip(itertools.islice(data.train_dataloader(), 12), whole, strict=True):
+        assert (batch.uids, batch.number) == (expected.uids, expected.number)
+    kinds = {regime for _, regime in entries}
+    assert {batch.regime for batch in whole} == kinds
+    shares = np.mean([alone.schedule(number)[0] is Regime.MV_ONLY for number in range(2000)])
+    wanted = 0.4 if len(kinds) == 2 else float(Regime.MV_ONLY in kinds)
+    assert abs(shares - wanted) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("shards", "window", "same_shard", "correlation", "distinct"),
+    [(64, 16, 0.0635, 0.029, 10.3), (64, 64, 0.0156, 0.0, 14.2), (64, 1, 0.998, 0.998, 1.0), (4, 16, 0.251, 0.0, 4.0)],
+)
+def test_the_shuffle_is_as_good_as_the_guide_has_it(
+    shards: int, window: int, same_shard: float, correlation: float, distinct: float
+) -> None:
+    """Neighbours of the stream: how often they share a shard, and the correlation of their places in the dataset."""
+    found = []
+    for seed in range(3):
+        order = SampleOrder((512,) * shards, seed, window)
+        places = np.array([order(position) for position in range(512 * shards)])
+        at, batches = places @ [512, 1], places[:, 0].reshape(-1, 16)
+        corr = np.corrcoef(at[1:], at[:-1])[0, 1]
+        found.append((np.mean(np.diff(places[:, 0]) == 0), corr, np.mean([len(set(row)) for row in batches])))
+    measured = np.mean(found, axis=0)
+    assert abs(measured[0] - same_shard) < 0.005 and abs(measured[1] - correlation) < 0.03
+    assert abs(measured[2] - distinct) < 0.1

@@ -149,6 +149,10 @@ def test_latents_without_hints_are_refused_where_the_model_takes_them(dataset: P
         losses(small_config(dataset, tmp_path, latents=True))
     with_hints = encode_dataset(LocalFiles(dataset), dct(view_hint=True))
     assert with_hints is not None and len(losses(small_config(dataset, tmp_path, latents=True))) == 8
+    tasks = TaskConfig(textured={"some2tex": 1.0})
+    stream = BatchStream(config(dataset, latents=True), seed=1, codec=DctCodec(), hints_for=tasks)
+    with pytest.raises(UserError, match=r"no stored hint of views \d, \d.*; train tasks like some2tex from images"):
+        stream[next(number for number in range(20) if stream.schedule(number)[0] is Regime.TEXTURED)]
 
 
 def small_config(dataset: Path, run: Path, latents: bool) -> TrainConfig:

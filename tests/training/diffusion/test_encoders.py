@@ -1,6 +1,11 @@
 """Codecs and text encoders: round trips on real textures, and agreement with scipy, diffusers and transformers."""
 
+import hashlib
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +20,8 @@ from training.loop.checkpoints import load_checkpoint
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import export_released
 
+REPO = Path(__file__).resolve().parents[3]
+COMMIT = "0123456789" * 4
 REAL_TEXTURES_DB = {
     "egyptian_cat_statue_webp": 27.4,
     "steampunk_robot_base_color_3mat": 28.4,
@@ -255,6 +262,47 @@ def test_umt5_runs_once_per_prompt_and_cuts_long_ones(umt5_dir):
     assert torch.equal(encoder.encode(["a fox"])[0], first[2])
     assert len(calls) == 2
     assert encoder.encode(["fox " * 50])[0].any(dim=1).all()
+
+
+def cached(parts, cache, repository):
+    """A repository in the hub's cache, as `hf download` leaves it: snapshots are links to blobs named by their hash."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    (place / "blobs").mkdir()
+    for part in parts:
+        folder = place / "snapshots" / COMMIT / part.name
+        folder.mkdir(parents=True)
+        for file in part.iterdir():
+            blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+            shutil.copyfile(file, blob)
+            (folder / file.name).symlink_to(os.path.relpath(blob, folder))
+
+
+OFFLINE = """
+import sys, torch
+from training.diffusion.encoders import Umt5Encoder, WanCodec
+torch.save([Umt5Encoder("Wan-AI/tiny", length=8).encode(["a red fox"]),
+            WanCodec("Wan-AI/tiny").encode(torch.full((1, 1, 16, 16, 3), 0.5))], sys.argv[1])
+from schemas.errors import UserError
+try:
+    WanCodec("Wan-AI/other")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_cache_filled_by_hf_download_works_offline(vae_dir, umt5_dir, tmp_path):
+    parts = (vae_dir / "vae", umt5_dir / "text_encoder", umt5_dir / "tokenizer")
+    cached(parts, tmp_path / "hub", "Wan-AI/tiny")
+    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", OFFLINE, str(tmp_path / "found.pt")]
+    ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    text, latents = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert torch.equal(text, Umt5Encoder(umt5_dir, length=8).encode(["a red fox"]))
+    assert torch.equal(latents, WanCodec(vae_dir).encode(torch.full((1, 1, 16, 16, 3), 0.5)))
+    assert "Wan-AI/other: no such directory, and the hub does not give a repository of that name" in ended.stdout
 
 
 def test_released_weights_have_no_card_and_take_wans_parts(vae_dir, umt5_dir, tmp_path):

@@ -1,18 +1,23 @@
+from collections import Counter
+
 import pytest
 import torch
 
 from schemas.errors import UsageError
 from schemas.sample import Regime
-from training.diffusion.flow import shift_sigma
+from training.diffusion.flow import draw, shift_sigma
 from training.diffusion.tasks import (
     CONDITION_SIGMA,
     OFFICIAL_TASKS,
     TASKS,
+    Task,
     TaskConfig,
     draw_task,
     given_views,
     plan_frames,
+    register,
     sampling_task,
+    views_given,
 )
 
 SIGMA = torch.tensor([0.9, 0.3])
@@ -71,7 +76,7 @@ def test_multi_view_samples_teach_what_needs_no_uv_map() -> None:
 
 @pytest.mark.parametrize(
     ("given", "with_uv", "name"),
-    [(0, True, "geo2mvtex"), (1, True, "img2tex"), (2, True, "img2tex"), (4, True, "mv2tex"),
+    [(0, True, "geo2mvtex"), (1, True, "img2tex"), (2, True, "some2tex"), (3, True, "some2tex"), (4, True, "mv2tex"),
      (0, False, "geo2mv"), (1, False, "img2mv")],
 )  # fmt: skip
 def test_the_task_of_a_sampling_run_follows_from_what_is_given(given: int, with_uv: bool, name: str) -> None:
@@ -91,6 +96,42 @@ def test_every_view_is_the_given_one_equally_often() -> None:
     assert counts.sum() == 4000
     # 99 % for the four counts together: each within the two-sided 0.25 % point of the binomial.
     assert (counts - 1000).abs().max() < 3.02 * (4000 * 0.25 * 0.75) ** 0.5
+
+
+def test_some_views_are_given_evenly_in_number_and_choice() -> None:
+    """Two or three of four, each pair and each triple equally often, whatever their order has to say."""
+    order = torch.rand(6000, 4, generator=torch.Generator().manual_seed(2))
+    given = given_views(TASKS["some2tex"], order)
+    chosen = Counter(tuple(row.nonzero().flatten().tolist()) for row in given)
+    assert {len(views) for views in chosen} == {2, 3} and len(chosen) == 6 + 4
+    # 99 % for the ten counts together: each within the two-sided 0.1 % point of the binomial.
+    for views, count in chosen.items():
+        share = 1 / 12 if len(views) == 2 else 1 / 8
+        assert abs(count - 6000 * share) < 3.29 * (6000 * share * (1 - share)) ** 0.5, views
+    assert given_views(TASKS["some2tex"], torch.rand(50, 2)).sum(dim=1).unique().tolist() == [1]
+    assert given_views(TASKS["some2tex"], torch.rand(200, 12)).sum(dim=1).unique().tolist() == list(range(2, 12))
+
+
+def test_some_views_are_trained_as_they_are_sampled() -> None:
+    """The same roles and noise levels, and the views that a hint is made for are those that the batch gives."""
+    cfg = TaskConfig(textured={"some2tex": 1.0})
+    draws = draw(3, (7, 8), [(16, 4, 2, 2)])
+    given = given_views(TASKS["some2tex"], draws.view_order)
+    trained = plan_frames(TASKS["some2tex"], given, SIGMA)
+    sampled = plan_frames(sampling_task(int(given[0].sum()), 4, True), given[:1], SIGMA[:1])
+    assert torch.equal(sampled.timestep, trained.timestep[:1])
+    for row, number in zip(given, (7, 8), strict=True):
+        assert views_given(cfg, Regime.TEXTURED, 3, 0, number, 4) == tuple(row.nonzero().flatten().tolist())
+
+
+def test_a_task_is_added_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.diffusion.tasks.TASKS", dict(TASKS))
+    register(Task(name="pair2mv", condition_views=2, needs_uv=False))
+    cfg = TaskConfig(mv_only={"pair2mv": 1.0})
+    assert draw_task(cfg, Regime.MV_ONLY, 0, 3).condition_views == 2
+    assert len(views_given(cfg, Regime.MV_ONLY, 0, 3, 5, 4)) == 2
+    with pytest.raises(ValueError, match="there is a task 'pair2mv' already"):
+        register(Task(name="pair2mv", condition_views=3, needs_uv=False))
 
 
 def test_tasks_are_drawn_by_weight_and_by_batch_number_alone() -> None:

@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from schemas.errors import UserError
 from seqtex.cli.main import main
+from tests.support.hub_server import TOKEN, serving
+from tests.support.hub_server import Hub as Server
 from tests.support.tiny_transformer import TINY
 from training.model.files import WEIGHTS, remove_leftovers
-from training.model.lora import load_lora, merge_lora, save_lora
+from training.model.lora import load_lora, merge_lora, merged_state, save_lora
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import RELEASED_CLASS, export_released, from_wan, save_model, trainable_parameters, wan_name
+
+REPO = Path(__file__).resolve().parents[3]
 
 
 def randomise(model, seed=0):
@@ -238,6 +246,7 @@ def test_lora_alone_is_an_adapter_that_peft_puts_onto_wan(wan, tmp_path):
     assert sorted(file.name for file in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "pytorch_lora_weights.safetensors",
     ]
     mv, uv, timestep, text = inputs()
     timestep[:, :3] = timestep[:, :1]
@@ -257,6 +266,56 @@ def test_lora_alone_is_an_adapter_that_peft_puts_onto_wan(wan, tmp_path):
         load_lora(from_wan(wan, lora_rank=2), tmp_path / "adapter")
     with pytest.raises(UserError, match="no LoRA"):
         save_lora(from_wan(wan, lora_rank=0), tmp_path / "other")
+
+
+def test_lora_alone_is_an_adapter_that_plain_diffusers_loads(wan, tmp_path):
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
+
+    model = from_wan(wan, lora_rank=3, lora_alpha=5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_()
+    save_lora(model, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "pytorch_lora_weights.safetensors"
+    with safe_open(file, "pt") as tensors:
+        names = set(tensors.keys())
+        metadata = json.loads(tensors.metadata()["lora_adapter_metadata"])
+    own = {name for name in model.state_dict() if ".lora_" in name}
+    assert names == {f"transformer.{name.replace('.default.', '.')}" for name in own}
+    assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (3, 5)
+
+    mv, uv, timestep, text = inputs()
+    timestep[:, :3] = timestep[:, :1]
+    plain, direct, in_pipeline = (WanTransformer3DModel(**TINY) for _ in range(3))
+    for twin in (plain, direct, in_pipeline):
+        twin.load_state_dict(wan.state_dict())
+    direct.load_lora_adapter(tmp_path / "adapter", use_safetensors=True)
+    pipeline = WanPipeline(
+        tokenizer=None, text_encoder=None, vae=AutoencoderKLWan(base_dim=8, z_dim=4, num_res_blocks=1),
+        scheduler=FlowMatchEulerDiscreteScheduler(), transformer=in_pipeline,
+    )  # fmt: skip
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    with torch.no_grad():
+        found = model(mv, uv, timestep, text)[0]
+        before, *adapted = (twin(mv[:, :4], timestep[:, 0], text).sample for twin in (plain, direct, in_pipeline))
+    ours = merged_state(model.state_dict(), 5 / 3)
+    for twin, sample in zip((direct, in_pipeline), adapted, strict=True):
+        merged = merged_weights(twin)
+        assert max((merged[name] - ours[name]).abs().max().item() for name in merged) == 0.0
+        assert relative_error(found, sample) < 1e-5
+    assert torch.equal(*adapted) and relative_error(before, adapted[0]) > 1e-2
+    pipeline.unload_lora_weights()
+    with torch.no_grad():
+        assert torch.equal(in_pipeline(mv[:, :4], timestep[:, 0], text).sample, before)
+
+
+def merged_weights(model):
+    """Weights of an adapted Wan transformer with its LoRA in them, as `merged_state` makes them."""
+    (name,) = model.peft_config
+    adapter = model.peft_config[name]
+    state = {key.replace(f".{name}.", ".default."): tensor for key, tensor in model.state_dict().items()}
+    return merged_state(state, adapter.lora_alpha / adapter.r)
 
 
 def test_saving_replaces_a_model_but_nothing_else(tmp_path):
@@ -344,6 +403,33 @@ def test_damaged_models_are_refused_by_name(tmp_path, case, message):
     with pytest.raises(UserError, match=message) as caught:
         SeqTexTransformer3DModel.from_pretrained(directory)
     assert str(directory) in str(caught.value)
+
+
+def test_from_pretrained_takes_the_arguments_of_diffusers(tmp_path):
+    model = tiny_model(lora_rank=2)
+    export_released(model, tmp_path / "pipeline" / "transformer")
+    model.save_pretrained(tmp_path / "pipeline" / "ours", variant="fp16", max_shard_size="50KB")
+    assert (tmp_path / "pipeline" / "ours" / "diffusion_pytorch_model.safetensors.index.fp16.json").is_file()
+    options = {"use_safetensors": True, "low_cpu_mem_usage": True, "local_files_only": True, "token": None,
+               "cache_dir": tmp_path, "revision": None}  # fmt: skip
+    load = SeqTexTransformer3DModel.from_pretrained
+    expected = model(*inputs())
+    for subfolder, variant, device_map in (
+        ("transformer", None, "cpu"),
+        ("ours", "fp16", "auto"),
+        ("ours", "fp16", {"": "cpu"}),
+    ):
+        found = load(tmp_path / "pipeline", subfolder=subfolder, variant=variant, device_map=device_map, **options)
+        assert max(relative_error(a, b) for a, b in zip(found(*inputs()), expected, strict=True)) < 1e-5
+    narrow = load(tmp_path / "pipeline", subfolder="ours", variant="fp16", torch_dtype=torch.bfloat16)
+    wide = {name for name, p in narrow.named_parameters() if p.dtype is torch.float32}
+    assert any("norm2" in name for name in wide) and all("to_q" not in name for name in wide)
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model.fp16.safetensors is not a file"):
+        load(tmp_path / "pipeline", subfolder="transformer", variant="fp16")
+    with pytest.raises(UserError, match="pickled weights are never read"):
+        load(tmp_path / "pipeline", subfolder="ours", use_safetensors=False)
+    with pytest.raises(UserError, match="the hub does not give"):
+        load("owner/model", local_files_only=True, cache_dir=tmp_path / "empty")
 
 
 def test_a_path_that_is_neither_directory_nor_repository_is_refused(tmp_path):
@@ -439,6 +525,33 @@ class Hub(BaseHTTPRequestHandler):
 
 
 COMMIT = "0123456789" * 4
+
+PUSHED = """
+import sys, torch
+from safetensors.torch import save_file
+from training.model.seqtex import SeqTexTransformer3DModel
+model = SeqTexTransformer3DModel.from_pretrained(sys.argv[1])
+model.push_to_hub("studio/seqtex-tiny", private=True)
+again = SeqTexTransformer3DModel.from_pretrained("studio/seqtex-tiny")
+assert again.config["lora_alpha"] == 7
+save_file({name: x.contiguous() for name, x in again.state_dict().items()}, sys.argv[2])
+"""
+
+
+def test_a_model_is_pushed_to_the_hub_and_comes_back(tmp_path):
+    model = tiny_model(lora_rank=2, lora_alpha=7)
+    save_model(model, tmp_path / "model")
+    with serving(Server()) as hub:
+        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"),
+                            "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(REPO)}  # fmt: skip
+        command = [sys.executable, "-c", PUSHED, str(tmp_path / "model"), str(tmp_path / "back.safetensors")]
+        ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert ended.returncode == 0, ended.stderr
+        repo = hub.repos["studio/seqtex-tiny"]
+    assert repo.private and {"README.md", "config.json", "diffusion_pytorch_model.safetensors"} <= repo.files.keys()
+    assert TOKEN in hub.tokens
+    back = load_file(tmp_path / "back.safetensors")
+    assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_a_hub_repository_is_downloaded_as_it_stands(tmp_path, monkeypatch):

@@ -220,3 +220,16 @@ def test_a_changed_table_is_refused_on_resume_and_noticed_by_extend(tmp_path):
 def test_a_build_without_a_table_is_recorded_as_before():
     """Datasets of earlier versions are resumed: they lack what is not set."""
     assert {"scores", "where"}.isdisjoint(BuildConfig().recorded()["select"])
+
+
+def test_a_list_of_uids_selects_them(tmp_path):
+    listed = tmp_path / "uids.txt"
+    listed.write_text("\ufeffprocedural-0001-x\n\n  b  \n", encoding="utf-8")
+    scores = read_scores(SelectConfig(scores=str(listed)))
+    assert scores is not None and scores.rows == {"procedural-0001-x": True, "b": True}
+    refs = list(open_source("procedural:3", tmp_path / "assets"))
+    listed.write_text(f"{refs[2].uid}\n{refs[0].uid}\n")
+    taken = open_source("procedural:3", tmp_path / "assets", select=SelectConfig(scores=str(listed)))
+    assert [ref.uid for ref in taken] == [refs[0].uid, refs[2].uid]
+    with pytest.raises(UserError, match="no column 'score'"):
+        read_scores(SelectConfig(scores=str(listed), where="score > 1"))

@@ -1,0 +1,1 @@
+"""The gallery commands, and the pages of training and evaluation beside the assets."""

@@ -1,0 +1,135 @@
+"""Checkpoints of the averaged weights, which `seqtex texture` opens: at the end of a run, and on the way."""
+
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import lightning
+
+from training.arithmetic import StepCallback
+from training.config import RunConfig
+from training.loop.callbacks import AveragedWeights
+from training.loop.checkpoints import CARD, CARD_ENTRY, Card, card_entries, read_card, save_checkpoint
+from training.loop.loggers import Curves
+from training.loop.signals import StopSignals
+from training.loop.throughput import Meter
+from training.loop.validation import Validation
+from training.model.files import remove_leftovers
+from training.model.fsdp import whole_model
+from training.module import TextureModule
+
+SNAPSHOTS = "checkpoints"
+"""Folder of the checkpoints that a run writes on its way."""
+log = logging.getLogger(__name__)
+
+
+class Finish(StepCallback):
+    """Writes the finished checkpoint where training came to its end, and into every trainer state what its weights need
+    to be sampled."""
+
+    def __init__(
+        self, directory: Path, card: Callable[[int], Card], average: AveragedWeights, signals: StopSignals
+    ) -> None:
+        self.directory = directory
+        self.card = card
+        self.average = average
+        self.signals = signals
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            remove_leftovers(self.directory)  # as large as the model
+
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps
+        if not is_last or self.signals.stopped_by is not None:
+            return
+        assert isinstance(pl_module, TextureModule)
+        with self.average.applied():
+            model = whole_model(pl_module.model)
+            if trainer.is_global_zero:
+                save_checkpoint(self.directory, model, self.card(trainer.global_step))
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[CARD_ENTRY] = card_entries(self.card(trainer.global_step))
+
+
+class Snapshots(StepCallback):
+    """Writes a checkpoint every so many steps. The newest ones are kept, and those with the lowest validation loss,
+    which is measured as each is written. Training takes no notice: no random number is drawn for it."""
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        card: Callable[[int], Card],
+        average: AveragedWeights,
+        validation: Validation | None,
+        curves: Curves,
+        meter: Meter,
+    ) -> None:
+        """validation: the samples that are measured; None: none, and no checkpoint is better than another."""
+        self.cfg = cfg
+        self.directory = cfg.directory / SNAPSHOTS
+        self.card = card
+        self.average = average
+        self.validation = validation
+        self.curves = curves
+        self.meter = meter
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Delete what a run that was killed left unfinished, and what it wrote behind the state that goes on."""
+        if not trainer.is_global_zero:
+            return
+        for path in self.directory.glob(".step-*"):
+            shutil.rmtree(path)
+        for path in self._finished():
+            if read_card(path).steps > trainer.global_step:
+                delete(path)
+        if self.validation is None and self.cfg.weights_best and self.cfg.weights_every <= trainer.max_steps:
+            log.warning("no validation samples: of the checkpoints on the way, none is kept as the best")
+
+    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        if trainer.global_step % self.cfg.weights_every:
+            return
+        assert isinstance(pl_module, TextureModule)
+        with self.average.applied():
+            loss = self._validation_loss(pl_module)
+            model = whole_model(pl_module.model)
+            if trainer.is_global_zero:
+                card = replace(self.card(trainer.global_step), validation_loss=loss)
+                save_checkpoint(self.directory / f"step-{trainer.global_step:08d}", model, card)
+                self.delete_others()
+        if loss is not None:
+            self.curves.logger.log_metrics({"validation/loss": loss}, trainer.global_step)
+        self.meter.exclude()
+
+    def _validation_loss(self, module: TextureModule) -> float | None:
+        if self.validation is None:
+            return None
+        losses = [module.held_out_losses(one, place) for place, one in enumerate(self.validation.samples)]
+        mean = fmean(task["loss"] for by_task in losses for task in by_task.values())
+        return mean if math.isfinite(mean) else None
+
+    def _finished(self) -> list[Path]:
+        return sorted(path.parent for path in self.directory.glob(f"step-*/{CARD}"))
+
+    def delete_others(self) -> None:
+        """Delete the checkpoints that are neither among the newest nor among the best."""
+        paths = self._finished()
+        losses = {path: loss for path in paths if (loss := read_card(path).validation_loss) is not None}
+        best = sorted(losses, key=lambda path: losses[path])[: self.cfg.weights_best]
+        for path in set(paths[: -self.cfg.weights_kept]) - set(best):
+            delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a checkpoint: all of it, or none where the process is killed."""
+    hidden = path.with_name(f".{path.name}.deleted")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
