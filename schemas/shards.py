@@ -5,14 +5,14 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 from schemas.codec import decode
 from schemas.dataset import ShardRecord, by_repair, read_dataset_json, read_ledger, shard_path
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.patience import watched
 from schemas.sample import Regime, TextureSample
 from schemas.storage import Location
@@ -145,13 +145,20 @@ def read_samples(out: Location, shard: ShardRecord) -> Iterator[tuple[str, dict[
         raise UserError(f"{path}: {error}; {remedy}") from error
 
 
-def stored_samples(out: Location, *regimes: Regime) -> Iterator[TextureSample]:
-    """Yield every sample of some regimes, in ledger order. Raises UserError where `out` is no dataset, or a shard is
-    damaged."""
+def stored_samples(out: Location, *regimes: Regime, uids: Set[str] = frozenset()) -> Iterator[TextureSample]:
+    """Yield every sample of some regimes, in ledger order; uids: those alone, and shards without one are not read.
+    Raises UserError where `out` is no dataset, or a shard is damaged; UsageError for a uid that has no sample."""
     read_dataset_json(out)
-    for shard in (shard for part in read_ledger(out) for shard in part.shards):
-        if shard.regime in regimes:
+    parts = read_ledger(out)
+    shards_of = {outcome.uid: outcome.shard for part in parts for outcome in part.outcomes if outcome.shard}
+    if unknown := sorted(uids - shards_of.keys()):
+        raise UsageError(f"{out}: has no sample {unknown[0]!r}; its ledger lists the uids (`seqtex report` shows them)")
+    wanted = {shards_of[uid] for uid in uids}
+    for shard in (shard for part in parts for shard in part.shards):
+        if shard.regime in regimes and (shard.name in wanted or not uids):
             for uid, fields in read_samples(out, shard):
+                if uids and uid not in uids:
+                    continue
                 try:
                     yield decode(fields)
                 except ValueError as error:

@@ -1,7 +1,7 @@
 """A dataset in SeqTex's data layouts (`pipeline.seqtex_layouts.layout`), for training code that reads those."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,16 @@ from geometry.frames import Frame
 from pipeline.mesh_io.write_glb import write_glb
 from pipeline.seqtex_layouts.cameras import locations
 from pipeline.seqtex_layouts.exr import BACKGROUND, write_depth
-from pipeline.seqtex_layouts.layout import JPEG, META, MODEL, SOURCE_FIELDS, Layout, Listed, item_folder
+from pipeline.seqtex_layouts.layout import (
+    JPEG,
+    META,
+    MODEL,
+    SOURCE_FIELDS,
+    Layout,
+    Listed,
+    item_folder,
+    require_new_folder,
+)
 from pipeline.seqtex_layouts.renders import NORMALISED_SIDE
 from schemas.errors import UserError
 from schemas.images import encode_image
@@ -30,17 +39,24 @@ SCALE = NORMALISED_SIDE / 2
 """Lengths of the renderer's world per dataset unit: its scenes have a largest side of 1, ours of 2."""
 
 
-def export(dataset: Location, dest: Path, layout: Layout, on_item: Callable[[int, str], None]) -> int:
+def export(
+    dataset: Location,
+    dest: Path,
+    layout: Layout,
+    on_item: Callable[[int, str], None],
+    uids: Set[str] = frozenset(),
+) -> int:
     """Write the samples that a layout can hold (3D: textured ones) into the new folder `dest`, and return how many.
+    uids: those alone.
 
     The list is written last: with it the export is whole. `on_item` gets the number of items done, and the last uid.
-    Raises UserError: no dataset, a damaged shard, a `dest` that is not empty, nothing to write."""
+    Raises UsageError for a uid that has no sample; UserError: no dataset, a damaged shard, a `dest` that is not empty,
+    nothing to write."""
     regimes = (Regime.TEXTURED,) if layout is Layout.MODELS else tuple(Regime)
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise UserError(f"{dest}: not an empty folder; give a new one, or delete it")
+    require_new_folder(dest)
     write = write_model if layout is Layout.MODELS else write_renders
     listed: list[Listed] = []
-    for sample in stored_samples(dataset, *regimes):
+    for sample in stored_samples(dataset, *regimes, uids=uids):
         folder = item_folder(dest, sample.uid)
         folder.mkdir(parents=True)
         write(folder, sample)

@@ -50,6 +50,12 @@ class Listed:
         return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
+def require_new_folder(folder: Path) -> None:
+    """Raise UserError where there is anything already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: not an empty folder; give a new one, or delete it")
+
+
 def prefix(item: str) -> str:
     """The folder of an id: its first two characters where these are hex digits, as in Objaverse's ids, else two hex
     digits of its hash."""

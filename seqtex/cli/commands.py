@@ -152,9 +152,10 @@ COMMANDS = {
     "export": Command(
         module="seqtex.cli.export",
         group=SHARE,
-        summary="write a dataset in one of SeqTex's own data layouts",
-        example="seqtex export /data/forge --layout seqtex-3d --out /data/official",
+        summary="write a dataset in one of SeqTex's own data layouts, or for the Rerun viewer",
+        example="seqtex export /data/forge --layout rerun --out /data/recordings --uid chair-0a1b2c3d",
         positional="dataset",
+        repeated=("uid",),
     ),
     "publish": Command(
         module="seqtex.cli.export",
@@ -240,6 +241,12 @@ COMMANDS = {
             "wan",
         ),
         positional="mesh",
+    ),
+    "app": Command(
+        module="seqtex.app",
+        group=TRAIN,
+        summary="serve a page that textures meshes to a browser on this machine",
+        example="seqtex app --checkpoint /data/run/checkpoint",
     ),
     "completion": Command(
         module="seqtex.cli.main",

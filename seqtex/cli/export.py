@@ -10,6 +10,7 @@ from pipeline.dataset.attribution import attribution_csv
 from pipeline.dataset.verify import verify
 from pipeline.seqtex_layouts.export import export as write_layout
 from pipeline.seqtex_layouts.layout import Layout
+from pipeline.seqtex_layouts.recording import export_recordings
 from schemas.dataset import read_ledger
 from schemas.errors import UsageError, UserError
 from schemas.storage import Location, refuse_links
@@ -17,22 +18,31 @@ from seqtex.cli.build import build
 from seqtex.cli.options import WorkOptions
 from seqtex.cli.terminal.console import bar, log_event
 
-LayoutName = Literal["seqtex-3d", "seqtex-images"]
 
-
-def export(dataset: Location, layout: LayoutName, out: Path) -> int:
-    """Write a dataset in a layout that SeqTex's own training code reads.
+def export(
+    dataset: Location,
+    layout: Literal["seqtex-3d", "seqtex-images", "rerun"],
+    out: Path,
+    uid: list[str] = [],  # noqa: B006
+) -> int:
+    """Write a dataset in a layout that SeqTex's own training code reads, or as recordings for the Rerun viewer.
 
     Args:
         dataset: folder that `seqtex build` wrote
-        layout: seqtex-3d (a textured model.glb and its model.jpeg for every textured sample) or seqtex-images (the
-            views of every sample as colour, depth and normal images with their cameras)
+        layout: seqtex-3d (a textured model.glb and its model.jpeg for every textured sample), seqtex-images (the
+            views of every sample as colour, depth and normal images with their cameras), or rerun (<uid>.rrd for every
+            sample: cameras with images, points, mesh, UV maps, texts; `rerun OUT/*.rrd` shows them)
         out: folder to write, new or empty
+        uid: a sample to export instead of all; may be given several times
     """
-    planned = sum(shard.count for part in read_ledger(dataset) for shard in part.shards)
+    uids = frozenset(uid)
+    planned = len(uids) or sum(shard.count for part in read_ledger(dataset) for shard in part.shards)
     try:
         with bar("exporting", planned, "samples") as update:
-            count = write_layout(dataset, out, Layout(layout), update)
+            if layout == "rerun":
+                count = export_recordings(dataset, out, update, uids)
+            else:
+                count = write_layout(dataset, out, Layout(layout), update, uids)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{error.filename or out}: cannot be exported ({reason}); fix that and export again") from error
@@ -40,7 +50,13 @@ def export(dataset: Location, layout: LayoutName, out: Path) -> int:
     return 0
 
 
-def import_layout(folder: Path, layout: LayoutName, out: Location, cfg: BuildConfig, work: WorkOptions) -> int:
+def import_layout(
+    folder: Path,
+    layout: Literal["seqtex-3d", "seqtex-images"],
+    out: Location,
+    cfg: BuildConfig,
+    work: WorkOptions,
+) -> int:
     """Build a dataset from a folder in one of SeqTex's own layouts: models become textured samples like any asset,
     renders become multi-view samples without a mesh.
 

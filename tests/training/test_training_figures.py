@@ -23,7 +23,7 @@ from training.config import TrainConfig
 from training.cost import count_flops, count_tokens
 from training.data.mixture import ImageSizes
 from training.diffusion.flow import FlowConfig, logit_normal, shift_sigma
-from training.loop.loggers import make_logger
+from training.loop.loggers import Curves, make_logger, vertex_colors
 from training.loop.run_directory import dataset_hash
 from training.loop.throughput import Meter, RunningMeans, Work, peak_flops
 from training.loop.validation import Validation, framed, grid
@@ -228,6 +228,7 @@ def shown(cfg: TrainConfig, count: int = 2) -> TrainConfig:
 
 def test_tensorboard_holds_what_the_log_holds_and_pictures_change_nothing(dataset, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
     samples = [small_sample(uid, Regime.TEXTURED, seed) for seed, uid in enumerate(("t0", "t1"))]
     validation = Validation(samples=samples, render=lambda sample, uv: sample.views.rgb[2])
@@ -240,6 +241,11 @@ def test_tensorboard_holds_what_the_log_holds_and_pictures_change_nothing(datase
     events = EventAccumulator(str(tmp_path / "seen" / "tensorboard")).Reload()
     tags = events.Tags()
     assert {"samples/t0", "samples/t1"} == set(tags["images"])
+    caption, *_ = events.Tensors("samples/t1/text_summary")
+    assert caption.tensor_proto.string_val == [b"    sheet 1"]
+    assert {"samples/t0_VERTEX", "samples/t0_COLOR", "samples/t0_FACE"} <= set(tags["tensors"])
+    faces = make_ndarray(events.Tensors("samples/t0_FACE")[-1].tensor_proto)
+    assert samples[0].mesh is not None and np.array_equal(faces[0], samples[0].mesh.faces)
     assert {"loss", "learning_rate", "wait", "samples_per_s", "loss/task img2tex"} <= set(tags["scalars"])
     ((step, value),) = [(event.step, event.value) for event in events.Scalars("loss")]
     assert (step, value) == (10, pytest.approx(seen.losses[9]["loss"]))
@@ -292,6 +298,38 @@ def test_weights_and_biases_gets_the_curves_of_both_starts_in_one_run(dataset, t
         time.sleep(0.2)
     curves = [record.read_bytes() for record in records]
     assert all(b"muon_learning_rate" in data for data in curves), "the configuration is part of the record"
+
+
+def test_a_vertex_has_the_colour_of_its_texel():
+    sample = small_sample("t0", Regime.TEXTURED, 0)
+    assert sample.mesh is not None
+    texels = np.zeros((4, 4, 3), np.uint8)
+    texels[3, 3], texels[0, 0], texels[3, 0] = (255, 0, 0), (0, 255, 0), (0, 0, 255)  # row 0 is v = 1
+    corners = np.array([[1, 0], [0, 1], [0, 0]], np.float32)
+    colors = vertex_colors(replace(sample.mesh, uv=corners), texels)
+    assert colors.tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+
+
+def test_weights_and_biases_gets_picture_caption_and_points(dataset, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sample = small_sample("t0", Regime.TEXTURED, 0)
+    assert sample.uv is not None
+    cfg = small_config(dataset, tmp_path, logger="wandb")
+    curves = Curves(cfg)
+    curves.logger = make_logger(cfg, 1)
+    curves.show(4, sample, sample.uv.rgb, sample.views.rgb[0])
+    curves.logger.experiment.finish()
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    (picture,) = (run / "files" / "media" / "images").rglob("*.png")
+    assert np.array_equal(np.asarray(Image.open(picture)), sample.views.rgb[0])
+    (points,) = (run / "files" / "media" / "object3D").rglob("*.pts.json")
+    mask = sample.uv.mask
+    expected = np.concatenate([sample.uv.position[mask], sample.uv.rgb[mask]], axis=1)
+    np.testing.assert_allclose(json.loads(points.read_text()), expected, rtol=1e-6)
+    (record,) = run.glob("run-*.wandb")
+    assert b"sheet 0" in record.read_bytes()
 
 
 def test_eight_bit_moments_train_and_resume_exactly(dataset, tmp_path):

@@ -1,6 +1,7 @@
 """Curves and pictures of a run, through Lightning's loggers for TensorBoard and Weights & Biases."""
 
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +11,10 @@ from jaxtyping import UInt8
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from geometry.frames import z_up_to_y_up
 from schemas.errors import UsageError
+from schemas.mesh import UvMesh
+from schemas.sample import TextureSample
 from schemas.storage import write_file
 from training.config import TrainConfig, as_json
 from training.loop.run_directory import write_record
@@ -53,6 +57,14 @@ def require_wandb() -> None:
         raise UsageError("run.logger wandb: it is not installed; pip install wandb, or leave it out") from error
 
 
+def vertex_colors(mesh: UvMesh, texels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "n 3"]:
+    """Return the colour of the texel at each vertex."""
+    height, width = texels.shape[:2]
+    u, v = mesh.uv.T
+    rows = np.clip((1 - v) * height, 0, height - 1).astype(int)
+    return texels[rows, np.clip(u * width, 0, width - 1).astype(int)]
+
+
 EVERY = 10
 """Steps between two points of a curve."""
 FIGURES = ("loss", "loss_mv", "loss_uv", "learning_rate", "gradient_norm", "samples_per_s", "tokens_per_s", "wait",
@@ -80,12 +92,31 @@ class Curves(lightning.Callback):
             figures = {name: row[name] for name in FIGURES if row.get(name) is not None}
             self.logger.log_metrics(figures | self._means(), row["step"])
 
-    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Show a picture."""
+    def show(
+        self,
+        step: int,
+        stored: TextureSample,
+        texels: UInt8[np.ndarray, "uv uv 3"],
+        picture: UInt8[np.ndarray, "h w 3"],
+    ) -> None:
+        """Show a sample with a generated UV map: a picture, the caption, and in 3D its mesh, coloured at the vertices
+        (TensorBoard), or every covered texel as a point (Weights & Biases)."""
+        name, caption = f"samples/{stored.uid}", str(stored.meta.get("caption", ""))
         if isinstance(self.logger, TensorBoardLogger):
-            self.logger.experiment.add_image(name, image, step, dataformats="HWC")
+            board = self.logger.experiment
+            board.add_image(name, picture, step, dataformats="HWC")
+            board.add_text(name, indent(caption, "    "), step)  # as code: its Markdown could name images to load
+            assert stored.mesh is not None
+            colors = vertex_colors(stored.mesh, texels)
+            vertices, faces = z_up_to_y_up(stored.mesh.vertices), stored.mesh.faces
+            board.add_mesh(name, vertices[None], colors[None], faces[None], global_step=step)
         elif isinstance(self.logger, WandbLogger):
-            self.logger.log_image(name, [image], step)
+            import wandb
+
+            self.logger.log_image(name, [picture], step, caption=[caption])
+            assert stored.uv is not None
+            points = np.concatenate([stored.uv.position, texels], axis=-1, dtype=np.float32)[stored.uv.mask]
+            self.logger.log_metrics({f"{name}/3d": wandb.Object3D(points)}, step)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException

@@ -116,7 +116,7 @@ class Pictures(StepCallback):
             assert stored.uv is not None and uv is not None
             picture = grid(stored, views, uv, self.shown.render)
             Image.fromarray(picture).save(self.directory / f"step-{step:08d}-{stored.uid}.png")
-            self.curves.picture(step, f"samples/{stored.uid}", picture)
+            self.curves.show(step, stored, uv, picture)
             if len(views) > 1:  # the first one was given
                 figures["validation/view_psnr"].append(psnr(views[1:], stored.views.rgb[1:], stored.views.mask[1:]))
             maps = {"uv": uv} | baselines(stored.views.rgb[:1], stored)
