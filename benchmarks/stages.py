@@ -11,6 +11,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="times that each asset is processed")
     parser.add_argument("--each", action="store_true", help="also print every asset")
+    parser.add_argument("--materials", action="store_true", help="compare with datasets that hold materials instead")
     options = parser.parse_args()
     warm_up()
+    if options.materials:
+        compare_materials(options.rounds)
+        return
     cfg, groups = BuildConfig(), defaultdict[str, list[dict[str, float]]](list)
     with tempfile.TemporaryDirectory() as directory:
         for ref in assets(Path(directory)):
@@ -109,6 +114,38 @@ def main() -> None:
         table(kind, rows)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\npeak memory of the process that did all of them: {peak:,.0f} MB")
+
+
+PROOFS = ("metallic_psnr", "roughness_psnr", "emissive_psnr", "normal_error_deg")
+
+
+def compare_materials(rounds: int) -> None:
+    """Processor time of every accepted asset with and without materials, and the proofs of its maps."""
+    plain, times, proofs = BuildConfig(), list[tuple[float, float]](), defaultdict[str, list[float]](list)
+    with tempfile.TemporaryDirectory() as directory:
+        for ref in assets(Path(directory)):
+            costs = []
+            for cfg in (plain, replace(plain, materials=True)):
+                seconds = []
+                for _ in range(rounds):
+                    start = now()
+                    processed = process_asset(ref, cfg)
+                    if isinstance(processed.result, TextureSample):
+                        encode(processed.result)
+                    seconds.append(now() - start)
+                costs.append(min(seconds))
+            if isinstance(processed.result, TextureSample):
+                times.append((costs[0], costs[1]))
+                for name in PROOFS:
+                    if (value := getattr(processed.measurements, name)) is not None:
+                        proofs[name].append(value)
+    without, with_them = np.array(times).T
+    print(f"{len(times)} accepted assets; seconds without: median {np.median(without):.2f}, all {without.sum():.1f}")
+    print(f"with materials: median {np.median(with_them):.2f}, all {with_them.sum():.1f}")
+    print(f"ratio: median {np.median(with_them / without):.2f}, of all {with_them.sum() / without.sum():.2f}")
+    for name, values in proofs.items():
+        low, middle, high = np.percentile(values, [5, 50, 95])
+        print(f"{name}: {len(values)} maps, p5 {low:.2f}, median {middle:.2f}, p95 {high:.2f}")
 
 
 def table(title: str, rows: list[dict[str, float]]) -> None:

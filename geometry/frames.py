@@ -64,5 +64,9 @@ def normalise(mesh: TexturedMesh) -> tuple[TexturedMesh, Frame]:
     center, scale = y_up_to_z_up((lower + upper) / 2), 2.0 / largest_side
     points = (y_up_to_z_up(mesh.vertices.astype(np.float64)) - center) * scale
     frame = Frame(center=center + y_up_to_z_up(np.array(mesh.offset, np.float64)), scale=scale)
-    normals = y_up_to_z_up(mesh.normals)
-    return replace(mesh, vertices=points.astype(np.float32), normals=normals, offset=(0.0, 0.0, 0.0)), frame
+    turned = replace(mesh, vertices=points.astype(np.float32), normals=y_up_to_z_up(mesh.normals))
+    if mesh.layers is not None:
+        tangents = mesh.layers.tangents
+        directions = np.concatenate([y_up_to_z_up(tangents[..., :3]), tangents[..., 3:]], axis=-1)
+        turned = replace(turned, layers=replace(mesh.layers, tangents=directions))
+    return replace(turned, offset=(0.0, 0.0, 0.0)), frame

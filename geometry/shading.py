@@ -13,14 +13,13 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 
 from geometry.kernels.shading import halve, shade_rows
 from geometry.raster import Fragments
-from geometry.texture import SRGB_DECODE, WRAP_CODE
+from geometry.texture import LINEAR_DECODE, SRGB_DECODE, WRAP_CODE
 from schemas.mesh import Shading, TexturedMesh
 from schemas.sample import Cameras
 
 TABLE_SIZE = 32
 NUM_DIRECTIONS = 1024
 """Of the quadrature behind the tables."""
-LINEAR_DECODE = (np.arange(256) / 255.0).astype(np.float32)
 Color = tuple[float, float, float]
 
 

@@ -12,7 +12,7 @@ from geometry.kernels.footprint import FRAME_SIZE
 from geometry.kernels.texel import texel_rows
 from geometry.mips import mip_levels
 from geometry.raster import Fragments, Rasterizer
-from schemas.mesh import AlphaMode, Material, TexturedMesh, Wrap
+from schemas.mesh import AlphaMode, Layer, Material, TexturedMesh, Wrap
 
 MAX_LAYERS = 8
 """Cut-out surfaces in front of one another that a ray looks through; the last one is drawn as nothing."""
@@ -34,6 +34,8 @@ def linear_to_srgb(linear: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
 
 SRGB_DECODE = srgb_to_linear(np.arange(256) / 255.0).astype(np.float32)
 """Linear light of each 8-bit level."""
+LINEAR_DECODE = (np.arange(256) / 255.0).astype(np.float32)
+"""Fraction of each 8-bit level."""
 SRGB_STEPS = srgb_to_linear((np.arange(255) + 0.5) / 255.0).astype(np.float32)
 """Linear light at which rounding goes from level i to i + 1."""
 SRGB_GUESS = np.searchsorted(SRGB_STEPS, np.arange(4097) / 4096.0, side="right").astype(np.uint8)
@@ -89,9 +91,31 @@ class PackedSurface(NamedTuple):
         return bool((self.cutoffs >= 0.0).any())
 
 
-def pack_surface(mesh: TexturedMesh, mips: bool = True) -> PackedSurface:
+def pack_layer(mesh: TexturedMesh, layer: Layer, decode: Float32[np.ndarray, "256"]) -> PackedSurface:
+    """A layer of a mesh in place of its colour: opaque, `decode` the meaning of each 8-bit level."""
+    materials = tuple(
+        Material(base_color=(red, green, blue, 1.0), texture=texture, double_sided=plain.double_sided)
+        for (red, green, blue), texture, plain in zip(
+            layer.factors.tolist(), layer.textures, mesh.materials, strict=True
+        )
+    )
+    bare = replace(
+        mesh,
+        uv=layer.uv,
+        face_has_uv=np.ones(len(mesh.faces), bool),
+        colors=np.ones((len(mesh.vertices), 4), np.float32),
+        materials=materials,
+    )
+    return pack_surface(bare, decode=decode)
+
+
+def pack_surface(
+    mesh: TexturedMesh, mips: bool = True, decode: Float32[np.ndarray, "256"] | None = None
+) -> PackedSurface:
     """The colour half of a mesh; images are copied only where there are several. Without `mips` it serves to look up
-    points. A texture that cut-out and opaque materials share counts twice: its smaller versions differ."""
+    points. A texture that cut-out and opaque materials share counts twice: its smaller versions differ. `decode`: the
+    meaning of each 8-bit level; sRGB unless given."""
+    decode = SRGB_DECODE if decode is None else decode
     if len(mesh.faces) and not 0 <= mesh.face_material.min() <= mesh.face_material.max() < len(mesh.materials):
         raise ValueError(f"face_material points outside the {len(mesh.materials)} materials")
     if any(m.texture is not None and not 0 <= m.texture < len(mesh.textures) for m in mesh.materials):
@@ -100,7 +124,7 @@ def pack_surface(mesh: TexturedMesh, mips: bool = True) -> PackedSurface:
     distinct = list(dict.fromkeys(wanted))
     images = list(dict.fromkeys(texture for texture, _ in distinct))
     first = dict(zip(images, np.cumsum([0, *(mesh.textures[i].image[..., 0].size for i in images)]), strict=False))
-    pyramids = [mip_levels(mesh.textures[i].image, SRGB_DECODE, cut) if mips else [] for i, cut in distinct]
+    pyramids = [mip_levels(mesh.textures[i].image, decode, cut) if mips else [] for i, cut in distinct]
     flat = [level for pyramid in pyramids for level in pyramid]
     starts = np.cumsum([0, *(level[..., 0].size for level in flat)])
     samplers = []
@@ -132,7 +156,7 @@ def pack_surface(mesh: TexturedMesh, mips: bool = True) -> PackedSurface:
             [(start, *level.shape[:2]) for start, level in zip(starts, flat, strict=False)], np.int64
         ).reshape(-1, 3),
         mips=joined(flat, np.uint16),
-        decode=SRGB_DECODE,
+        decode=decode,
     )
 
 

@@ -19,13 +19,14 @@ from pipeline.blender.host import convert
 from pipeline.config import BuildConfig
 from pipeline.dataset.pictures import SIDE
 from pipeline.filter.measure_mesh import measure
-from pipeline.filter.measure_views import measure_map, measure_views
+from pipeline.filter.measure_views import measure_map, measure_materials, measure_views
 from pipeline.filter.rules import NO_LAYOUT, apply_rules
 from pipeline.mesh_io.load import load_asset
 from pipeline.mesh_io.preflight import AssetFacts
 from pipeline.mesh_io.side_files import asset_sha256, side_files
 from pipeline.render.lit import light_views
-from pipeline.render.uv_maps import bake_uv, round_trip, same_places
+from pipeline.render.materials import bake_materials, material_trip, material_views
+from pipeline.render.uv_maps import bake_uv, find_texels, round_trip, same_places
 from pipeline.render.views import render_views, see, small_picture
 from pipeline.seqtex_layouts.layout import JPEG
 from pipeline.seqtex_layouts.renders import read_renders, wear_jpeg
@@ -115,12 +116,16 @@ def _picture(
 
 def _open(path: Path, root: Path | None, cfg: BuildConfig) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
     """Facts and mesh of a file, or of what Blender makes of it."""
-    shading = cfg.views.lit != "none"
+    shading, materials = cfg.views.lit != "none", cfg.materials
     if not (cfg.blender.python and path.suffix.lower() in BLENDER_SUFFIXES):
-        return load_asset(path, cfg.preflight, root, shading=shading, up_axis=cfg.up_axis)
+        return load_asset(path, cfg.preflight, root, shading=shading, materials=materials, up_axis=cfg.up_axis)
     with tempfile.TemporaryDirectory(prefix="converted-") as name:
         converted = convert(path, Path(name) / "asset.glb", cfg.blender, cfg.preflight.max_file_bytes)
-        opened = converted if isinstance(converted, Rejected) else load_asset(converted, cfg.preflight, shading=shading)
+        opened = (
+            converted
+            if isinstance(converted, Rejected)
+            else load_asset(converted, cfg.preflight, shading=shading, materials=materials)
+        )
     if isinstance(opened, Rejected):
         return opened
     facts, mesh = opened
@@ -143,6 +148,9 @@ def _changed(path: Path, ref: MeshRef, max_bytes: int) -> Rejected | None:
 
 def _from_renders(ref: MeshRef, cfg: BuildConfig) -> Processed:
     """Images of somebody else's renderer: a sample without a mesh."""
+    if cfg.materials:
+        detail = "rendered images have no materials, which this dataset holds: build them without --materials"
+        return Processed(result=Rejected(reason=Reason.NO_MESH, detail=detail), measurements=Measurements())
     read = read_renders(Path(ref.uri), cfg.renders, cfg.views.resolution)
     if isinstance(read, Rejected):
         return Processed(result=read, measurements=Measurements())
@@ -167,7 +175,9 @@ def _make_sample(
     cameras = rig_cameras(cfg.rig, *bounding_box(mesh.vertices, mesh.faces), seed=seed_of(ref.uid))
     sight = see(mesh, surface, cameras, cfg.views, rasterizer)
     views = render_views(mesh, cameras, cfg.views, rasterizer, surface, sight)
-    measurements = measure_views(measurements, views, cameras)
+    if mesh.layers is not None:
+        views = replace(views, materials=material_views(mesh, mesh.layers, sight.centres, cameras, views.normal))
+    measurements = measure_materials(measure_views(measurements, views, cameras), mesh, views)
     if rejected := _rejected(measurements, cfg) or _blank(views):
         picture = small_picture(mesh, surface, cfg.rig, SIDE, rasterizer)
         return Processed(result=rejected, measurements=measurements, picture=picture)
@@ -177,7 +187,8 @@ def _make_sample(
         measurements = replace(measurements, layout_fault=str(unwrapped.reason))
         mv_only = _at_size(replace(unwrapped, detail=f"{NO_LAYOUT}: {unwrapped.detail}"), cfg)
     else:
-        baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer, surface)
+        texels = find_texels(unwrapped, cfg.uv, rasterizer)
+        baked = bake_uv(mesh, unwrapped, cfg.uv, rasterizer, surface, texels)
         seen = sight if same_places(mesh, unwrapped) else None
         proof = round_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer, seen)
         measurements = replace(
@@ -185,6 +196,10 @@ def _make_sample(
             round_trip_psnr=proof.psnr_db,
             round_trip_off_share=proof.off_share,
         )
+        if mesh.layers is not None:
+            baked = replace(baked, materials=bake_materials(mesh, mesh.layers, unwrapped, texels, baked))
+            trip = material_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer, seen)
+            measurements = replace(measurements, **({} if trip is None else asdict(trip)))
         result = apply_rules(measurements, cfg.filter)
         mv_only = _at_size(result.rejected, cfg) if result.rejected else None
         if result.regime is Regime.TEXTURED:
@@ -196,6 +211,8 @@ def _make_sample(
     sample = _sample(ref, views, cameras, frame, maps, uv_mesh, measurements)
     if lit.images is not None:
         sample.meta["shading"] = lit.shading
+    if mesh.layers is not None:
+        sample.meta["materials"] = {"emissive_strength": mesh.layers.emissive_strength}
     return Processed(result=sample, measurements=measurements, mv_only=mv_only)
 
 
@@ -232,7 +249,7 @@ def _sample(
         "regime": str(regime),
         "cameras": cameras_json(cameras),
         "frame": {"center": frame.center.tolist(), "scale": frame.scale},
-        "measurements": measurements.json(),
+        "measurements": measurements.json(materials=views.materials is not None),
         "versions": VERSIONS,
     }
     return TextureSample(uid=ref.uid, regime=regime, views=views, cameras=cameras, uv=maps, mesh=uv_mesh, meta=meta)

@@ -24,6 +24,14 @@ Config = TypeVar("Config")
 
 LATER_OPTIONS: dict[str, Any] = {
     "up_axis": "y",
+    "materials": False,
+    "filter": {
+        "min_metallic_db": 0.0,
+        "min_roughness_db": 0.0,
+        "min_emissive_db": 0.0,
+        "max_normal_error_deg": 180.0,
+        "max_constant_material_share": 1.0,
+    },
     "select": {"scores": "", "where": "", "texture_resolution": 1024, "min_texture_resolution": None},
 }
 """Options that datasets of earlier versions lack: recorded where they differ from this default."""
@@ -49,6 +57,8 @@ class BuildConfig:
     """Where the cameras stand."""
     views: RenderConfig = field(default_factory=RenderConfig)
     """Multi-view images."""
+    materials: bool = False
+    """Store metallic, roughness, shading normals and emitted light too, in views and UV maps."""
     rasterizer: Literal["cpu", "cuda"] = "cpu"
     """What draws views and maps: `cuda` is nvdiffrast (extra `gpu`), whose edges differ by fractions of a pixel."""
     uv: BakeConfig = field(default_factory=BakeConfig)

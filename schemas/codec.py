@@ -6,24 +6,20 @@ Views are stored as one strip per modality, (V*H, W). Every field is JSON, a sta
 regime have the same fields, and their JSON the same keys with values of the same type. Colour and masks are lossless;
 positions are 16 bit and normals 8 bit a channel, with the errors stated at `POSITION_ERROR` and `NORMAL_ERROR_DEG`."""
 
-import io
 import json
-import math
 import re
-import struct
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from typing import Any
 
-import deflate
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from schemas.images import (
-    DEFLATE_LEVEL,
     check_size,
     decode_image,
+    decode_metallic_roughness,
     decode_normals,
     decode_positions,
     encode_grey,
@@ -31,9 +27,10 @@ from schemas.images import (
     encode_normals,
     encode_positions,
     field_bytes,
+    with_empty_red,
 )
-from schemas.mesh import UvMesh
-from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
+from schemas.mesh import decode_mesh, encode_mesh, mesh_arrays
+from schemas.sample import Cameras, MaterialMaps, MaterialViews, Regime, TextureSample, UvMaps, Views
 
 SCHEMA_VERSION = 3
 """Version of the sample's fields and of its JSON; a reader refuses any other."""
@@ -41,7 +38,15 @@ SCHEMA_VERSION = 3
 VIEW_FIELDS = ("rgb.webp", "mask.png", "coverage.png", "position.png", "normal.png")
 UV_FIELDS = ("uv_rgb.webp", "uv_mask.png", "uv_opacity.png", "uv_position.png", "uv_normal.png", "mesh.npz")
 LIT, OPACITY = "lit.webp", "uv_opacity.png"
-EXTENSIONS = frozenset(("json", *VIEW_FIELDS, *UV_FIELDS, LIT))
+MATERIAL_VIEW_FIELDS = ("metallic_roughness.webp", "normal_detail.png", "emissive.webp")
+MATERIAL_UV_FIELDS = (
+    "uv_metallic_roughness.webp",
+    "uv_normal_detail.png",
+    "uv_normal_tangent.png",
+    "uv_emissive.webp",
+)
+MATERIAL_FIELDS = frozenset((*MATERIAL_VIEW_FIELDS, *MATERIAL_UV_FIELDS))
+EXTENSIONS = frozenset(("json", *VIEW_FIELDS, *UV_FIELDS, LIT, *MATERIAL_FIELDS))
 """Everything a sample may hold."""
 
 UPGRADE = "`seqtex upgrade DATASET --out NEW` writes a dataset of version 2 anew, any other is to be built again"
@@ -51,30 +56,26 @@ UID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 """The form of a sample's key."""
 
 MAX_JSON_BYTES = 1 << 20
-MAX_MESH_BYTES = 1 << 28
 
 POSITION_ERROR = 1 / 65_534
 """Largest error of one stored coordinate, before float32 rounding; 0 is exact."""
 NORMAL_ERROR_DEG = 0.4
 """Largest angle between a stored normal and the original: asin(sqrt(3) / 254) = 0.391 degrees."""
 
-_MESH_DTYPES = {"vertices": "<f4", "normals": "<f4", "uv": "<f4", "faces": "<i4"}
-_SINGLE_SIDED = "single_sided"
-"""A further array of bools, for meshes of which some face is not seen from behind."""
-_NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(<f4|<i4|\|b1)', 'fortran_order': False, "
-    rb"'shape': \((\d{1,10}),(?: (\d))?\), \} *\n",
-    re.DOTALL,
-)
-"""The header that `np.savez` writes before an array of format 1.0."""
-_ZIP_DATE = 0x21
-"""1 January 1980, the first day that a zip archive can name."""
-_MESH_COLUMNS = {"vertices": (3,), "normals": (3,), "uv": (2,), "faces": (3,), _SINGLE_SIDED: ()}
+
+def fields_of(regime: Regime, lit: bool = False, materials: bool = False) -> tuple[str, ...]:
+    """Return the extensions of a sample of a regime, in a dataset with views under light or without, with materials or
+    without."""
+    fields = [*VIEW_FIELDS, *(MATERIAL_VIEW_FIELDS if materials else ()), *((LIT,) if lit else ())]
+    if regime is Regime.TEXTURED:
+        fields += [*UV_FIELDS, *(MATERIAL_UV_FIELDS if materials else ())]
+    return ("json", *fields)
 
 
-def fields_of(regime: Regime, lit: bool = False) -> tuple[str, ...]:
-    """Return the extensions of a sample of a regime, in a dataset with views under light or without."""
-    return ("json", *VIEW_FIELDS, *(UV_FIELDS if regime is Regime.TEXTURED else ()), *((LIT,) if lit else ()))
+def fields_like(regime: Regime, names: Collection[str]) -> frozenset[str]:
+    """Return the extensions that a sample has which has some of `names`: all that belong to lit views and materials, or
+    none."""
+    return frozenset(fields_of(regime, LIT in names, not MATERIAL_FIELDS.isdisjoint(names)))
 
 
 def encode(sample: TextureSample) -> dict[str, bytes]:
@@ -96,11 +97,17 @@ def encode(sample: TextureSample) -> dict[str, bytes]:
     fields |= _encode_extra("coverage.png", _strip(views.coverage), views.mask.size)
     if views.lit is not None:
         fields |= _encode_extra(LIT, _strip(views.lit), views.mask.size)
+    if sample.uv is not None and (views.materials is None) != (sample.uv.materials is None):
+        raise ValueError(f"sample {sample.uid}: views and UV maps have materials, or neither has them")
+    if views.materials is not None:
+        fields |= encode_materials("", views.materials, _strip(views.mask))
     if sample.uv is not None and sample.mesh is not None:
         opaque = np.full(sample.uv.mask.shape, 255, np.uint8)
         opacity = opaque if sample.uv.opacity is None else sample.uv.opacity
         fields |= _encode_extra(OPACITY, opacity, sample.uv.mask.size)
         fields |= _encode_maps("uv_", sample.uv.rgb, sample.uv.mask, sample.uv.position, sample.uv.normal)
+        if sample.uv.materials is not None:
+            fields |= encode_materials("uv_", sample.uv.materials, np.ones_like(sample.uv.mask))
         fields["mesh.npz"] = encode_mesh(sample.mesh)
     return fields
 
@@ -114,8 +121,8 @@ def decode(fields: Mapping[str, Any]) -> TextureSample:
         raise ValueError(f"unknown field {unknown[0]!r}: a sample may hold only {', '.join(sorted(EXTENSIONS))}")
     meta = _decode_json(field_bytes(fields, "json"))
     regime = Regime(meta["regime"])
-    required = fields_of(regime, LIT in names)
-    if names != set(required):
+    required = fields_like(regime, names)
+    if names != required:
         raise ValueError(f"sample {meta['uid']}: a {regime} sample has exactly {sorted(required)}, not {sorted(names)}")
     cameras = _decode_cameras(meta["cameras"])
     rgb, mask, position, normal = _decode_maps(fields, "")
@@ -130,12 +137,19 @@ def decode(fields: Mapping[str, Any]) -> TextureSample:
         normal=_unstrip(normal, count),
         lit=_unstrip(_decode_extra(fields, LIT, rgb.shape), count) if LIT in names else None,
     )
+    layered = not MATERIAL_FIELDS.isdisjoint(names)
+    if layered:
+        found = {name: _unstrip(strip, count) for name, strip in decode_materials(fields, "", mask.shape).items()}
+        views = replace(views, materials=MaterialViews(**found))
     uv, mesh = None, None
     if regime is Regime.TEXTURED:
         uv_rgb, uv_mask, uv_position, uv_normal = _decode_maps(fields, "uv_")
         opacity = _decode_extra(fields, OPACITY, uv_mask.shape)
         holes = None if opacity.min() == 255 else opacity
-        uv = UvMaps(rgb=uv_rgb, mask=uv_mask, position=uv_position, normal=uv_normal, opacity=holes)
+        materials = MaterialMaps(**decode_materials(fields, "uv_", uv_mask.shape)) if layered else None
+        uv = UvMaps(
+            rgb=uv_rgb, mask=uv_mask, position=uv_position, normal=uv_normal, opacity=holes, materials=materials
+        )
         mesh = decode_mesh(field_bytes(fields, "mesh.npz"), str(meta["measurements"].get("layout")))
     return TextureSample(uid=meta["uid"], regime=regime, views=views, cameras=cameras, uv=uv, mesh=mesh, meta=meta)
 
@@ -151,10 +165,13 @@ def decode_field(name: str, data: bytes) -> Any:
     if name == "json":
         return _decode_json(data)
     if name == "mesh.npz":
-        mesh = decode_mesh(data, layout="")
-        return {array: getattr(mesh, array) for array in _members(mesh)}
-    if kind in ("position.png", "normal.png"):
-        return (decode_positions if kind == "position.png" else decode_normals)(fields, name)
+        return mesh_arrays(decode_mesh(data, layout=""))
+    if kind == "position.png":
+        return decode_positions(fields, name)
+    if kind.startswith("normal"):
+        return decode_normals(fields, name)
+    if kind == "metallic_roughness.webp":
+        return decode_metallic_roughness(fields, name)
     if name.endswith(".webp"):
         return decode_image(fields, name, "WEBP", "RGB")
     return decode_image(fields, name, "PNG", "1" if kind == "mask.png" else "L")
@@ -295,83 +312,34 @@ def _decode_maps(fields: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np
     return rgb, mask, position, decode_normals(fields, f"{prefix}normal.png", mask)
 
 
-# mesh
+# materials
 
 
-def encode_mesh(mesh: UvMesh) -> bytes:
-    """Encode a mesh as a compressed .npz, as `numpy.load` reads it."""
-    members = {f"{name}.npy": _npy(getattr(mesh, name), kind) for name, kind in _members(mesh).items()}
-    if (size := sum(map(len, members.values()))) > MAX_MESH_BYTES:
-        raise ValueError(f"field 'mesh.npz' has {size} bytes, more than {MAX_MESH_BYTES}")
-    return _zip(members)
+def encode_materials(
+    prefix: str, maps: MaterialViews | MaterialMaps, mask: Bool[np.ndarray, "h w"]
+) -> dict[str, bytes]:
+    """Encode the material maps of one kind; views become strips of the mask's rows."""
+    fields = {}
+    for field in dataclass_fields(maps):
+        image = getattr(maps, field.name)
+        image = image.reshape(-1, *image.shape[-2:])
+        if image.shape[:2] != mask.shape:
+            raise ValueError(f"the {prefix}{field.name} map is {image.shape[:2]}, its mask {mask.shape}")
+        if image.dtype == np.float32:
+            fields[f"{prefix}{field.name}.png"] = encode_normals(image, mask, f"{prefix}{field.name}.png")
+        else:
+            stored = with_empty_red(image) if image.shape[2] == 2 else image
+            fields[f"{prefix}{field.name}.webp"] = _encode_rgb(stored, prefix)
+    return fields
 
 
-def _members(mesh: UvMesh) -> dict[str, str]:
-    """Arrays of a mesh and their types."""
-    return _MESH_DTYPES | ({} if mesh.single_sided is None else {_SINGLE_SIDED: "|b1"})
-
-
-def _npy(array: np.ndarray, kind: str) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array(out, np.ascontiguousarray(array, dtype=kind), version=(1, 0), allow_pickle=False)
-    return out.getvalue()
-
-
-def _zip(members: Mapping[str, bytes]) -> bytes:
-    """Encode a zip archive by libdeflate, whose bytes are the same everywhere: `zipfile` takes Python's own zlib."""
-    files, directory = bytearray(), bytearray()
-    for name, data in members.items():
-        packed = deflate.deflate_compress(data, DEFLATE_LEVEL)
-        sizes = deflate.crc32(data), len(packed), len(data), len(name), 0
-        entry = struct.pack("<5H3I2H", 20, 0, zipfile.ZIP_DEFLATED, 0, _ZIP_DATE, *sizes)
-        place = struct.pack("<3H2I", 0, 0, 0, 0, len(files))
-        directory += b"PK\1\2" + struct.pack("<H", 20) + entry + place + name.encode()
-        files += b"PK\3\4" + entry + name.encode() + packed
-    end = struct.pack("<4H2IH", 0, 0, len(members), len(members), len(directory), len(files), 0)
-    return bytes(files + directory + b"PK\5\6" + end)
-
-
-def decode_mesh(data: bytes, layout: str) -> UvMesh:
-    """Decode a mesh of a layout. Raises ValueError for anything but what `encode_mesh` writes."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [*_MESH_DTYPES, *([_SINGLE_SIDED] if f"{_SINGLE_SIDED}.npy" in archive.namelist() else [])]
-            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in names):
-                raise ValueError(f"field 'mesh.npz' holds {archive.namelist()}, expected {list(_MESH_DTYPES)}")
-            if (size := sum(info.file_size for info in archive.infolist())) > MAX_MESH_BYTES:
-                raise ValueError(f"field 'mesh.npz' declares {size} bytes, more than {MAX_MESH_BYTES}")
-            arrays = {name: _decode_npy(archive, name) for name in names}
-    # zipfile's own words for a compression it does not know (NotImplementedError) and for a password (RuntimeError)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"field 'mesh.npz' cannot be read: {error}") from error
-    corners = len(arrays["vertices"])
-    if len(arrays["normals"]) != corners or len(arrays["uv"]) != corners:
-        raise ValueError("field 'mesh.npz': vertices, normals and uv differ in number")
-    faces = arrays["faces"]
-    if faces.size and not (faces.min() >= 0 and faces.max() < corners):
-        raise ValueError(f"field 'mesh.npz': a face refers to a vertex beyond the {corners} there are")
-    if len(arrays.get(_SINGLE_SIDED, faces)) != len(faces):
-        raise ValueError(f"field 'mesh.npz': {_SINGLE_SIDED} and faces differ in number")
-    return UvMesh(**arrays, layout=layout)
-
-
-def _decode_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Decode one array without numpy's loader, which takes memory for the declared shape before it reads, and whose
-    parser of headers raises errors of many kinds."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"field 'mesh.npz': member {name} has compression {info.compress_type}, not deflate")
-    data = archive.read(info)
-    if (header := _NPY_HEADER.match(data)) is None:
-        raise ValueError(f"field 'mesh.npz': member {name} is not an array as it is written here")
-    dtype, shape = np.dtype(header[1].decode()), tuple(int(extent) for extent in header.groups()[1:] if extent)
-    raw = data[header.end() :]
-    good = dtype == _MESH_DTYPES.get(name, "|b1") and shape[1:] == _MESH_COLUMNS[name]
-    if not good or math.prod(shape) * dtype.itemsize != len(raw):
-        raise ValueError(f"field 'mesh.npz': member {name} is {dtype} {shape} in {len(raw)} bytes")
-    if dtype.kind == "b":
-        return np.frombuffer(raw, np.uint8) != 0
-    array = np.frombuffer(raw, dtype).reshape(shape).copy()
-    if dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"field 'mesh.npz': member {name} is not finite")
-    return array
+def decode_materials(
+    fields: Mapping[str, Any], prefix: str, shape: tuple[int, int]
+) -> dict[str, Float32[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w _"]]:
+    """Decode the material maps of one kind by name, each of a size."""
+    maps = {}
+    for name in MATERIAL_UV_FIELDS if prefix else MATERIAL_VIEW_FIELDS:
+        maps[name.removeprefix(prefix).partition(".")[0]] = image = decode_field(name, field_bytes(fields, name))
+        if image.shape[:2] != shape:
+            raise ValueError(f"field {name!r} is {image.shape[:2]} pixels, the images beside it {shape}")
+    return maps

@@ -111,6 +111,21 @@ def decode_image(fields: Mapping[str, Any], name: str, form: str, mode: str) -> 
         raise ValueError(f"field {name!r} is not a whole {form} image: {error}") from error
 
 
+def with_empty_red(pair: UInt8[np.ndarray, "height width 2"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Metallic and roughness as the RGB image that glTF has them in: roughness in G, metallic in B, nothing in R."""
+    image = np.zeros((*pair.shape[:2], 3), np.uint8)
+    image[..., 2], image[..., 1] = pair[..., 0], pair[..., 1]
+    return image
+
+
+def decode_metallic_roughness(fields: Mapping[str, Any], name: str) -> UInt8[np.ndarray, "height width 2"]:
+    """Decode metallic and roughness as `with_empty_red` has them. Raises ValueError where red is not empty."""
+    image = decode_image(fields, name, "WEBP", "RGB")
+    if image[..., 0].any():
+        raise ValueError(f"field {name!r} has values in its red channel, which is empty as it is written here")
+    return np.ascontiguousarray(image[..., :0:-1])
+
+
 def decode_positions(
     fields: Mapping[str, Any], name: str, mask: Bool[np.ndarray, "height width"] | None = None
 ) -> Float32[np.ndarray, "height width 3"]:

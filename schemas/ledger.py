@@ -141,6 +141,23 @@ class Note:
     """The first of them, for a person."""
 
 
+MATERIAL_MEASUREMENTS = frozenset(
+    {
+        "varied_materials",
+        "constant_material_share",
+        "metallic_mean",
+        "roughness_mean",
+        "roughness_std",
+        "normal_strength_deg",
+        "emissive_share",
+        "metallic_psnr",
+        "roughness_psnr",
+        "emissive_psnr",
+        "normal_error_deg",
+    }
+)
+"""Measurements that assets have in datasets with materials alone."""
+
 MAX_NOTE_CHARS = 300
 """Longest detail of a note, in characters; the rest is cut off."""
 
@@ -262,11 +279,37 @@ class Measurements:
     round_trip_off_share: float | None = None
     """Share of covered pixels of which a channel is further off than 8 of 255 in that comparison."""
 
-    def json(self) -> dict[str, int | float | str]:
+    # materials, where they are asked for
+    varied_materials: int | None = None
+    """Materials whose metallic-roughness texture holds more than one value."""
+    constant_material_share: float | None = None
+    """Share of the surface whose metallic and roughness are one value a material: without such a texture."""
+    metallic_mean: float | None = None
+    """Mean metallic over the covered pixels of the views, 0..1."""
+    roughness_mean: float | None = None
+    """The same of roughness."""
+    roughness_std: float | None = None
+    """Standard deviation of roughness over those pixels, 0..1."""
+    normal_strength_deg: float | None = None
+    """Mean angle over those pixels between the shading normal and the surface's; 0 without normal maps."""
+    emissive_share: float | None = None
+    """Share of those pixels that emit light."""
+    metallic_psnr: float | None = None
+    """dB over pixels that both cover: metallic in views of the source against views from the baked maps."""
+    roughness_psnr: float | None = None
+    """The same of roughness."""
+    emissive_psnr: float | None = None
+    """The same of emitted light, sRGB."""
+    normal_error_deg: float | None = None
+    """Mean angle over those pixels between the shading normals of both."""
+
+    def json(self, materials: bool = False) -> dict[str, int | float | str]:
         """Return the measurements as a sample's JSON has them: every key, with -1 for a number and "" for a text that
-        does not apply. (None of the numbers is ever below 0.)"""
+        does not apply. (None of the numbers is ever below 0.) materials: with those of materials, which samples of
+        datasets without them lack."""
         missing: dict[str, int | float | str] = {"int | None": -1, "float | None": -1.0, "str | None": ""}
-        values = {f.name: (getattr(self, f.name), missing[str(f.type)]) for f in fields(self)}
+        left_out = frozenset[str]() if materials else MATERIAL_MEASUREMENTS
+        values = {f.name: (getattr(self, f.name), missing[str(f.type)]) for f in fields(self) if f.name not in left_out}
         return {name: default if value is None else type(default)(value) for name, (value, default) in values.items()}
 
 

@@ -32,6 +32,32 @@ class Regime(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaterialViews:
+    """Materials as the views see them: 0 outside the mask, at pixel centres like positions, mean over the pixel."""
+
+    metallic_roughness: UInt8[np.ndarray, "views height width 2"]
+    """Metallic and roughness, linear."""
+    normal_detail: Float32[np.ndarray, "views height width 3"]
+    """Shading normal: `Views.normal` bent by the normal map, world space, unit length."""
+    emissive: UInt8[np.ndarray, "views height width 3"]
+    """Emitted light, sRGB; `meta["materials"]["emissive_strength"]` times as much in linear light."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaterialMaps:
+    """Materials in texture space, all dilated beyond the mask as the colour is."""
+
+    metallic_roughness: UInt8[np.ndarray, "height width 2"]
+    """Metallic and roughness, linear."""
+    normal_detail: Float32[np.ndarray, "height width 3"]
+    """Shading normal, world space, unit length."""
+    normal_tangent: Float32[np.ndarray, "height width 3"]
+    """The same in the tangent space (MikkTSpace) of the sample's mesh: x along u, y along v (up), unit length."""
+    emissive: UInt8[np.ndarray, "height width 3"]
+    """Emitted light, as in the views."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Views:
     """Multi-view images. Row 0 is the top of the picture; everything but coverage is 0 outside
     the mask."""
@@ -49,6 +75,8 @@ class Views:
     """Interpolated vertex normal, world space, unit length."""
     lit: UInt8[np.ndarray, "views height width 3"] | None = None
     """The same views under light, sRGB, over black; renderer and light are in `meta["shading"]`."""
+    materials: MaterialViews | None = None
+    """In all samples of a dataset, or in none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +91,8 @@ class UvMaps:
     normal: Float32[np.ndarray, "height width 3"]
     opacity: UInt8[np.ndarray, "height width"] | None = None
     """Alpha, dilated beyond the mask; below 128 the surface is cut out. None is stored as 255: opaque everywhere."""
+    materials: MaterialMaps | None = None
+    """Exactly where the views have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,5 +108,5 @@ class TextureSample:
     """Dataset frame; present exactly when `uv` is."""
     meta: dict[str, Any]
     """The sample's JSON: `uid, schema_version, source {name, uri, licence, attribution}, caption, regime,
-    cameras {world_to_cam, projection}, frame {center [3], scale}, measurements {...}`, and `shading` with lit views.
-    The same keys in every sample, with values of the same type."""
+    cameras {world_to_cam, projection}, frame {center [3], scale}, measurements {...}`, `shading` with lit views, and
+    `materials {emissive_strength}` with materials. The same keys in every sample, with values of the same type."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from schemas.codec import decode, decode_field
 from schemas.errors import UserError
-from schemas.sample import UvMaps, Views
+from schemas.sample import MaterialMaps, MaterialViews, UvMaps, Views
 
 if TYPE_CHECKING:
     import webdataset as wds
@@ -34,10 +34,12 @@ def webdataset(
     their recorded sha256.
 
     A sample is a dict, with the same keys in every sample of a regime: `__key__`, `json`, `rgb, position, normal`
-    [V, h, w, 3], `mask, coverage` [V, h, w], `world_to_cam, projection` [V, 4, 4], in a dataset with lit views `lit`;
-    for `textured` also `uv_rgb, uv_position, uv_normal` [H, W, 3], `uv_mask, uv_opacity` [H, W], whose row 0 is v = 1,
-    and `mesh {vertices, normals, uv, faces}`. Nothing is unpickled. A sample with another field, or a malformed one,
-    raises UserError naming shard, sample and field; `handler` (an option) may turn that into a warning."""
+    [V, h, w, 3], `mask, coverage` [V, h, w], `world_to_cam, projection` [V, 4, 4], in a dataset with lit views `lit`,
+    in one with materials `metallic_roughness` [V, h, w, 2] and `normal_detail, emissive` [V, h, w, 3]; for `textured`
+    also `uv_rgb, uv_position, uv_normal` [H, W, 3], `uv_mask, uv_opacity` [H, W], whose row 0 is v = 1, materials
+    likewise with `uv_normal_tangent` [H, W, 3], and `mesh {vertices, normals, uv, faces}`. Nothing is unpickled. A
+    sample with another field, or a malformed one, raises UserError naming shard, sample and field; `handler` (an
+    option) may turn that into a warning."""
     import webdataset as wds
 
     shards = str(urls) if isinstance(urls, str | Path) else [str(url) for url in urls]
@@ -78,10 +80,12 @@ def sample_arrays(stored: Mapping[str, Any], tensors: bool = False) -> dict[str,
     return {"__key__": key, "json": sample.meta} | (_tensors(arrays) if tensors else arrays)
 
 
-def _maps(maps: Views | UvMaps, prefix: str) -> dict[str, Any]:
-    """Return the images that are there."""
-    images = {f"{prefix}{field.name}": getattr(maps, field.name) for field in fields_of(maps)}
-    return {name: image for name, image in images.items() if image is not None}
+def _maps(maps: Views | UvMaps | MaterialViews | MaterialMaps, prefix: str) -> dict[str, Any]:
+    """Return the images that are there, those of materials under their own names."""
+    named = {field.name: getattr(maps, field.name) for field in fields_of(maps)}
+    materials = named.pop("materials", None)
+    images = {f"{prefix}{name}": image for name, image in named.items() if image is not None}
+    return images if materials is None else images | _maps(materials, prefix)
 
 
 def _tensors(arrays: dict[str, Any]) -> dict[str, Any]:

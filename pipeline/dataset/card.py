@@ -68,7 +68,7 @@ def dataset_card(info: DatasetInfo, facts: CardFacts) -> str:
         _excluded(facts),
         _origin(info),
         _reading(facts),
-        LIMITS,
+        _limits(info),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
@@ -205,16 +205,25 @@ READING = (
     "counts and samples: a shard counts only if a ledger part names it.",
 )
 """How to read a dataset with plain tools; REGIME stands for one that it has."""
+NO_MATERIALS = "- Roughness, metalness, normal maps and emission are not in the UV maps."
+MATERIALS = (
+    "- Materials are metallic, roughness, shading normals and emitted light, as files have them: glossy coats, sheen,\n"
+    "  transmission and occlusion are not held."
+)
 LIMITS = (
     "## Known limits",
     "",
     "- Colours are base colours without light, 8 bits a channel. Light that an artist painted into a texture stays in",
     "  it; `baked_light` in the ledger is a suspicion of that.",
-    "- Roughness, metalness, normal maps and emission are not in the UV maps.",
+    NO_MATERIALS,
     "- Skinned assets stand as they are at rest; nothing moves.",
     "- A map is only as good as its round trip: `round_trip_psnr` says how well views from the map match the source.",
     "- Captions are those of the source, unchecked.",
 )
+
+
+def _limits(info: DatasetInfo) -> list[str]:
+    return [MATERIALS if line == NO_MATERIALS and info.config.get("materials") else line for line in LIMITS]
 
 
 def _reading(facts: CardFacts) -> list[str]:

@@ -103,7 +103,8 @@ def _fields(info: DatasetInfo, shards: Sequence[ShardRecord]) -> Iterator[dict[s
     for regime in Regime:
         inside = [{"@id": f"shards/{shard.name}"} for shard in shards if shard.regime is regime]
         lit = info.config["views"].get("lit", "none") != "none"
-        for extension in fields_of(regime, lit) if inside else ():
+        materials = bool(info.config.get("materials"))
+        for extension in fields_of(regime, lit, materials) if inside else ():
             name = f"{regime}-{extension}"
             yield {
                 "@type": "cr:FileSet",

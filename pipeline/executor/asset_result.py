@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.dataset.pictures import RAW_BYTES, encode_picture
 from pipeline.filter.signature import is_signature
-from schemas.codec import LIT, fields_of
+from schemas.codec import fields_like
 from schemas.dataset import shard_name
 from schemas.errors import storable
 from schemas.ledger import (
@@ -156,8 +156,8 @@ def _fields(folder: Path, regime: Regime) -> tuple[Path, ...]:
         raise ValueError(f"{folder.name} is no folder")
     files = sorted(folder.iterdir())
     names = {file.name for file in files}
-    required = fields_of(regime, LIT in names)
-    if names != set(required):
+    required = fields_like(regime, names)
+    if names != required:
         raise ValueError(f"{folder.name} holds {sorted(names)[:20]}, expected {sorted(required)}")
     for file in files:
         _check_file(file, MAX_MEMBER_BYTES)

@@ -19,9 +19,8 @@ from pipeline.sandbox.child import LimitsConfig, insist, stderr_tail
 from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sandbox.policy import folder_of
 from pipeline.unwrap.unwrap import UnwrapConfig, unwrap
-from schemas.codec import MAX_MESH_BYTES, decode_mesh, encode_mesh
 from schemas.ledger import Reason, Rejected
-from schemas.mesh import LAYOUTS, UvMesh
+from schemas.mesh import LAYOUTS, MAX_MESH_BYTES, UvMesh, decode_mesh, encode_mesh
 
 LIMITS = LimitsConfig(timeout_s=1200.0, memory_gb=8.0)
 """Longer and more than in a build: here someone waits for one mesh."""

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Float64
 
 from geometry.kernels.measure import count_sheet_pixels, sum_gradients
-from geometry.mesh import corner_vectors
+from geometry.mesh import corner_vectors, mean_angle_deg
 from pipeline.filter.measure_mesh import topology
 from pipeline.unwrap.uv_metrics import density_spread, layout_stretch, signed_areas
 from schemas.ledger import Measurements
-from schemas.mesh import UvMesh
+from schemas.mesh import TexturedMesh, UvMesh
 from schemas.sample import Cameras, UvMaps, Views
 
 OPPOSITE = -0.9
@@ -56,6 +56,35 @@ def measure_map(measurements: Measurements, uv_mesh: UvMesh, maps: UvMaps) -> Me
         layout_density=None if median is None else median * len(maps.mask),
         layout_density_spread=spread,
     )
+
+
+def measure_materials(measurements: Measurements, mesh: TexturedMesh, views: Views) -> Measurements:
+    """With the measurements of materials in views filled in; as they are where no view shows any."""
+    layers, seen = mesh.layers, views.materials
+    if layers is None or seen is None or not views.mask.any():
+        return measurements
+    varied = np.array([varies(mesh, texture) for texture in layers.metallic_roughness.textures], bool)
+    areas = np.linalg.norm(corner_vectors(mesh.vertices[mesh.faces].astype(np.float64)), axis=1)
+    metallic, roughness = seen.metallic_roughness[views.mask].T / 255.0
+    emits = seen.emissive[views.mask].any(axis=1)
+    return replace(
+        measurements,
+        varied_materials=int(varied.sum()),
+        constant_material_share=float(areas[~varied[mesh.face_material]].sum() / areas.sum()),
+        metallic_mean=float(metallic.mean()),
+        roughness_mean=float(roughness.mean()),
+        roughness_std=float(roughness.std()),
+        normal_strength_deg=mean_angle_deg(seen.normal_detail[views.mask], views.normal[views.mask]),
+        emissive_share=float(emits.mean()),
+    )
+
+
+def varies(mesh: TexturedMesh, texture: int | None) -> bool:
+    """Return whether a metallic-roughness texture holds more than one value."""
+    if texture is None:
+        return False
+    values = mesh.textures[texture].image[..., 1:3]
+    return bool((values != values[0, 0]).any())
 
 
 def edge_score(views: Views) -> float | None:

@@ -41,6 +41,17 @@ class FilterConfig:
     """Views from the baked map below this PSNR against views of the source make the sample multi-view-only (ours)."""
     max_round_trip_off_share: float = 1.0
     """Share of covered pixels further off than 8/255 in that comparison; 1 is off (ours)."""
+    min_metallic_db: float = 0.0
+    """The same for metallic, in datasets with materials; 0 is off (ours)."""
+    min_roughness_db: float = 0.0
+    """The same for roughness; 0 is off (ours)."""
+    min_emissive_db: float = 0.0
+    """The same for emitted light; 0 is off (ours)."""
+    max_normal_error_deg: float = 180.0
+    """Mean angle between shading normals in that comparison, degrees; 180 is off (ours)."""
+    max_constant_material_share: float = 1.0
+    """Share of the surface with one metallic and roughness a material, in datasets with materials; 1 is off (TRELLIS.2
+    selects assets with real maps)."""
     suspect_baked_light: float = 0.3
     """`baked_light` from which the report says so (ours); never a reason."""
 
@@ -119,6 +130,12 @@ RULES = (
         words="texture score {}",
     ),
     Rule(
+        name="max_constant_material_share",
+        measurement="constant_material_share",
+        reason=Reason.UNTEXTURED,
+        words="{} of the surface has constant metallic and roughness",
+    ),
+    Rule(
         name="min_round_trip_db",
         measurement="round_trip_psnr",
         reason=Reason.ROUND_TRIP,
@@ -130,6 +147,23 @@ RULES = (
         measurement="round_trip_off_share",
         reason=Reason.ROUND_TRIP,
         words="{} of the pixels of views from the baked map are off",
+        regime=Regime.MV_ONLY,
+    ),
+    *(
+        Rule(
+            name=f"min_{channel}_db",
+            measurement=f"{channel}_psnr",
+            reason=Reason.ROUND_TRIP,
+            words=f"{channel} in views from the baked map reaches {{}} dB",
+            regime=Regime.MV_ONLY,
+        )
+        for channel in ("metallic", "roughness", "emissive")
+    ),
+    Rule(
+        name="max_normal_error_deg",
+        measurement="normal_error_deg",
+        reason=Reason.ROUND_TRIP,
+        words="shading normals from the baked map are off by {} degrees",
         regime=Regime.MV_ONLY,
     ),
 )

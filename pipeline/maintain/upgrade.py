@@ -15,11 +15,12 @@ from jaxtyping import Bool, Int8, Int16
 from pipeline.dataset.lock import lock
 from pipeline.dataset.shards import commit, committed, require_committed
 from pipeline.dataset.state import BuildReport, finish, planned_jobs, replan, writable
-from schemas.codec import OPACITY, SCHEMA_VERSION, decode, decode_mesh, encode_mesh
+from schemas.codec import OPACITY, SCHEMA_VERSION, decode
 from schemas.dataset import DatasetInfo, code_version, read_dataset_json
 from schemas.errors import UserError
 from schemas.images import check_size, decode_image, encode_grey, encode_png
 from schemas.ledger import Measurements
+from schemas.mesh import decode_mesh, encode_mesh
 from schemas.plan import ShardJob
 from schemas.sample import Regime
 from schemas.shards import read_samples

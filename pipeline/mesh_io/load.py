@@ -9,24 +9,28 @@ from jaxtyping import Bool
 from geometry.frames import bounding_box
 from geometry.texture import srgb_to_linear
 from pipeline.mesh_io.gltf.container import Image, image_bytes
-from pipeline.mesh_io.gltf.materials import SceneMaterial, TextureUse, emissive_instead, read_shading
-from pipeline.mesh_io.gltf.mesh import scene_parts
+from pipeline.mesh_io.gltf.glossiness import to_metal, to_metal_images
+from pipeline.mesh_io.gltf.materials import SceneMaterial, SceneShading, TextureUse, emissive_instead, read_shading
+from pipeline.mesh_io.gltf.mesh import Maps, scene_parts
 from pipeline.mesh_io.gltf.scene import Scene
 from pipeline.mesh_io.images import TextureStore
-from pipeline.mesh_io.parts import Part, merge
+from pipeline.mesh_io.material_layers import with_layers
+from pipeline.mesh_io.parts import LAYERS, Part, merge
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, UpAxis, open_checked
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import read_limited
 from pipeline.mesh_io.wavefront.mtl import ObjMaterial
 from pipeline.mesh_io.wavefront.obj import ObjFile, obj_part, with_coordinates
 from schemas.ledger import NoteKind, Reason, Rejected
-from schemas.mesh import AlphaMode, Material, Shading, TexturedMesh, Wrap
+from schemas.mesh import AlphaMode, Material, Shading, Texture, TexturedMesh, Wrap
 
 BLACK = 4
 """8-bit sRGB levels below which a colour counts as black: JPEG leaves some noise (ours)."""
 
 
-def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool = False) -> TexturedMesh | Rejected:
+def load_mesh(
+    path: Path, cfg: PreflightConfig | None = None, *, shading: bool = False, materials: bool = False
+) -> TexturedMesh | Rejected:
     """A file of `preflight.SUFFIXES` as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight
     itself. The files that it refers to must lie in its own folder or below.
 
@@ -35,14 +39,22 @@ def load_mesh(path: Path, cfg: PreflightConfig | None = None, *, shading: bool =
     are the authored ones; without them, flat for glTF (as its specification says), smooth up to a crease angle for OBJ.
 
     `shading`: fill `Material.shading` too, with its textures after those of the base colours; a texture of it that
-    cannot be had is skipped, its factor stays.
+    cannot be had is skipped, its factor stays. `materials`: fill `TexturedMesh.layers`, with textures on whatever
+    coordinates; one that cannot be had is noted. Specular-glossiness materials then become metallic-roughness ones,
+    base colour included.
     """
-    found = load_asset(path, cfg or PreflightConfig(), path.parent, shading=shading)
+    found = load_asset(path, cfg or PreflightConfig(), path.parent, shading=shading, materials=materials)
     return found if isinstance(found, Rejected) else found[1]
 
 
 def load_asset(
-    path: Path, cfg: PreflightConfig, root: Path | None = None, *, shading: bool = False, up_axis: UpAxis = "y"
+    path: Path,
+    cfg: PreflightConfig,
+    root: Path | None = None,
+    *,
+    shading: bool = False,
+    materials: bool = False,
+    up_axis: UpAxis = "y",
 ) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
     """Check and load an asset, parsing its file once: facts and mesh, or why the preflight refused it. `root`: the
     folder that the files it refers to must lie in; None: its own, and none for a .glb. `up_axis`: of formats that do
@@ -54,9 +66,9 @@ def load_asset(
         return error.rejected
     try:
         if isinstance(content, ObjFile):
-            mesh = _from_obj(content, cfg, notes, shading)
+            mesh = _from_obj(content, cfg, notes, shading, materials)
         else:
-            facts, mesh = _from_scene(content, facts, cfg, shading)
+            facts, mesh = _from_scene(content, facts, cfg, shading, materials)
     except AssetError as error:
         return replace(facts, notes=notes.found()), error.rejected
     facts = replace(facts, notes=notes.found())
@@ -84,17 +96,18 @@ def _without_extent(mesh: TexturedMesh) -> Rejected | None:
 
 
 def _from_scene(
-    scene: Scene, facts: AssetFacts, cfg: PreflightConfig, shading: bool
+    scene: Scene, facts: AssetFacts, cfg: PreflightConfig, shading: bool, layered: bool
 ) -> tuple[AssetFacts, TexturedMesh]:
     """The drawn scene, and its facts without parts that turn out to be damaged and images that are replaced."""
     images = scene.container.images
     store = TextureStore[int](lambda image: _encoded(images[image], cfg), cfg.max_image_bytes)
     if cfg.emissive_as_base:
         scene = _glowing(scene, store)
-    parts, lost = scene_parts(scene)
+    parts, lost = scene_parts(scene, _maps(scene) if layered else None)
     if (error := scene.container.notes.first_error) and not any(len(part.faces) for part in parts):
         raise error
     sources = [scene.materials[number - 1] if number else SceneMaterial() for number in _used(parts)]
+    found = [read_shading(source, scene.container) for source in sources] if shading or layered else []
     if lost or any(source.glows_instead for source in sources):
         used = {source.texture.image for source in sources if source.texture is not None}
         facts = replace(facts, faces=facts.faces - lost, images=len(used))
@@ -113,10 +126,30 @@ def _from_scene(
     if shading:
         mapped = _with_uv(parts, len(materials))
         materials = [
-            replace(material, shading=_shading(source, scene, store, bool(mapped[number])))
-            for number, (material, source) in enumerate(zip(materials, sources, strict=True))
+            replace(material, shading=_shading(answer.shared(source), store, bool(mapped[number])))
+            for number, (material, source, answer) in enumerate(zip(materials, sources, found, strict=True))
         ]
-    return facts, merge(parts, materials, store.textures())
+    if not layered:
+        return facts, merge(parts, materials, store.textures())
+    return facts, _layered(scene, parts, materials, found, store)
+
+
+def _layered(
+    scene: Scene, parts: list[Part], materials: list[Material], answers: list[SceneShading], store: TextureStore[int]
+) -> TexturedMesh:
+    """The mesh with the layers of its materials, each of which answers to light as `answers` has it."""
+    notes, mapped = scene.container.notes, _with_uv(parts, len(materials))
+    shadings = [_noted_shading(answer, store, notes) for answer in answers]
+    glosses = [_noted_slot(answer.glossiness, store, notes) for answer in answers]
+    textures = store.textures()
+    for number, (answer, gloss) in enumerate(zip(answers, glosses, strict=True)):
+        if answer.specular is not None:
+            sharing = gloss is None or answer.glossiness_shared
+            image = None if gloss is None or (sharing and not mapped[number]) else textures[gloss]
+            materials[number], shadings[number] = _metal(
+                materials[number], answer, shadings[number], image, sharing, textures
+            )
+    return with_layers(merge(parts, materials, textures), parts, shadings)
 
 
 def _glowing(scene: Scene, store: TextureStore[int]) -> Scene:
@@ -159,9 +192,22 @@ def _decodable(use: TextureUse, store: TextureStore[int], notes: Notes) -> Textu
     return use
 
 
-def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], has_uv: bool) -> Shading:
-    found = read_shading(material, scene.container)
+def _maps(scene: Scene) -> Maps:
+    """The textures of every material's layers; a converted one lies where gloss or colour do."""
+    answers = {number: read_shading(material, scene.container) for number, material in scene.materials.items()}
+    return {
+        number: (
+            answer.metallic_roughness
+            or answer.glossiness
+            or (None if answer.specular is None else scene.materials[number].texture),
+            answer.normal_map,
+            answer.emissive_texture,
+        )
+        for number, answer in answers.items()
+    }
 
+
+def _shading(found: SceneShading, store: TextureStore[int], has_uv: bool) -> Shading:
     def slot(use: TextureUse | None) -> int | None:
         return store.slot_or_none(use.image, use.wrap_u, use.wrap_v, use.nearest) if use and has_uv else None
 
@@ -169,15 +215,69 @@ def _shading(material: SceneMaterial, scene: Scene, store: TextureStore[int], ha
     if (use := found.glossiness) and has_uv:
         rough = store.slot_or_none(use.image, use.wrap_u, use.wrap_v, use.nearest, glossiness=1.0 - roughness)
         roughness = roughness if rough is None else 1.0  # then the texture holds the factor
+    return _shading_of(found, roughness, rough, slot(found.emissive_texture), slot(found.normal_map))
+
+
+def _noted_shading(found: SceneShading, store: TextureStore[int], notes: Notes) -> Shading:
+    """The shading of a layer, its textures on whatever coordinates. That of a specular-glossiness material lacks its
+    texture, which is to be converted."""
+    uses = found.metallic_roughness, found.emissive_texture, found.normal_map
+    return _shading_of(found, found.roughness, *(_noted_slot(use, store, notes) for use in uses))
+
+
+def _noted_slot(use: TextureUse | None, store: TextureStore[int], notes: Notes) -> int | None:
+    """The place of a texture that one can do without, which is noted."""
+    with notes.in_place_of_an_error(NoteKind.DATA_IGNORED):
+        return None if use is None else _slot(use, store, notes)
+    return None
+
+
+def _shading_of(
+    found: SceneShading, roughness: float, rough: int | None, emissive: int | None, normal: int | None
+) -> Shading:
     return Shading(
         metallic=found.metallic,
         roughness=roughness,
         metallic_roughness=rough,
         emissive=found.emissive,
-        emissive_texture=slot(found.emissive_texture),
-        normal_map=slot(found.normal_map),
+        emissive_texture=emissive,
+        normal_map=normal,
         normal_scale=found.normal_scale,
     )
+
+
+def _metal(
+    material: Material,
+    answer: SceneShading,
+    shading: Shading,
+    gloss: Texture | None,
+    sharing: bool,
+    textures: list[Texture],
+) -> tuple[Material, Shading]:
+    """A specular-glossiness material as a metallic-roughness one; its images are added to `textures`.
+
+    `gloss`: its texture; `sharing`: on the coordinates of the base colour. Elsewhere no image can hold the converted
+    colour: then the diffuse one stays, and its factor decides what is metal."""
+    assert answer.specular is not None
+    colors = None if material.texture is None or not sharing else textures[material.texture]
+    red, green, blue, opacity = material.base_color
+    model = colors or gloss
+    if model is None:
+        color, metallic = to_metal(np.array([[red, green, blue]]), np.array([answer.specular]))
+        base = (float(color[0, 0]), float(color[0, 1]), float(color[0, 2]), opacity)
+        return replace(material, base_color=base), replace(shading, metallic=float(metallic[0]))
+    images = to_metal_images(
+        None if colors is None else colors.image,
+        (red, green, blue),
+        None if gloss is None else gloss.image,
+        answer.specular,
+        1.0 - answer.roughness,
+    )
+    textures += [replace(model, image=image) for image in images]
+    shading = replace(shading, metallic=1.0, roughness=1.0, metallic_roughness=len(textures) - 1)
+    if not sharing:
+        return material, shading
+    return replace(material, base_color=(1.0, 1.0, 1.0, opacity), texture=len(textures) - 2), shading
 
 
 def _with_uv(parts: list[Part], count: int) -> Bool[np.ndarray, " materials"]:
@@ -198,7 +298,7 @@ def _renumbered(parts: list[Part]) -> list[Part]:
     return [replace(part, face_material=np.searchsorted(used, part.face_material)) for part in parts]
 
 
-def _from_obj(obj: ObjFile, cfg: PreflightConfig, notes: Notes, shading: bool) -> TexturedMesh:
+def _from_obj(obj: ObjFile, cfg: PreflightConfig, notes: Notes, shading: bool, layered: bool) -> TexturedMesh:
     """Every material that faces use, the corners of all faces made vertices."""
     part = obj_part(with_coordinates(obj, notes))
     store = TextureStore[Path](
@@ -210,7 +310,13 @@ def _from_obj(obj: ObjFile, cfg: PreflightConfig, notes: Notes, shading: bool) -
         source = obj.materials[number]
         material = _obj_material(source, _obj_texture(source, store, notes))
         materials.append(replace(material, shading=Shading(roughness=source.roughness)) if shading else material)
-    return merge(_renumbered([part]), materials, store.textures())
+    parts = _renumbered([part])
+    mesh = merge(parts, materials, store.textures())
+    if not layered:
+        return mesh
+    bare = np.full((len(LAYERS), len(part.vertices), 2), np.nan)
+    shadings = [Shading(roughness=obj.materials[number].roughness) for number in _used([part])]
+    return with_layers(mesh, [replace(parts[0], map_uv=bare)], shadings)
 
 
 def _obj_texture(material: ObjMaterial, store: TextureStore[Path], notes: Notes) -> int | None:

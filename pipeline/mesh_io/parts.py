@@ -27,6 +27,14 @@ class Part:
     faces: Int64[np.ndarray, "f 3"]
     face_material: Int64[np.ndarray, " f"]
     face_has_uv: Bool[np.ndarray, " f"]
+    map_uv: Float64[np.ndarray, "layers v 2"] | None = None
+    """Coordinates of the maps of `LAYERS`, v up; NaN where a map has none. None: materials were not asked for."""
+    tangents: Float64[np.ndarray, "v 4"] | None = None
+    """Tangent and sign of the bitangent, as the file has them."""
+
+
+LAYERS = ("metallic_roughness", "normal", "emissive")
+"""The layers of `schemas.mesh.MaterialLayers`, in the order of `Part.map_uv`."""
 
 
 def completed_normals(part: Part) -> Float64[np.ndarray, "v 3"]:

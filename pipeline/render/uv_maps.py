@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from geometry.gutter import dilate
 from geometry.image_metrics import compare_pixels
@@ -44,29 +44,57 @@ class RoundTrip:
     """Share of pixels of which a channel differs by more than 8/255."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texels:
+    """The faces that the texels of a layout show."""
+
+    clip: Float32[np.ndarray, "n 4"]
+    """Corners of the layout."""
+    centre: Fragments
+    """At texel centres, one image."""
+    samples: Int32[np.ndarray, "1 height_s width_s"]
+    """At the samples of texels (`Rasterizer.sides`)."""
+
+
+def find_texels(uv_mesh: UvMesh, cfg: BakeConfig, rasterizer: Rasterizer) -> Texels:
+    """Find the faces that the texels of a layout show."""
+    clip, size = layout_clip(uv_mesh), cfg.resolution * cfg.supersample
+    return Texels(
+        clip=clip,
+        centre=rasterize_layout(uv_mesh, cfg.resolution, rasterizer),
+        samples=rasterizer.sides(clip[None], uv_mesh.faces, size, size),
+    )
+
+
+def layer_texels(
+    surface: PackedSurface, uv_mesh: UvMesh, texels: Texels
+) -> Float32[np.ndarray, "height width channels"]:
+    """Linear colour of every texel (`texel_color`), dilated beyond what faces cover."""
+    values, known, seen = texel_color(surface, texels.clip, uv_mesh.faces, texels.centre, texels.samples)
+    if not seen.all():
+        place_unseen(values, known, np.flatnonzero(~seen), surface, uv_mesh)
+    return dilate(values, known)
+
+
 def bake_uv(
     mesh: TexturedMesh,
     uv_mesh: UvMesh,
     cfg: BakeConfig,
     rasterizer: Rasterizer,
     surface: PackedSurface | None = None,
+    texels: Texels | None = None,
 ) -> UvMaps:
     """Maps of `uv_mesh`, coloured by the mesh it came from (same faces, same corners). Alpha cuts no holes into them:
-    it is a map of its own. `surface`: the mesh, packed already."""
+    it is a map of its own. `surface`: the mesh, packed already; `texels`: what the layout shows, if that is known."""
     if mesh.faces.shape != uv_mesh.faces.shape:
         raise ValueError(f"{len(uv_mesh.faces)} unwrapped faces for a mesh of {len(mesh.faces)}: they must correspond")
     surface = surface or pack_surface(mesh)
-    centre = rasterize_layout(uv_mesh, cfg.resolution, rasterizer)
-    clip, size = layout_clip(uv_mesh), cfg.resolution * cfg.supersample
-    samples = rasterizer.sides(clip[None], uv_mesh.faces, size, size)
-    values, known, seen = texel_color(surface, clip, uv_mesh.faces, centre, samples)
-    if not seen.all():
-        place_unseen(values, known, np.flatnonzero(~seen), surface, uv_mesh)
-    values = dilate(values, known)
-    position, normal = interpolate_geometry(centre, uv_mesh)
+    texels = texels or find_texels(uv_mesh, cfg, rasterizer)
+    values = layer_texels(surface, uv_mesh, texels)
+    position, normal = interpolate_geometry(texels.centre, uv_mesh)
     return UvMaps(
         rgb=encode_srgb8(np.ascontiguousarray(values[..., :3])),
-        mask=centre.face[0] >= 0,
+        mask=texels.centre.face[0] >= 0,
         position=position[0],
         normal=normal[0],
         opacity=np.rint(values[..., 3] * 255).astype(np.uint8) if surface.has_holes() else None,

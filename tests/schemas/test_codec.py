@@ -7,6 +7,7 @@ import pickle
 import struct
 import zipfile
 import zlib
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 
 import numpy as np
@@ -16,17 +17,18 @@ from PIL import Image
 from schemas.codec import (
     EXTENSIONS,
     LIT,
+    MATERIAL_FIELDS,
     NORMAL_ERROR_DEG,
     POSITION_ERROR,
     SCHEMA_VERSION,
     cameras_json,
     decode,
     decode_field,
-    decode_mesh,
     encode,
+    fields_of,
 )
-from schemas.mesh import UvMesh
-from schemas.sample import Cameras, Regime, TextureSample, UvMaps, Views
+from schemas.mesh import UvMesh, decode_mesh
+from schemas.sample import Cameras, MaterialMaps, MaterialViews, Regime, TextureSample, UvMaps, Views
 
 
 def directions(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
@@ -85,6 +87,68 @@ def make_sample(regime: Regime = Regime.TEXTURED, seed: int = 0, views: int = 3,
         else None,
         meta=meta,
     )
+
+
+def with_materials(sample: TextureSample, seed: int = 3) -> TextureSample:
+    rng, mask = np.random.default_rng(seed), sample.views.mask
+    views = MaterialViews(
+        metallic_roughness=(rng.integers(0, 256, (*mask.shape, 2)) * mask[..., None]).astype(np.uint8),
+        normal_detail=directions(rng, mask),
+        emissive=(rng.integers(0, 256, (*mask.shape, 3)) * mask[..., None]).astype(np.uint8),
+    )
+    sample = replace(sample, views=replace(sample.views, materials=views))
+    if sample.uv is None:
+        return sample
+    everywhere = np.ones_like(sample.uv.mask)
+    maps = MaterialMaps(
+        metallic_roughness=rng.integers(0, 256, (*everywhere.shape, 2)).astype(np.uint8),
+        normal_detail=directions(rng, everywhere),
+        normal_tangent=directions(rng, everywhere),
+        emissive=rng.integers(0, 256, (*everywhere.shape, 3)).astype(np.uint8),
+    )
+    return replace(sample, uv=replace(sample.uv, materials=maps))
+
+
+def angles_deg(one: np.ndarray, other: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.degrees(np.arccos(np.clip((one.astype(np.float64) * other).sum(-1)[mask], -1, 1)))
+
+
+@pytest.mark.parametrize("regime", list(Regime))
+def test_materials_survive_their_encoding(regime):
+    sample = with_materials(make_sample(regime))
+    fields = encode(sample)
+    assert set(fields) == set(fields_of(regime, materials=True))
+    found = decode(fields)
+    pairs = [(found.views.materials, sample.views.materials, sample.views.mask)]
+    if found.uv is not None and sample.uv is not None:
+        pairs.append((found.uv.materials, sample.uv.materials, np.ones_like(sample.uv.mask)))
+    for ours, wanted, mask in pairs:
+        np.testing.assert_array_equal(ours.metallic_roughness, wanted.metallic_roughness, strict=True)
+        np.testing.assert_array_equal(ours.emissive, wanted.emissive, strict=True)
+        for name in {"normal_detail", "normal_tangent"} & {field.name for field in dataclass_fields(wanted)}:
+            assert angles_deg(getattr(ours, name), getattr(wanted, name), mask).max() <= NORMAL_ERROR_DEG
+            assert not getattr(ours, name)[~mask].any()
+    image = np.array(Image.open(io.BytesIO(fields["metallic_roughness.webp"])))  # as glTF has it
+    np.testing.assert_array_equal(image[..., [2, 1]].reshape(sample.views.materials.metallic_roughness.shape),
+                                  sample.views.materials.metallic_roughness)  # fmt: skip
+    assert decode_field("metallic_roughness.webp", fields["metallic_roughness.webp"]).shape[2] == 2
+
+
+def test_materials_are_whole_or_absent():
+    sample = with_materials(make_sample())
+    fields = encode(sample)
+    for name in sorted(MATERIAL_FIELDS):
+        with pytest.raises(ValueError, match="exactly"):
+            decode({key: value for key, value in fields.items() if key != name})
+    assert decode({key: value for key, value in fields.items() if key not in MATERIAL_FIELDS}).views.materials is None
+    with pytest.raises(ValueError, match="neither has them"):
+        encode(replace(sample, uv=make_sample().uv))
+    red = fields | {"metallic_roughness.webp": fields["rgb.webp"]}
+    with pytest.raises(ValueError, match=r"metallic_roughness.webp.*red"):
+        decode(red)
+    small = fields | {"uv_emissive.webp": fields["emissive.webp"]}
+    with pytest.raises(ValueError, match=r"uv_emissive.webp.*pixels"):
+        decode(small)
 
 
 def assert_maps_close(found: Views | UvMaps, wanted: Views | UvMaps) -> None:
@@ -278,7 +342,7 @@ def test_json_at_odds_with_the_fields_is_refused(change, message):
 
 
 def test_a_missing_field_is_named():
-    for name in EXTENSIONS - {LIT}:
+    for name in EXTENSIONS - {LIT} - MATERIAL_FIELDS:
         fields = {key: value for key, value in encode(make_sample()).items() if key != name}
         with pytest.raises(ValueError, match=r"json|exactly"):
             decode(fields)

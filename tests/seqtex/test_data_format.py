@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.codec import EXTENSIONS, LIT, SCHEMA_VERSION, UV_FIELDS, VIEW_FIELDS, decode
+from schemas.codec import EXTENSIONS, LIT, MATERIAL_FIELDS, SCHEMA_VERSION, UV_FIELDS, VIEW_FIELDS, decode
 from schemas.mesh import LAYOUTS
 from schemas.sample import Regime, UvMaps, Views
 from schemas.shards import read_shard
@@ -26,7 +26,7 @@ def forge(tmp_path_factory) -> Path:
 
 
 def assert_maps(found: dict[str, np.ndarray], maps: Views | UvMaps) -> None:
-    assert set(found) == {field.name for field in fields_of(maps)} - {"lit"}
+    assert set(found) == {field.name for field in fields_of(maps)} - {"lit", "materials"}
     for name, array in found.items():
         ours = getattr(maps, name)
         if name == "opacity":
@@ -77,12 +77,13 @@ def test_every_block_runs(forge, block):
 def test_the_table_names_every_field():
     table = PAGE.partition("| field | regimes |")[2].partition("\n\n")[0]
     names = [name for row in table.splitlines()[2:] for name in re.findall(r"`([\w.]+)`", row.split(" | ")[0])]
-    assert len(names) == len(set(names)) and set(names) == EXTENSIONS == {"json", *VIEW_FIELDS, LIT, *UV_FIELDS}
+    assert len(names) == len(set(names)) and set(names) == EXTENSIONS
+    assert {"json", *VIEW_FIELDS, LIT, *UV_FIELDS, *MATERIAL_FIELDS} == EXTENSIONS
 
 
 def test_the_table_of_the_json_names_every_key(forge):
     table = PAGE.partition("| key | value |")[2].partition("\n\n")[0]
     keys = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split(" | ")[0])]
     _, fields = next(read_shard(forge / "shards" / "textured-000000.tar"))
-    assert set(keys) == set(decode(fields).meta) | {"shading", "captions"}
+    assert set(keys) == set(decode(fields).meta) | {"shading", "captions", "materials"}
     assert f"key; {SCHEMA_VERSION};" in table and all(f"`{layout}`" in table for layout in LAYOUTS)

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Generic
 
-from schemas.codec import LIT, decode
+from schemas.codec import LIT, MATERIAL_FIELDS, decode
 from schemas.dataset import ShardRecord, read_dataset_json, read_ledger
 from schemas.errors import UsageError, UserError, require_between
 from schemas.sample import Regime, TextureSample
@@ -187,8 +187,9 @@ def _first(reader: ShardReader[TextureSample]) -> TextureSample:
 
 
 def decode_pixels(fields: Mapping[str, bytes], lit: bool = False) -> TextureSample:
-    """Decode a sample. lit: with the lit views, which cost as much as the others."""
-    return decode(fields if lit else {name: fields[name] for name in fields if name != LIT})
+    """Decode a sample without its materials. lit: with the lit views, which cost as much as the others."""
+    unread = MATERIAL_FIELDS if lit else MATERIAL_FIELDS | {LIT}
+    return decode({name: fields[name] for name in fields if name not in unread})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""glTF materials: the base-colour part always, the part that only lit views need when asked for."""
+"""glTF materials: the base-colour part always, the part that lit views and materials need when asked for."""
 
 import math
 from collections.abc import Callable
@@ -52,8 +52,7 @@ class SceneMaterial:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class SceneShading:
-    """Read what only lit views need (glTF 2.0, 3.9), skipping textures with other coordinates than the base
-    colour's."""
+    """The answer of a material to light (glTF 2.0, 3.9)."""
 
     metallic: float
     roughness: float
@@ -61,9 +60,24 @@ class SceneShading:
     normal_scale: float
     metallic_roughness: TextureUse | None
     glossiness: TextureUse | None
-    """Of KHR_materials_pbrSpecularGlossiness: glossiness in A, its factor 1 - `roughness`."""
+    """Of KHR_materials_pbrSpecularGlossiness: specular colour, sRGB, and glossiness in A, whose
+    factor is 1 - `roughness`."""
+    specular: tuple[float, float, float] | None
+    """Factor of that colour, linear; None in any other material."""
+    glossiness_shared: bool
+    """The glossiness texture lies on the coordinates of the base colour."""
     emissive_texture: TextureUse | None
     normal_map: TextureUse | None
+
+    def shared(self, material: SceneMaterial) -> "SceneShading":
+        """The same without textures on other coordinates than the base colour's."""
+        return replace(
+            self,
+            metallic_roughness=_sharing(self.metallic_roughness, material),
+            glossiness=_sharing(self.glossiness, material),
+            emissive_texture=_sharing(self.emissive_texture, material),
+            normal_map=_sharing(self.normal_map, material),
+        )
 
 
 def read_material(entry: Json, container: Container) -> SceneMaterial:
@@ -122,16 +136,20 @@ def read_shading(material: SceneMaterial, container: Container) -> SceneShading:
     factor = _lenient(lambda: entry.numbers("emissiveFactor", (0.0, 0.0, 0.0)), [0.0, 0.0, 0.0])
     power = max(_lenient(lambda: strength.number("emissiveStrength", 1.0), 1.0), 0.0)
     red, green, blue = (0.0 if material.glows_instead else min(max(x, 0.0), 1.0) * power for x in factor)
-    plain = gloss is None and unlit is None
+    plain, shiny = gloss is None and unlit is None, None
+    if gloss is not None and unlit is None:
+        shiny = _use_or_none(gloss, "specularGlossinessTexture", container)
     return SceneShading(
         metallic=metallic,
         roughness=roughness,
         emissive=(red, green, blue),
         normal_scale=_lenient(lambda: normal.number("scale", 1.0), 1.0),
-        metallic_roughness=_sharing(rough, "metallicRoughnessTexture", material, container) if plain else None,
-        glossiness=_sharing(gloss, "specularGlossinessTexture", material, container) if gloss and not unlit else None,
-        emissive_texture=None if material.glows_instead else _sharing(entry, "emissiveTexture", material, container),
-        normal_map=_sharing(entry, "normalTexture", material, container) if unlit is None else None,
+        metallic_roughness=_use_or_none(rough, "metallicRoughnessTexture", container) if plain else None,
+        glossiness=shiny,
+        glossiness_shared=_sharing(shiny, material) is not None,
+        specular=_color(gloss, "specularFactor") if gloss and not unlit else None,
+        emissive_texture=None if material.glows_instead else _use_or_none(entry, "emissiveTexture", container),
+        normal_map=_use_or_none(entry, "normalTexture", container) if unlit is None else None,
     )
 
 
@@ -146,10 +164,18 @@ def _share(source: Json, key: str) -> float:
     return min(max(_lenient(lambda: source.number(key, 1.0), 1.0), 0.0), 1.0)
 
 
-def _sharing(source: Json, slot: str, material: SceneMaterial, container: Container) -> TextureUse | None:
-    """The texture of a slot, when it lies on the coordinates of the base colour."""
+def _color(source: Json, key: str) -> tuple[float, float, float]:
+    red, green, blue = (min(max(x, 0.0), 1.0) for x in _lenient(lambda: source.numbers(key, [1.0] * 3), [1.0] * 3))
+    return red, green, blue
+
+
+def _use_or_none(source: Json, slot: str, container: Container) -> TextureUse | None:
     entry = _lenient(lambda: source.object(slot), None)
-    use = None if entry is None else _lenient(lambda: _texture_use(entry, container), None)
+    return None if entry is None else _lenient(lambda: _texture_use(entry, container), None)
+
+
+def _sharing(use: TextureUse | None, material: SceneMaterial) -> TextureUse | None:
+    """A texture that lies on the coordinates of the base colour."""
     texcoord = material.texture.texcoord if material.texture else 0
     transform = material.texture.transform if material.texture else IDENTITY
     if use is None or use.texcoord != texcoord or not np.array_equal(use.transform, transform):

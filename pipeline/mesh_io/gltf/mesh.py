@@ -1,6 +1,7 @@
 """Placed glTF primitives to parts: accessors decoded, skins posed, transforms applied."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import DracoPy
@@ -10,9 +11,9 @@ from jaxtyping import Float64, Int64
 from geometry.mesh import face_vectors
 from pipeline.mesh_io.gltf.accessors import Accessor, as_floats, read_accessor
 from pipeline.mesh_io.gltf.materials import IDENTITY, TextureUse
-from pipeline.mesh_io.gltf.primitives import Draco, Primitive, triangles
+from pipeline.mesh_io.gltf.primitives import Draco, Primitive, triangles, with_attributes
 from pipeline.mesh_io.gltf.scene import Placement, Scene, Skin
-from pipeline.mesh_io.parts import Part
+from pipeline.mesh_io.parts import LAYERS, Part
 from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import NoteKind, Reason
 
@@ -20,13 +21,16 @@ Values = tuple[dict[str, Float64[np.ndarray, "v width"]], Int64[np.ndarray, " co
 """Attributes as floats, and the index of every corner."""
 
 
+Maps = Mapping[int, tuple[TextureUse | None, ...]]
+"""The textures of `LAYERS` by the number of their material."""
+
 MOST = 0.5
 """Share of the surface up to which textured parts may lack texture coordinates (ours)."""
 
 
-def scene_parts(scene: Scene) -> tuple[list[Part], int]:
+def scene_parts(scene: Scene, maps: Maps | None = None) -> tuple[list[Part], int]:
     """One part per drawn primitive, in file order, and the faces of those that turn out to be damaged, which are left
-    out. `face_material` counts from 1; 0 is glTF's default material.
+    out. `face_material` counts from 1; 0 is glTF's default material. With `maps`, parts have what those need.
 
     As a viewer shows the scene at rest: morph targets at the weights of the node, else of the mesh; a skinned mesh
     posed by joint matrices times inverse bind matrices, the transform of its own node ignored (glTF 2.0, 3.7.3.3).
@@ -44,10 +48,10 @@ def scene_parts(scene: Scene) -> tuple[list[Part], int]:
             notes.in_place_of_an_error(NoteKind.PART_LEFT_OUT),
             np.errstate(over="ignore", invalid="ignore"),  # `_part` refuses what is no longer finite
         ):
-            values = decoded.pop(id(primitive), None) or _values(primitive)
+            values = decoded.pop(id(primitive), None) or _values(_with_maps(primitive, scene, maps))
             if left[id(primitive)]:  # an instance: decoded once
                 decoded[id(primitive)] = values
-            part = _part(primitive, placement, scene, values)
+            part = _part(primitive, placement, scene, values, maps)
             lost -= primitive.count_faces()
             if _texture(primitive, scene) and _coordinates(primitive, scene) not in values[0] and len(part.faces):
                 bare[len(parts)] = primitive
@@ -79,7 +83,48 @@ def _coordinates(primitive: Primitive, scene: Scene) -> str:
     return f"TEXCOORD_{texture.texcoord if texture else 0}"
 
 
-def _part(primitive: Primitive, placement: Placement, scene: Scene, stored_values: Values) -> Part:
+def _map_uses(primitive: Primitive, maps: Maps) -> tuple[TextureUse | None, ...]:
+    return (None,) * len(LAYERS) if primitive.material is None else maps[primitive.material]
+
+
+def _with_maps(primitive: Primitive, scene: Scene, maps: Maps | None) -> Primitive:
+    """A primitive with the attributes that its maps need, as far as it has them."""
+    uses = [use for use in (_map_uses(primitive, maps) if maps is not None else ()) if use is not None]
+    tangents = ["TANGENT"] if uses and "NORMAL" in primitive.attributes else []
+    wanted = [*(f"TEXCOORD_{use.texcoord}" for use in uses), *tangents]
+    return with_attributes(primitive, wanted, scene.container) if wanted else primitive
+
+
+def _map_coordinates(
+    primitive: Primitive, maps: Maps, values: dict[str, Float64[np.ndarray, "v width"]]
+) -> Float64[np.ndarray, "layers v 2"]:
+    """Coordinates of the maps of a primitive, each transformed as its texture asks; NaN without."""
+    found = np.full((len(LAYERS), len(values["POSITION"]), 2), np.nan)
+    for layer, use in enumerate(_map_uses(primitive, maps)):
+        stored = None if use is None else values.get(f"TEXCOORD_{use.texcoord}")
+        if use is not None and stored is not None:
+            found[layer] = _flipped(stored @ use.transform[:, :2].T + use.transform[:, 2])
+    return found
+
+
+def _tangents(
+    primitive: Primitive,
+    placement: Placement,
+    values: dict[str, Float64[np.ndarray, "v width"]],
+    matrices: Float64[np.ndarray, "m 4 4"],
+) -> Float64[np.ndarray, "v 4"] | None:
+    """The tangents of a file in place, None where they are to be computed: without normals (glTF 2.0, 3.7.2.1), and of
+    a shape that morph targets change. What mirrors a surface turns the sign of its bitangents."""
+    stored = values.get("TANGENT")
+    if stored is None or "NORMAL" not in values or primitive.moved(placement.weights):
+        return None
+    rows = matrices[:, :3, :3]
+    turned = stored[:, :3] @ rows[0].T if len(rows) == 1 else np.einsum("vij,vj->vi", rows, stored[:, :3])
+    sign = np.where(stored[:, 3] < 0.0, -1.0, 1.0) * np.where(np.linalg.det(rows) < 0, -1.0, 1.0)
+    return np.concatenate([turned, sign[:, None]], axis=1)
+
+
+def _part(primitive: Primitive, placement: Placement, scene: Scene, stored_values: Values, maps: Maps | None) -> Part:
     values, corners = stored_values
     values = _morphed(values, primitive, placement.weights)
     faces = triangles(corners, primitive.mode)
@@ -101,6 +146,8 @@ def _part(primitive: Primitive, placement: Placement, scene: Scene, stored_value
         faces=faces,
         face_material=np.full(len(faces), 0 if primitive.material is None else primitive.material + 1),
         face_has_uv=np.full(len(faces), has_uv),
+        map_uv=None if maps is None else _map_coordinates(primitive, maps, values),
+        tangents=None if maps is None else _tangents(primitive, placement, values, matrices),
     )
     return _flat(part) if normals is None else part
 
@@ -248,5 +295,6 @@ def _flat(part: Part) -> Part:
         normals=part.normals[rows],
         uv=part.uv[rows],
         colors=part.colors[rows],
+        map_uv=None if part.map_uv is None else part.map_uv[:, rows],
         faces=np.arange(len(rows)).reshape(-1, 3),
     )

@@ -1,7 +1,7 @@
 """Primitives of glTF meshes: parts with their attributes, morph targets and Draco streams, checked, not yet read."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Integer
@@ -36,6 +36,8 @@ class Primitive:
     draco: Draco | None
     targets: Parsed[dict[str, Accessor]]
     """Morph targets: what each adds to which attribute at weight 1."""
+    names: Json
+    """All attributes, as they stand in the file."""
 
     @property
     def num_vertices(self) -> int:
@@ -105,7 +107,17 @@ def _primitive(entry: Json, container: Container, materials: Parsed[SceneMateria
     if indices is not None and (indices.width != 1 or indices.dtype.kind != "u"):
         entry.wrong("indices", "an accessor of unsigned integer scalars")
     targets = Parsed(entry.objects("targets"), lambda target: _target(target, container, attributes))
-    return Primitive(entry.where, mode, attributes, indices, material, _draco(entry, container), targets)
+    return Primitive(entry.where, mode, attributes, indices, material, _draco(entry, container), targets, names)
+
+
+def with_attributes(primitive: Primitive, wanted: Iterable[str], container: Container) -> Primitive:
+    """A primitive with further attributes, as far as it has them undamaged."""
+    attributes = dict(primitive.attributes)
+    for name in wanted:
+        if name not in attributes:
+            with container.notes.in_place_of_an_error(NoteKind.DATA_IGNORED):
+                attributes |= _accessors(primitive.names, [name], container, primitive.num_vertices)
+    return replace(primitive, attributes=attributes)
 
 
 def _skin_names(names: Json) -> list[str]:
@@ -139,7 +151,15 @@ def _target(names: Json, container: Container, base: dict[str, Accessor]) -> dic
 
 
 def _check_attribute(where: str, name: str, accessor: Accessor, count: int) -> None:
-    widths = {"POSITION": (3,), "NORMAL": (3,), "COLOR": (3, 4), "TEXCOORD": (2,), "JOINTS": (4,), "WEIGHTS": (4,)}
+    widths = {
+        "POSITION": (3,),
+        "NORMAL": (3,),
+        "COLOR": (3, 4),
+        "TANGENT": (4,),
+        "TEXCOORD": (2,),
+        "JOINTS": (4,),
+        "WEIGHTS": (4,),
+    }
     family = name.split("_", 1)[0] if name else name
     if family in widths and accessor.width not in widths[family]:
         raise AssetError(Reason.INVALID_STRUCTURE, f"{where}: {accessor.where} has {accessor.width} components")

@@ -31,11 +31,12 @@ before = compiled()
 assert len(before) > 20, before
 plain = BuildConfig(views=RenderConfig(resolution=32), uv=BakeConfig(resolution=64))
 lit = dataclasses.replace(plain, views=RenderConfig(resolution=32, lit="pbr"))
+materials = dataclasses.replace(plain, materials=True)
 around = dataclasses.replace(plain, rig=RigConfig(name="ortho6"), views=RenderConfig(resolution=32, supersample=1))
 layouts = set()
 with tempfile.TemporaryDirectory() as name:
     for number, ref in enumerate(procedural(20, Path(name))):
-        for cfg in (plain, (lit, around)[number % 2]):
+        for cfg in (plain, (lit, around, materials)[number % 3]):
             layouts.add(process_asset(ref, cfg).measurements.layout)
 assert layouts >= {"authored", "grown"}, layouts
 late = compiled() - before

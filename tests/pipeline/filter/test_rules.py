@@ -36,6 +36,11 @@ SOUND = Measurements(
     layout="authored",
     round_trip_psnr=45.0,
     round_trip_off_share=0.01,
+    constant_material_share=0.2,
+    metallic_psnr=40.0,
+    roughness_psnr=40.0,
+    emissive_psnr=40.0,
+    normal_error_deg=1.0,
 )
 
 

@@ -1,0 +1,179 @@
+"""Materials of a mesh in its views and in texture space: metallic and roughness, shading normals, emitted light."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from geometry.cameras import project
+from geometry.gutter import dilate
+from geometry.image_metrics import BEST_DB, decibels
+from geometry.kernels.interpolate import bend_rows, tangent_rows
+from geometry.mesh import mean_angle_deg, mikktspace
+from geometry.raster import Fragments, Rasterizer
+from geometry.texture import LINEAR_DECODE, SRGB_DECODE, encode_srgb8, pack_layer, pack_surface, surface_color
+from pipeline.render.uv_maps import Texels, layer_texels
+from pipeline.render.views import SHORTEST_NORMAL, RenderConfig, Sight, interpolate_geometry, one_image, see, wear
+from schemas.mesh import Layer, MaterialLayers, TexturedMesh, UvMesh
+from schemas.sample import Cameras, MaterialMaps, MaterialViews, UvMaps, Views
+
+ROUGHNESS, METALLIC = 1, 2
+"""Channels of a metallic-roughness layer."""
+_BENT_NOWHERE = np.array([0.0, 0.0, 1.0], np.float32)
+
+
+def material_views(
+    mesh: TexturedMesh, layers: MaterialLayers, centres: Fragments, cameras: Cameras, normal: np.ndarray
+) -> MaterialViews:
+    """Materials at the pixel centres of views: each value is the mean over its pixel, as far as the plane of the face
+    goes; `normal` [views, h, w, 3] are the unit normals there, without the normal map."""
+    clip = project(mesh.vertices, cameras.world_to_clip)
+    size = centres.face.shape
+    rough, glow = np.zeros((*size, 2), np.uint8), np.zeros((*size, 3), np.uint8)
+    detail = normal.copy()
+    mapped = _is_mapped(layers.normal)
+    surfaces = {
+        "rough": pack_layer(mesh, layers.metallic_roughness, LINEAR_DECODE),
+        "glow": pack_layer(mesh, layers.emissive, SRGB_DECODE) if layers.emissive.factors.any() else None,
+        "bump": pack_layer(mesh, layers.normal, LINEAR_DECODE) if mapped else None,
+    }
+    for view in range(size[0]):  # one at a time: floats take four times the memory of bytes
+        centre, corners = one_image(centres, view), clip[view : view + 1]
+        found = {name: surface_color(one, centre, corners) for name, one in surfaces.items() if one is not None}
+        rough[view] = _to_bytes(found["rough"][0])
+        if "glow" in found:
+            glow[view] = encode_srgb8(np.ascontiguousarray(found["glow"][0, ..., :3]))
+        if "bump" in found:
+            bend(detail[view], centre, found["bump"][0], mesh, layers)
+    return MaterialViews(metallic_roughness=rough, normal_detail=detail, emissive=glow)
+
+
+def bend(
+    normal: Float32[np.ndarray, "height width 3"],
+    fragments: Fragments,
+    mapped: Float32[np.ndarray, "height width channels"],
+    mesh: TexturedMesh,
+    layers: MaterialLayers,
+) -> None:
+    """Bend the unit normals of one image, in place, by a normal map that was looked up at its fragments."""
+    bend_rows(
+        fragments.face[0], fragments.bary[0], mapped, mesh.faces, mesh.normals, layers.tangents, mesh.face_material,
+        layers.normal_scale, SHORTEST_NORMAL, np.empty((3, 3)), normal,
+    )  # fmt: skip
+
+
+def bake_materials(
+    mesh: TexturedMesh, layers: MaterialLayers, uv_mesh: UvMesh, texels: Texels, maps: UvMaps
+) -> MaterialMaps:
+    """Materials of a mesh in the layout of `uv_mesh`, of which `maps` were baked: linear means over texels, normals
+    bent at texel centres, all of it dilated beyond the mask."""
+    rough = layer_texels(pack_layer(mesh, layers.metallic_roughness, LINEAR_DECODE), uv_mesh, texels)
+    glow = np.zeros((*maps.mask.shape, 3), np.uint8)
+    if layers.emissive.factors.any():
+        glow = encode_srgb8(layer_texels(pack_layer(mesh, layers.emissive, SRGB_DECODE), uv_mesh, texels))
+    detail, tangent = maps.normal.copy(), np.broadcast_to(_BENT_NOWHERE, maps.normal.shape).copy()
+    if _is_mapped(layers.normal):
+        bump = layer_texels(pack_layer(mesh, layers.normal, LINEAR_DECODE), uv_mesh, texels)
+        bend(detail, texels.centre, bump, mesh, layers)
+        frames = mikktspace(uv_mesh.vertices, uv_mesh.normals, uv_mesh.uv, uv_mesh.faces)
+        centre = texels.centre
+        tangent_rows(
+            centre.face[0], centre.bary[0], detail, uv_mesh.faces, uv_mesh.normals, frames, np.empty((3, 3)), tangent
+        )
+        tangent = _dilated_normals(tangent, maps.mask)
+    return MaterialMaps(
+        metallic_roughness=_to_bytes(rough),
+        normal_detail=_dilated_normals(detail, maps.mask),
+        normal_tangent=tangent,
+        emissive=glow,
+    )
+
+
+def _is_mapped(normal: Layer) -> bool:
+    return any(texture is not None for texture in normal.textures)
+
+
+def _to_bytes(color: Float32[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width 2"]:
+    """Metallic and roughness of a layer's colours, in 8 bits."""
+    pair = color[..., [METALLIC, ROUGHNESS]]
+    return (np.clip(pair, 0.0, 1.0) * np.float32(255.0) + np.float32(0.5)).astype(np.uint8)
+
+
+def _dilated_normals(
+    normals: Float32[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
+) -> Float32[np.ndarray, "height width 3"]:
+    """Unit normals everywhere; +Z where the mean of neighbours points nowhere."""
+    filled = dilate(normals, mask)
+    lengths = np.linalg.norm(filled, axis=2, keepdims=True)
+    found = np.where(lengths > SHORTEST_NORMAL, filled / np.maximum(lengths, SHORTEST_NORMAL), _BENT_NOWHERE)
+    return np.where(mask[..., None], normals, found).astype(np.float32)
+
+
+def wear_materials(uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps) -> TexturedMesh:
+    """An unwrapped mesh that wears its baked maps: colour, metallic-roughness, normal map and emitted light."""
+    plain = wear(uv_mesh, maps.rgb, maps.opacity)
+    texture, opaque = plain.textures[0], np.full(maps.mask.shape, 255, np.uint8)
+    rough = np.zeros((*maps.mask.shape, 4), np.uint8)
+    rough[..., METALLIC], rough[..., ROUGHNESS] = np.moveaxis(materials.metallic_roughness, 2, 0)
+    bump = np.rint((materials.normal_tangent + 1.0) * 127.5).astype(np.uint8)
+    count, first = len(plain.materials), len(plain.textures)
+    images = [rough, np.dstack([bump, opaque]), np.dstack([materials.emissive, opaque])]
+    white = np.ones((count, 3), np.float32)
+    layers = [Layer(factors=white, textures=(first + k,) * count, uv=uv_mesh.uv) for k in range(len(images))]
+    return replace(
+        plain,
+        textures=(*plain.textures, *(replace(texture, image=image) for image in images)),
+        layers=MaterialLayers(
+            metallic_roughness=layers[0],
+            normal=layers[1],
+            normal_scale=np.ones(count, np.float32),
+            emissive=layers[2],
+            tangents=mikktspace(uv_mesh.vertices, uv_mesh.normals, uv_mesh.uv, uv_mesh.faces),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaterialTrip:
+    """The accuracy with which views from baked maps reproduce the materials in views of the source, over the pixels
+    that both cover."""
+
+    metallic_psnr: float
+    roughness_psnr: float
+    emissive_psnr: float
+    """dB, at most 100."""
+    normal_error_deg: float
+    """Mean angle between the shading normals."""
+
+
+def material_trip(
+    views: Views,
+    uv_mesh: UvMesh,
+    maps: UvMaps,
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    sight: Sight | None = None,
+) -> MaterialTrip | None:
+    """Views of the baked materials against those of the source; None where no pixel shows both. `sight`: what the
+    latter show, if it is at hand."""
+    assert views.materials is not None and maps.materials is not None
+    worn = wear_materials(uv_mesh, maps, maps.materials)
+    surface = pack_surface(worn, mips=False)
+    if sight is None or surface.has_holes():
+        sight = see(worn, surface, cameras, cfg, rasterizer)
+    assert worn.layers is not None
+    _, normal = interpolate_geometry(sight.centres, worn)
+    found, truth = material_views(worn, worn.layers, sight.centres, cameras, normal), views.materials
+    both = views.mask & (sight.centres.face >= 0)
+    if not both.any():
+        return None
+    rough = found.metallic_roughness[both].astype(np.float64) - truth.metallic_roughness[both]
+    glow = found.emissive[both].astype(np.float64) - truth.emissive[both]
+    metallic, roughness = (rough * rough).mean(axis=0)
+    return MaterialTrip(
+        metallic_psnr=min(decibels(float(metallic)), BEST_DB),
+        roughness_psnr=min(decibels(float(roughness)), BEST_DB),
+        emissive_psnr=min(decibels(float((glow * glow).mean())), BEST_DB),
+        normal_error_deg=mean_angle_deg(found.normal_detail[both], truth.normal_detail[both]),
+    )
