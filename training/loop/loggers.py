@@ -116,7 +116,8 @@ class Curves(lightning.Callback):
             self.logger.log_image(name, [picture], step, caption=[caption])
             assert stored.uv is not None
             points = np.concatenate([stored.uv.position, texels], axis=-1, dtype=np.float32)[stored.uv.mask]
-            self.logger.log_metrics({f"{name}/3d": wandb.Object3D(points)}, step)
+            shown: dict[str, Any] = {f"{name}/3d": wandb.Object3D(points)}
+            self.logger.log_metrics(shown, step)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
