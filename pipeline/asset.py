@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from geometry.cameras import rig_cameras
 from geometry.frames import Frame, bounding_box, normalise
+from geometry.mesh import mikktspace
 from geometry.raster import Rasterizer
 from geometry.raster_cpu import CpuRasterizer
 from geometry.raster_cuda import CudaRasterizer
@@ -197,8 +198,9 @@ def _make_sample(
             round_trip_off_share=proof.off_share,
         )
         if mesh.layers is not None:
-            baked = replace(baked, materials=bake_materials(mesh, mesh.layers, unwrapped, texels, baked))
-            trip = material_trip(views, unwrapped, baked, cameras, cfg.views, rasterizer, seen)
+            frames = mikktspace(unwrapped.vertices, unwrapped.normals, unwrapped.uv, unwrapped.faces)
+            baked = replace(baked, materials=bake_materials(mesh, mesh.layers, unwrapped, texels, baked, frames))
+            trip = material_trip(mesh, views, unwrapped, baked, frames, cameras, cfg.views, rasterizer, seen)
             measurements = replace(measurements, **({} if trip is None else asdict(trip)))
         result = apply_rules(measurements, cfg.filter)
         mv_only = _at_size(result.rejected, cfg) if result.rejected else None

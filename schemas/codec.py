@@ -100,7 +100,8 @@ def encode(sample: TextureSample) -> dict[str, bytes]:
     if sample.uv is not None and (views.materials is None) != (sample.uv.materials is None):
         raise ValueError(f"sample {sample.uid}: views and UV maps have materials, or neither has them")
     if views.materials is not None:
-        fields |= encode_materials("", views.materials, _strip(views.mask))
+        known = fields["normal.png"] if views.materials.normal_detail is views.normal else None
+        fields |= encode_materials("", views.materials, _strip(views.mask), known)
     if sample.uv is not None and sample.mesh is not None:
         opaque = np.full(sample.uv.mask.shape, 255, np.uint8)
         opacity = opaque if sample.uv.opacity is None else sample.uv.opacity
@@ -316,16 +317,19 @@ def _decode_maps(fields: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np
 
 
 def encode_materials(
-    prefix: str, maps: MaterialViews | MaterialMaps, mask: Bool[np.ndarray, "h w"]
+    prefix: str, maps: MaterialViews | MaterialMaps, mask: Bool[np.ndarray, "h w"], normal_detail: bytes | None = None
 ) -> dict[str, bytes]:
-    """Encode the material maps of one kind; views become strips of the mask's rows."""
+    """Encode the material maps of one kind; views become strips of the mask's rows. `normal_detail`: that field, if it
+    is encoded already."""
     fields = {}
     for field in dataclass_fields(maps):
         image = getattr(maps, field.name)
         image = image.reshape(-1, *image.shape[-2:])
         if image.shape[:2] != mask.shape:
             raise ValueError(f"the {prefix}{field.name} map is {image.shape[:2]}, its mask {mask.shape}")
-        if image.dtype == np.float32:
+        if field.name == "normal_detail" and normal_detail is not None:
+            fields[f"{prefix}normal_detail.png"] = normal_detail
+        elif image.dtype == np.float32:
             fields[f"{prefix}{field.name}.png"] = encode_normals(image, mask, f"{prefix}{field.name}.png")
         else:
             stored = with_empty_red(image) if image.shape[2] == 2 else image

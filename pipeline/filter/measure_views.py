@@ -74,7 +74,9 @@ def measure_materials(measurements: Measurements, mesh: TexturedMesh, views: Vie
         metallic_mean=float(metallic.mean()),
         roughness_mean=float(roughness.mean()),
         roughness_std=float(roughness.std()),
-        normal_strength_deg=mean_angle_deg(seen.normal_detail[views.mask], views.normal[views.mask]),
+        normal_strength_deg=0.0
+        if seen.normal_detail is views.normal
+        else mean_angle_deg(seen.normal_detail[views.mask], views.normal[views.mask]),
         emissive_share=float(emits.mean()),
     )
 

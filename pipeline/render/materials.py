@@ -7,18 +7,23 @@ from jaxtyping import Bool, Float32, UInt8
 
 from geometry.cameras import project
 from geometry.gutter import dilate
-from geometry.image_metrics import BEST_DB, decibels
+from geometry.image_metrics import BEST_DB, capped_psnr, compare_pixels
 from geometry.kernels.interpolate import bend_rows, tangent_rows
-from geometry.mesh import mean_angle_deg, mikktspace
+from geometry.mesh import mean_angle_deg
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import LINEAR_DECODE, SRGB_DECODE, encode_srgb8, pack_layer, pack_surface, surface_color
 from pipeline.render.uv_maps import Texels, layer_texels
 from pipeline.render.views import SHORTEST_NORMAL, RenderConfig, Sight, interpolate_geometry, one_image, see, wear
+from schemas.images import with_empty_red
 from schemas.mesh import Layer, MaterialLayers, TexturedMesh, UvMesh
 from schemas.sample import Cameras, MaterialMaps, MaterialViews, UvMaps, Views
 
 ROUGHNESS, METALLIC = 1, 2
 """Channels of a metallic-roughness layer."""
+HALFWAY = 1e-3
+"""Distance from the middle between two 8-bit levels within which rounding may go either way; means of 0.5 are exact."""
+Tangents = Float32[np.ndarray, "f 3 4"]
+"""Tangents of the corners of faces (`geometry.mesh.mikktspace`)."""
 _BENT_NOWHERE = np.array([0.0, 0.0, 1.0], np.float32)
 
 
@@ -26,21 +31,25 @@ def material_views(
     mesh: TexturedMesh, layers: MaterialLayers, centres: Fragments, cameras: Cameras, normal: np.ndarray
 ) -> MaterialViews:
     """Materials at the pixel centres of views: each value is the mean over its pixel, as far as the plane of the face
-    goes; `normal` [views, h, w, 3] are the unit normals there, without the normal map."""
+    goes; `normal` [views, h, w, 3] are the unit normals there, without the normal map. Without one they are
+    `normal_detail` themselves. What is the same all over is not looked up."""
     clip = project(mesh.vertices, cameras.world_to_clip)
     size = centres.face.shape
+    even, mapped = even_pair(mesh, layers.metallic_roughness), _is_mapped(layers.normal)
     rough, glow = np.zeros((*size, 2), np.uint8), np.zeros((*size, 3), np.uint8)
-    detail = normal.copy()
-    mapped = _is_mapped(layers.normal)
+    if even is not None:
+        np.multiply(centres.face[..., None] >= 0, even, out=rough)
+    detail = normal.copy() if mapped else normal
     surfaces = {
-        "rough": pack_layer(mesh, layers.metallic_roughness, LINEAR_DECODE),
+        "rough": pack_layer(mesh, layers.metallic_roughness, LINEAR_DECODE) if even is None else None,
         "glow": pack_layer(mesh, layers.emissive, SRGB_DECODE) if layers.emissive.factors.any() else None,
         "bump": pack_layer(mesh, layers.normal, LINEAR_DECODE) if mapped else None,
     }
     for view in range(size[0]):  # one at a time: floats take four times the memory of bytes
         centre, corners = one_image(centres, view), clip[view : view + 1]
         found = {name: surface_color(one, centre, corners) for name, one in surfaces.items() if one is not None}
-        rough[view] = _to_bytes(found["rough"][0])
+        if "rough" in found:
+            rough[view] = _to_bytes(found["rough"][0])
         if "glow" in found:
             glow[view] = encode_srgb8(np.ascontiguousarray(found["glow"][0, ..., :3]))
         if "bump" in found:
@@ -63,11 +72,15 @@ def bend(
 
 
 def bake_materials(
-    mesh: TexturedMesh, layers: MaterialLayers, uv_mesh: UvMesh, texels: Texels, maps: UvMaps
+    mesh: TexturedMesh, layers: MaterialLayers, uv_mesh: UvMesh, texels: Texels, maps: UvMaps, frames: Tangents
 ) -> MaterialMaps:
-    """Materials of a mesh in the layout of `uv_mesh`, of which `maps` were baked: linear means over texels, normals
-    bent at texel centres, all of it dilated beyond the mask."""
-    rough = layer_texels(pack_layer(mesh, layers.metallic_roughness, LINEAR_DECODE), uv_mesh, texels)
+    """Materials of a mesh in the layout of `uv_mesh`, of which `maps` were baked and whose tangents `frames` are:
+    linear means over texels, normals bent at texel centres, all of it dilated beyond the mask."""
+    even = even_pair(mesh, layers.metallic_roughness)
+    if even is None:
+        rough = _to_bytes(layer_texels(pack_layer(mesh, layers.metallic_roughness, LINEAR_DECODE), uv_mesh, texels))
+    else:
+        rough = np.full((*maps.mask.shape, 2), even)
     glow = np.zeros((*maps.mask.shape, 3), np.uint8)
     if layers.emissive.factors.any():
         glow = encode_srgb8(layer_texels(pack_layer(mesh, layers.emissive, SRGB_DECODE), uv_mesh, texels))
@@ -75,18 +88,29 @@ def bake_materials(
     if _is_mapped(layers.normal):
         bump = layer_texels(pack_layer(mesh, layers.normal, LINEAR_DECODE), uv_mesh, texels)
         bend(detail, texels.centre, bump, mesh, layers)
-        frames = mikktspace(uv_mesh.vertices, uv_mesh.normals, uv_mesh.uv, uv_mesh.faces)
         centre = texels.centre
         tangent_rows(
             centre.face[0], centre.bary[0], detail, uv_mesh.faces, uv_mesh.normals, frames, np.empty((3, 3)), tangent
         )
         tangent = _dilated_normals(tangent, maps.mask)
     return MaterialMaps(
-        metallic_roughness=_to_bytes(rough),
+        metallic_roughness=rough,
         normal_detail=_dilated_normals(detail, maps.mask),
         normal_tangent=tangent,
         emissive=glow,
     )
+
+
+def even_pair(mesh: TexturedMesh, layer: Layer) -> UInt8[np.ndarray, "2"] | None:
+    """Metallic and roughness in 8 bits, where they are the same all over a mesh; None where they vary, or lie halfway
+    between two levels, where the rounding of each mean decides."""
+    used = np.flatnonzero(np.bincount(mesh.face_material))
+    factors = layer.factors[used]
+    if any(layer.textures[material] is not None for material in used) or (factors != factors[:1]).any():
+        return None
+    value = factors[0].astype(np.float64)
+    halfway = (np.abs(value * 255.0 % 1.0 - 0.5) < HALFWAY) & (value != 0.5)
+    return None if halfway.any() else _to_bytes(factors[0])
 
 
 def _is_mapped(normal: Layer) -> bool:
@@ -104,31 +128,40 @@ def _dilated_normals(
 ) -> Float32[np.ndarray, "height width 3"]:
     """Unit normals everywhere; +Z where the mean of neighbours points nowhere."""
     filled = dilate(normals, mask)
-    lengths = np.linalg.norm(filled, axis=2, keepdims=True)
-    found = np.where(lengths > SHORTEST_NORMAL, filled / np.maximum(lengths, SHORTEST_NORMAL), _BENT_NOWHERE)
-    return np.where(mask[..., None], normals, found).astype(np.float32)
+    around = filled[~mask]
+    lengths = np.linalg.norm(around, axis=1, keepdims=True)
+    found = np.where(lengths > SHORTEST_NORMAL, around / np.maximum(lengths, SHORTEST_NORMAL), _BENT_NOWHERE)
+    filled[~mask] = found
+    return filled
 
 
-def wear_materials(uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps) -> TexturedMesh:
-    """An unwrapped mesh that wears its baked maps: colour, metallic-roughness, normal map and emitted light."""
+def wear_materials(uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps, frames: Tangents) -> TexturedMesh:
+    """An unwrapped mesh, of tangents `frames`, that wears its baked maps: colour, metallic-roughness, normal map and
+    emitted light. Colours that are the same all over are worn as a factor."""
     plain = wear(uv_mesh, maps.rgb, maps.opacity)
-    texture, opaque = plain.textures[0], np.full(maps.mask.shape, 255, np.uint8)
-    rough = np.zeros((*maps.mask.shape, 4), np.uint8)
-    rough[..., METALLIC], rough[..., ROUGHNESS] = np.moveaxis(materials.metallic_roughness, 2, 0)
+    count, textures, layers = len(plain.materials), list(plain.textures), []
     bump = np.rint((materials.normal_tangent + 1.0) * 127.5).astype(np.uint8)
-    count, first = len(plain.materials), len(plain.textures)
-    images = [rough, np.dstack([bump, opaque]), np.dstack([materials.emissive, opaque])]
-    white = np.ones((count, 3), np.float32)
-    layers = [Layer(factors=white, textures=(first + k,) * count, uv=uv_mesh.uv) for k in range(len(images))]
+    for image, decode in (
+        (with_empty_red(materials.metallic_roughness), LINEAR_DECODE),
+        (bump, LINEAR_DECODE),
+        (materials.emissive, SRGB_DECODE),
+    ):
+        factors, texture = np.ones((count, 3), np.float32), None
+        if image is not bump and (image == image[0, 0]).all():
+            factors[:] = decode[image[0, 0]]
+        else:
+            texture = len(textures)
+            textures.append(replace(plain.textures[0], image=np.dstack([image, np.full_like(image[..., 0], 255)])))
+        layers.append(Layer(factors=factors, textures=(texture,) * count, uv=uv_mesh.uv))
     return replace(
         plain,
-        textures=(*plain.textures, *(replace(texture, image=image) for image in images)),
+        textures=tuple(textures),
         layers=MaterialLayers(
             metallic_roughness=layers[0],
             normal=layers[1],
             normal_scale=np.ones(count, np.float32),
             emissive=layers[2],
-            tangents=mikktspace(uv_mesh.vertices, uv_mesh.normals, uv_mesh.uv, uv_mesh.faces),
+            tangents=frames,
         ),
     )
 
@@ -147,18 +180,21 @@ class MaterialTrip:
 
 
 def material_trip(
+    mesh: TexturedMesh,
     views: Views,
     uv_mesh: UvMesh,
     maps: UvMaps,
+    frames: Tangents,
     cameras: Cameras,
     cfg: RenderConfig,
     rasterizer: Rasterizer,
     sight: Sight | None = None,
 ) -> MaterialTrip | None:
-    """Views of the baked materials against those of the source; None where no pixel shows both. `sight`: what the
-    latter show, if it is at hand."""
-    assert views.materials is not None and maps.materials is not None
-    worn = wear_materials(uv_mesh, maps, maps.materials)
+    """Views of the baked materials against those of the source `mesh`; None where no pixel shows both. `frames`:
+    tangents of `uv_mesh`; `sight`: what views of the source show, if it is at hand. What is the same all over the
+    source is equal in both, and not compared."""
+    assert mesh.layers is not None and views.materials is not None and maps.materials is not None
+    worn = wear_materials(uv_mesh, maps, maps.materials, frames)
     surface = pack_surface(worn, mips=False)
     if sight is None or surface.has_holes():
         sight = see(worn, surface, cameras, cfg, rasterizer)
@@ -168,12 +204,16 @@ def material_trip(
     both = views.mask & (sight.centres.face >= 0)
     if not both.any():
         return None
-    rough = found.metallic_roughness[both].astype(np.float64) - truth.metallic_roughness[both]
-    glow = found.emissive[both].astype(np.float64) - truth.emissive[both]
-    metallic, roughness = (rough * rough).mean(axis=0)
+    metallic = roughness = emissive = BEST_DB
+    if even_pair(mesh, mesh.layers.metallic_roughness) is None:
+        metallic, roughness = (
+            capped_psnr(found.metallic_roughness[..., k], truth.metallic_roughness[..., k], both) for k in range(2)
+        )
+    if mesh.layers.emissive.factors.any():
+        emissive, _ = compare_pixels(found.emissive, truth.emissive, both, 0)
     return MaterialTrip(
-        metallic_psnr=min(decibels(float(metallic)), BEST_DB),
-        roughness_psnr=min(decibels(float(roughness)), BEST_DB),
-        emissive_psnr=min(decibels(float((glow * glow).mean())), BEST_DB),
+        metallic_psnr=metallic,
+        roughness_psnr=roughness,
+        emissive_psnr=emissive,
         normal_error_deg=mean_angle_deg(found.normal_detail[both], truth.normal_detail[both]),
     )
