@@ -148,3 +148,19 @@ def tangent_rows(
             if length > 0.0:
                 out[row, column, 0], out[row, column, 1] = x / length, y / length
                 out[row, column, 2] = z / length
+
+
+@njit(**BORROWING)
+def unit_rows(vectors: np.ndarray, known: np.ndarray, shortest: float) -> None:
+    """Scale vectors float32 [h, w, 3] to unit length, in place, where they are not known [h, w]; (0, 0, 1) for those
+    no longer than `shortest`."""
+    for row in range(known.shape[0]):
+        for column in range(known.shape[1]):
+            if known[row, column]:
+                continue
+            x, y, z = vectors[row, column, 0], vectors[row, column, 1], vectors[row, column, 2]
+            length = np.sqrt(x * x + y * y + z * z)
+            found = length > np.float32(shortest)
+            vectors[row, column, 0] = x / length if found else np.float32(0.0)
+            vectors[row, column, 1] = y / length if found else np.float32(0.0)
+            vectors[row, column, 2] = z / length if found else np.float32(1.0)

@@ -120,6 +120,7 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
             "tangent_rows",
             "i4[:,::1], f4[:,:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,:,::1], f8[:,::1], f4[:,:,::1]",
         ),
+        ("unit_rows", "f4[:,:,::1], b1[:,::1], f8"),
     ),
     "geometry.kernels.samples": (
         ("box_around", "f4[:,::1], i4[:,::1], f8[::1], f8[::1]"),

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float32, UInt8
 from geometry.cameras import project
 from geometry.gutter import dilate
 from geometry.image_metrics import BEST_DB, capped_psnr, compare_pixels
-from geometry.kernels.interpolate import bend_rows, tangent_rows
+from geometry.kernels.interpolate import bend_rows, tangent_rows, unit_rows
 from geometry.mesh import mean_angle_deg
 from geometry.raster import Fragments, Rasterizer
 from geometry.texture import LINEAR_DECODE, SRGB_DECODE, encode_srgb8, pack_layer, pack_surface, surface_color
@@ -117,7 +117,7 @@ def _is_mapped(normal: Layer) -> bool:
     return any(texture is not None for texture in normal.textures)
 
 
-def _to_bytes(color: Float32[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width 2"]:
+def _to_bytes(color: Float32[np.ndarray, "*n channels"]) -> UInt8[np.ndarray, "*n 2"]:
     """Metallic and roughness of a layer's colours, in 8 bits."""
     pair = color[..., [METALLIC, ROUGHNESS]]
     return (np.clip(pair, 0.0, 1.0) * np.float32(255.0) + np.float32(0.5)).astype(np.uint8)
@@ -128,10 +128,7 @@ def _dilated_normals(
 ) -> Float32[np.ndarray, "height width 3"]:
     """Unit normals everywhere; +Z where the mean of neighbours points nowhere."""
     filled = dilate(normals, mask)
-    around = filled[~mask]
-    lengths = np.linalg.norm(around, axis=1, keepdims=True)
-    found = np.where(lengths > SHORTEST_NORMAL, around / np.maximum(lengths, SHORTEST_NORMAL), _BENT_NOWHERE)
-    filled[~mask] = found
+    unit_rows(filled, mask, SHORTEST_NORMAL)
     return filled
 
 
@@ -140,7 +137,9 @@ def wear_materials(uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps, frame
     emitted light. Colours that are the same all over are worn as a factor."""
     plain = wear(uv_mesh, maps.rgb, maps.opacity)
     count, textures, layers = len(plain.materials), list(plain.textures), []
-    bump = np.rint((materials.normal_tangent + 1.0) * 127.5).astype(np.uint8)
+    bump = materials.normal_tangent + np.float32(1.0)
+    bump *= np.float32(127.5)
+    bump = np.rint(bump, out=bump).astype(np.uint8)
     for image, decode in (
         (with_empty_red(materials.metallic_roughness), LINEAR_DECODE),
         (bump, LINEAR_DECODE),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from geometry.cameras import RigConfig
-from geometry.kernels.interpolate import bend_rows, tangent_rows
+from geometry.image_metrics import BEST_DB
+from geometry.kernels.interpolate import bend_rows, tangent_rows, unit_rows
 from geometry.texture import linear_to_srgb, srgb_to_linear
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
@@ -243,6 +244,23 @@ def test_constants_and_emitted_light(tmp_path):
     assert measured["normal_strength_deg"] == 0 and measured["emissive_share"] == 1 and measured["roughness_std"] == 0
 
 
+@pytest.mark.parametrize("roughness", [0.6, 0.5, 0.9], ids=["plain", "exactly halfway", "halfway, rounded"])
+@pytest.mark.parametrize("layout", ["authored", "new"])
+def test_what_is_constant_is_what_a_lookup_finds(tmp_path, monkeypatch, roughness, layout):
+    """Samples are equal to the byte, with the proofs that they hold, whether or not constants are looked up."""
+    spread: Change | None = remap(np.diag([3.0, 3.0])) if layout == "new" else None
+    surface = {"metallicFactor": 0.25, "roughnessFactor": roughness}
+    short = sample_of(tmp_path, square({"pbrMetallicRoughness": dict(surface)}, [], spread))
+    assert short.mesh is not None and (short.mesh.layout == "authored") == (layout == "authored")
+    monkeypatch.setattr("pipeline.render.materials.even_pair", lambda mesh, layer: None)
+    long = sample_of(tmp_path, square({"pbrMetallicRoughness": dict(surface)}, [], spread))
+    assert encode(short) == encode(long)
+    measured, views = short.meta["measurements"], short.views.materials
+    assert views is not None and not views.emissive.any() and not maps_of(short).emissive.any()
+    assert measured["emissive_psnr"] == BEST_DB and measured["metallic_psnr"] == BEST_DB
+    assert views.normal_detail is short.views.normal and measured["normal_strength_deg"] == 0
+
+
 @pytest.mark.parametrize(
     ("gloss", "metallic", "roughness", "color"),
     [
@@ -323,5 +341,5 @@ def test_without_materials_nothing_changes(tmp_path):
 def test_the_kernels_are_compiled_ahead_for_the_types_that_they_meet(tmp_path):
     sample_of(tmp_path, square(dict(NORMAL), [flat(coded(tilted((1, 0))))]))
     ahead = dict(kernels_of(["geometry.kernels.interpolate"]))
-    for kernel in (bend_rows, tangent_rows):
+    for kernel in (bend_rows, tangent_rows, unit_rows):
         assert ahead[kernel] in kernel.signatures
