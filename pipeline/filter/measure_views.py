@@ -65,8 +65,8 @@ def measure_materials(measurements: Measurements, mesh: TexturedMesh, views: Vie
         return measurements
     varied = np.array([varies(mesh, texture) for texture in layers.metallic_roughness.textures], bool)
     areas = np.linalg.norm(corner_vectors(mesh.vertices[mesh.faces].astype(np.float64)), axis=1)
-    metallic, roughness = seen.metallic_roughness[views.mask].T / 255.0
-    emits = seen.emissive[views.mask].any(axis=1)
+    metallic, roughness = (seen.metallic_roughness[..., channel][views.mask] / 255.0 for channel in range(2))
+    emits = layers.emissive.factors.any()
     return replace(
         measurements,
         varied_materials=int(varied.sum()),
@@ -77,7 +77,7 @@ def measure_materials(measurements: Measurements, mesh: TexturedMesh, views: Vie
         normal_strength_deg=0.0
         if seen.normal_detail is views.normal
         else mean_angle_deg(seen.normal_detail[views.mask], views.normal[views.mask]),
-        emissive_share=float(emits.mean()),
+        emissive_share=float(seen.emissive[views.mask].any(axis=1).mean()) if emits else 0.0,
     )
 
 

@@ -38,7 +38,8 @@ def material_views(
     even, mapped = even_pair(mesh, layers.metallic_roughness), _is_mapped(layers.normal)
     rough, glow = np.zeros((*size, 2), np.uint8), np.zeros((*size, 3), np.uint8)
     if even is not None:
-        np.multiply(centres.face[..., None] >= 0, even, out=rough)
+        for channel in range(2):
+            rough[..., channel] = (centres.face >= 0) * even[channel]
     detail = normal.copy() if mapped else normal
     surfaces = {
         "rough": pack_layer(mesh, layers.metallic_roughness, LINEAR_DECODE) if even is None else None,
@@ -201,7 +202,8 @@ def material_trip(
     _, normal = interpolate_geometry(sight.centres, worn)
     found, truth = material_views(worn, worn.layers, sight.centres, cameras, normal), views.materials
     both = views.mask & (sight.centres.face >= 0)
-    if not both.any():
+    shared = np.flatnonzero(both)
+    if not len(shared):
         return None
     metallic = roughness = emissive = BEST_DB
     if even_pair(mesh, mesh.layers.metallic_roughness) is None:
@@ -214,5 +216,5 @@ def material_trip(
         metallic_psnr=metallic,
         roughness_psnr=roughness,
         emissive_psnr=emissive,
-        normal_error_deg=mean_angle_deg(found.normal_detail[both], truth.normal_detail[both]),
+        normal_error_deg=mean_angle_deg(*(one.normal_detail.reshape(-1, 3)[shared] for one in (found, truth))),
     )
