@@ -33,6 +33,7 @@ class BuildOptions(TypedDict, total=False):
     views: Options
     rasterizer: Literal["cpu", "cuda"]
     uv: Options
+    materials: bool
     renders: Options
     limits: Options
     blender: Options

@@ -33,7 +33,7 @@ from pipeline.report.shard_files import ShardTask, draw_shard
 from schemas.dataset import DatasetInfo, LedgerPart, config_hash, read_dataset_json, read_ledger
 from schemas.errors import UserError
 from schemas.ledger import Outcome
-from schemas.storage import Location, refuse_links, write_file
+from schemas.storage import Location, write_file
 
 STATIC = {name: WEB / name for name in ("gallery.css", "catalog.js", "mesh.js", "view.js", "sample.js", "gallery.js")}
 """Files that are the same in every gallery."""
@@ -136,9 +136,8 @@ def write_gallery(
     """Write the gallery of a dataset, with at most `limit` assets, and the shards that changed since it was last
     written. notify: gets (shards drawn, shards to draw).
 
-    Raises UserError where `dataset` is none, or damaged, or its report folder holds a link."""
+    Raises UserError where `dataset` is none, or damaged, or holds a link."""
     out = report_folder(dataset)
-    refuse_links(out)
     found = contents(dataset, thresholds, limit)
     tasks = list(_tasks(found, out))
     _remove_others(out / "samples", {task.folder.name for task in tasks})

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from jinja2 import Environment, FileSystemLoader
 
 from pipeline.report.images import data_uri
-from schemas.storage import Location, workspace, write_file
+from schemas.storage import Location, refuse_links, workspace, write_file
 
 WEB = Path(__file__).parent / "web"
 PICTURE_PX = 512
@@ -36,7 +36,8 @@ class Section:
 
 
 def report_folder(dataset: Location) -> Path:
-    """Return the folder of a dataset's gallery, on this machine."""
+    """Return the folder of a dataset's gallery, on this machine. Raises UserError where the dataset holds a link."""
+    refuse_links(workspace(dataset))
     return workspace(dataset) / "report"
 
 

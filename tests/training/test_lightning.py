@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -316,8 +317,11 @@ def test_weights_and_biases_logs_a_plain_trainer_s_curves(dataset: Path, tmp_pat
     trainer.fit(*parts(dataset))
     logger.experiment.finish()
     (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    data = record.read_bytes()
-    assert all(name in data for name in (b"gradient_norm", b"loss_mv", b"trainer/global_step", b"muon_learning_rate"))
+    names = (b"gradient_norm", b"loss_mv", b"trainer/global_step", b"muon_learning_rate")
+    deadline = time.monotonic() + 60
+    while not all(name in (data := record.read_bytes()) for name in names):
+        assert time.monotonic() < deadline, len(data)  # its service writes the last of it after `finish` has returned
+        time.sleep(0.2)
 
 
 def test_the_order_of_the_callbacks_is_checked() -> None:

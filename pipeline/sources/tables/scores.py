@@ -90,6 +90,7 @@ def _read(path: Path, wanted: set[str]) -> tuple[list[str], pa.Table]:
                 table = file.read(columns=[uid, *sorted(wanted - {uid})], use_threads=False)
         elif path.suffix.lower() == ".csv":
             options = pa_csv.ConvertOptions(column_types=dict.fromkeys(_UID, pa.string()), strings_can_be_null=True)
+            pa.enable_signal_handlers(False)  # its pipe for them would be closed once more in every forked child
             table = pa_csv.read_csv(path, pa_csv.ReadOptions(use_threads=False), convert_options=options)
             uid = _checked(path, table.column_names, wanted)
         elif path.suffix.lower() == ".txt":

@@ -14,7 +14,7 @@ from pipeline.mesh_io.preflight import PreflightConfig
 from pipeline.mesh_io.side_files import side_files
 from pipeline.sources.folder import folder
 from pipeline.unwrap.unwrap import UnwrapConfig, unwrap
-from schemas.ledger import Measurements, Reason, Rejected
+from schemas.ledger import MATERIAL_MEASUREMENTS, Measurements, Reason, Rejected
 from schemas.mesh import TexturedMesh
 from tests.support.small_gltf import preflight
 
@@ -138,6 +138,7 @@ SHARES = [field.name for field in fields(Measurements) if "share" in field.name]
 TAKEN_LATER = {
     "visible_share_min", "visible_share_opposite", "single_surface_share", "edge_score", "texture_score",
     *(field.name for field in fields(Measurements) if field.name.startswith(("layout", "round_trip"))), "uv_fill",
+    *MATERIAL_MEASUREMENTS,
 }  # fmt: skip
 """Columns that need views or a map."""
 BY_THE_FILE = {"bytes"}

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config import BuildConfig
-from pipeline.dataset.plan import plan_jobs, read_plan
+from pipeline.dataset.plan import plan_jobs
+from pipeline.dataset.state import planned_jobs
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
 from pipeline.executor.job import process_job
@@ -23,7 +24,7 @@ from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sources.folder import folder
 from pipeline.sources.procedural import procedural
-from schemas.dataset import LedgerPart, read_ledger, read_parquet, shard_path
+from schemas.dataset import LedgerPart, read_dataset_json, read_ledger, read_parquet, shard_path
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import MeshRef, TexturedMesh, Wrap
 from schemas.plan import ShardJob
@@ -284,13 +285,13 @@ def test_a_second_build_has_nothing_to_do_and_another_order_makes_the_same_bytes
     before = {path: path.stat().st_mtime_ns for path in built.rglob("*") if path.suffix in (".tar", ".parquet")}
     assert build(f"folder:{twins}", built, CFG).jobs_run == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    jobs = read_plan(built / "plan.parquet")
+    jobs = planned_jobs(built, read_dataset_json(built))
     for name in ("shards", "ledger", ".work"):
         (tmp_path / "out" / name).mkdir(parents=True)
     for job in reversed(jobs):  # the re-export before its original, nothing known ahead; then the build comes
         process_job(job, tmp_path / "out", CFG)
     assert len(stored(tmp_path / "out")) == 6
-    for name in ("dataset.json", "plan.parquet"):
+    for name in ("dataset.json", "plan.parquet", "folders.json"):
         (tmp_path / "out" / name).write_bytes((built / name).read_bytes())
     build(f"folder:{twins}", tmp_path / "out", CFG)
     assert {p.name: file_sha256(p) for p in (built / "shards").iterdir()} == {

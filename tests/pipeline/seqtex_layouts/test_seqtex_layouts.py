@@ -436,7 +436,7 @@ def test_import_is_a_build_that_verifies_resumes_and_trains(renders, samples, tm
         file.write('{"id": "gone"}\n')
     cut("depth_0003.exr")(item_folder(folder, samples[1].uid))
     command = ["import", str(folder), "--layout", "seqtex-images", "--out", str(tmp_path / "out")]
-    command += ["--views.resolution", str(SIZE)]
+    command += ["--views.resolution", str(SIZE), "--assets_per_job", "64"]
     assert main([*command, "--log", "json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[-1]["event"] == "built" and events[-1]["mv_only"] == 1 and events[-1]["rejected"] == 2
