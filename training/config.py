@@ -1,4 +1,4 @@
-"""Training configurations: every option of a run in one frozen record, and three named ones."""
+"""Training configurations: every option of a run in one frozen record, and the presets."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -109,7 +109,8 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides a training run. Defaults: the full preset."""
+    """Everything that decides a training run. Defaults: `full` without the settings of its machines, which `preset`
+    adds."""
 
     preset: str = "full"
     """Name under which the run is recorded."""

@@ -213,8 +213,9 @@ class TextureModule(lightning.LightningModule):
         """Raise UserError if a checkpoint belongs to other weights or another optimizer."""
         check_frozen(checkpoint, self.frozen)
         check_whole(trained_parameters(self), checkpoint["state_dict"])
-        for state in checkpoint.get("optimizer_states", [])[:1]:
-            check_optimizer(self.optimizer_cfg, state)
+        if type(self).configure_optimizers is TextureModule.configure_optimizers:  # a subclass may have its own
+            for state in checkpoint.get("optimizer_states", [])[:1]:
+                check_optimizer(self.optimizer_cfg, state)
 
 
 def check_text(name: str, found: int, wanted: int) -> None:

@@ -133,7 +133,7 @@ def train_as_planned(
     module.progress = clock.progress
     average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
     meter, curves = Meter(Work.of(cfg, plan.sizes, device)), Curves(cfg)
-    log = LossLog(
+    loss_log = LossLog(
         cfg.run.directory / "losses.jsonl", clock, lambda row: report_row(row | meter.figures(), curves, report)
     )
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, meter)
@@ -144,7 +144,7 @@ def train_as_planned(
     pictures = [Pictures(cfg, shown, average, curves, meter)] if shown is not None else []
     for rollbacks in range(MAX_ROLLBACKS + 1):
         guard = FiniteGuard(cfg.optimizer.skip_budget)
-        callbacks = [lock, clock, average, guard, signals, curves, *threads, log, finish, *snapshots, states,
+        callbacks = [lock, clock, average, guard, signals, curves, *threads, loss_log, finish, *snapshots, states,
                      *pictures, meter]  # fmt: skip
         trainer = make_trainer(cfg, make_strategy(plan.strategy.name, device, cfg.run.ranks), callbacks)
         if trainer.is_global_zero:
@@ -166,7 +166,7 @@ def train_as_planned(
         check_finished(finish.directory, trainer)
     return TrainResult(
         checkpoint=finish.directory,
-        losses=log.rows or read_losses(log.path),  # of earlier parts, where nothing was left to do
+        losses=loss_log.rows or read_losses(loss_log.path),  # of earlier parts, where nothing was left to do
         parameters=sum(p.numel() for p in module.model.parameters()),
         seconds=clock.seconds,
         is_main=trainer.is_global_zero,

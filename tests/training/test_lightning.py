@@ -1,6 +1,7 @@
 """`TextureModule` and `TextureDataModule` in a plain `lightning.Trainer`, with Lightning's callbacks and loggers."""
 
 import csv
+import math
 import os
 import re
 import signal
@@ -25,9 +26,10 @@ from training.__main__ import main
 from training.config import as_json
 from training.data.datamodule import BatchStream, TextureDataModule
 from training.data.mixture import DataConfig
-from training.loop.callbacks import AveragedWeights
+from training.loop.callbacks import AveragedWeights, Clock
 from training.loop.signals import FiniteGuard, StopSignals
-from training.model.optimizers import make_optimizer, trained_parameters
+from training.model.optimizers import OptimizerConfig, make_optimizer, trained_parameters
+from training.model.schedule import WarmupCosine
 from training.module import TextureModule
 from training.train import check_order
 
@@ -230,10 +232,37 @@ def test_the_plain_lightning_command_line(dataset: Path, tmp_path: Path, capsys:
     assert "class_path: training.module.TextureModule" in shown and "muon_learning_rate: 0.03" in shown
 
 
+class Plain(TextureModule):
+    """A subclass with an optimiser of its own."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=1e-3)
+
+
+def test_a_subclass_with_an_optimiser_of_its_own_resumes(dataset: Path, tmp_path: Path) -> None:
+    for steps in (2, 4):
+        cfg = small_config(dataset, tmp_path)
+        assert cfg.optimizer.muon_learning_rate is not None
+        saves = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=2)
+        trainer = lightning.Trainer(max_steps=steps, callbacks=[saves], logger=False, limit_val_batches=0, **QUIET)
+        trainer.fit(Plain.of(cfg), TextureDataModule(cfg.data), ckpt_path="last", weights_only=True)
+    assert trainer.global_step == 4
+
+
+def test_the_first_rate_after_a_resume_counts_the_time_before() -> None:
+    """The scheduler is restored before training starts, right after the clock."""
+    cfg, weight = OptimizerConfig(learning_rate=1.0, warmup_steps=1, final_share=0.0), torch.nn.Parameter(torch.ones(1))
+    clock = Clock(max_steps=100, max_seconds=1000.0)
+    schedule = WarmupCosine(torch.optim.SGD([weight], lr=1.0), cfg, clock.progress)
+    clock.load_state_dict({"seconds": 900.0})
+    schedule.load_state_dict({"steps": 10})
+    assert schedule.get_last_lr() == [pytest.approx((1 + math.cos(0.9 * math.pi)) / 2)]
+
+
 SCRIPT = re.search(r"## A trainer of your own.*?```python\n(.*?)```", (REPO / "docs" / "training.md").read_text(), re.S)
 POWER_CUT = """
 import os, signal
-from training.loop.callbacks import AveragedWeights
+from training.loop.callbacks import AveragedWeights, Clock
 average = AveragedWeights.on_step
 def cut(self, trainer, pl_module, batch):
     average(self, trainer, pl_module, batch)

@@ -92,7 +92,10 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         for regime in Regime:
-            for name in self.weights(regime):
+            weights = self.weights(regime)
+            if weights and not (min(weights.values()) >= 0 and 0 < sum(weights.values()) < float("inf")):
+                raise UsageError(f"weights of tasks for {regime} samples are {weights}; give 0 or more, one above 0")
+            for name in weights:
                 if name not in TASKS or regime not in TASKS[name].regimes:
                     known = ", ".join(task.name for task in TASKS.values() if regime in task.regimes)
                     raise UsageError(f"{name!r} is no task for {regime} samples; there are: {known}")

@@ -64,7 +64,7 @@ class Clock(StepCallback):
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self._before = state_dict["seconds"]
+        self._before = self._agreed = state_dict["seconds"]  # the scheduler's rate is restored before training starts
 
 
 class AveragedWeights(StepCallback):

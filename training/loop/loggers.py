@@ -122,13 +122,13 @@ class Curves(lightning.Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        self._close()
+        self._close(failed=True)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         self._close()
 
-    def _close(self) -> None:
-        self.logger.finalize("finished")
+    def _close(self, failed: bool = False) -> None:
+        self.logger.finalize("failed" if failed else "finished")
         if isinstance(self.logger, WandbLogger):
-            self.logger.experiment.finish()
+            self.logger.experiment.finish(exit_code=int(failed))
         self.logger = DummyLogger()

@@ -134,7 +134,7 @@ class Sharded(ModelParallelStrategy):
 
 
 def own_device(accelerator: str) -> torch.device:
-    """Return the rank of this process, as torchrun, SLURM and Lightning number them."""
+    """Return the device of this process, as torchrun, SLURM and Lightning number them."""
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))

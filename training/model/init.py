@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from schemas.errors import UserError, require_between
+from schemas.errors import UsageError, UserError, require_between
 from training.model.backbones.find import FOLDER, check_fixed, known, transformer_config
 from training.model.backbones.wan import WAN21_1P3B
 from training.model.files import find_directory, read_architecture
@@ -118,6 +118,8 @@ def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
             model = SeqTexTransformer3DModel(**cfg.architecture())
     elif cfg.start == "wan":
         known(cfg.start_path)
+        if cfg.position_rope:
+            raise UsageError(f"{cfg.start_path} turns with rows and columns; leave out model.position_rope")
         model = from_wan(
             cfg.start_path,
             subfolder=FOLDER,

@@ -43,16 +43,17 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     """Of matrices (TEXGen); norms, biases, modulation tables and LoRA have none (ours)."""
     gradient_clip: float = 1.0
-    """Largest gradient norm (TEXGen)."""
+    """Largest gradient norm (TEXGen). `seqtex train` alone reads it; a trainer of yours takes `gradient_clip_val`."""
     skip_budget: int = 10
     """Gradients that are no numbers, of any 1000 steps, that are skipped; one more, and the run goes back to its
-    newest trainer state and on behind the batch that broke it (ours)."""
+    newest trainer state and on behind the batch that broke it (ours). `seqtex train` alone."""
     warmup_steps: int = 1000
     """Linear from 0 (ours)."""
     final_share: float = 1.0
     """Learning rate at the end of the run as a share of the peak, reached along a cosine; 1: constant (ours)."""
     ema_decay: float = 0.9999
-    """Of the averaged weights that are sampled and saved (TEXGen)."""
+    """Of the averaged weights that are sampled and saved (TEXGen). `seqtex train` alone; a trainer of yours takes
+    `AveragedWeights`."""
 
     def __post_init__(self) -> None:
         require_between("optimizer.warmup_steps", self.warmup_steps, 0, 10**9)

@@ -136,8 +136,9 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> tuple[Float[Tensor, "b c_out views h w"], Float[Tensor, "b c_out 1 uv_h uv_w"] | None]:
         """Flow of the views and of the UV map.
 
-        timestep is in [0, 1000], one per view and last the UV map's. With uv=None the UV branch is skipped: the same
-        view flow and the same gradients, in less than half the time, and None for the UV flow.
+        timestep is in [0, 1000], one per view and last the UV map's, which does not count where uv is None. With
+        uv=None the UV branch is skipped: the same view flow and the same gradients, in less than half the time, and
+        None for the UV flow.
         """
         views, grid = mv.shape[2], self._token_grid(mv)
         if timestep.shape[1] != views + 1:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +58,6 @@ def check_frozen(state: Mapping[str, Any], fingerprint: str) -> None:
 RELEASED_LORA_RANK = 128
 OUR_SETTINGS = ("lora_rank", "lora_alpha", "geometry_attention", "uv_branch", "view_hint", "position_rope")
 """Settings that a released config does not mention."""
-logger = logging.getLogger(__name__)
 
 
 def from_wan(

@@ -80,6 +80,8 @@ def test_a_run_from_released_weights_may_add_the_hint_but_not_turn_otherwise(tmp
     assert not make_model(cfg, 0).config["view_hint"]
     with pytest.raises(UserError, match="position_rope=False"):
         make_model(replace(cfg, position_rope=True), 0)
+    with pytest.raises(UserError, match=r"leave out model\.position_rope"):
+        make_model(ModelConfig(position_rope=True), 0)
     save_model(tiny_model(view_hint=True), tmp_path / "own")
     with pytest.raises(UserError, match="view_hint=True"):
         make_model(replace(cfg, start_path=str(tmp_path / "own")), 0)

@@ -158,3 +158,9 @@ def test_tasks_are_drawn_by_weight_and_by_batch_number_alone() -> None:
 def test_a_task_that_its_samples_cannot_teach_is_refused() -> None:
     with pytest.raises(UsageError, match="'img2tex' is no task for mv_only samples; there are: geo2mv, img2mv"):
         TaskConfig(mv_only={"img2tex": 1.0})
+
+
+@pytest.mark.parametrize("weights", [{"img2tex": -1.0, "geo2mv": 2.0}, {"img2tex": 0.0}, {"img2tex": float("nan")}])
+def test_weights_that_nothing_can_be_drawn_by_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"weights of tasks for textured samples are .* give 0 or more, one above 0"):
+        TaskConfig(textured=weights)
