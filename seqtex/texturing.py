@@ -85,6 +85,7 @@ def texture(
     steps: int = 30,
     solver: Literal["euler", "adams"] = "euler",
     guidance: float = 1.0,
+    image_guidance: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
     uv_resolution: int | None = None,
@@ -107,6 +108,7 @@ def texture(
         steps: denoising steps
         solver: `euler` (as released), or `adams`, which needs fewer steps
         guidance: classifier-free guidance; 1 is off
+        image_guidance: the same over the given images, for checkpoints trained with `flow.image_dropout`; 1 is off
         seed: seed of the noise
         device: device of a checkpoint that is loaded: cpu, cuda, cuda:1, ...
         uv_resolution: texels a side; None: as trained
@@ -122,10 +124,11 @@ def texture(
     if not (pictures or prompt):
         raise UsageError("nothing says what the texture should look like; give an image or a prompt")
     require_text_encoder(network.card, prompt, guidance)
+    require_image_dropout(network.card, image_guidance, bool(pictures))
     prepared = prepare_mesh(
         mesh, network.card, pictures=pictures, prompt=prompt, seed=seed, max_unwrap_faces=max_unwrap_faces
     )
-    cfg = SamplerConfig(steps=steps, solver=solver, guidance=guidance)
+    cfg = SamplerConfig(steps=steps, solver=solver, guidance=guidance, image_guidance=image_guidance)
     (result,) = texture_meshes([prepared], network, cfg, device=str(network.model.device))
     if out is not None:
         result.save(out)
@@ -222,6 +225,18 @@ def require_text_encoder(card: Card, prompt: str = "", guidance: float = 1.0) ->
             f"guidance {guidance:g}: the checkpoint was trained without a text encoder, and guidance follows a prompt; "
             "leave it out"
         )
+
+
+def require_image_dropout(card: Card, image_guidance: float, has_images: bool = True) -> None:
+    """Raise UsageError on image guidance that a checkpoint cannot follow, or without an image."""
+    if image_guidance == 1.0:
+        return
+    if not card.image_dropout:
+        raise UsageError(
+            f"image_guidance {image_guidance:g}: the checkpoint was trained without flow.image_dropout; leave it out"
+        )
+    if not has_images:
+        raise UsageError(f"image_guidance {image_guidance:g}: there is no image to follow; give one or leave it out")
 
 
 def texture_meshes(

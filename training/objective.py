@@ -53,9 +53,11 @@ def flow_losses(
     device = latents.mv.rgb.device
     branches = [latents.mv, latents.uv] if task.needs_uv and latents.uv else [latents.mv]
     draws = draw(seed, latents.samples, [branch.rgb.shape[1:] for branch in branches]).to(device)
-    plan = plan_frames(task, given_views(task, draws.view_order), flow.sigma(draws.level))
+    dropped = draws.drop_image < flow.image_dropout
+    plan = plan_frames(task, given_views(task, draws.view_order), flow.sigma(draws.level), dropped)
     views = latents.mv.rgb.shape[2]
     branches[0] = latents.given(plan.condition[:, :views]).mv
+    branches = [branch.without_hint(dropped) for branch in branches]
     frames = [slice(0, views), slice(views, None)]
 
     inputs = [

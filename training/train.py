@@ -262,6 +262,7 @@ def make_card(cfg: TrainConfig, codec: LatentCodec, sizes: ImageSizes, steps: in
         text_encoder=cfg.latents.text_encoder,
         text_encoder_path=cfg.latents.text_encoder_path,
         shift=cfg.flow.shift,
+        image_dropout=cfg.flow.image_dropout,
         latent_mean=mean,
         latent_std=std,
         steps=steps,

@@ -17,7 +17,13 @@ from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import Location, write_file
 from seqtex.cli.terminal.console import bar, log_event, logs_json, print_table
-from seqtex.texturing import MeshTexture, prepare_mesh, require_text_encoder, texture_meshes
+from seqtex.texturing import (
+    MeshTexture,
+    prepare_mesh,
+    require_image_dropout,
+    require_text_encoder,
+    texture_meshes,
+)
 from training.arithmetic import find_device
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
@@ -71,6 +77,7 @@ def evaluate(
     steps: int = 30,
     solver: Literal["euler", "adams"] = "euler",
     guidance: float = 1.0,
+    image_guidance: float = 1.0,
     seed: int = 0,
     batch_size: int = 4,
     device: str = "auto",
@@ -89,6 +96,7 @@ def evaluate(
         steps: denoising steps
         solver: euler or adams
         guidance: classifier-free guidance; 1 is off
+        image_guidance: the same over the given views, for checkpoints trained with flow.image_dropout; 1 is off
         seed: of the noise; mesh i has seed + i
         batch_size: meshes sampled together
         device: cpu, cuda, or auto
@@ -99,10 +107,12 @@ def evaluate(
     device = find_device(device)
     network = load_checkpoint(checkpoint, device)
     require_text_encoder(network.card, guidance=guidance)
+    require_image_dropout(network.card, image_guidance, task != "geo2mvtex")
     extractor = load_features(features, device) if features else None
     perceptual = Lpips(lpips, device) if lpips else None
     samples = islice(stored_samples(dataset, Regime.TEXTURED), meshes)
-    cfg, measured = SamplerConfig(steps=steps, solver=solver, guidance=guidance), list[Measured]()
+    cfg = SamplerConfig(steps=steps, solver=solver, guidance=guidance, image_guidance=image_guidance)
+    measured = list[Measured]()
     with bar("evaluating", meshes, "meshes") as update:
         while group := list(islice(samples, batch_size)):
             seeds = [seed + len(measured) + i for i in range(len(group))]

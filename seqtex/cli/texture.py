@@ -17,6 +17,7 @@ from seqtex.texturing import (
     PreparedMesh,
     for_textures,
     prepare_mesh,
+    require_image_dropout,
     require_text_encoder,
     texture_meshes,
 )
@@ -65,6 +66,7 @@ def texture(
     steps: int = 30,
     solver: Literal["euler", "adams"] = "euler",
     guidance: float = 1.0,
+    image_guidance: float = 1.0,
     seed: int = 0,
     device: str = "auto",
     offload: bool = False,
@@ -93,6 +95,7 @@ def texture(
         steps: denoising steps
         solver: euler (as released), or adams, which needs fewer steps
         guidance: classifier-free guidance; 1 is off
+        image_guidance: the same over the given images, for checkpoints trained with flow.image_dropout; 1 is off
         seed: of the noise
         device: cpu, cuda, or auto
         offload: keep text encoder, VAE and transformer on the GPU one at a time, for small GPUs
@@ -115,12 +118,15 @@ def texture(
     network = load_checkpoint(checkpoint, place, dtype=dtype, tiling=tiling, wan=wan)
     network = for_textures(network, uv_resolution)
     require_text_encoder(network.card, guidance=guidance)
-    cfg, failed = SamplerConfig(steps=steps, solver=solver, guidance=guidance), 0
+    require_image_dropout(network.card, image_guidance)
+    cfg = SamplerConfig(steps=steps, solver=solver, guidance=guidance, image_guidance=image_guidance)
+    failed = 0
 
     def ready() -> Iterator[Ready]:
         nonlocal failed
         for item in items:
             try:
+                require_image_dropout(network.card, image_guidance, bool(item.image or item.images))
                 yield item, prepare(item, network.card, max_unwrap_faces)
             except UserError as error:
                 if batch is None:

@@ -273,6 +273,25 @@ def test_what_a_checkpoint_without_text_encoder_cannot_follow_is_refused_by_name
         texture(meshes[0].uri, prompt="x", checkpoint=load_checkpoint(silent))
 
 
+def test_image_guidance_follows_images_where_they_were_dropped_in_training(
+    meshes, checkpoint, pictures, tmp_path, capsys
+):
+    arguments = [meshes[0].uri, "--out", tmp_path / "out.glb", "--steps", 1, "--image_guidance", 3]
+    image = ["--image", pictures / "view_0.png"]
+    never = write_checkpoint(tmp_path / "never")
+    assert command(never, *arguments, *image) == 2
+    assert "image_guidance 3: the checkpoint was trained without flow.image_dropout" in capsys.readouterr().err
+    reader = load_checkpoint(checkpoint)
+    reader = replace(reader, card=replace(reader.card, image_dropout=0.1))
+    with pytest.raises(UsageError, match="image_guidance 3: there is no image to follow"):
+        texture(meshes[0].uri, prompt="x", checkpoint=reader, image_guidance=3.0)
+    silent = load_checkpoint(write_checkpoint(tmp_path / "silent", image_dropout=0.1))
+    options = {"image": pictures / "view_0.png", "checkpoint": silent, "steps": 2}
+    plain, guided = (texture(meshes[0].uri, image_guidance=scale, **options) for scale in (1.0, 3.0))
+    assert not np.array_equal(plain.uv, guided.uv)
+    assert command(tmp_path / "silent", *arguments, *image) == 0 and (tmp_path / "out.glb").is_file()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_one_sentence(meshes, checkpoint, pictures, tmp_path, capsys):
     arguments = [meshes[0].uri, "--out", tmp_path / "out.glb", "--image", pictures / "view_0.png", "--device", "cuda"]

@@ -15,7 +15,7 @@ VIEW, UV = 64, 128
 """Pixels and texels a side."""
 
 
-def write_checkpoint(directory: Path, text_encoder: str = "none") -> Path:
+def write_checkpoint(directory: Path, text_encoder: str = "none", image_dropout: float = 0.0) -> Path:
     """Untrained weights that answer to text, geometry and images alike."""
     torch.manual_seed(0)
     model = SeqTexTransformer3DModel(
@@ -27,7 +27,7 @@ def write_checkpoint(directory: Path, text_encoder: str = "none") -> Path:
     mean, std = latent_statistics(DctCodec())
     card = Card(
         preset="test", codec="dct", views=4, view_resolution=VIEW, uv_resolution=UV, shift=5.0, steps=0,
-        latent_mean=mean, latent_std=std, text_encoder=text_encoder,
+        latent_mean=mean, latent_std=std, text_encoder=text_encoder, image_dropout=image_dropout,
     )  # fmt: skip
     save_checkpoint(directory, model, card)
     return directory

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
 from tests.support.small_dataset import UV_SIZE, VIEW_SIZE, write_dataset
 from training.config import TrainConfig, preset
 from training.data.batch import Batch, LatentBatch, encode_batch
 from training.data.datamodule import BatchStream
 from training.diffusion.encoders import DctCodec
-from training.loop.checkpoints import CARD, AtomicCheckpointIO, load_checkpoint, newest_state, verified
+from training.diffusion.flow import FlowConfig, draw
+from training.loop.checkpoints import CARD, AtomicCheckpointIO, load_checkpoint, newest_state, read_card, verified
 from training.loop.signals import Diverged
 from training.module import TextureModule
 from training.train import TrainResult, train
@@ -105,6 +106,54 @@ def test_the_loss_does_not_look_at_condition_frames(dataset: Path, tmp_path: Pat
     is_condition = torch.isclose(levels[0], torch.tensor(70.7547))
     assert set(is_condition.sum(dim=1).tolist()) <= given
     assert torch.equal(reached, ~is_condition)
+
+
+@pytest.mark.parametrize("task", ["img2tex", "some2tex", "mv2tex"])
+def test_a_model_is_trained_without_the_views_that_are_dropped(dataset: Path, tmp_path: Path, task: str) -> None:
+    cfg = small_config(dataset, tmp_path)
+    cfg = replace(cfg, tasks=replace(cfg.tasks, textured={task: 1.0}))
+    module = TextureModule.of(cfg)
+    stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
+    number = next(n for n in range(50) if stream.schedule(n)[0] is Regime.TEXTURED)
+    batch = encode_batch(stream[number], DctCodec())
+    assert batch.uv is not None and batch.mv.hint is not None and batch.mv.hint.any()
+    inputs: list[tuple[torch.Tensor, ...]] = []
+    forward = module.model.forward
+
+    def watch(*arguments: torch.Tensor) -> tuple:
+        inputs.append(arguments)
+        return forward(*arguments)
+
+    def seen(dropout: float) -> tuple[torch.Tensor, ...]:
+        module.flow = replace(cfg.flow, image_dropout=dropout)
+        module.training_step(batch, 0)["loss"].backward()
+        return inputs.pop()
+
+    module.model.forward = watch
+    (mv, uv, timestep, text), (blind_mv, blind_uv, blind_timestep, blind_text) = seen(0.0), seen(1.0)
+    given, hint = torch.isclose(timestep, torch.tensor(70.7547)), slice(48, 65)
+    assert torch.equal(blind_timestep, torch.where(given, 1000.0, timestep)) and torch.equal(text, blind_text)
+    noise = draw(cfg.run.seed, batch.samples, [mv[0, :16].shape]).noise[0]
+    frames = given[:, None, :-1, None, None].expand_as(noise)
+    assert torch.equal(blind_mv[:, :16], torch.where(frames, noise, mv[:, :16])), "the same numbers as without dropout"
+    assert torch.equal(blind_uv[:, :48], uv[:, :48])
+    assert mv[:, hint].any() and uv[:, hint].any() and not blind_mv[:, hint].any() and not blind_uv[:, hint].any()
+
+
+def test_the_share_of_dropped_samples_is_the_dropout() -> None:
+    drops = draw(3, tuple(range(2000)), [(1, 4, 1, 1)])
+    assert float((drops.drop_image < 0.3).float().mean()) == pytest.approx(0.3, abs=0.03)
+    together = torch.corrcoef(torch.stack([drops.drop_image, drops.drop_text, drops.level]))
+    assert float((together - torch.eye(3)).abs().max()) < 0.08, "independent of captions and noise levels"
+    with pytest.raises(UsageError, match=r"flow\.image_dropout"):
+        FlowConfig(image_dropout=1.5)
+
+
+def test_a_checkpoint_records_whether_images_were_dropped(dataset: Path, tmp_path: Path) -> None:
+    cfg = small_config(dataset, tmp_path)
+    cfg = replace(cfg, flow=replace(cfg.flow, image_dropout=0.5), run=replace(cfg.run, max_steps=1))
+    train(cfg)
+    assert read_card(cfg.run.directory / "checkpoint").image_dropout == 0.5
 
 
 def test_one_batch_can_be_learned_by_heart(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from schemas.errors import require_between
+
 SHIFT = 5.0
 """Released code."""
 FIRST_VIEW = 2
@@ -27,6 +29,8 @@ class Draws:
     """Decides which views are given, uniform."""
     drop_text: Float[Tensor, " batch"]
     """Uniform; compared with the dropout rate."""
+    drop_image: Float[Tensor, " batch"]
+    """The same for the given views."""
     noise: tuple[Float[Tensor, "batch _ _ _ _"], ...]
     """Standard normal, one tensor per branch."""
 
@@ -35,6 +39,7 @@ class Draws:
             level=self.level.to(device),
             view_order=self.view_order.to(device),
             drop_text=self.drop_text.to(device),
+            drop_image=self.drop_image.to(device),
             noise=tuple(noise.to(device) for noise in self.noise),
         )
 
@@ -43,15 +48,17 @@ def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]])
     """Draw each sample's numbers from a generator of its own, seeded by its number in the stream: they do not depend on
     rank, process or earlier draws. shapes: those of the latents of each branch, views first, without the batch:
     (channels, frames, h, w)."""
-    numbers, noise = [], []
+    numbers, noise, drop_image = [], [], []
     for sample in samples:
         generator = seeded(seed, sample)
         numbers.append(draw_numbers(generator, shapes[0][1]))
         noise.append([torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes])
+        drop_image.append(torch.rand((), generator=generator, dtype=torch.float32))
     table = torch.stack(numbers)
     return Draws(
         level=table[:, 0],
         drop_text=table[:, 1],
+        drop_image=torch.stack(drop_image),
         view_order=table[:, FIRST_VIEW:],
         noise=tuple(torch.stack(rows) for rows in zip(*noise, strict=True)),
     )
@@ -99,6 +106,12 @@ class FlowConfig:
     """Weight of the UV map's mean squared error; that of the views has weight 1 (ours)."""
     text_dropout: float = 0.1
     """Share of captions replaced by "", for classifier-free guidance (ours)."""
+    image_dropout: float = 0.0
+    """Share of samples whose given views are pure noise instead, without view hint, for image guidance (ours)."""
+
+    def __post_init__(self) -> None:
+        require_between("flow.text_dropout", self.text_dropout, 0, 1)
+        require_between("flow.image_dropout", self.image_dropout, 0, 1)
 
     def sigma(self, uniform: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Turn one number in [0, 1) per sample into noise levels."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from einops import reduce
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from training.diffusion.encoders import LatentCodec
@@ -65,6 +65,11 @@ class BranchLatents:
                 raise ValueError(f"the model takes {name}, the batch has none")
             parts += [part] if is_wanted and part is not None else []
         return torch.cat(parts, dim=1)
+
+    def without_hint(self, dropped: Bool[Tensor, " batch"]) -> "BranchLatents":
+        """Make the view hint of these samples zero, as where no view is given."""
+        hint = None if self.hint is None else self.hint.masked_fill(dropped[:, None, None, None, None], 0)
+        return replace(self, hint=hint)
 
 
 Branch = TypeVar("Branch", Maps, BranchLatents)

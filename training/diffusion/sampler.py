@@ -17,8 +17,8 @@ from geometry.nearest import Surface
 from schemas.errors import require_between
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.flow import SHIFT, Slope, inference_sigmas, interpolate, seeded, solver_step
-from training.diffusion.latents import Extras, encode_branch, stack, to_uint8, uv_to_image
-from training.diffusion.tasks import CONDITION_SIGMA, plan_frames, sampling_task
+from training.diffusion.latents import BranchLatents, Extras, encode_branch, stack, to_uint8, uv_to_image
+from training.diffusion.tasks import CONDITION_SIGMA, Task, plan_frames, sampling_task
 from training.diffusion.view_hint import view_hint
 
 RELEASED_INPUT = Extras()
@@ -68,15 +68,18 @@ class SamplerConfig:
     """Options of denoising."""
 
     steps: int = 30
-    """Evaluations of the model, twice as many with guidance (released code)."""
+    """Denoising steps (released code): an evaluation of the model each, and one more for each guidance."""
     solver: Literal["euler", "adams"] = "euler"
     """`euler` (released code); `adams`: of second order, as exact with two thirds of the steps."""
     guidance: float = 1.0
     """Classifier-free guidance; 1 is off (released code)."""
+    image_guidance: float = 1.0
+    """The same over the given views, for models trained with `flow.image_dropout`; 1 is off."""
 
     def __post_init__(self) -> None:
         require_between("steps", self.steps, 1, 1000)
         require_between("guidance", self.guidance, 0, 100)
+        require_between("image_guidance", self.image_guidance, 0, 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,8 @@ class Condition:
 
     branches: list[Float[Tensor, "batch channels _ _ _"]]
     """What the model gets beside the noisy colours of the views and, if it is wanted, of the UV map."""
+    blind: list[Float[Tensor, "batch channels _ _ _"]]
+    """The same without view hints, for image guidance."""
     clean: Float[Tensor, "batch z views h w"]
     """Latents of the given views, 0 for the others."""
     given: Bool[Tensor, " views"]
@@ -157,24 +162,31 @@ def encode_condition(
     if extras.view_hint:
         hints = [view_hint(row, one.views, given, one.uv) for row, one in zip(rgb, inputs, strict=True)]
 
-    def conditions(surfaces: list[Surface], hints: list[np.ndarray], is_uv: bool) -> Tensor:
+    def encoded(surfaces: list[Surface], hints: list[np.ndarray], is_uv: bool) -> BranchLatents:
         def tensor(images: list[np.ndarray]) -> Tensor:
             stacked = stack(images, upside_down=is_uv).to(prompt.device)
             return stacked[:, None] if is_uv else stacked
 
         position, normal = tensor([each.position for each in surfaces]), tensor([each.normal for each in surfaces])
-        branch = encode_branch(None, position, normal, tensor(hints) if hints else None, codec)
-        return branch.conditions(extras)
+        return encode_branch(None, position, normal, tensor(hints) if hints else None, codec)
 
-    branches = [conditions([one.views for one in inputs], [mv for mv, _ in hints], is_uv=False)]
+    branches = [encoded([one.views for one in inputs], [mv for mv, _ in hints], is_uv=False)]
     if maps := [one.uv for one in inputs if one.uv is not None]:
-        branches.append(conditions(maps, [uv for _, uv in hints if uv is not None], is_uv=True))
-    clean = torch.zeros_like(branches[0][:, : codec.channels])
+        branches.append(encoded(maps, [uv for _, uv in hints if uv is not None], is_uv=True))
+    clean = torch.zeros_like(branches[0].rgb)
     if given:
         clean[:, :, given] = codec.encode(torch.from_numpy(rgb[:, given]).to(clean.device)).to(clean)
     is_given = torch.zeros(shape[0], dtype=torch.bool, device=clean.device)
     is_given[given] = True
-    return Condition(branches=branches, clean=clean, given=is_given, prompt=prompt, empty=empty)
+    every = torch.ones(len(inputs), dtype=torch.bool, device=clean.device)
+    return Condition(
+        branches=[branch.conditions(extras) for branch in branches],
+        blind=[branch.without_hint(every).conditions(extras) for branch in branches],
+        clean=clean,
+        given=is_given,
+        prompt=prompt,
+        empty=empty,
+    )
 
 
 def prepare_image(image: UInt8[np.ndarray, "height width channels"], size: int) -> Float32[np.ndarray, "size size 3"]:
@@ -195,9 +207,13 @@ def denoise(
     progress: Callable[[int], None] = lambda step: None,
 ) -> list[Float[Tensor, "batch z _ _ _"]]:
     """Turn noise into latents of the views and, if it is wanted, of the UV map. Given views are kept at the condition's
-    noise level, with fresh noise every step, and come back as they were given."""
+    noise level, with fresh noise every step, and come back as they were given.
+
+    Raises ValueError on image guidance without given views."""
     clean, given = condition.clean, condition.given
     count, generators = int(given.sum()), [seeded(seed) for seed in seeds]
+    if cfg.image_guidance != 1.0 and not count:
+        raise ValueError("image guidance needs given views")
 
     def noise(shape: Sequence[int]) -> Tensor:
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(clean.device)
@@ -208,11 +224,11 @@ def denoise(
     frames = given[None, None, :, None, None]
     level = torch.full(clean.shape[:1] + clean.shape[2:3], CONDITION_SIGMA, device=clean.device)
     for step, (sigma, sigma_next) in enumerate(pairwise(inference_sigmas(cfg.steps, shift).tolist())):
-        if count:
-            latents[0] = torch.where(frames, interpolate(clean, noise(clean.shape[1:]), level), latents[0])
+        fresh = noise(clean.shape[1:]) if count else clean
+        latents[0] = torch.where(frames, interpolate(clean, fresh, level), latents[0])
+        blind = [torch.where(frames, fresh, latents[0]), *latents[1:]]
         sigmas = torch.full((len(clean),), sigma, device=clean.device)
-        timestep = plan_frames(task, given.expand(len(clean), -1), sigmas).timestep
-        for branch, velocity in enumerate(guided_flow(model, latents, condition, timestep, cfg.guidance)):
+        for branch, velocity in enumerate(guided_flow(model, latents, blind, condition, task, sigmas, cfg)):
             before = slopes[branch] if cfg.solver == "adams" else None
             latents[branch], slopes[branch] = solver_step(latents[branch], velocity, sigma, sigma_next, before)
         progress(step + 1)
@@ -222,18 +238,30 @@ def denoise(
 
 def guided_flow(
     model: FlowModel,
-    latents: list[Tensor],
+    latents: list[Float[Tensor, "batch z _ _ _"]],
+    blind: list[Float[Tensor, "batch z _ _ _"]],
     condition: Condition,
-    timestep: Float[Tensor, "batch frames"],
-    guidance: float,
+    task: Task,
+    sigma: Float[Tensor, " batch"],
+    cfg: SamplerConfig,
 ) -> list[Tensor]:
-    """Predict the flow of each branch, float32; with guidance other than 1 moved away from that of the empty prompt."""
-    mv, *uv = (torch.cat(pair, dim=1) for pair in zip(latents, condition.branches, strict=True))
+    """Predict the flow of each branch, float32; with guidance other than 1 moved away from that of the empty prompt,
+    with image guidance from that without the given views. blind: the latents with pure noise in their place."""
+    given = condition.given.expand(len(sigma), -1)
 
-    def predict(text: Tensor) -> list[Tensor]:
+    def predict(
+        latents: list[Tensor], branches: list[Tensor], text: Tensor, dropped: Tensor | None = None
+    ) -> list[Tensor]:
+        mv, *uv = (torch.cat(pair, dim=1) for pair in zip(latents, branches, strict=True))
+        timestep = plan_frames(task, given, sigma, dropped).timestep
         return [flow.float() for flow in model(mv, uv[0] if uv else None, timestep, text) if flow is not None]
 
-    flows = predict(condition.prompt)
-    if guidance != 1.0:
-        flows = [free + guidance * (flow - free) for flow, free in zip(flows, predict(condition.empty), strict=True)]
-    return flows
+    flows = guided = predict(latents, condition.branches, condition.prompt)
+    if cfg.guidance != 1.0:
+        wordless = predict(latents, condition.branches, condition.empty)
+        guided = [free + cfg.guidance * (flow - free) for flow, free in zip(flows, wordless, strict=True)]
+    if cfg.image_guidance != 1.0:
+        unseen = predict(blind, condition.blind, condition.prompt, torch.ones_like(given[:, 0]))
+        away = [flow - free for flow, free in zip(flows, unseen, strict=True)]
+        guided = [flow + (cfg.image_guidance - 1) * move for flow, move in zip(guided, away, strict=True)]
+    return guided

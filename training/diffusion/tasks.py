@@ -1,8 +1,8 @@
 """Tasks of the network: which frames are given, which are generated, which are unused.
 
 A sample's frames are its V views followed by the UV map (V + 1 frames, UV last). Each frame has its own noise level: a
-condition frame sits at `CONDITION_SIGMA`, a generated frame at the level drawn for its sample, and a UV frame that
-is unused is pure noise."""
+condition frame sits at `CONDITION_SIGMA`, a generated frame at the level drawn for its sample, and a frame that is
+unused (the UV map of some tasks, a given view that is dropped) is pure noise."""
 
 from dataclasses import dataclass, field
 
@@ -148,10 +148,17 @@ def views_given(cfg: TaskConfig, regime: Regime, seed: int, batch: int, sample: 
     return tuple(chosen.nonzero().flatten().tolist())
 
 
-def plan_frames(task: Task, given: Bool[Tensor, "batch views"], sigma: Float[Tensor, " batch"]) -> FramePlan:
-    """Assign roles and noise levels: the views `given` are the condition, what is generated is at `sigma`."""
+def plan_frames(
+    task: Task,
+    given: Bool[Tensor, "batch views"],
+    sigma: Float[Tensor, " batch"],
+    dropped: Bool[Tensor, " batch"] | None = None,
+) -> FramePlan:
+    """Assign roles and noise levels: the views `given` are the condition, what is generated is at `sigma`. dropped:
+    samples whose given views are neither, but unused; None: no sample."""
     uv = torch.full_like(given[:, :1], task.needs_uv)
-    condition, generated = torch.cat([given, uv & False], dim=1), torch.cat([~given, uv], dim=1)
+    seen = given if dropped is None else given & ~dropped[:, None]
+    condition, generated = torch.cat([seen, uv & False], dim=1), torch.cat([~given, uv], dim=1)
     level = torch.where(condition, CONDITION_SIGMA, sigma[:, None])
     level = torch.where(condition | generated, level, 1.0)
     return FramePlan(condition=condition, generated=generated, sigma=level)

@@ -136,6 +136,8 @@ class Card:
     """Texels; None where training saw no UV map."""
     shift: float
     """Of the noise levels."""
+    image_dropout: float = 0.0
+    """Share of samples that were trained without their given views, for image guidance."""
     latent_mean: tuple[float, ...] = ()
     """Normalisation of the DCT codec when the weights were trained; empty for a codec with its own statistics."""
     latent_std: tuple[float, ...] = ()

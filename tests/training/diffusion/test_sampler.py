@@ -14,6 +14,7 @@ from training.data.batch import LatentBatch, encode_batch, to_model
 from training.diffusion.encoders import DctCodec, NullTextEncoder
 from training.diffusion.latents import Extras, to_uint8, uv_to_image
 from training.diffusion.sampler import (
+    RELEASED_INPUT,
     FlowModel,
     SamplerConfig,
     TexturingInput,
@@ -206,6 +207,71 @@ def test_guidance_moves_away_from_the_answer_without_text(stored: TextureSample,
     # 0.04 + 3 (0.2 - 0.04) = 0.52
     assert close(textured(0.2, guidance=3.0), textured(0.52, guidance=1.0))
     assert not close(textured(0.2, guidance=1.0), textured(0.52, guidance=1.0))
+
+
+class Seer(TrueFlow):
+    """Predicts the mean of the text, and 0.3 more in every branch where it sees the given views."""
+
+    def __call__(self, mv: Tensor, uv: Tensor | None, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert uv is not None
+        self.timesteps.append(timestep[0].clone())
+        self.seen.append(mv[0].clone())
+        self.uv_seen.append(uv[0].clone())
+        answer = text.mean().item() + 0.3 * bool(torch.isclose(timestep, torch.tensor(1000 * CONDITION_SIGMA)).any())
+        return torch.full_like(mv[:, :16], answer), torch.full_like(uv[:, :16], answer)
+
+
+def seen_by(
+    stored: TextureSample,
+    model: FlowModel,
+    views: Sequence[int],
+    word: float,
+    extras: Extras = RELEASED_INPUT,
+    **options: Any,
+) -> list[Tensor]:
+    """Latents after two steps with a prompt."""
+    text = Words(8)
+    condition = encode_condition(
+        CODEC, [subject(stored, views)], text.encode([str(word)]), text.encode([""]), extras
+    )  # fmt: skip
+    return denoise(model, condition, SamplerConfig(steps=2, **options), seeds=[0])
+
+
+def test_image_guidance_moves_away_from_the_answer_without_the_given_views(
+    stored: TextureSample, latents: LatentBatch
+) -> None:
+    def uv(word: float, views: Sequence[int] = (2,), **options: Any) -> Tensor:
+        return seen_by(stored, Seer(latents), views, word, **options)[1]
+
+    # 0.2 + 3 * 0.3 = 0.8 + 0.3
+    torch.testing.assert_close(uv(0.2, image_guidance=3.0), uv(0.8))
+    torch.testing.assert_close(uv(0.2, image_guidance=3.0, views=(0, 1, 2, 3)), uv(0.8))
+    # and away from the empty prompt, by 2 (0.2 - 0.04)
+    torch.testing.assert_close(uv(0.2, image_guidance=3.0, guidance=3.0), uv(1.12))
+    assert not torch.allclose(uv(0.2), uv(0.8))
+    with pytest.raises(ValueError, match="image guidance needs given views"):
+        uv(0.2, views=(), image_guidance=3.0)
+
+
+def test_without_the_given_views_nothing_of_them_is_left(stored: TextureSample, latents: LatentBatch) -> None:
+    """Neither their colours nor their hint: what the model gets then does not change with the picture."""
+    extras, other = Extras(view_hint=True), replace(stored, views=replace(stored.views, rgb=255 - stored.views.rgb))
+    runs = [Seer(latents) for _ in range(2)]
+    for model, sample_ in zip(runs, (stored, other), strict=True):
+        seen_by(sample_, model, (1, 2), 0.2, extras, image_guidance=0.0)
+    seeing, blind = (slice(at, None, 2) for at in (0, 1))
+    unseen = [model.seen[blind] + model.uv_seen[blind] for model in runs]
+    for one, two in zip(*unseen, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
+        assert not one[3 * 16 :].any(), "the hint"
+    for one, two in zip(runs[0].seen[seeing], runs[1].seen[seeing], strict=True):
+        assert not torch.allclose(one[:16, 1:3], two[:16, 1:3], atol=0.1)
+        assert one[3 * 16 :].any() and not torch.allclose(one[3 * 16 :], two[3 * 16 :], atol=0.1)
+    levels = torch.stack(runs[0].timesteps[blind])
+    assert (levels[:, 1:3] == 1000).all() and torch.equal(levels[:, 0], levels[:, 4])
+    assert levels[1, 0] < 1000, "the others are at the level of the step"
+    noise = torch.stack(runs[0].seen[blind])[:, :16, 1:3]
+    assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
 
 
 def test_parts_are_on_the_device_one_at_a_time(stored: TextureSample, latents: LatentBatch) -> None:

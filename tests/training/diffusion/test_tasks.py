@@ -38,6 +38,15 @@ def test_img2tex_gives_one_view_and_generates_the_rest() -> None:
     assert torch.allclose(plan.sigma[1], torch.tensor([0.3, 0.3, 0.3, 0.0707547, 0.3]))
 
 
+def test_given_views_that_are_dropped_are_pure_noise_without_a_loss() -> None:
+    task = TASKS["img2tex"]
+    given = given_views(task, torch.tensor([[0.3, 0.1, 0.9, 0.5], [0.7, 0.8, 0.9, 0.2]]))
+    kept, plan = plan_frames(task, given, SIGMA), plan_frames(task, given, SIGMA, torch.tensor([True, False]))
+    assert torch.equal(plan.generated, kept.generated) and not plan.condition[0].any()
+    assert torch.allclose(plan.sigma[0], torch.tensor([0.9, 1.0, 0.9, 0.9, 0.9]))
+    assert torch.equal(plan.sigma[1], kept.sigma[1]) and torch.equal(plan.condition[1], kept.condition[1])
+
+
 def test_geo2mv_generates_all_views_and_leaves_the_uv_frame_pure_noise() -> None:
     task = TASKS["geo2mv"]
     plan = plan_frames(task, given_views(task, torch.rand(2, 4)), SIGMA)
