@@ -81,7 +81,7 @@ class Contents:
         assets = pictured(self.assets, drawn, self.rejected.keys())
         table = columns(assets, drawn, self.rejected.keys(), self.thresholds)
         data = {
-            "dataset": str(self.dataset),
+            "dataset": self.dataset.resolve().name if isinstance(self.dataset, Path) else str(self.dataset),
             "groups": measurement_groups(),
             "limits": limits(self.thresholds),
             "columns": table,
