@@ -60,9 +60,9 @@ class Setting:
     """Operations per second that utilisation is a share of."""
     rounds: int
     steps: int
-    """Of a training run; the state is saved, and the process killed, half-way."""
+    """Steps of a training run; the state is saved, and the process killed, half-way."""
     warm: int
-    """Of them do not count: blocks are compiled in the first ones."""
+    """Steps that do not count: blocks are compiled in the first ones."""
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Setting:
 
 
 def seconds_of(run: Callable[[], object], device: str, rounds: int) -> float:
-    """Of one call, the shortest of rounds after one to warm up; the device has finished each."""
+    """Time one call: the shortest of rounds after one to warm up; the device has finished each."""
     best = float("inf")
     for turn in range(rounds + 1):
         start = time.perf_counter()

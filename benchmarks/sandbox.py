@@ -1,4 +1,4 @@
-"""What the sandbox of an asset's process costs beside that of another commit, all other code being the same:
+"""The cost of the sandbox of an asset's process beside that of another commit, all other code being the same:
 `OMP_NUM_THREADS=1 python -m benchmarks.sandbox --before e7ee3eb`.
 
 Processor seconds (user and system, of the process that forks, of its child and all descendants) from the fork of an

@@ -29,14 +29,14 @@ SIZES = ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What is measured or assumed. Bytes and operations without a unit in their name are absolute."""
+    """Measured and assumed inputs. Bytes and operations without a unit in their name are absolute."""
 
     flops: float
-    """Of one sample, repeated ones included."""
+    """Operations of one sample, repeated ones included."""
     parameters: float
     trained: float
     peak: float = 989e12
-    """Of one GPU: dense bfloat16 of an H100 (data sheet)."""
+    """Peak of one GPU: dense bfloat16 of an H100 (data sheet)."""
     memory: float = 3.35e12
     """Bytes a second of its memory (data sheet)."""
     mfu: float = 0.4
@@ -52,7 +52,7 @@ class Parts:
     collectives: int = 31
     """Blocks, and what is outside of them."""
     parameter_bytes: int = 2
-    """Of a gathered parameter: bfloat16; 4 without mixed-precision sharding."""
+    """Bytes of a gathered parameter: bfloat16; 4 without mixed-precision sharding."""
     gradient_bytes: int = 4
     overlap: float = 0.8
     """Share of the work that communication runs beside."""
@@ -62,7 +62,7 @@ class Parts:
     """Read for a sample: 1.4 MB of images (docs/benchmarks.md, Planning), or 6.5 MB of bfloat16 latents with mean and
     log-variance."""
     reads_per_node: float = 1.0
-    """How often a node fetches each shard in an epoch: once for all its ranks and workers. Ranks share samples, not
+    """Times that a node fetches each shard in an epoch: once for all its ranks and workers. Ranks share samples, not
     shards, so every node needs all of them."""
     dataset_samples: float = 1e6
     store: float = 50e9
@@ -75,7 +75,7 @@ class Parts:
     start_seconds: float = 300.0
     """From a failure to the first step: scheduling, imports, compilation."""
     hours_to_failure: float = 50_000.0
-    """Of one GPU with its share of the node (published: 16,384 GPUs, one failure in 3 hours)."""
+    """Hours between failures of one GPU with its share of the node (published: 16,384 GPUs, one failure in 3 hours)."""
 
     @property
     def state_bytes(self) -> float:

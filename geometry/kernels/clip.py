@@ -15,7 +15,7 @@ GUARD_PIXELS = 1 << 20
 
 OUT_NEAR, OUT_LEFT, OUT_RIGHT, OUT_TOP, OUT_BOTTOM, NOT_FINITE = 1, 2, 4, 8, 16, 32
 MAX_CORNERS = 9
-"""Of a triangle clipped by five planes (one more than can occur)."""
+"""Most corners of a triangle clipped by five planes (one more than can occur)."""
 
 
 @njit(nogil=True, cache=True)

@@ -52,7 +52,7 @@ class AssetResult:
     stage_seconds: float = 0.0
     """Time spent in the stages of the pipeline; 0 for an asset that did not get to its end."""
     picture: bytes = b""
-    """Of a rejected asset that could be loaded, WebP (`pipeline.dataset.pictures`)."""
+    """Picture of a rejected asset that could be loaded, WebP (`pipeline.dataset.pictures`)."""
 
 
 def write_asset_result(

@@ -14,7 +14,7 @@ FOLDERS = 8
 """Files of annotations that the package is asked for at a time: all 160 take gigabytes."""
 _REMEDY = "install it (pip install -e '.[objaverse]'), or leave out --objaverse.package"
 _ANSWERS = (AttributeError, KeyError, TypeError, ValueError, OSError, EOFError)
-"""What a package of another version, or one that finds other files, may end with."""
+"""Errors that a package of another version, or one that finds other files, may end with."""
 
 
 @contextlib.contextmanager

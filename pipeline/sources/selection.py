@@ -76,10 +76,10 @@ class SelectConfig:
     lvis: tuple[str, ...] = ()
     """At least one of these LVIS categories (`chair`)."""
     texture_resolution: int = 1024
-    """Of TexVerse: side of the textures that assets are downloaded with, `1024 2048 4096 8192`; an asset without them
+    """Side of the textures that assets of TexVerse are downloaded with, `1024 2048 4096 8192`; an asset without them
     is not selected."""
     min_texture_resolution: int | None = None
-    """Of TexVerse: assets that exist with textures of this side or more, whatever they are downloaded with."""
+    """Assets of TexVerse that exist with textures of this side or more, whatever they are downloaded with."""
     sample: int | None = None
     """So many of what fits, drawn by `seed`."""
     seed: int = 0

@@ -40,7 +40,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_TEXT_BYTES = 2**20
 """Of JSON or of a material library that is parsed here: it takes up to eighty times as much memory."""
 _MAX_SEARCHED_BYTES = 2**25
-"""Of COLLADA, in which file names are searched for: nothing is parsed."""
+"""Suffix of COLLADA, in which file names are searched for: nothing is parsed."""
 _MAX_COMPANIONS = 512
 """Files that one asset may name; the preflight misses the others."""
 

@@ -60,7 +60,7 @@ class SceneShading:
     normal_scale: float
     metallic_roughness: TextureUse | None
     glossiness: TextureUse | None
-    """Of KHR_materials_pbrSpecularGlossiness: specular colour, sRGB, and glossiness in A, whose
+    """Texture of KHR_materials_pbrSpecularGlossiness: specular colour, sRGB, and glossiness in A, whose
     factor is 1 - `roughness`."""
     specular: tuple[float, float, float] | None
     """Factor of that colour, linear; None in any other material."""

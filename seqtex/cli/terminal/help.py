@@ -19,7 +19,7 @@ WIDEST, WIDEST_OPTION = 100, 32
 MOST_LINES = 3
 """Lines for an option in the short help."""
 SOURCES = re.compile(r" \((ours|paper|released code)\b[^()]*\)")
-"""Where a default comes from: full help shows it."""
+"""Origin of a default: full help shows it."""
 FEW_OPTIONS = 14
 """Options up to which a command's short help shows them all."""
 EVERYWHERE = ("config", "log")
