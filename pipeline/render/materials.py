@@ -138,9 +138,7 @@ def wear_materials(uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps, frame
     emitted light. Colours that are the same all over are worn as a factor."""
     plain = wear(uv_mesh, maps.rgb, maps.opacity)
     count, textures, layers = len(plain.materials), list(plain.textures), []
-    bump = materials.normal_tangent + np.float32(1.0)
-    bump *= np.float32(127.5)
-    bump = np.rint(bump, out=bump).astype(np.uint8)
+    bump = normal_image(materials.normal_tangent)
     for image, decode in (
         (with_empty_red(materials.metallic_roughness), LINEAR_DECODE),
         (bump, LINEAR_DECODE),
@@ -164,6 +162,13 @@ def wear_materials(uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps, frame
             tangents=frames,
         ),
     )
+
+
+def normal_image(normals: Float32[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Unit normals as a normal map of 8 bits."""
+    scaled = normals + np.float32(1.0)
+    scaled *= np.float32(127.5)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
