@@ -322,7 +322,7 @@ def test_other_maps_of_the_mesh_are_kept_and_a_lost_one_is_named(checkpoint, tmp
     assert command(checkpoint, tmp_path / "asset.glb", "--out", tmp_path / "out.glb", "--prompt", "x") == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     (warning,) = [event["detail"] for event in events if event["event"] == "warning"]
-    assert "asset.glb: left out of out.glb: images[5]" in warning
+    assert "asset.glb: skipped in out.glb: images[5]" in warning
     written = (tmp_path / "out.glb").read_bytes()
     assert [file in written for file in files] == [True, False, True, True]
     found = load_mesh(tmp_path / "out.glb", materials=True)
