@@ -71,8 +71,8 @@ class Material:
     base_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
     image: UInt8[np.ndarray, "height width channels"] | bytes | None = None
     """The texture, sRGB: pixels, or the bytes of a PNG or JPEG file."""
-    roughness: float = 0.9
     metallic: float = 0.0
+    roughness: float = 0.9
     metallic_roughness: Map | None = None
     """Roughness in G, metallic in B, linear; factors of them are `roughness` and `metallic`."""
     normal: Map | None = None
