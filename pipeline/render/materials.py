@@ -171,6 +171,27 @@ def normal_image(normals: Float32[np.ndarray, "height width 3"]) -> UInt8[np.nda
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
+def baked_materials(
+    uv_mesh: UvMesh,
+    maps: UvMaps,
+    frames: Tangents,
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    sight: Sight | None = None,
+) -> tuple[MaterialViews, Bool[np.ndarray, "views h w"]]:
+    """Render the baked materials of a mesh, of tangents `frames`: their views, and the pixels that it covers. `sight`:
+    what views of the source show, if it is at hand and the mesh lies in the same place."""
+    assert maps.materials is not None
+    worn = wear_materials(uv_mesh, maps, maps.materials, frames)
+    surface = pack_surface(worn, mips=False)
+    if sight is None or surface.has_holes():
+        sight = see(worn, surface, cameras, cfg, rasterizer)
+    assert worn.layers is not None
+    _, normal = interpolate_geometry(sight.centres, worn)
+    return material_views(worn, worn.layers, sight.centres, cameras, normal), sight.centres.face >= 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaterialTrip:
     """The accuracy with which views from baked maps reproduce the materials in views of the source, over the pixels
@@ -198,15 +219,9 @@ def material_trip(
     """Views of the baked materials against those of the source `mesh`; None where no pixel shows both. `frames`:
     tangents of `uv_mesh`; `sight`: what views of the source show, if it is at hand. What is the same all over the
     source is equal in both, and not compared."""
-    assert mesh.layers is not None and views.materials is not None and maps.materials is not None
-    worn = wear_materials(uv_mesh, maps, maps.materials, frames)
-    surface = pack_surface(worn, mips=False)
-    if sight is None or surface.has_holes():
-        sight = see(worn, surface, cameras, cfg, rasterizer)
-    assert worn.layers is not None
-    _, normal = interpolate_geometry(sight.centres, worn)
-    found, truth = material_views(worn, worn.layers, sight.centres, cameras, normal), views.materials
-    both = views.mask & (sight.centres.face >= 0)
+    assert mesh.layers is not None and views.materials is not None
+    found, covered = baked_materials(uv_mesh, maps, frames, cameras, cfg, rasterizer, sight)
+    truth, both = views.materials, views.mask & covered
     shared = np.flatnonzero(both)
     if not len(shared):
         return None
