@@ -123,11 +123,12 @@ class SamplePanel {
     };
     const image = await decoded(entry.mesh.texture === "map" ? entry.maps.color : entry.strips.source);
     const parts = Object.keys(PARTS).filter((part) => part !== "color" && entry.maps[part]);
-    const images = await Promise.all(parts.map((part) => decoded(entry.maps[part])));
+    const maps = {};
+    for (const part of parts) maps[part] = await decoded(entry.maps[part]);
     if (!opened.includes(this)) return;
     this.view = new MeshView(mesh, image, {
       front: entry.front, cut: Boolean(entry.maps.opacity), label: `${titleOf(this.index)} in 3D; arrow keys turn it, plus and minus zoom`,
-      maps: Object.fromEntries(parts.map((part, place) => [part, images[place]])), strength: entry.strength,
+      maps, strength: entry.strength,
     });
     const { material, ...plain } = LOOKS;
     const looks = !entry.maps.color ? { texture: "Colour", normals: "Normals", clay: "Clay" } : parts.length ? { texture: plain.texture, material, ...plain } : plain;

@@ -22,13 +22,13 @@ uniform sampler2D metallic, roughness, normal_tangent, emissive; uniform bool on
 out vec4 color;
 vec3 linear(vec3 c) { return mix(c / 12.92, pow((c + 0.055) / 1.055, vec3(2.4)), step(0.04045, c)); }
 vec3 srgb(vec3 c) { return mix(c * 12.92, 1.055 * pow(c, vec3(1.0 / 2.4)) - 0.055, step(0.0031308, c)); }
-/* The light of a plain room from a direction, blurred for rough surfaces. */
-vec3 room(vec3 d, float rough) {
+/* The light of plain surroundings from a direction, blurred for rough surfaces. */
+vec3 around(vec3 d, float rough) {
   float reach = 0.08 + 0.9 * rough;
   vec3 light = mix(vec3(0.10, 0.09, 0.08), vec3(0.80, 0.84, 0.90), smoothstep(-reach, reach, d.z));
   return light + (1.0 - rough) * 1.6 * smoothstep(0.86 - 0.4 * rough, 0.97, d.z);
 }
-/* glTF's metallic-roughness model (2.0, appendix B): GGX under one lamp, and the room by Karis' approximation. */
+/* glTF's metallic-roughness model (2.0, appendix B): GGX under one lamp, and the surroundings by Karis' approximation. */
 vec3 lit(vec3 base, float metal, float rough, vec3 n, vec3 v, vec3 lamp) {
   vec3 f0 = mix(vec3(0.04), base, metal), h = normalize(v + lamp);
   float nv = max(dot(n, v), 1e-3), nl = max(dot(n, lamp), 0.0), nh = max(dot(n, h), 0.0), a = max(rough * rough, 2e-3), aa = a * a;
@@ -38,7 +38,7 @@ vec3 lit(vec3 base, float metal, float rough, vec3 n, vec3 v, vec3 lamp) {
   vec4 r = rough * vec4(-1, -0.0275, -0.572, 0.022) + vec4(1, 0.0425, 1.04, -0.04);
   float k = min(r.x * r.x, exp2(-9.28 * nv)) * r.x + r.y;
   vec2 ab = vec2(-1.04, 1.04) * k + r.zw;
-  return ((1.0 - f) * matt / 3.14159 + f * d * shade) * nl * 1.8 + matt * 0.75 * room(n, 1.0) + (f0 * ab.x + ab.y) * room(reflect(-v, n), rough);
+  return ((1.0 - f) * matt / 3.14159 + f * d * shade) * nl * 1.8 + matt * 0.75 * around(n, 1.0) + (f0 * ab.x + ab.y) * around(reflect(-v, n), rough);
 }
 /* A normal map's direction in the tangent frame that the layout has in this pixel. */
 vec3 bent(vec3 n, vec3 mapped) {
