@@ -13,7 +13,7 @@ from pipeline.mesh_io.problems import AssetError
 from pipeline.mesh_io.write_glb import KeptMaterials, Map, Material, is_gltf_image
 from schemas.mesh import UvMesh, Wrap
 
-MAX_KEPT_BYTES = 1 << 31
+MAX_KEPT_BYTES = 1 << 30
 MAX_SIDE = 16_384
 """Longest side of a kept image, pixels (ours)."""
 _SHARES = ("roughness", "metallic", "occlusion_strength")
