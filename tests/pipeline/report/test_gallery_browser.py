@@ -346,6 +346,23 @@ def test_materials_are_lit_and_each_part_can_be_switched_off(material_visit):
     assert not material_visit.page.locator(".switches").is_visible()
 
 
+def test_a_normal_map_bends_the_light_to_its_own_side(material_visit):
+    """The lamp stands above on the left: the left half, which leans away, is darker, the right half brighter."""
+    opened_textured(material_visit)
+    choose(material_visit, "Look of the mesh", "Material")
+    for label in ("Colour", "Metallic", "Roughness", "Emission"):
+        material_visit.page.locator(".switches label", has_text=label).locator("input").uncheck()
+    bent = material_visit.picture("canvas.view").mean(axis=-1)
+    material_visit.page.locator(".switches label", has_text="Normals").locator("input").uncheck()
+    plain = material_visit.picture("canvas.view").mean(axis=-1)
+    rows, columns = np.nonzero(np.abs(bent - plain) > 4)
+    left, right, middle = columns.min(), columns.max(), slice(*np.quantile(rows, [0.3, 0.7]).astype(int))
+    third = (right - left) // 3
+    change = bent[middle] - plain[middle]
+    assert change[:, left + 5 : left + third].mean() < -8, "leans away from the lamp"
+    assert change[:, right - third : right - 5].mean() > 8, "leans towards it"
+
+
 def test_every_channel_has_its_views_proof_and_error(material_visit):
     opened_textured(material_visit)
     pictures = {}
