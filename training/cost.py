@@ -19,7 +19,7 @@ from training.model.backbones.backbone import PATCH
 from training.model.init import ModelConfig
 from training.model.optimizers import part_of
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import trainable_parameters
+from training.model.weights import mark_trained
 
 TEXT_TOKENS = {"none": 1, "umt5": 512}
 TEXT_PARAMETERS = {"none": 0, "umt5": 5_680_910_336}
@@ -158,6 +158,7 @@ def outer_products(cfg: ModelConfig, tokens: Tokens) -> list[Product]:
         linear(n + m, patch, dim, everything, False),
         linear(2 * with_geometry, patch, dim, True, False),
         linear((n + m) * cfg.view_hint, patch + PATCH**2, dim, True, False),
+        *(linear(n + m, size * PATCH**2, dim, True, False) for size in (cfg.condition_channels or {}).values() if size),
         linear(tokens.frames, cfg.freq_dim, dim, everything, False),
         linear(tokens.frames, dim, dim, everything, everything),
         linear(tokens.frames, dim, 6 * dim, everything, everything),
@@ -230,7 +231,7 @@ def activation_bytes(cfg: ModelConfig, tokens: Tokens, compute_bytes: int) -> in
 def count_parameters(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
     """Parameters and those that train, by part of the model."""
     model = SeqTexTransformer3DModel.empty(cfg.architecture())
-    trained = trainable_parameters(model, cfg.trained)
+    trained = mark_trained(model, cfg.trained)
     counts = dict.fromkeys(("view branch", "LoRA", "UV branch", "geometry", "embeddings and output"), (0, 0))
     for name, parameter in model.named_parameters():
         part = part_of(name)

@@ -16,7 +16,7 @@ from training.data.mixture import ImageSizes
 from training.loop.strategies import choose
 from training.model.init import ModelConfig
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import trainable_parameters
+from training.model.weights import mark_trained
 
 SIZES = ImageSizes(views=4, view_resolution=64, uv_resolution=128)
 SCRATCH = ModelConfig(
@@ -37,7 +37,7 @@ def run(cfg, tokens):
     """A forward pass of one sample, to be differentiated."""
     torch.manual_seed(0)
     model = SeqTexTransformer3DModel(**cfg.architecture())
-    trainable_parameters(model, cfg.trained)
+    mark_trained(model, cfg.trained)
     model.checkpoint_blocks(cfg.activation_checkpointing, cfg.activation_checkpoint_every)
     uv = torch.randn(1, 48, 1, 16, 16) if tokens.uv else None
     arguments = torch.randn(1, 48, 4, 8, 8), uv, torch.rand(1, 5) * 1000, torch.randn(1, tokens.text, 32)

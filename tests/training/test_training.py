@@ -64,7 +64,7 @@ def test_multi_view_only_batches_leave_the_uv_branch_alone(dataset: Path, tmp_pa
     cfg = small_config(dataset, tmp_path)
     module = TextureModule.of(cfg)
     torch.nn.init.normal_(module.model.proj_out.weight, std=0.1)  # at zero it would pass no gradient on
-    stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
+    stream = BatchStream(cfg.data, seed=0, tasks=cfg.tasks, images=("hint",))
     seen = set()
     for number in range(8):
         batch = encode_batch(stream[number], DctCodec())
@@ -90,7 +90,7 @@ def test_the_loss_does_not_look_at_condition_frames(dataset: Path, tmp_path: Pat
     cfg = small_config(dataset, tmp_path)
     cfg = replace(cfg, tasks=replace(cfg.tasks, textured={task: 1.0}))
     module = TextureModule.of(cfg)
-    stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
+    stream = BatchStream(cfg.data, seed=0, tasks=cfg.tasks, images=("hint",))
     number = next(n for n in range(50) if stream.schedule(n)[0] is Regime.TEXTURED)
     flows: list[torch.Tensor] = []
     levels: list[torch.Tensor] = []
@@ -113,10 +113,10 @@ def test_a_model_is_trained_without_the_views_that_are_dropped(dataset: Path, tm
     cfg = small_config(dataset, tmp_path)
     cfg = replace(cfg, tasks=replace(cfg.tasks, textured={task: 1.0}))
     module = TextureModule.of(cfg)
-    stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
+    stream = BatchStream(cfg.data, seed=0, tasks=cfg.tasks, images=("hint",))
     number = next(n for n in range(50) if stream.schedule(n)[0] is Regime.TEXTURED)
     batch = encode_batch(stream[number], DctCodec())
-    assert batch.uv is not None and batch.mv.hint is not None and batch.mv.hint.any()
+    assert batch.uv is not None and batch.mv.conditions["hint"].any()
     inputs: list[tuple[torch.Tensor, ...]] = []
     forward = module.model.forward
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
-from training.arithmetic import StepCallback
 from training.data.datamodule import STOP_SIGNALS
+from training.loop.steps import StepCallback
 from training.model.fsdp import local
 
 SKIP_WINDOW = 1000

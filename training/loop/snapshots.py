@@ -11,12 +11,12 @@ from typing import Any
 
 import lightning
 
-from training.arithmetic import StepCallback
 from training.config import RunConfig
 from training.loop.callbacks import AveragedWeights
 from training.loop.checkpoints import CARD, CARD_ENTRY, Card, card_entries, read_card, save_checkpoint
 from training.loop.loggers import Curves
 from training.loop.signals import StopSignals
+from training.loop.steps import StepCallback
 from training.loop.throughput import Meter
 from training.loop.validation import Validation
 from training.model.files import remove_leftovers
