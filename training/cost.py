@@ -17,7 +17,7 @@ from training.diffusion.encoders import codec_layout
 from training.diffusion.tasks import TASKS
 from training.model.backbones.backbone import PATCH
 from training.model.init import ModelConfig
-from training.model.optimizers import part_of
+from training.model.optimizers import is_block_matrix, part_of
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import mark_trained
 
@@ -305,14 +305,14 @@ def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
     names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
     by_task = {name: count_tokens(sizes, text, TASKS[name].needs_uv, layout.token) for name in names}
     flops = {name: count_flops(cfg.model, counted) for name, counted in by_task.items()}
-    parameters = count_parameters(cfg.model)
+    parameters, state = count_parameters(cfg.model), optimizer_bytes(cfg)
     return Cost(
         sizes=sizes,
         parameters=parameters,
         tokens=tokens,
         flops=flops,
         memory={
-            policy: _memory(cfg, parameters, tokens, policy, layout.parameters)
+            policy: _memory(cfg, parameters, tokens, policy, layout.parameters, state)
             for policy in ("none", "selective", "full")
         },
         batch_per_gpu=-(-cfg.data.batch_size // (cfg.run.ranks * cfg.run.accumulate_grad_batches)),
@@ -330,12 +330,21 @@ def mean_flops(cfg: TrainConfig, flops: dict[str, Flops]) -> float:
     return mean
 
 
+def optimizer_bytes(cfg: TrainConfig) -> int:
+    """Count the bytes of the optimiser's state: two moments of each weight that AdamW trains, in float32 or 8 bits, and
+    the one, float32, of each that Muon trains."""
+    trained = mark_trained(SeqTexTransformer3DModel.empty(cfg.model.architecture()), cfg.model.trained)
+    has_muon = cfg.optimizer.muon_learning_rate is not None
+    by_muon = sum(p.numel() for name, p in trained.items() if has_muon and is_block_matrix(name, p))
+    by_adamw = sum(p.numel() for p in trained.values()) - by_muon
+    return 4 * by_muon + (2 if cfg.optimizer.eight_bit else 8) * by_adamw
+
+
 def _memory(
-    cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str, codec: int
+    cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str, codec: int, state: int
 ) -> Memory:
     total, trained = (sum(column) for column in zip(*parameters.values(), strict=True))
     half = cfg.run.precision == "bfloat16"
-    state = 4 if cfg.optimizer.muon_learning_rate is not None else 2 if cfg.optimizer.eight_bit else 8
     model = ModelConfig(**{**asdict(cfg.model), "activation_checkpointing": policy})
     # stored captions need no encoder, and those of the validation samples are encoded on the CPU
     text_encoder = "none" if cfg.data.latents else cfg.latents.text_encoder
@@ -343,7 +352,7 @@ def _memory(
     return Memory(
         weights=total * (6 if half else 4),
         gradients=4 * trained,
-        optimizer=(state + 4) * trained,
+        optimizer=state + 4 * trained,
         encoders=4 * encoders,
         activations_per_sample=activation_bytes(model, tokens, 2 if half else 4),
     )
