@@ -20,7 +20,7 @@ import torch
 
 from schemas.errors import UsageError
 from schemas.storage import write_file
-from training.loop.steps import StepCallback
+from training.steps import StepCallback
 
 log = logging.getLogger(__name__)
 

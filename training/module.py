@@ -20,13 +20,13 @@ from training.diffusion.encoders import TextEncoder, check_channels, make_codec,
 from training.diffusion.flow import FlowConfig
 from training.diffusion.latents import Extras
 from training.diffusion.tasks import TaskConfig, draw_task
-from training.loop.steps import check_epochs, count_batches_anew
 from training.model.fsdp import check_whole, shard
 from training.model.init import ModelConfig, make_model
 from training.model.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
 from training.model.schedule import WarmupCosine
 from training.model.weights import KEY, check_frozen, frozen_fingerprint
 from training.objective import HeldOutModel, flow_errors, flow_losses
+from training.steps import check_epochs, count_batches_anew
 
 
 class TextureModule(lightning.LightningModule):

@@ -1,17 +1,18 @@
 """The loss of a batch: draw noise, plan the frames, interpolate, predict the flow, compare; for training with random
 noise levels, for held-out samples at fixed ones."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from schemas.sample import TextureSample
+from training.conditions.images import find_image
 from training.data.batch import LatentBatch, encode_batch, to_device, to_model
-from training.diffusion.conditions import dropped_images
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.flow import (
     FlowConfig,
@@ -20,6 +21,7 @@ from training.diffusion.flow import (
     draw_view_order,
     interpolate,
     masked_mse,
+    seeded,
     shift_sigma,
     velocity,
 )
@@ -28,6 +30,8 @@ from training.diffusion.tasks import TASKS, Task, TaskConfig, given_views, plan_
 
 EncodeText = Callable[[list[str]], Tensor]
 """Prompts to their features [batch, length, dim]."""
+DROP_STREAM = 17
+"""Keeps dropout of condition images apart from other draws by (seed, sample number)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,22 @@ def flow_losses(
         mv=losses[0] if bool(plan.generated[:, :views].any()) else None,
         uv=losses[1] if len(losses) == 2 else None,
     )
+
+
+def dropped_images(
+    names: Sequence[str], without_views: Bool[Tensor, " batch"], seed: int, samples: Sequence[int], with_own: bool
+) -> dict[str, Bool[Tensor, " batch"]]:
+    """Choose the samples that go without each image: those `without_views` for an image that follows the given views,
+    others by a number of their own for each sample and image. with_own: the images' own dropout, too."""
+    found = {}
+    for image in map(find_image, names):
+        if image.follows_views:
+            found[image.name] = without_views
+        elif image.dropout and with_own:
+            stream = (DROP_STREAM, zlib.crc32(image.name.encode()))
+            drawn = torch.cat([torch.rand(1, generator=seeded(seed, sample, *stream)) for sample in samples])
+            found[image.name] = (drawn < image.dropout).to(without_views.device)
+    return found
 
 
 def generated_views(task: Task, latents: LatentBatch, seed: int) -> float | None:

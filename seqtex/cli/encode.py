@@ -45,9 +45,9 @@ def encode(
     """
     # Seconds to import, and not needed to print help.
     from training.arithmetic import find_device
+    from training.conditions.images import HINT
     from training.data.dataset_files import open_dataset
     from training.data.encode_latents import encode_dataset, make_encoders
-    from training.diffusion.conditions import HINT
     from training.diffusion.encoders import make_codec, make_text_encoder
 
     if not 0 <= part < parts:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from geometry.nearest import NORMAL_WEIGHT, Surface, VisibleColors
-from training.diffusion.conditions import HINT
+from training.conditions.images import HINT
+from training.conditions.view_hint import REACH, view_hint
 from training.diffusion.encoders import DctCodec
 from training.diffusion.latents import Extras, surface_points, uv_to_model
 from training.diffusion.sampler import TexturingInput, encode_condition
-from training.diffusion.view_hint import REACH, view_hint
 
 torch = pytest.importorskip("torch")
 SIDE = 16

@@ -12,7 +12,7 @@ from torch import Tensor
 from geometry.nearest import Surface
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
-from training.diffusion.conditions import Pixels, Scene, find_image
+from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.latents import AnyBranch, BranchLatents, Maps, concatenate, encode_branch, map_tensors, stack
 
@@ -67,6 +67,11 @@ class LatentBatch(SampleBatch[BranchLatents]):
 
     text: TextFeatures | None = None
     """Features of the captions, if they were encoded beforehand."""
+
+    def without_conditions(self) -> "LatentBatch":
+        """Return the batch without its condition images."""
+        uv = replace(self.uv, conditions={}) if self.uv else None
+        return replace(self, mv=replace(self.mv, conditions={}), uv=uv)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
+from training.conditions.images import GIVEN_VIEW
 from training.data.augment import condition_images, draw_augmentation, draw_caption, rotate_views
 from training.data.batch import Batch, LatentBatch, Prepared, encode_batch, join, stack_samples, to_device, to_model
 from training.data.dataset_files import REMEDY, ShardError
@@ -24,7 +25,6 @@ from training.data.latent_shards import StoredLatents, codec_header, rotate_late
 from training.data.mixture import DataConfig, open_datasets, open_sources, readable_samples
 from training.data.order import Schedule, WeightedDraws
 from training.data.shard_reader import SkipBudget
-from training.diffusion.conditions import GIVEN_VIEW
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.latents import Extras
 from training.diffusion.tasks import TaskConfig, views_given
@@ -154,13 +154,10 @@ class BatchStream(Dataset[AnyBatch]):
 
     def _keep(self, place: SamplePlace, latents: LatentBatch, given: tuple[int, ...]) -> None:
         """Keep the latents of a sample, and its condition images, those that follow views for these given ones."""
-        mv, uv = latents.mv, latents.uv
-        if place not in self._kept:
-            bare = replace(latents, mv=replace(mv, conditions={}), uv=replace(uv, conditions={}) if uv else None)
-            self._kept[place] = StoredLatents(batch=bare)
-        for branch, of_branch in {"mv": mv.conditions, "uv": uv.conditions if uv else {}}.items():
-            for name, image in of_branch.items():
-                self._kept[place].conditions[stored_name(name, branch, given, mv.rgb.shape[2])] = image
+        kept = self._kept.setdefault(place, StoredLatents(batch=latents.without_conditions()))
+        for branch, images in {"mv": latents.mv, "uv": latents.uv}.items():
+            for name, image in (images.conditions if images else {}).items():
+                kept.conditions[stored_name(name, branch, given, latents.mv.rgb.shape[2])] = image
 
 
 class CountFrom(Sampler[int]):
@@ -325,15 +322,9 @@ class TextureDataModule(lightning.LightningDataModule):
             rank, ranks, parts = trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
             overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]
         stream = BatchStream(
-            self.cfg,
-            seed=self.seed,
-            rank=rank,
-            ranks=ranks,
-            accumulate_grad_batches=parts,
-            codec=self.codec,
-            tasks=self.tasks,
-            images=self.images,
-        )
+            self.cfg, seed=self.seed, rank=rank, ranks=ranks, accumulate_grad_batches=parts,
+            codec=self.codec, tasks=self.tasks, images=self.images,
+        )  # fmt: skip
 
         def first_item() -> int:
             return 0 if overfits else self.position() // self.cfg.batch_size * parts

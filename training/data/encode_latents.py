@@ -16,6 +16,7 @@ from schemas.dataset import ShardRecord, canonical_json, code_version
 from schemas.errors import UsageError, UserError
 from schemas.sample import TextureSample
 from schemas.storage import Location, ObjectPath, file_sha256, location, refuse_links, write_file
+from training.conditions.images import find_image
 from training.data.batch import to_model
 from training.data.dataset_files import DatasetFiles, read_json
 from training.data.latent_shards import (
@@ -31,7 +32,6 @@ from training.data.latent_shards import (
 )
 from training.data.mixture import shards_by_regime
 from training.data.shard_reader import ShardReader
-from training.diffusion.conditions import find_image
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.latents import surface_points
 

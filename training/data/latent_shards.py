@@ -22,9 +22,9 @@ from schemas.dataset import ShardRecord, canonical_json
 from schemas.errors import UserError
 from schemas.images import field_bytes
 from schemas.sample import Regime
+from training.conditions.images import HINT, find_image
 from training.data.batch import LatentBatch, TextFeatures
 from training.data.dataset_files import DatasetFiles, read_json
-from training.diffusion.conditions import HINT, find_image
 from training.diffusion.encoders import KEPT, RGB_TO_YCBCR, ZIGZAG, LatentCodec, Posterior, WanCodec
 from training.diffusion.flow import seeded
 from training.diffusion.latents import BranchLatents, map_tensors

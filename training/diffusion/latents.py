@@ -13,7 +13,7 @@ from einops import reduce
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from training.diffusion.conditions import HINT, IMAGES, find_image
+from training.conditions.images import HINT, IMAGES, find_image
 from training.diffusion.encoders import LatentCodec
 
 
@@ -27,7 +27,7 @@ class Maps:
     """Dataset frame, [-1, 1]."""
     normal: Float[Tensor, "*batch frames h w 3"]
     conditions: dict[str, Float[Tensor, "*batch frames h w _"]] = field(default_factory=dict)
-    """Pixels of condition images (`training.diffusion.conditions`) by name, those that the model takes."""
+    """Pixels of condition images (`training.conditions.images`) by name, those that the model takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

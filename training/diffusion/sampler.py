@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geometry.nearest import Surface
 from schemas.errors import require_between
-from training.diffusion.conditions import Pixels, Scene, find_image
+from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.flow import SHIFT, FlowModel, Slope, inference_sigmas, interpolate, seeded, solver_step
 from training.diffusion.latents import BranchLatents, Extras, encode_branch, stack, to_uint8, uv_to_image

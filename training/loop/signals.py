@@ -12,8 +12,8 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from training.data.datamodule import STOP_SIGNALS
-from training.loop.steps import StepCallback
 from training.model.fsdp import local
+from training.steps import StepCallback
 
 SKIP_WINDOW = 1000
 """Steps over which the skip budget counts."""

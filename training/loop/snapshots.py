@@ -16,12 +16,12 @@ from training.loop.callbacks import AveragedWeights
 from training.loop.checkpoints import CARD, CARD_ENTRY, Card, card_entries, read_card, save_checkpoint
 from training.loop.loggers import Curves
 from training.loop.signals import StopSignals
-from training.loop.steps import StepCallback
 from training.loop.throughput import Meter
 from training.loop.validation import Validation
 from training.model.files import remove_leftovers
 from training.model.fsdp import whole_model
 from training.module import TextureModule
+from training.steps import StepCallback
 
 SNAPSHOTS = "checkpoints"
 """Folder of the checkpoints that a run writes on its way."""

@@ -15,7 +15,7 @@ from training.cost import H100_TFLOPS, Flops, Tokens, count_flops, count_tokens
 from training.data.mixture import ImageSizes
 from training.diffusion.encoders import codec_layout
 from training.diffusion.tasks import TASKS
-from training.loop.steps import is_step_end
+from training.steps import is_step_end
 
 WINDOW = 50
 """Steps that a rate is the mean of."""

@@ -18,10 +18,10 @@ from training.data.batch import Prepared
 from training.diffusion.sampler import SamplerConfig, TexturingInput, TexturingResult, sample
 from training.loop.callbacks import AveragedWeights
 from training.loop.loggers import Curves
-from training.loop.steps import StepCallback
 from training.loop.throughput import Meter
 from training.metrics.images import baselines
 from training.module import TextureModule
+from training.steps import StepCallback
 
 Render = Callable[[TextureSample, UInt8[np.ndarray, "uv uv 3"]], UInt8[np.ndarray, "h w 3"]]
 """Renders a sample's mesh with a UV map on it from a new viewpoint."""

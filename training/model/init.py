@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from schemas.errors import UsageError, UserError, require_between
-from training.diffusion.conditions import HINT, find_image
+from training.conditions.images import HINT, find_image
 from training.model.backbones.find import FOLDER, check_fixed, known, transformer_config
 from training.model.backbones.wan import WAN21_1P3B
 from training.model.files import find_directory, read_architecture
@@ -74,7 +74,7 @@ class ModelConfig:
     released weights, which can be fine-tuned with it: its layer starts at zero."""
     condition_images: tuple[str, ...] = ()
     """Further images that the network gets beside every view and the UV map, by name, such as `mask` (ours;
-    `training.diffusion.conditions`). Layers that are added to weights start at zero."""
+    `training.conditions.images`). Layers that are added to weights start at zero."""
     position_rope: bool = False
     """Tokens turn with their mean 3D position instead of their place in the image (ours; off in the released
     weights)."""

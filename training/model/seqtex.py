@@ -47,7 +47,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     or go through those of the views, LoRA included (`shared`), as further tokens that the views do not see.
 
     Two more are ours, off in the released model. view_hint: colours of the given views that geometry has carried to
-    every image (`training.diffusion.view_hint`) are added to its RGB tokens through a layer of their own, which is
+    every image (`training.conditions.view_hint`) are added to its RGB tokens through a layer of their own, which is
     zero where it is added to weights that did not know it. position_rope:
     queries and keys turn with the mean position of a token's surface points instead of its row and column.
     """

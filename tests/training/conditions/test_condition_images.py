@@ -13,13 +13,13 @@ from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
 from seqtex.cli.encode import encode
 from tests.support.small_dataset import small_sample, write_dataset
+from training.conditions.images import IMAGES, MASK, ConditionImage, Pixels, Scene, register
 from training.config import TrainConfig, preset
 from training.cost import count_parameters, count_tokens, outer_products
 from training.data.augment import AugmentConfig
 from training.data.batch import LatentBatch, encode_batch, to_model
 from training.data.datamodule import BatchStream
 from training.data.mixture import ImageSizes
-from training.diffusion.conditions import IMAGES, MASK, ConditionImage, Pixels, Scene, dropped_images, register
 from training.diffusion.encoders import DctCodec, NullTextEncoder
 from training.diffusion.latents import Extras
 from training.diffusion.sampler import SamplerConfig, TexturingInput, TexturingResult, sample
@@ -29,6 +29,7 @@ from training.model.optimizers import part_of
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import export_released, save_model
 from training.module import TextureModule
+from training.objective import dropped_images
 from training.train import train
 
 CODEC = DctCodec()

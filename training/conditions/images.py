@@ -1,28 +1,36 @@
 """Condition images: pictures that a model gets beside the noisy colours of views and UV map, or in place of the given
 views. `register` adds one; the model's input, batches, latents, dropout and sampler follow from its entry."""
 
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from geometry.nearest import Surface
 from schemas.errors import UsageError
 from schemas.sample import TextureSample
-from training.diffusion.encoders import LatentCodec
-from training.diffusion.flow import seeded
-from training.diffusion.view_hint import CHANNELS, view_hint
+from training.conditions.view_hint import CHANNELS, view_hint
 
 Pixels = tuple[Float32[np.ndarray, "views h w c"] | None, Float32[np.ndarray, "uv_h uv_w c"] | None]
 """A condition image for the views and for the UV map in image orientation, in [0, 1]; None: all zero."""
-DROP_STREAM = 17
-"""Keeps dropout of condition images apart from other draws by (seed, sample number)."""
+
+
+class ImageCodec(Protocol):
+    """The part of a `LatentCodec` that encodes colours."""
+
+    @property
+    def downscale(self) -> int:
+        """Return the pixels a side of one latent pixel."""
+        ...
+
+    def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b z f lat_h lat_w"]:
+        """Return the latents of images in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +75,7 @@ class ConditionImage:
         return self.channels if self.channels < 3 else codec_channels + self.channels - 3
 
     def encode(
-        self, pixels: Float[Tensor, "batch frames h w c"], codec: LatentCodec
+        self, pixels: Float[Tensor, "batch frames h w c"], codec: ImageCodec
     ) -> Float[Tensor, "batch z frames lat_h lat_w"]:
         """Encode its pixels; zeros for a sample that has none."""
         colors = 3 if self.channels >= 3 else 0
@@ -119,25 +127,9 @@ def find_image(name: str) -> ConditionImage:
     if name not in IMAGES:
         raise UsageError(
             f"{name!r} is no condition image; there are {', '.join(IMAGES)}: register it "
-            "(training.diffusion.conditions) before the configuration or the weights name it"
+            "(training.conditions.images) before the configuration or the weights name it"
         )
     return IMAGES[name]
-
-
-def dropped_images(
-    names: Sequence[str], without_views: Bool[Tensor, " batch"], seed: int, samples: Sequence[int], with_own: bool
-) -> dict[str, Bool[Tensor, " batch"]]:
-    """Choose the samples that go without each image: those `without_views` for an image that follows the given views,
-    others by a number of their own for each sample and image. with_own: the images' own dropout, too."""
-    found = {}
-    for image in map(find_image, names):
-        if image.follows_views:
-            found[image.name] = without_views
-        elif image.dropout and with_own:
-            stream = (DROP_STREAM, zlib.crc32(image.name.encode()))
-            drawn = torch.cat([torch.rand(1, generator=seeded(seed, sample, *stream)) for sample in samples])
-            found[image.name] = (drawn < image.dropout).to(without_views.device)
-    return found
 
 
 HINT = register(
