@@ -3,7 +3,7 @@ views. `register` adds one; the model's input, batches, latents, dropout and sam
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ Pixels = tuple[Float32[np.ndarray, "views h w c"] | None, Float32[np.ndarray, "u
 """A condition image for the views and for the UV map in image orientation, in [0, 1]; None: all zero."""
 
 
+@runtime_checkable
 class ImageCodec(Protocol):
     """The part of a `LatentCodec` that encodes colours."""
 
