@@ -4,11 +4,12 @@ Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted (Ctrl-C), 14
 `--config FILE` reads options from YAML, `--print_config` writes them; `--log json` writes events as JSON lines for
 programs."""
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from importlib import import_module
 from inspect import signature
@@ -26,10 +27,14 @@ import seqtex
 from schemas.errors import UsageError, UserError, printable
 from schemas.storage import Location, location
 from seqtex.cli.commands import COMMANDS, overview
-from seqtex.cli.terminal.console import LogFormat, begin_log, log
+from seqtex.cli.terminal.console import LogFormat, begin_log, log, signs_of_life
 from seqtex.cli.terminal.help import CommandParser
 
 INTERRUPTED, TERMINATED = 130, 143
+BARE = frozenset({"-h", "--help", "--help-all", "--print_config", "--dry_run", "--json"})
+"""Options that ask for a text, which nothing is to be added to."""
+OTHERS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Environment variables that are not 0 in all processes but the first of a training run."""
 
 
 def command_function(name: str) -> Callable[..., int]:
@@ -174,8 +179,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin_log(requested_format(arguments))
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a name that the encoding cannot write ends no command
-    with ending_at_sigterm() as terminated:
+    with ending_at_sigterm() as terminated, first_line(name, arguments):
         return _run(name, arguments, terminated)
+
+
+def first_line(name: str | None, arguments: Sequence[str]) -> AbstractContextManager[None]:
+    """Write at once what a command loads, and show signs of life until it ends, unless it is asked for a text."""
+    loads = COMMANDS[name].loads if name else ""
+    asked = BARE.intersection(word.partition("=")[0] for word in arguments)
+    if not loads or asked or any(os.environ.get(rank, "0") != "0" for rank in OTHERS):
+        return nullcontext()
+    return signs_of_life(f"starting  loading {loads}")
 
 
 def _run(name: str | None, arguments: Sequence[str], terminated: Callable[[], bool]) -> int:

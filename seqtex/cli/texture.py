@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from pipeline.executor.compile_kernels import compiling
 from schemas.errors import UsageError, UserError
-from seqtex.cli.terminal.console import bar, log_event
+from seqtex.cli.terminal.console import bar, compiles, log, log_event
 from seqtex.texturing import (
     MAX_UNWRAP_FACES,
     PreparedMesh,
@@ -115,6 +116,7 @@ def texture(
         raise UsageError("--out is missing: name the .glb file to write")
     device = find_device(device)
     dtype, place = weights_dtype(precision, device), "cpu" if offload else device
+    log.progress(f"starting  loading the checkpoint {checkpoint}", None)
     network = load_checkpoint(checkpoint, place, dtype=dtype, tiling=tiling, wan=wan)
     network = for_textures(network, uv_resolution)
     require_text_encoder(network.card, guidance=guidance)
@@ -125,6 +127,7 @@ def texture(
     def ready() -> Iterator[Ready]:
         nonlocal failed
         for item in items:
+            log.progress(f"preparing  {item.mesh.name}", None)
             try:
                 require_image_dropout(network.card, image_guidance, bool(item.image or item.images))
                 yield item, prepare(item, network.card, max_unwrap_faces)
@@ -134,8 +137,9 @@ def texture(
                 failed += 1
                 log_event("failed", mesh=str(item.mesh), detail=str(error))
 
-    for group in groups(ready(), batch_size):
-        texture_group(group, network, cfg, device, offload, views, in_folders=batch is not None)
+    with compiling(compiles):
+        for group in groups(ready(), batch_size):
+            texture_group(group, network, cfg, device, offload, views, in_folders=batch is not None)
     return 1 if failed else 0
 
 
