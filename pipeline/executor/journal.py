@@ -23,7 +23,7 @@ from schemas.ledger import Counts, Outcome, counts_of
 from schemas.mesh import MeshRef
 from schemas.plan import ShardJob
 from schemas.shards import MAX_MEMBER_BYTES
-from schemas.storage import Location, sync_directory, working_folder
+from schemas.storage import Location, ObjectPath, sync_directory, working_folder
 
 SYNC_S = 5.0
 """Seconds after which records are flushed to the disk. A kill loses none of them, a power cut those since then."""
@@ -81,6 +81,8 @@ class Journal(AbstractContextManager["Journal"]):
         """Return the results that earlier attempts have left, by uid, their files below `directory`. A record counts if
         it is whole, has its hash, and was made of the same asset by the same configuration and program."""
         found: dict[str, AssetResult] = {}
+        if isinstance(self._out, ObjectPath):
+            self._remove_finished()
         for path in _journals(self._out, self._job.index):
             with path.open("rb") as file:
                 for head, line in _records(file, set(self._keys.values())):
@@ -120,6 +122,13 @@ class Journal(AbstractContextManager["Journal"]):
         handle, _ = tempfile.mkstemp(prefix=f"journal-{self._job.index:06d}-", dir=folder)
         sync_directory(folder)
         return os.fdopen(handle, "wb")
+
+    def _remove_finished(self) -> None:
+        """Remove the journals on this machine of jobs that another one has finished since."""
+        for path in _journals(self._out):
+            number = _number(path)
+            if number not in (None, self._job.index) and part_path(self._out, number).exists():
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove every journal of the job: its results are committed."""

@@ -263,7 +263,7 @@ COMMANDS = {
         example="seqtex app --checkpoint /data/run/checkpoint",
     ),
     "completion": Command(
-        module="seqtex.cli.main",
+        module="seqtex.cli.parser",
         group=TRAIN,
         summary="print the completion of commands and options for a shell",
         example="seqtex completion bash > ~/.local/share/bash-completion/completions/seqtex",

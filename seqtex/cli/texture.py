@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from pipeline.executor.compile_kernels import compiling
+from pipeline.mesh_io.preflight import UpAxis
 from schemas.errors import UsageError, UserError
 from seqtex.cli.terminal.console import bar, compiles, log, log_event
 from seqtex.texturing import (
@@ -76,6 +77,7 @@ def texture(
     wan: str | None = None,
     uv_resolution: int | None = None,
     max_unwrap_faces: int = MAX_UNWRAP_FACES,
+    up_axis: UpAxis = "y",
 ) -> int:
     """Texture a mesh (.glb, .gltf, .obj) so that it looks like one image, several views, or a text.
 
@@ -105,6 +107,7 @@ def texture(
         wan: directory or hub repository with Wan's VAE and text encoder; default: those of the checkpoint
         uv_resolution: texels a side; default: as trained
         max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one
+        up_axis: the axis that points up in OBJ, OFF, PLY and STL files, which do not say it (z in many scans)
     """
     if (mesh is None) == (batch is None):
         raise UsageError("give one mesh, or --batch with a file that lists them")
@@ -130,7 +133,7 @@ def texture(
             log.progress(f"preparing  {item.mesh.name}", None)
             try:
                 require_image_dropout(network.card, image_guidance, bool(item.image or item.images))
-                yield item, prepare(item, network.card, max_unwrap_faces)
+                yield item, prepare(item, network.card, max_unwrap_faces, up_axis)
             except UserError as error:
                 if batch is None:
                     raise
@@ -180,7 +183,7 @@ def read_batch(path: Path) -> list[Item]:
     return items
 
 
-def prepare(item: Item, card: Card, max_unwrap_faces: int) -> PreparedMesh:
+def prepare(item: Item, card: Card, max_unwrap_faces: int, up_axis: UpAxis) -> PreparedMesh:
     """Read the mesh and the pictures of an item. Raises UserError naming what is wrong."""
     pictures = {} if item.image is None else {item.view: item.image}
     if item.images is not None:
@@ -190,7 +193,13 @@ def prepare(item: Item, card: Card, max_unwrap_faces: int) -> PreparedMesh:
             raise UserError(f"{item.images}: holds none of {VIEW_FILE.format(0)} to {VIEW_FILE.format(card.views - 1)}")
     require_text_encoder(card, item.prompt)
     return prepare_mesh(
-        item.mesh, card, pictures=pictures, prompt=item.prompt, seed=item.seed, max_unwrap_faces=max_unwrap_faces
+        item.mesh,
+        card,
+        pictures=pictures,
+        prompt=item.prompt,
+        seed=item.seed,
+        max_unwrap_faces=max_unwrap_faces,
+        up_axis=up_axis,
     )
 
 

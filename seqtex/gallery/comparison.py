@@ -34,8 +34,8 @@ METRICS = {
 """Titles of an evaluation's figures by name."""
 FIRST_FIGURES = ("uv_psnr", "fill_psnr", "nearest_psnr", "render_psnr", "view_psnr", "seam_step", "unseen_share")
 """Columns of a table of meshes, as far as they have them."""
-SIDE = 320
-"""Height of a picture of a map, pixels; of a view at most."""
+SIDE = 256
+"""Least height of a picture, about, pixels."""
 Interval = tuple[float, float, float]
 """Mean, and the ends of its 95 % interval."""
 
@@ -119,8 +119,7 @@ class EvaluationPage:
                 caption: store_picture(self.folder, f"{number:05d}-{index}", picture)
                 for index, (caption, picture) in enumerate(pictures.items())
             }
-        named = [(METRICS[name].strip(), value) for name, value in figures.items() if name in FIRST_FIGURES]
-        text = "; ".join(f"{name}: {value:.4g}" for name, value in named)
+        text = "; ".join(f"{name} {figures[name]:.4g}" for name in FIRST_FIGURES if name in figures)
         caption = str(sample.meta.get("caption", ""))
         section = Section(title=sample.uid, anchor=sample.uid, text=f"{caption}. {text}".lstrip(". "), pictures=stored)
         self.meshes.append(({"uid": sample.uid} | dict(figures), section))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,9 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.executor.progress import BuildEvent
 from schemas.errors import printable, redacted, redacted_values
 from seqtex.cli.terminal import sentences as plain
+
+if TYPE_CHECKING:
+    from pipeline.executor.progress import BuildEvent  # half a second, which the first line must not wait for
 
 WIDE = 1000
 """Columns in a pipe or file, so that a row stays on its line."""
@@ -208,13 +210,13 @@ def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any
 
 
 @contextmanager
-def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
+def build_progress() -> "Iterator[Callable[[BuildEvent], None]]":
     """Show the events of `pipeline.executor.build`: assets done out of those planned, rate, time left and outcomes.
     Work in progress gives a plain line now and then, other events always."""
     with terminal_bar("building", None, "assets", estimated=False) as draw:
         log.working_on("planning  the build", None)
 
-        def notify(event: BuildEvent) -> None:
+        def notify(event: "BuildEvent") -> None:
             draw(event.assets_done, build_note(event), event.planned)
             if event.event not in WORKING or logs_json():
                 log_event(**asdict(event))
@@ -227,7 +229,7 @@ def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
         yield notify
 
 
-def build_note(event: BuildEvent) -> str:
+def build_note(event: "BuildEvent") -> str:
     """Return the note beside the bar of a build."""
     parts = [", ".join([*plain.speed(event.assets_per_s), *plain.left(event.eta_s)]), plain.outcomes(asdict(event))]
     if event.event not in ENDED:  # which are in these figures

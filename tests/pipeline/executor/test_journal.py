@@ -17,10 +17,11 @@ from pipeline.executor.job import process_job
 from pipeline.executor.journal import Journal, counts_ahead
 from pipeline.executor.progress import BuildEvent
 from pipeline.sources.procedural import procedural
+from schemas.dataset import part_path
 from schemas.ledger import Counts, Status
 from schemas.mesh import MeshRef
 from schemas.plan import ShardJob
-from schemas.storage import working_folder
+from schemas.storage import Location, ObjectPath, working_folder
 from tests.support.build_without_assets import CFG as SMALL
 from tests.support.build_without_assets import REPO, Material, material, shards
 
@@ -132,7 +133,7 @@ def test_a_finished_job_that_is_done_again_takes_nothing_from_before(refs, tmp_p
 # records
 
 
-def written(out: Path, material: Material, count: int = 4) -> tuple[Path, list[AssetResult]]:
+def written(out: Location, material: Material, count: int = 4) -> tuple[Path, list[AssetResult]]:
     """A journal with some assets of a job: its file, and what it holds."""
     job, results = material.jobs[0], list[AssetResult]()
     working_folder(out).mkdir(parents=True)
@@ -192,6 +193,19 @@ def test_a_journal_counts_for_the_same_assets_and_configuration_alone(material, 
     changed = dataclasses.replace(job.refs[0], sha256="0" * 64)
     renewed = dataclasses.replace(job, refs=(changed, *job.refs[1:]))
     assert list(Journal(out, renewed, CFG).results(tmp_path / "renewed")) == [ref.uid for ref in job.refs[1:]]
+
+
+def test_jobs_that_other_machines_have_finished_leave_no_journal_here(material, tmp_path, monkeypatch):
+    """Into an object store each machine works on a disk of its own."""
+    monkeypatch.setenv("SEQTEX_SCRATCH", str(tmp_path / "scratch"))
+    out = ObjectPath(f"memory://{tmp_path.name}/forge")
+    first, second = material.jobs
+    path, _ = written(out, material)
+    Journal(out, second, CFG).results(tmp_path / "one")
+    assert path.exists(), "unfinished"
+    part_path(out, first.index).write_bytes(b"committed elsewhere")
+    Journal(out, second, CFG).results(tmp_path / "two")
+    assert not path.exists()
 
 
 def test_a_journal_keeps_no_password(material, tmp_path):
