@@ -134,7 +134,7 @@ COMMANDS = {
         function="what_if",
     ),
     "report": Command(
-        module="seqtex.gallery.commands",
+        module="seqtex.cli.gallery",
         group=LOOK,
         summary="write the gallery of a dataset (report/index.html)",
         example="seqtex report /data/forge --workers 8",
@@ -142,7 +142,7 @@ COMMANDS = {
         repeated=("run", "evaluation"),
     ),
     "view": Command(
-        module="seqtex.gallery.commands",
+        module="seqtex.cli.gallery",
         group=LOOK,
         summary="serve the gallery of a dataset to a browser on this machine",
         example="seqtex view /data/forge",
@@ -263,7 +263,7 @@ COMMANDS = {
         example="seqtex app --checkpoint /data/run/checkpoint",
     ),
     "completion": Command(
-        module="seqtex.cli.parser",
+        module="seqtex.cli.terminal.parser",
         group=TRAIN,
         summary="print the completion of commands and options for a shell",
         example="seqtex completion bash > ~/.local/share/bash-completion/completions/seqtex",

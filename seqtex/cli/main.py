@@ -83,7 +83,7 @@ def first_line(name: str | None, arguments: Sequence[str]) -> AbstractContextMan
 
 def _run(name: str | None, arguments: Sequence[str], terminated: Callable[[], bool]) -> int:
     try:
-        from seqtex.cli.parser import parse_and_run  # a second, in which the first line is there
+        from seqtex.cli.terminal.parser import parse_and_run  # a second, in which the first line is there
 
         return parse_and_run(name, arguments)
     except UserError as error:

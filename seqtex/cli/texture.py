@@ -109,14 +109,7 @@ def texture(
         max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one
         up_axis: the axis that points up in OBJ, OFF, PLY and STL files, which do not say it (z in many scans)
     """
-    if (mesh is None) == (batch is None):
-        raise UsageError("give one mesh, or --batch with a file that lists them")
-    if batch is not None:
-        items = read_batch(batch)
-    elif mesh is not None and out is not None:
-        items = [Item(mesh=mesh, out=out, image=image, view=view, images=images, prompt=prompt, seed=seed)]
-    else:
-        raise UsageError("--out is missing: name the .glb file to write")
+    items = requested(mesh, batch, out, image=image, view=view, images=images, prompt=prompt, seed=seed)
     device = find_device(device)
     dtype, place = weights_dtype(precision, device), "cpu" if offload else device
     log.progress(f"starting  loading the checkpoint {checkpoint}", None)
@@ -144,6 +137,17 @@ def texture(
         for group in groups(ready(), batch_size):
             texture_group(group, network, cfg, device, offload, views, in_folders=batch is not None)
     return 1 if failed else 0
+
+
+def requested(mesh: Path | None, batch: Path | None, out: Path | None, **entries: Any) -> list[Item]:
+    """Return the mesh of a command line, or those of its batch file. Raises UsageError unless it is one of the two."""
+    if (mesh is None) == (batch is None):
+        raise UsageError("give one mesh, or --batch with a file that lists them")
+    if batch is not None:
+        return read_batch(batch)
+    if mesh is None or out is None:
+        raise UsageError("--out is missing: name the .glb file to write")
+    return [Item(mesh=mesh, out=out, **entries)]
 
 
 Ready = tuple[Item, PreparedMesh]
