@@ -17,14 +17,14 @@ WEB = Path(__file__).parent / "web"
 PICTURE_PX = 512
 """Most height of a picture on a further page."""
 ASSET = "index.html#open="
-"""Address of an asset in its gallery, before its uid."""
+"""URL of an asset in its gallery, before its uid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureFile:
     """A picture that lies in a file beside its page, which a browser loads when it comes into sight."""
 
-    address: str
+    url: str
     width: int
     height: int
 
@@ -38,12 +38,12 @@ class Section:
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     links: str = ""
-    """Beginning of the address that the first cell of each row links to, which ends with the cell: `ASSET` for uids,
+    """Beginning of the URL that the first cell of each row links to, which ends with the cell: `ASSET` for uids,
     `#` for sections with an `anchor` of that name; empty: no links."""
     anchor: str = ""
-    """Name of the section in addresses."""
+    """Name of the section in URLs."""
     more: Mapping[str, str] = field(default_factory=dict)
-    """Addresses of other pages by their names."""
+    """URLs of other pages by their names."""
     legend: bool = False
     """The text is followed by the colours of errors (`pipeline.report.images.error_colors`)."""
     svg: str = ""
@@ -84,7 +84,7 @@ def store_picture(folder: Path, name: str, image: UInt8[np.ndarray, "height widt
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, webp(image, PICTURE_PX))
     with Image.open(path) as written:
-        return PictureFile(address=f"pictures/{path.name}", width=written.width, height=written.height)
+        return PictureFile(url=f"pictures/{path.name}", width=written.width, height=written.height)
 
 
 def _write(path: Path, title: str, summary: str, sections: Sequence[Section], home: str) -> Path:
@@ -101,7 +101,7 @@ def _write(path: Path, title: str, summary: str, sections: Sequence[Section], ho
 def _attributes(picture: UInt8[np.ndarray, "height width c"] | PictureFile) -> dict[str, Any]:
     """Return the attributes of a picture's element."""
     if isinstance(picture, PictureFile):
-        return {"src": picture.address, "width": picture.width, "height": picture.height, "loading": "lazy"}
+        return {"src": picture.url, "width": picture.width, "height": picture.height, "loading": "lazy"}
     return {"src": data_uri(picture, PICTURE_PX)}
 
 
