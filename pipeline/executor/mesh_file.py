@@ -17,7 +17,7 @@ from pipeline.executor.job import WARM_UP
 from pipeline.filter.measure_mesh import measure
 from pipeline.mesh_io.kept_file import MAX_KEPT_BYTES, decode_kept, encode_kept
 from pipeline.mesh_io.load import load_asset, load_mesh
-from pipeline.mesh_io.preflight import PreflightConfig
+from pipeline.mesh_io.preflight import PreflightConfig, UpAxis
 from pipeline.mesh_io.write_glb import KeptMaterials, plain_materials
 from pipeline.render.keep_materials import keep_materials
 from pipeline.render.uv_maps import BakeConfig
@@ -40,17 +40,18 @@ class OpenedMesh:
     mesh: UvMesh
     """Dataset frame."""
     frame: Frame
-    """The way back to the frame of the file."""
+    """The way back to the frame of the file, with Y up."""
     kept: KeptMaterials
     """Its materials beside the base colour."""
 
 
-def open_mesh_file(path: Path, cfg: UnwrapConfig, uv_resolution: int) -> OpenedMesh | Rejected:
-    """Load, normalise and unwrap a mesh file; maps of a new layout get `uv_resolution` texels a side. Raises
-    MachineError where no sandboxed process starts here."""
+def open_mesh_file(path: Path, cfg: UnwrapConfig, uv_resolution: int, up_axis: UpAxis = "y") -> OpenedMesh | Rejected:
+    """Load, normalise and unwrap a mesh file; maps of a new layout get `uv_resolution` texels a side. `up_axis`: of
+    formats that do not say it. Raises MachineError where no sandboxed process starts here."""
     with tempfile.TemporaryDirectory(prefix="mesh-") as name:
         directory = Path(name)
         request = {"path": str(path.absolute()), "unwrap": asdict(cfg), "uv_resolution": uv_resolution}
+        request |= {"up_axis": up_axis}
         readable = folder_of(path.absolute()) if path.is_file() else ()
         ended = insist(lambda: _server().run(request, directory, readable))
         if ended.reason is not None:
@@ -83,7 +84,9 @@ def _plain(path: Path, max_bytes: int) -> bytes:
 
 def open_in_child(request: dict[str, Any], directory: Path) -> None:
     """The sandboxed side of `open_mesh_file`."""
-    opened = _open(Path(request["path"]), UnwrapConfig(**request["unwrap"]), request["uv_resolution"])
+    opened = _open(
+        Path(request["path"]), UnwrapConfig(**request["unwrap"]), request["uv_resolution"], request["up_axis"]
+    )
     left: dict[str, Any] = {"rejected": None}
     if isinstance(opened, Rejected):
         left["rejected"] = asdict(opened)
@@ -94,8 +97,8 @@ def open_in_child(request: dict[str, Any], directory: Path) -> None:
     (directory / _FRAME).write_text(json.dumps(left))
 
 
-def _open(path: Path, cfg: UnwrapConfig, uv_resolution: int) -> OpenedMesh | Rejected:
-    loaded, skipped = _load(path)
+def _open(path: Path, cfg: UnwrapConfig, uv_resolution: int, up_axis: UpAxis) -> OpenedMesh | Rejected:
+    loaded, skipped = _load(path, up_axis)
     if isinstance(loaded, Rejected):
         return loaded
     measurements = measure(loaded, None)
@@ -111,17 +114,17 @@ def _open(path: Path, cfg: UnwrapConfig, uv_resolution: int) -> OpenedMesh | Rej
     return OpenedMesh(mesh=mesh, frame=frame, kept=kept)
 
 
-def _load(path: Path) -> tuple[TexturedMesh | Rejected, tuple[str, ...]]:
+def _load(path: Path, up_axis: UpAxis) -> tuple[TexturedMesh | Rejected, tuple[str, ...]]:
     """Load a mesh with its materials, or without them where their images are too large; also what was skipped."""
     cfg = PreflightConfig()
-    found = load_asset(path, cfg, path.parent, originals=True)
+    found = load_asset(path, cfg, path.parent, originals=True, up_axis=up_axis)
     if not isinstance(found, Rejected):
         facts, mesh = found
         if not (isinstance(mesh, Rejected) and mesh.reason is Reason.TOO_LARGE):
             notes = [note for note in facts.notes if note.kind is NoteKind.DATA_IGNORED]
             more = [f" and {note.count - 1} more" if note.count > 1 else "" for note in notes]
             return mesh, tuple(f"{note.detail}{rest}" for note, rest in zip(notes, more, strict=True))
-        bare = load_mesh(path, cfg)
+        bare = load_mesh(path, cfg, up_axis=up_axis)
         return bare, (f"all maps but the base colour: {mesh.detail}",)
     return found, ()
 
