@@ -23,7 +23,13 @@ from training.diffusion.latents import Extras
 from training.diffusion.tasks import TaskConfig, draw_task
 from training.model.fsdp import check_whole, shard
 from training.model.init import ModelConfig, make_model
-from training.model.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
+from training.model.optimizers import (
+    OptimizerConfig,
+    check_optimizer,
+    gradient_norm,
+    make_optimizer,
+    trained_parameters,
+)
 from training.model.schedule import WarmupCosine
 from training.model.weights import KEY, check_frozen, frozen_fingerprint
 from training.objective import Network, flow_errors, flow_losses
@@ -62,6 +68,8 @@ class TextureModule(lightning.LightningModule):
         """Of the model's products, by the trainer's precision; None: that of the weights."""
         self.progress: Callable[[int], float] = self._progress_by_steps
         """Share of the run that is done after so many steps, which the learning rate decays with."""
+        self.gradient_norm: Tensor | None = None
+        """Of the step at work, before its gradients are clipped; 0 where they are skipped. A guard sets it first."""
         self._counts_anew = False
         self._logs = False
         """Whether a trainer is there to log to."""
@@ -179,12 +187,10 @@ class TextureModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer is told, and log the norm of the gradients before."""
-        parameters = [p for p in trained_parameters(self).values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        self.log("gradient_norm", whole)
+        norm = gradient_norm(self) if self.gradient_norm is None else self.gradient_norm
+        self.log("gradient_norm", norm)
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+            torch.nn.utils.clip_grads_with_norm_(trained_parameters(self).values(), gradient_clip_val, norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -195,7 +201,7 @@ class TextureModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Let the first batch correct Lightning's count of batches."""
-        self._counts_anew = True
+        self._counts_anew, self.gradient_norm = True, None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Correct the count of batches after a resume."""

@@ -1,22 +1,26 @@
 """Batches of a training step, as images and as latents, and the way from stored samples to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int16, UInt8
 from torch import Tensor
 
 from geometry.nearest import Surface
 from schemas.errors import UserError
+from schemas.images import POSITION_STEPS
 from schemas.sample import Regime, TextureSample
 from training.diffusion.encoders import LatentCodec
+from training.diffusion.flow import CPU
 from training.diffusion.latents import BranchLatents, Maps, concatenate, encode_branch, map_tensors, stack
 from training.diffusion.view_hint import view_hint
 
 Branch = TypeVar("Branch", Maps, BranchLatents)
+STEP = float(np.float32(1 / POSITION_STEPS))
+"""One step of stored positions, as `schemas.images` reads them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,12 +33,12 @@ class TextFeatures:
     length: int
     """Tokens that the model gets."""
 
-    def tokens(self, kept: Sequence[bool]) -> Float[Tensor, "batch length dim"]:
-        """Pad them with zeros; the empty prompt replaces a caption that is not kept."""
+    def tokens(self, kept: Sequence[bool], device: torch.device = CPU) -> Float[Tensor, "batch length dim"]:
+        """Pad them with zeros, on the device; the empty prompt replaces a caption that is not kept."""
         rows = [own if keep else self.empty for own, keep in zip(self.captions, kept, strict=True)]
-        padded = torch.zeros(len(rows), self.length, self.empty.shape[1])
+        padded = torch.zeros(len(rows), self.length, self.empty.shape[1], device=device)
         for target, row in zip(padded, rows, strict=True):
-            target[: len(row)] = row
+            target[: len(row)].copy_(row, non_blocking=True)
         return padded
 
 
@@ -52,16 +56,20 @@ class SampleBatch(Generic[Branch]):
     """Number of the global batch in the stream."""
     samples: tuple[int, ...] = ()
     """Numbers of these samples in the stream: the seeds of their noise."""
-    condition: Float[Tensor, "batch _ _ _ _"] | None = None
+    condition: Float[Tensor, "batch _ _ _ _"] | UInt8[Tensor, "batch _ _ _ _"] | None = None
     """Colours of each view as it enters if it is given (images [B, V, h, w, 3], latents [B, z, V, h, w]); None:
     unchanged."""
     skipped: tuple[str, ...] = ()
     """Shards that cannot be read; other samples replace theirs."""
 
+    def pin_memory(self) -> "SampleBatch[Branch]":
+        """Put the tensors where a GPU fetches them by itself; a data loader asks for it."""
+        return mapped(self, Tensor.pin_memory)
+
 
 @dataclass(slots=True, kw_only=True)
 class Batch(SampleBatch[Maps]):
-    """Images: views [B, V, h, w, C] and UV maps [B, 1, H, W, C]."""
+    """Images: views [B, V, h, w, C] and UV maps [B, 1, H, W, C]; on the way from the loader in narrow numbers."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +85,9 @@ class LatentBatch(SampleBatch[BranchLatents]):
             return self
         rgb = torch.where(condition[:, None, :, None, None], self.condition, self.mv.rgb)
         return replace(self, mv=replace(self.mv, rgb=rgb))
+
+
+BatchKind = TypeVar("BatchKind", bound=SampleBatch[Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +114,14 @@ class Prepared:
 
 
 def to_model(sample: TextureSample, given: tuple[int, ...] | None = None) -> Batch:
-    """Turn one sample into a batch of one. given: see `Prepared`."""
-    return stack_samples([Prepared(sample=sample, given=given)])
+    """Turn one sample into a batch of one, float32. given: see `Prepared`."""
+    return widened(stack_samples([Prepared(sample=sample, given=given)]))
 
 
 def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Batch:
     """Stack samples of one regime into a batch. Either all have condition images or none, and so with view hints.
     Colours of UV maps keep their dilation beyond what faces cover: the loss is that of whole latents (paper), of 8 x 8
-    texels each.
+    texels each. Colours are bytes and positions steps, a third less to hand over, until `widened` makes them numbers.
 
     datasets: that of each sample, for the message.
 
@@ -125,14 +136,14 @@ def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Ba
     hints = [part.hints() for part in parts if part.given is not None]
     views, uv_hints = [sample.views for sample in samples], [uv for _, uv in hints if uv is not None]
     mv = Maps(
-        rgb=stack([each.rgb for each in views]),
-        position=stack([each.position for each in views]),
+        rgb=stack_bytes([each.rgb for each in views]),
+        position=stack_positions([each.position for each in views]),
         normal=stack([each.normal for each in views]),
         hint=stack([of_views for of_views, _ in hints]) if hints else None,
     )
     uv = Maps(
-        rgb=stack([each.rgb for each in maps], upside_down=True)[:, None],
-        position=stack([each.position for each in maps], upside_down=True)[:, None],
+        rgb=stack_bytes([each.rgb[::-1] for each in maps])[:, None],
+        position=stack_positions([each.position[::-1] for each in maps])[:, None],
         normal=stack([each.normal for each in maps], upside_down=True)[:, None],
         hint=stack(uv_hints, upside_down=True)[:, None] if uv_hints else None,
     ) if maps else None  # fmt: skip
@@ -142,13 +153,49 @@ def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Ba
         regime=samples[0].regime,
         uids=uids,
         captions=tuple(str(sample.meta.get("caption", "")) for sample in samples),
-        condition=stack(conditions) if conditions else None,
+        condition=stack_bytes(conditions) if conditions else None,
     )
+
+
+def stack_bytes(images: Sequence[np.ndarray]) -> UInt8[Tensor, "..."]:
+    """Stack images of bytes."""
+    return torch.from_numpy(np.stack(images))
+
+
+def stack_positions(images: Sequence[np.ndarray]) -> Int16[Tensor, "..."] | Float[Tensor, "..."]:
+    """Stack positions as the steps that shards store, if they are such, else as they are."""
+    steps = np.empty((len(images), *images[0].shape), np.int16)
+    for target, image in zip(steps, images, strict=True):
+        np.rint(image * np.float32(POSITION_STEPS), out=target, casting="unsafe")
+        if not np.array_equal(target * np.float32(STEP), image):
+            return stack(images)
+    return torch.from_numpy(steps)
+
+
+def mapped(batch: BatchKind, function: Callable[[Tensor], Tensor]) -> BatchKind:
+    """Apply a function to each tensor of images or latents."""
+    uv = map_tensors(batch.uv, function) if batch.uv else None
+    condition = None if batch.condition is None else function(batch.condition)
+    return replace(batch, mv=map_tensors(batch.mv, function), uv=uv, condition=condition)
+
+
+WIDER: dict[torch.dtype, Callable[[Tensor], Tensor]] = {
+    torch.uint8: lambda colors: colors.float() / 255,
+    torch.int16: lambda steps: steps.float() * STEP,
+    torch.bfloat16: Tensor.float,
+    torch.float16: Tensor.float,
+}
+
+
+def widened(batch: BatchKind) -> BatchKind:
+    """Make the numbers of a batch float32, where it lies: the same to the last bit as before they travelled."""
+    return mapped(batch, lambda x: WIDER.get(x.dtype, lambda wide: wide)(x))
 
 
 @torch.no_grad()
 def encode_batch(batch: Batch, codec: LatentCodec) -> LatentBatch:
     """Encode the images of a batch."""
+    batch = widened(batch)
 
     def encoded(maps: Maps) -> BranchLatents:
         return encode_branch(codec.encode(maps.rgb), maps.position, maps.normal, maps.hint, codec)
@@ -166,14 +213,9 @@ def encode_batch(batch: Batch, codec: LatentCodec) -> LatentBatch:
     )
 
 
-BatchKind = TypeVar("BatchKind", Batch, LatentBatch)
-
-
 def to_device(batch: BatchKind, device: torch.device) -> BatchKind:
-    """Move all tensors of a batch to a device."""
-    uv = map_tensors(batch.uv, lambda x: x.to(device)) if batch.uv else None
-    condition = None if batch.condition is None else batch.condition.to(device)
-    return replace(batch, mv=map_tensors(batch.mv, lambda x: x.to(device)), uv=uv, condition=condition)
+    """Move all tensors of a batch to a device, without waiting for it, and make them float32 there."""
+    return widened(mapped(batch, lambda x: x.to(device, non_blocking=True)))
 
 
 def join(parts: Sequence[BatchKind], datasets: Sequence[str] = ()) -> BatchKind:

@@ -219,6 +219,7 @@ class BatchLoader:
             sampler=CountFrom(self.start()),
             num_workers=self.workers,
             worker_init_fn=ignore_stop_signals,
+            pin_memory=torch.cuda.is_available(),
         )
         for batch in loader:
             bad_shards = dict(self.stream.budget.skipped)
@@ -385,9 +386,10 @@ class TextureDataModule(lightning.LightningDataModule):
         """Count a global batch, in a loop without a trainer."""
         self.consumed_samples = (batch.number + 1) * self.cfg.batch_size
 
-    def skip_failed(self) -> None:
-        """Let the next run go on behind the current batch, whatever state it starts from."""
-        self.resume_at = self.position() + self.cfg.batch_size
+    def skip_failed(self, step: int) -> None:
+        """Let the next run go on behind the batch of an optimizer step, whatever state it starts from. step: the one at
+        work, the last one, or one before it in this run."""
+        self.resume_at = self.position() + (step - self.trainer.global_step) * self.cfg.batch_size  # type: ignore
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of samples consumed."""
