@@ -15,7 +15,7 @@ from schemas.errors import UserError
 from schemas.sample import TextureSample
 from training.arithmetic import count_batches_anew
 from training.config import LatentConfig, TrainConfig, as_json
-from training.data.batch import Batch, LatentBatch, encode_batch
+from training.data.batch import Batch, LatentBatch, encode_batch, widened
 from training.data.datamodule import HeldOutSample, TextureDataModule
 from training.diffusion.encoders import TextEncoder, check_channels, make_codec, make_text_encoder
 from training.diffusion.flow import FlowConfig
@@ -98,7 +98,7 @@ class TextureModule(lightning.LightningModule):
         """Return the losses of a batch, and log them under a trainer: `loss`, `loss_mv` and `loss_uv` where views, or a
         UV map, are generated; with its task and regime."""
         with torch.autocast(self.device.type, enabled=False):  # `predict` alone is narrow
-            latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
+            latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else widened(batch)
             task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
             losses = flow_losses(
                 latents, task, self.predict, self.encode_text, flow=self.flow, extras=self.extras, seed=self.seed
@@ -107,7 +107,8 @@ class TextureModule(lightning.LightningModule):
         groups = (f"task {task.name}", f"regime {latents.regime}")
         grouped = {f"{name}/{group}": value for name, value in record.items() for group in groups}
         if self._logs:
-            self.log_dict(record, prog_bar=True, batch_size=len(latents.uids))
+            has_bar = self.trainer.progress_bar_callback is not None  # whose numbers Lightning reads in every step
+            self.log_dict(record, prog_bar=has_bar, batch_size=len(latents.uids))
             self.log_dict(grouped, batch_size=len(latents.uids))
         return record | {"loss": losses.loss, "task": task.name, "regime": str(latents.regime)}
 

@@ -4,9 +4,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import lightning
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +18,7 @@ from tests.training.test_training import broken_at, small_config, weights
 from training.config import PRESETS, TrainConfig
 from training.data.batch import LatentBatch, mapped, to_model
 from training.diffusion import flow
+from training.diffusion.flow import CPU
 from training.loop.callbacks import AveragedWeights, Clock, LossLog, read_losses
 from training.loop.signals import Diverged, FiniteGuard
 from training.model.optimizers import make_optimizer, trained_parameters
@@ -53,10 +55,12 @@ def test_a_step_on_a_device_that_cannot_be_read(
     ask for none until it is time to."""
     real = flow.seeded
     monkeypatch.setattr(
-        flow, "seeded", lambda *numbers, device=flow.CPU: real(*numbers) if device.type == "cpu" else None
+        flow, "seeded", lambda *numbers, device=CPU: real(*numbers) if device.type == "cpu" else None
     )
-    monkeypatch.setattr("torch.utils._foreach_utils._get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
-    monkeypatch.setattr("torch.optim.adam._get_fused_kernels_supported_devices", lambda: ["cpu", "meta"], raising=False)
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda device, *rest, **options: autocast("cpu", *rest, **options))
+    optimizers = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
     cfg = small_config(tmp_path, tmp_path)
     module = TextureModule.of(cfg).to("meta")
     module.log = lambda name, value: None  # type: ignore[assignment]
@@ -87,11 +91,11 @@ def test_a_step_on_a_device_that_cannot_be_read(
 
 
 def trainer_of(**options: Any) -> Any:
-    strategy = SimpleNamespace(reduce=lambda value: value)
-    progress = SimpleNamespace(current=SimpleNamespace(ready=1))
-    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    fixed = {"strategy": strategy, "fit_loop": loop, "accumulate_grad_batches": 1, "should_stop": False}
-    return SimpleNamespace(**fixed, is_global_zero=True, global_step=0, **options)
+    """A trainer of one batch a step."""
+    trainer = Mock(spec=lightning.Trainer, accumulate_grad_batches=1, should_stop=False, is_global_zero=True, **options)
+    trainer.strategy, trainer.fit_loop = Mock(reduce=lambda value: value), Mock()
+    trainer.fit_loop.epoch_loop.batch_progress.current.ready = 1
+    return trainer
 
 
 class Reads(TorchDispatchMode):
