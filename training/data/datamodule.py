@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import lightning
 import torch
-from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
+from training.agreement import any_rank
 from training.data.augment import condition_images, draw_augmentation, draw_caption, rotate_views
 from training.data.batch import Batch, LatentBatch, Prepared, encode_batch, join, stack_samples, to_device, to_model
 from training.data.dataset_files import REMEDY, ShardError
@@ -265,11 +265,9 @@ class HeldOut(Dataset[HeldOutSample]):
         return self.samples[place]
 
 
-def gather_errors(strategy: Strategy | None, own: ReadErrors) -> list[ReadErrors]:
+def gather_errors(own: ReadErrors) -> list[ReadErrors]:
     """Return the errors of all ranks in their order; none if no rank has any. Every rank calls it for every batch."""
-    if strategy is None:
-        return [own]
-    if not strategy.reduce_boolean_decision(bool(own.fatal or own.bad_shards), all=False):
+    if not any_rank(bool(own.fatal or own.bad_shards)):
         return []
     if not torch.distributed.is_initialized():
         return [own]
@@ -355,7 +353,7 @@ class TextureDataModule(lightning.LightningDataModule):
         met more than the budget allows."""
         known, trainer = self.budget.skipped, self.trainer
         new = {name: reason for name, reason in own.bad_shards.items() if name not in known}
-        for errors in gather_errors(trainer.strategy if trainer else None, replace(own, bad_shards=new)):
+        for errors in gather_errors(replace(own, bad_shards=new)):
             for name, reason in errors.bad_shards.items():
                 is_new = name not in known
                 self.budget.spend(name, ShardError(reason))

@@ -39,9 +39,7 @@ class Draws:
     without waiting for a GPU."""
 
 
-def draw(
-    seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]], device: torch.device = CPU
-) -> Draws:
+def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]], device: torch.device = CPU) -> Draws:
     """Draw each sample's numbers from a generator of its own, seeded by its number in the stream: they do not depend on
     rank, process or earlier draws. A GPU draws the noise itself, another one than a CPU from the same seed.
 
@@ -51,9 +49,7 @@ def draw(
         generator = seeded(seed, sample)
         numbers.append(draw_numbers(generator, shapes[0][1]))
         source = generator if device.type == "cpu" else seeded(seed, sample, NOISE_STREAM, device=device)
-        noise.append(
-            [torch.randn(shape, generator=source, dtype=torch.float32, device=device) for shape in shapes]
-        )
+        noise.append([torch.randn(shape, generator=source, dtype=torch.float32, device=device) for shape in shapes])
         drop_image.append(torch.rand((), generator=generator, dtype=torch.float32))
     table = torch.stack(numbers)
     return Draws(
@@ -77,7 +73,9 @@ def draw_view_order(seed: int, sample: int, views: int) -> Float[Tensor, " views
 
 def seeded(*numbers: int, device: torch.device = CPU) -> torch.Generator:
     """Make a generator of a device that these numbers seed."""
-    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator(device).manual_seed(
+        int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    )
 
 
 def logit_normal(uniform: Float[Tensor, " batch"], mean: float, std: float) -> Float[Tensor, " batch"]:

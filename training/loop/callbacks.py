@@ -276,9 +276,7 @@ class UnreadRow:
 
     def with_numbers(self, numbers: Iterable[float]) -> dict[str, Any]:
         """Return the row; None for what is no number: JSON has no word for it."""
-        found = {
-            name: value if math.isfinite(value) else None for name, value in zip(self.names, numbers, strict=True)
-        }
+        found = {name: value if math.isfinite(value) else None for name, value in zip(self.names, numbers, strict=True)}
         norm = found.pop("gradient_norm")
         return self.start | found | self.words | {"learning_rate": self.learning_rate, "gradient_norm": norm}
 

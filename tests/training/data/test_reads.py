@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from schemas.dataset import index_json, read_ledger, shard_path
 from schemas.sample import Regime
@@ -61,7 +60,7 @@ def config(location: str | Path, cache: Path, **changes: object) -> DataConfig:
 def consume(cfg: DataConfig, rank: int, ranks: int, seen: Path) -> None:
     module = TextureDataModule(cfg, seed=3)
     module.trainer = SimpleNamespace(  # type: ignore[assignment]
-        global_rank=rank, world_size=ranks, strategy=SingleDeviceStrategy(), accumulate_grad_batches=1,
+        global_rank=rank, world_size=ranks, accumulate_grad_batches=1,
         overfit_batches=0,
     )  # fmt: skip
     uids = [uid for batch in islice(module.train_dataloader(), STEPS) for uid in batch.uids]

@@ -15,7 +15,15 @@ from PIL import Image
 from scipy.fft import dctn
 
 from schemas.errors import UserError
-from training.diffusion.encoders import ZIGZAG, DctCodec, NullTextEncoder, Umt5Encoder, WanCodec, check_channels, frames_at_once
+from training.diffusion.encoders import (
+    ZIGZAG,
+    DctCodec,
+    NullTextEncoder,
+    Umt5Encoder,
+    WanCodec,
+    check_channels,
+    frames_at_once,
+)
 from training.loop.checkpoints import load_checkpoint
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import export_released

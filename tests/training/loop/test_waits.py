@@ -54,9 +54,7 @@ def test_a_step_on_a_device_that_cannot_be_read(
     """On `meta` a tensor has no numbers: forward, backward, guard, clipping, optimisers, average and the log of losses
     ask for none until it is time to."""
     real = flow.seeded
-    monkeypatch.setattr(
-        flow, "seeded", lambda *numbers, device=CPU: real(*numbers) if device.type == "cpu" else None
-    )
+    monkeypatch.setattr(flow, "seeded", lambda *numbers, device=CPU: real(*numbers) if device.type == "cpu" else None)
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda device, *rest, **options: autocast("cpu", *rest, **options))
     optimizers = sys.modules["torch.optim.optimizer"]
