@@ -3,10 +3,12 @@
 Every rank calls these functions at the same places; one process alone agrees with itself."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+
+Own = TypeVar("Own")
 
 
 @lru_cache(maxsize=1)
@@ -27,3 +29,15 @@ def mean_over_ranks(value: float) -> float:
 def any_rank(decision: bool) -> bool:
     """Return whether any rank decides so, the same on each."""
     return mean_over_ranks(float(decision)) > 0
+
+
+def gather_if_any(own: Own, matters: bool) -> list[Own]:
+    """Return what all ranks have, in their order, if it matters to any of them; else nothing, at the cost of one
+    number."""
+    if not any_rank(matters):
+        return []
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [own]
+    found: list[Own] = [own] * distributed.get_world_size()
+    distributed.all_gather_object(found, own, group=_in_main_memory(distributed.group.WORLD))
+    return found

@@ -183,7 +183,6 @@ WIDER: dict[torch.dtype, Callable[[Tensor], Tensor]] = {
     torch.uint8: lambda colors: colors.float() / 255,
     torch.int16: lambda steps: steps.float() * STEP,
     torch.bfloat16: Tensor.float,
-    torch.float16: Tensor.float,
 }
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
-from training.agreement import any_rank
+from training.agreement import gather_if_any
 from training.data.augment import condition_images, draw_augmentation, draw_caption, rotate_views
 from training.data.batch import Batch, LatentBatch, Prepared, encode_batch, join, stack_samples, to_device, to_model
 from training.data.dataset_files import REMEDY, ShardError
@@ -265,17 +265,6 @@ class HeldOut(Dataset[HeldOutSample]):
         return self.samples[place]
 
 
-def gather_errors(own: ReadErrors) -> list[ReadErrors]:
-    """Return the errors of all ranks in their order; none if no rank has any. Every rank calls it for every batch."""
-    if not any_rank(bool(own.fatal or own.bad_shards)):
-        return []
-    if not torch.distributed.is_initialized():
-        return [own]
-    found: list[ReadErrors] = [own] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, own)
-    return found
-
-
 class TextureDataModule(lightning.LightningDataModule):
     """The training stream of a run, and held-out samples. Its state is the number of samples that optimizer steps have
     consumed, so a run resumes within an epoch from any checkpoint of Lightning's."""
@@ -353,7 +342,7 @@ class TextureDataModule(lightning.LightningDataModule):
         met more than the budget allows."""
         known, trainer = self.budget.skipped, self.trainer
         new = {name: reason for name, reason in own.bad_shards.items() if name not in known}
-        for errors in gather_errors(replace(own, bad_shards=new)):
+        for errors in gather_if_any(replace(own, bad_shards=new), bool(own.fatal or new)):
             for name, reason in errors.bad_shards.items():
                 is_new = name not in known
                 self.budget.spend(name, ShardError(reason))
