@@ -26,7 +26,7 @@ from training.module import TextureModule
 from training.train import TrainResult, train
 
 READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
-"""What makes a processor wait until a device has come to a number."""
+"""Operators that make a processor wait until a device has come to a number."""
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +106,14 @@ class Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if str(func).startswith(READS):
-            frame, place = sys._getframe(1), ""
-            while frame is not None and "/training/" not in (place := frame.f_code.co_filename):
-                frame = frame.f_back
-            name = frame.f_code.co_name if frame else ""
-            self.places.setdefault(self.step, set()).add(f"{Path(place).name}:{name}")
+            self.note()
         return func(*args, **(kwargs or {}))
+
+    def note(self) -> None:
+        frame, place = sys._getframe(1), ""
+        while frame is not None and "/training/" not in (place := frame.f_code.co_filename):
+            frame = frame.f_back
+        self.places.setdefault(self.step, set()).add(f"{Path(place).name}:{frame.f_code.co_name if frame else ''}")
 
 
 def test_a_run_reads_numbers_every_few_steps_alone(
@@ -125,6 +127,12 @@ def test_a_run_reads_numbers_every_few_steps_alone(
         reads.step += 1
         return real(self, batch, batch_idx)
 
+    def listed(self: torch.Tensor) -> Any:
+        reads.note()
+        return tolist(self)
+
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", listed)  # which no operator does
     monkeypatch.setattr(TextureModule, "training_step", counted)
     with reads:
         train(guarded(small_config(dataset, tmp_path, max_steps=9, threads=1), log_every=4))
