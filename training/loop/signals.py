@@ -93,7 +93,7 @@ class StopSignals(StepCallback):
 class FiniteGuard(lightning.Callback):
     """Drops gradients that are not finite before they reach the optimiser, whose state stays as it was, too.
 
-    One norm of all gradients, over all ranks, says whether they are, and is what they are clipped by. On a GPU the
+    One norm of all gradients, over all ranks, shows whether they are, and is what they are clipped by. On a GPU the
     optimiser reads the answer there and the training process goes on; it learns of it in `settle`."""
 
     def __init__(self, budget: int) -> None:
