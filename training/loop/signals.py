@@ -12,10 +12,10 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from training.agreement import any_rank
-from training.arithmetic import StepCallback
 from training.data.datamodule import STOP_SIGNALS
 from training.model.optimizers import gradient_norm, skip_next_step
 from training.module import TextureModule
+from training.steps import StepCallback
 
 SKIP_WINDOW = 1000
 """Steps over which the skip budget counts."""

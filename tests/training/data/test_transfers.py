@@ -11,7 +11,7 @@ from torch import Tensor
 from schemas.codec import decode, encode
 from schemas.sample import Regime, TextureSample
 from tests.support.small_dataset import small_sample, write_dataset
-from training.data.batch import Batch, LatentBatch, Prepared, mapped, stack_samples, to_device, widened
+from training.data.batch import Batch, LatentBatch, Prepared, mapped, stack_samples, to_device
 from training.data.datamodule import BatchStream
 from training.data.dataset_files import LocalFiles
 from training.data.encode_latents import encode_dataset, make_encoders
@@ -37,20 +37,17 @@ def bytes_of(batch: Batch | LatentBatch) -> int:
 
 def test_images_are_the_same_to_the_last_bit_in_fewer_bytes() -> None:
     samples = [stored(seed) for seed in (1, 2)]
-    conditions = [255 - sample.views.rgb for sample in samples]
-    parts = [Prepared(sample=one, condition=given) for one, given in zip(samples, conditions, strict=True)]
-    narrow = stack_samples(parts)
+    narrow = stack_samples([Prepared(sample=one) for one in samples])
     assert narrow.mv.rgb.dtype == torch.uint8 and narrow.mv.position.dtype == torch.int16
     wide = to_device(narrow, torch.device("cpu"))
     assert all(tensor.dtype == torch.float32 for tensor in tensors(wide))
     views, maps = [sample.views for sample in samples], [sample.uv for sample in samples if sample.uv]
-    assert wide.uv is not None and torch.equal(wide.condition, stack(conditions))
+    assert wide.uv is not None
     for name in ("rgb", "position", "normal"):
         assert torch.equal(getattr(wide.mv, name), stack([getattr(each, name) for each in views]))
         expected = stack([getattr(each, name) for each in maps], upside_down=True)[:, None]
         assert torch.equal(getattr(wide.uv, name), expected)
-    bare = stack_samples([Prepared(sample=one) for one in samples])
-    assert bytes_of(bare) * 36 == bytes_of(widened(bare)) * 21, "a pixel takes 3 + 6 + 12 bytes instead of 36"
+    assert bytes_of(narrow) * 36 == bytes_of(wide) * 21, "a pixel takes 3 + 6 + 12 bytes instead of 36"
 
 
 def test_positions_that_no_shard_holds_are_not_rounded() -> None:

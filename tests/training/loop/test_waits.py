@@ -63,7 +63,7 @@ def test_a_step_on_a_device_that_cannot_be_read(
     module = TextureModule.of(cfg).to("meta")
     module.log = lambda name, value: None  # type: ignore[assignment]
     optimizer = make_optimizer(cfg.optimizer, trained_parameters(module))
-    images = mapped(to_model(small_sample("a", regime, 1), given=()), lambda x: x.to("meta"))
+    images = mapped(to_model(small_sample("a", regime, 1), images=module.extras.images), lambda x: x.to("meta"))
     clock, guard, average = Clock(10, None), FiniteGuard(0), AveragedWeights()
     log = LossLog(tmp_path / "losses.jsonl", clock, guard, lambda row: None, saves=(1000, 0))
     trainer = trainer_of(log_every_n_steps=3, max_steps=10)
