@@ -15,7 +15,7 @@ from geometry.texture import LINEAR_DECODE, SRGB_DECODE, encode_srgb8, pack_laye
 from pipeline.render.uv_maps import Texels, layer_texels
 from pipeline.render.views import SHORTEST_NORMAL, RenderConfig, Sight, interpolate_geometry, one_image, see, wear
 from schemas.images import with_empty_red
-from schemas.mesh import Layer, MaterialLayers, TexturedMesh, UvMesh
+from schemas.mesh import Layer, MaterialLayers, Shading, TexturedMesh, UvMesh
 from schemas.sample import Cameras, MaterialMaps, MaterialViews, UvMaps, Views
 
 ROUGHNESS, METALLIC = 1, 2
@@ -133,9 +133,11 @@ def _dilated_normals(
     return filled
 
 
-def wear_materials(uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps, frames: Tangents) -> TexturedMesh:
+def wear_materials(
+    uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps, frames: Tangents, emissive_strength: float = 1.0
+) -> TexturedMesh:
     """An unwrapped mesh, of tangents `frames`, that wears its baked maps: colour, metallic-roughness, normal map and
-    emitted light. Colours that are the same all over are worn as a factor."""
+    emitted light, as layers and under light. Colours that are the same all over are worn as a factor."""
     plain = wear(uv_mesh, maps.rgb, maps.opacity)
     count, textures, layers = len(plain.materials), list(plain.textures), []
     bump = materials.normal_tangent + np.float32(1.0)
@@ -153,14 +155,26 @@ def wear_materials(uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps, frame
             texture = len(textures)
             textures.append(replace(plain.textures[0], image=np.dstack([image, np.full_like(image[..., 0], 255)])))
         layers.append(Layer(factors=factors, textures=(texture,) * count, uv=uv_mesh.uv))
+    rough, bent, glow = layers
+    red, green, blue = (emissive_strength * glow.factors[0]).tolist()
+    shading = Shading(
+        metallic=float(rough.factors[0, METALLIC]),
+        roughness=float(rough.factors[0, ROUGHNESS]),
+        metallic_roughness=rough.textures[0],
+        emissive=(red, green, blue),
+        emissive_texture=glow.textures[0],
+        normal_map=bent.textures[0],
+    )
     return replace(
         plain,
+        materials=tuple(replace(material, shading=shading) for material in plain.materials),
         textures=tuple(textures),
         layers=MaterialLayers(
-            metallic_roughness=layers[0],
-            normal=layers[1],
+            metallic_roughness=rough,
+            normal=bent,
             normal_scale=np.ones(count, np.float32),
-            emissive=layers[2],
+            emissive=glow,
+            emissive_strength=emissive_strength,
             tangents=frames,
         ),
     )
