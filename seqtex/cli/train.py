@@ -28,7 +28,7 @@ from training.data.mixture import ImageSizes, open_datasets, readable_samples
 from training.loop.strategies import is_first_process, own_device
 from training.loop.throughput import Work, peak_flops
 from training.loop.validation import Validation
-from training.train import Plan, plan_run
+from training.train import RunPlan, plan_run
 from training.train import train as run_training
 
 NOTABLE = 1.5
@@ -83,7 +83,7 @@ def own_sizes(preset: str) -> ImageSizes:
     return ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
 
 
-def size_warning(plan: Plan) -> str | None:
+def size_warning(plan: RunPlan) -> str | None:
     """Warn where samples have far more tokens than the preset is made for: how many, how long that takes, what to
     do."""
     cfg, own = plan.cfg, own_sizes(plan.cfg.preset)
@@ -127,7 +127,7 @@ def reckoned_speed(cfg: TrainConfig, tflops: float | None) -> Speed:
     return Speed(flops=MFU * H100_TFLOPS * 1e12 * half, source=f"{MFU:.0%} of the peak of an H100, assumed")
 
 
-def length_words(plan: Plan, speed: Speed) -> str:
+def length_words(plan: RunPlan, speed: Speed) -> str:
     """One line on how long the run takes."""
     cfg, ranks = plan.cfg, plan.cfg.run.ranks
     hours, devices = plan.cost.hours(speed.flops * ranks), f"{ranks} device{'s' if ranks > 1 else ''}"
@@ -138,7 +138,7 @@ def length_words(plan: Plan, speed: Speed) -> str:
     )
 
 
-def show_cost(plan: Plan, json: bool, speed: Speed) -> int:
+def show_cost(plan: RunPlan, json: bool, speed: Speed) -> int:
     """One line of JSON, or tables of parameters, operations by task, memory by checkpointing policy, and hours."""
     cfg, cost, warning = plan.cfg, plan.cost, size_warning(plan)
     if json:

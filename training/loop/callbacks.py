@@ -13,11 +13,11 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.storage import write_file
-from training.arithmetic import StepCallback, is_step_end
 from training.loop.checkpoints import newest_state, sum_path, trainer_states
 from training.loop.throughput import Meter
 from training.model.fsdp import gathered, local, part_of_whole
 from training.model.optimizers import trained_parameters
+from training.steps import StepCallback, is_step_end
 
 
 class Clock(StepCallback):
