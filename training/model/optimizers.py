@@ -246,8 +246,9 @@ class BatchedMuon(torch.optim.Muon):
 
     def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
         """The gradient with Nesterov momentum; the average of the gradients is brought up to date."""
-        gradient, share = matrix.grad, 1 - momentum
+        gradient = matrix.grad
         assert gradient is not None
+        share: float | Tensor = 1 - momentum
         if self.found_inf is not None:
             gradient, share = gradient.masked_fill(self.found_inf > 0, 0), share * (1 - self.found_inf)
         state = self.state[matrix]
