@@ -99,10 +99,7 @@ class TextureModule(lightning.LightningModule):
         UV map, are generated; with its task and regime."""
         task = draw_task(self.tasks, batch.regime, self.seed, batch.number)
         with torch.autocast(self.device.type, enabled=False):  # `predict_flow` alone is narrow
-            if isinstance(batch, Batch):
-                latents = encode_batch(batch, self.codec, task.needs_uv)
-            else:
-                latents = widened(batch)
+            latents = encode_batch(batch, self.codec, task.needs_uv) if isinstance(batch, Batch) else widened(batch)
             losses = flow_losses(
                 latents, task, self.predict_flow, self.encode_text, flow=self.flow, extras=self.extras, seed=self.seed
             )
