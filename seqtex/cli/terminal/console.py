@@ -77,6 +77,10 @@ class Log:
         """Name the work in progress for the next line that is due."""
         self._work = text, share
 
+    def at_rest(self) -> None:
+        """Write no more lines about work: from here on the command waits for others."""
+        self._work = None
+
     def repeat(self) -> None:
         """Write the line about work in progress again if one is due: the time before it moves while nothing else
         does."""
@@ -237,6 +241,6 @@ def build_progress() -> "Iterator[Callable[[BuildEvent], None]]":
 def build_note(event: "BuildEvent") -> str:
     """Return the note beside the bar of a build."""
     parts = [", ".join([*plain.speed(event.assets_per_s), *plain.left(event.eta_s)]), plain.outcomes(asdict(event))]
-    if event.event not in ENDED:  # which are in these figures
+    if event.event not in ENDED or event.assets_per_s is None:  # else they are in these figures
         parts.append(event.detail)
     return "; ".join(part for part in parts if part)
