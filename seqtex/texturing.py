@@ -16,10 +16,11 @@ from geometry.cameras import RigConfig, rig_cameras
 from geometry.frames import Frame, bounding_box
 from geometry.nearest import Surface
 from geometry.raster_cpu import CpuRasterizer
-from pipeline.executor.mesh_file import open_mesh_file
+from pipeline.executor.mesh_file import OpenedMesh, open_mesh_file
 from pipeline.mesh_io.images import decode_image
+from pipeline.mesh_io.preflight import UpAxis
 from pipeline.mesh_io.problems import AssetError
-from pipeline.mesh_io.write_glb import write_glb
+from pipeline.mesh_io.write_glb import KeptMaterials, write_glb
 from pipeline.render.uv_maps import bake_geometry
 from pipeline.render.views import render_geometry
 from pipeline.unwrap.unwrap import UnwrapConfig
@@ -57,6 +58,8 @@ class PreparedMesh:
     cameras: Cameras
     """The cameras of the views."""
     input: TexturingInput
+    kept: KeptMaterials | None = None
+    """What the mesh file's materials have beside the base colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +72,9 @@ class MeshTexture(PreparedMesh):
     """The texture in image orientation (row 0 is v = 1)."""
 
     def save(self, path: str | Path) -> None:
-        """Write the textured mesh as .glb, at its place and size in the mesh file."""
+        """Write the textured mesh as .glb, at its place and size in the mesh file, with its other maps and factors."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_glb(Path(path), self.mesh, self.uv, self.frame)
+        write_glb(Path(path), self.mesh, self.uv, self.frame, kept=self.kept)
 
 
 def texture(
@@ -90,6 +93,7 @@ def texture(
     device: str = "cpu",
     uv_resolution: int | None = None,
     max_unwrap_faces: int = MAX_UNWRAP_FACES,
+    up_axis: UpAxis = "y",
 ) -> MeshTexture:
     """Texture a mesh so that it looks like one image, several views, or a text.
 
@@ -98,7 +102,7 @@ def texture(
 
     Args:
         mesh: a file (.glb, .gltf, .obj), a `trimesh.Trimesh` with glTF's axes (Y up), or a `UvMesh` in the dataset
-            frame; an existing texture is ignored
+            frame; an existing base colour is replaced, other maps of a file are kept
         image: what view `view` shows, or pictures of several views by their numbers
         view: 0 is the front (azimuth -90 degrees), then each a quarter turn on
         prompt: text, for checkpoints trained with a text encoder; alone or with images
@@ -113,6 +117,7 @@ def texture(
         device: device of a checkpoint that is loaded: cpu, cuda, cuda:1, ...
         uv_resolution: texels a side; None: as trained
         max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one
+        up_axis: `y` or `z`, the axis that points up in an OBJ, OFF, PLY or STL file, which does not say it
 
     Raises:
         UsageError: options contradict each other.
@@ -126,7 +131,13 @@ def texture(
     require_text_encoder(network.card, prompt, guidance)
     require_image_dropout(network.card, image_guidance, bool(pictures))
     prepared = prepare_mesh(
-        mesh, network.card, pictures=pictures, prompt=prompt, seed=seed, max_unwrap_faces=max_unwrap_faces
+        mesh,
+        network.card,
+        pictures=pictures,
+        prompt=prompt,
+        seed=seed,
+        max_unwrap_faces=max_unwrap_faces,
+        up_axis=up_axis,
     )
     cfg = SamplerConfig(steps=steps, solver=solver, guidance=guidance, image_guidance=image_guidance)
     (result,) = texture_meshes([prepared], network, cfg, device=str(network.model.device))
@@ -154,6 +165,7 @@ def prepare_mesh(
     seed: int = 0,
     cameras: Cameras | None = None,
     max_unwrap_faces: int = MAX_UNWRAP_FACES,
+    up_axis: UpAxis = "y",
 ) -> PreparedMesh:
     """Load, normalise and unwrap a mesh, and render its geometry in the sizes of a checkpoint. cameras: those of the
     views; None: as trained. Other arguments and errors: see `texture`.
@@ -163,9 +175,10 @@ def prepare_mesh(
         if not 0 <= view < card.views:
             raise UsageError(f"view {view}: the checkpoint has views 0 to {card.views - 1}")
     images = {view: read_image(picture) for view, picture in (pictures or {}).items()}
-    frame = Frame(center=np.zeros(3), scale=1.0)
+    frame, kept = Frame(center=np.zeros(3), scale=1.0), None
     if not isinstance(mesh, UvMesh):
-        mesh, frame = open_mesh(mesh, card.uv_resolution, max_unwrap_faces)
+        opened = open_mesh(mesh, card.uv_resolution, max_unwrap_faces, up_axis)
+        mesh, frame, kept = opened.mesh, opened.frame, opened.kept
     cameras = cameras or rig_cameras(RigConfig(**card.rig), *bounding_box(mesh.vertices, mesh.faces))
     rasterizer = CpuRasterizer(threads=2)
     position, normal, _ = render_geometry(mesh, cameras, card.view_resolution, rasterizer)
@@ -177,10 +190,12 @@ def prepare_mesh(
         prompt=prompt,
         seed=seed,
     )
-    return PreparedMesh(mesh=mesh, frame=frame, cameras=cameras, input=subject)
+    return PreparedMesh(mesh=mesh, frame=frame, cameras=cameras, input=subject, kept=kept)
 
 
-def open_mesh(mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_faces: int) -> tuple[UvMesh, Frame]:
+def open_mesh(
+    mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_faces: int, up_axis: UpAxis = "y"
+) -> OpenedMesh:
     """Load, normalise and unwrap a mesh, in a sandboxed process. Raises UserError if that is not possible."""
     if isinstance(mesh, Exportable):
         with TemporaryDirectory() as folder:
@@ -188,7 +203,7 @@ def open_mesh(mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_face
             path.write_bytes(mesh.export(file_type="glb"))
             return open_mesh(path, uv_resolution, max_unwrap_faces)
     cfg = UnwrapConfig(max_faces=max_unwrap_faces, timeout_s=UNWRAP_TIMEOUT_S)
-    opened = open_mesh_file(Path(mesh), cfg, uv_resolution)
+    opened = open_mesh_file(Path(mesh), cfg, uv_resolution, up_axis)
     if isinstance(opened, Rejected):
         layout = opened.reason in LAYOUT_FAULTS
         remedy = "give it a UV layout or raise --max_unwrap_faces" if layout else "fix the file or export it again"

@@ -7,50 +7,21 @@ one in float32; without, it falls to a plain loop, and a training step takes two
 import json
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from schemas.errors import UsageError
 from schemas.storage import write_file
-
-
-def is_step_end(trainer: lightning.Trainer) -> bool:
-    """Return whether the current batch completes an optimiser step."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
-
-
-def count_batches_anew(trainer: lightning.Trainer) -> None:
-    """To be called as the first batch starts. Lightning steps when the batches that it counts fill a step; after a
-    resume it counts one too many, or counts by the `run.accumulate_grad_batches` of an earlier run."""
-    current = trainer.fit_loop.epoch_loop.batch_progress.current
-    done = trainer.global_step * trainer.accumulate_grad_batches
-    current.reset()
-    current.increment_by(done)
-    current.ready = done + 1
-
-
-class StepCallback(lightning.Callback, ABC):
-    """A callback that acts after optimiser steps alone."""
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if is_step_end(trainer):
-            self.on_step(trainer, pl_module, batch)
-
-    @abstractmethod
-    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        """After an optimiser step, which `batch` completed."""
-
+from training.steps import StepCallback
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +35,14 @@ TRIAL = UNTIMED + 2 * TIMED
 RECENT = 5
 """Steps whose median is compared with that."""
 THREADS = "threads.json"
+Attention = Literal["auto", "flash", "cudnn", "efficient", "math"]
+"""Kernels of scaled dot-product attention."""
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 @lru_cache(maxsize=8)
@@ -119,6 +98,17 @@ def arithmetic(threads: int, device_type: str) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(before[1])
+
+
+@contextmanager
+def attention(kernel: Attention) -> Iterator[None]:
+    """Let one kernel do all attentions of this process, those that are computed again in backward passes included.
+    Where it cannot, torch raises RuntimeError: no other takes its place."""
+    if kernel == "auto":
+        yield
+        return
+    with sdpa_kernel(KERNELS[kernel]):
+        yield
 
 
 def decisions(device_type: str, precision: str) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.sample import TextureSample
-from training.arithmetic import count_batches_anew
 from training.config import LatentConfig, TrainConfig, as_json
-from training.data.batch import Batch, LatentBatch, encode_batch
+from training.data.batch import Batch, LatentBatch, encode_batch, widened
 from training.data.datamodule import HeldOutSample, TextureDataModule
 from training.diffusion.encoders import TextEncoder, check_channels, make_codec, make_text_encoder
 from training.diffusion.flow import FlowConfig
@@ -23,10 +22,17 @@ from training.diffusion.latents import Extras
 from training.diffusion.tasks import TaskConfig, draw_task
 from training.model.fsdp import check_whole, shard
 from training.model.init import ModelConfig, make_model
-from training.model.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
+from training.model.optimizers import (
+    OptimizerConfig,
+    check_optimizer,
+    gradient_norm,
+    make_optimizer,
+    trained_parameters,
+)
 from training.model.schedule import WarmupCosine
 from training.model.weights import KEY, check_frozen, frozen_fingerprint
-from training.objective import Network, flow_errors, flow_losses
+from training.objective import HeldOutModel, flow_errors, flow_losses
+from training.steps import check_epochs, count_batches_anew
 
 
 class TextureModule(lightning.LightningModule):
@@ -62,6 +68,8 @@ class TextureModule(lightning.LightningModule):
         """Of the model's products, by the trainer's precision; None: that of the weights."""
         self.progress: Callable[[int], float] = self._progress_by_steps
         """Share of the run that is done after so many steps, which the learning rate decays with."""
+        self.gradient_norm: Tensor | None = None
+        """Of the step at work, before its gradients are clipped; 0 where they are skipped. A guard sets it first."""
         self._counts_anew = False
         self._logs = False
         """Whether a trainer is there to log to."""
@@ -75,12 +83,12 @@ class TextureModule(lightning.LightningModule):
         """Take precision and device from the trainer, and give the DataModule what it encodes and draws with."""
         self._logs = True
         plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision):
-            self.autocast = torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16
+        mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        self.autocast = mixed.get(plugin.precision) if isinstance(plugin, MixedPrecision) else None
         self.codec.to(self.trainer.strategy.root_device)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TextureDataModule):
-            data.follow(self.seed, self.codec, self.tasks if self.extras.view_hint else None)
+            data.follow(self.seed, self.codec, self.tasks, self.extras.images)
 
     def teardown(self, stage: str) -> None:
         """Log no more."""
@@ -89,17 +97,18 @@ class TextureModule(lightning.LightningModule):
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
         """Return the losses of a batch, and log them under a trainer: `loss`, `loss_mv` and `loss_uv` where views, or a
         UV map, are generated; with its task and regime."""
-        with torch.autocast(self.device.type, enabled=False):  # `predict` alone is narrow
-            latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
-            task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
+        task = draw_task(self.tasks, batch.regime, self.seed, batch.number)
+        with torch.autocast(self.device.type, enabled=False):  # `predict_flow` alone is narrow
+            latents = encode_batch(batch, self.codec, task.needs_uv) if isinstance(batch, Batch) else widened(batch)
             losses = flow_losses(
-                latents, task, self.predict, self.encode_text, flow=self.flow, extras=self.extras, seed=self.seed
+                latents, task, self.predict_flow, self.encode_text, flow=self.flow, extras=self.extras, seed=self.seed
             )
         record = {"loss": losses.loss.detach()} | losses.parts()
         groups = (f"task {task.name}", f"regime {latents.regime}")
         grouped = {f"{name}/{group}": value for name, value in record.items() for group in groups}
         if self._logs:
-            self.log_dict(record, prog_bar=True, batch_size=len(latents.uids))
+            has_bar = self.trainer.progress_bar_callback is not None  # whose numbers Lightning reads in every step
+            self.log_dict(record, prog_bar=has_bar, batch_size=len(latents.uids))
             self.log_dict(grouped, batch_size=len(latents.uids))
         return record | {"loss": losses.loss, "task": task.name, "regime": str(latents.regime)}
 
@@ -112,16 +121,16 @@ class TextureModule(lightning.LightningModule):
         self._log_held_out(batch, "test")
 
     def _log_held_out(self, held_out: HeldOutSample, stage: str) -> None:
-        for task, losses in self.held_out_losses(held_out.sample, held_out.place).items():
+        for task, losses in self.held_out_losses(held_out.sample, held_out.number).items():
             named = {f"{stage}/{name}/task {task}": value for name, value in losses.items() if name != "loss"}
             self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=1)
             self.log(f"{stage}/loss", losses["loss"], on_epoch=True, sync_dist=True, batch_size=1, prog_bar=True)
 
-    def held_out_losses(self, sample: TextureSample, place: int) -> dict[str, dict[str, float]]:
-        """Measure a sample that is not trained on, at fixed noise levels. place: its number, which seeds the noise.
+    def held_out_losses(self, sample: TextureSample, number: int) -> dict[str, dict[str, float]]:
+        """Measure a sample that is not trained on, at fixed noise levels. number: its own, which seeds the noise.
         Returns for each task `flow_mv` and `flow_uv`, where it generates them, and the `loss` that they make."""
-        network = Network(
-            predict=self.predict,
+        parts = HeldOutModel(
+            model=self.predict_flow,
             codec=self.codec,
             encode_text=self.encode_text,
             extras=self.extras,
@@ -131,12 +140,12 @@ class TextureModule(lightning.LightningModule):
         found: dict[str, dict[str, float]] = {}
         with torch.autocast(self.device.type, enabled=False):
             for task in self.tasks.weights(sample.regime):
-                errors = flow_errors(network, sample, place, task)
+                errors = flow_errors(parts, sample, number, task)
                 loss = errors.get("flow_mv", 0.0) + self.flow.uv_weight * errors.get("flow_uv", 0.0)
                 found[task] = errors | {"loss": loss}
         return found
 
-    def predict(
+    def predict_flow(
         self,
         mv: Float[Tensor, "b c views h w"],
         uv: Float[Tensor, "b c 1 uv_h uv_w"] | None,
@@ -179,12 +188,10 @@ class TextureModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer is told, and log the norm of the gradients before."""
-        parameters = [p for p in trained_parameters(self).values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        self.log("gradient_norm", whole)
+        norm = gradient_norm(self) if self.gradient_norm is None else self.gradient_norm
+        self.log("gradient_norm", norm)
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+            torch.nn.utils.clip_grads_with_norm_(trained_parameters(self).values(), gradient_clip_val, norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -194,11 +201,12 @@ class TextureModule(lightning.LightningModule):
             shard(self.model, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
-        """Let the first batch correct Lightning's count of batches."""
-        self._counts_anew = True
+        """Refuse epochs that end within a step, and let the first batch correct Lightning's counts."""
+        check_epochs(self.trainer)
+        self._counts_anew, self.gradient_norm = True, None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Correct the count of batches after a resume."""
+        """Correct the counts of batches and epochs after a resume."""
         if self._counts_anew:
             count_batches_anew(self.trainer)
             self._counts_anew = False

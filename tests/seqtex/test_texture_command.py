@@ -28,6 +28,7 @@ from schemas.sample import TextureSample
 from seqtex.cli.main import main
 from seqtex.cli.texture import weights_dtype
 from seqtex.texturing import prepare_mesh, read_image, texture, texture_meshes
+from tests.pipeline.executor.test_kept_materials import everything
 from tests.support.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint
 from training.diffusion.encoders import NullTextEncoder
 from training.diffusion.sampler import SamplerConfig
@@ -88,6 +89,29 @@ def test_every_kind_of_condition_gives_another_texture_and_the_views(meshes, che
     assert np.abs(given - (30, 30, 200)).max() <= 2, "a given view comes back"
     different = [(a, b) for a in textures for b in textures if a < b and (textures[a] != textures[b]).any()]
     assert len(different) == 10
+
+
+def test_a_scan_that_stands_on_its_z_axis_is_textured_upright(meshes, checkpoint, pictures, tmp_path):
+    """The same mesh once with Y up and once with Z up: with `--up_axis z` both give one result."""
+    mesh = load_mesh(Path(meshes[0].uri))
+    assert isinstance(mesh, TexturedMesh)
+    x, y, z = mesh.vertices.T.astype(float)
+    faces = "".join(f"f {a + 1} {b + 1} {c + 1}\n" for a, b, c in mesh.faces)
+    for name, points in {"y": (x, y, z), "z": (x, -z, y)}.items():
+        vertices = "".join("v {:.9g} {:.9g} {:.9g}\n".format(*point) for point in zip(*points, strict=True))
+        (tmp_path / f"{name}.obj").write_text(vertices + faces)
+
+    def textured(name: str, *options: str) -> tuple[np.ndarray, np.ndarray]:
+        out = tmp_path / f"{name}{len(options)}.glb"
+        given = ["--images", str(pictures), "--checkpoint", str(checkpoint), "--out", str(out), "--steps", "2"]
+        assert main(["texture", str(tmp_path / f"{name}.obj"), *given, *options]) == 0
+        found = load_mesh(out)
+        assert isinstance(found, TexturedMesh)
+        return found.vertices, texture_of(out)
+
+    upright, lying, right = textured("y"), textured("z"), textured("z", "--up_axis", "z")
+    assert np.allclose(right[0], upright[0], atol=1e-5) and np.array_equal(right[1], upright[1])
+    assert not np.allclose(np.ptp(lying[0], axis=0), np.ptp(upright[0], axis=0), atol=1e-3)
 
 
 def test_solver_seed_steps_and_uv_resolution_count(meshes, checkpoint, pictures, tmp_path):
@@ -312,3 +336,18 @@ def test_photos_stand_upright_as_their_exif_orientation_says(form, orientation, 
     turned = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.T,
               6: np.rot90(pixels, -1), 7: np.rot90(pixels.T, 2), 8: np.rot90(pixels)}[orientation]  # fmt: skip
     np.testing.assert_allclose(read_image(path)[..., 0].astype(int), turned, atol=6)
+
+
+def test_other_maps_of_the_mesh_are_kept_and_a_lost_one_is_named(checkpoint, tmp_path, capsys):
+    builder, files = everything()
+    builder.tree["textures"][2]["source"] = builder.image(b"\x89PNG\r\n\x1a\n damaged")
+    (tmp_path / "asset.glb").write_bytes(builder.glb())
+    assert command(checkpoint, tmp_path / "asset.glb", "--out", tmp_path / "out.glb", "--prompt", "x") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (warning,) = [event["detail"] for event in events if event["event"] == "warning"]
+    assert "asset.glb: skipped in out.glb: images[5]" in warning
+    written = (tmp_path / "out.glb").read_bytes()
+    assert [file in written for file in files] == [True, False, True, True]
+    found = load_mesh(tmp_path / "out.glb", materials=True)
+    assert isinstance(found, TexturedMesh) and found.layers is not None
+    assert found.layers.metallic_roughness.textures[0] is not None and found.layers.emissive_strength == 3.0

@@ -4,7 +4,7 @@ A sample's frames are its V views followed by the UV map (V + 1 frames, UV last)
 condition frame sits at `CONDITION_SIGMA`, a generated frame at the level drawn for its sample, and a frame that is
 unused (the UV map of some tasks, a given view that is dropped) is pure noise."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -73,6 +73,11 @@ class FramePlan:
     """The frames that enter the loss."""
     sigma: Float[Tensor, "batch frames"]
 
+    def to(self, device: torch.device) -> "FramePlan":
+        """Move the plan to a device, without waiting for it."""
+        tensors = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        return FramePlan(**tensors)
+
     @property
     def timestep(self) -> Float[Tensor, "batch frames"]:
         """In [0, 1000]."""
@@ -110,7 +115,9 @@ OFFICIAL_TASKS = TaskConfig(textured={"img2tex": 1.0}, mv_only={"geo2mv": 1.0})
 
 
 def draw_task(cfg: TaskConfig, regime: Regime, seed: int, batch_number: int) -> Task:
-    """Draw the task of a global batch: every rank draws the same."""
+    """Draw the task of a global batch: every rank draws the same. Its number is the first of the generator that seeds
+    chunk `batch_number` of `Schedule`: the task of batch 0 alone goes with a regime that it meets. It stays so, as a
+    run that resumes must draw what it drew."""
     weights = cfg.weights(regime)
     shares = np.array(list(weights.values()), dtype=np.float64)
     draw = np.random.default_rng((seed, batch_number)).choice(len(shares), p=shares / shares.sum())
