@@ -29,6 +29,7 @@ from training.loop.checkpoints import (
     JITTER,
     AtomicCheckpointIO,
     Card,
+    ShardedCheckpointIO,
     latent_statistics,
     newest_state,
     read_card,
@@ -37,7 +38,15 @@ from training.loop.loggers import Curves
 from training.loop.run_directory import RunLock
 from training.loop.signals import Diverged, FiniteGuard, StopSignals
 from training.loop.snapshots import Finish, Snapshots
-from training.loop.strategies import Choice, check_run, choose, make_strategy, memory_of, own_device
+from training.loop.strategies import (
+    Choice,
+    check_run,
+    choose,
+    is_first_process,
+    make_strategy,
+    memory_of,
+    own_device,
+)
 from training.loop.throughput import Meter, Work
 from training.loop.validation import Pictures, Validation
 from training.model.init import with_architecture
@@ -127,7 +136,8 @@ def train_as_planned(
 ) -> TrainResult:
     cfg, device = plan.cfg, own_device(plan.cfg.run.accelerator)
     shown = validation if cfg.validation.every else None
-    module = make_module(cfg, device, shows=shown is not None)
+    empty = plan.strategy.name == "fsdp" and not is_first_process()
+    module = make_module(cfg, device, shows=shown is not None, empty=empty)
     data = TextureDataModule(cfg.data)
     clock = Clock(cfg.run.max_steps, cfg.run.max_seconds, cfg.run.pause_seconds)
     module.progress = clock.progress
@@ -146,7 +156,8 @@ def train_as_planned(
         guard = FiniteGuard(cfg.optimizer.skip_budget)
         callbacks = [lock, clock, average, guard, signals, curves, *threads, loss_log, finish, *snapshots, states,
                      *pictures, meter]  # fmt: skip
-        trainer = make_trainer(cfg, make_strategy(plan.strategy.name, device, cfg.run.ranks), callbacks)
+        strategy = make_strategy(plan.strategy.name, device, cfg.run.ranks, cfg.run.shard_size)
+        trainer = make_trainer(cfg, strategy, callbacks)
         if trainer.is_global_zero:
             lock.take()
         state = states.newest()
@@ -189,13 +200,14 @@ def check_finished(checkpoint: Path, trainer: lightning.Trainer) -> None:
         )
 
 
-def make_module(cfg: TrainConfig, device: torch.device, shows: bool) -> TextureModule:
+def make_module(cfg: TrainConfig, device: torch.device, shows: bool, empty: bool = False) -> TextureModule:
     """Make the module of a run on its device. shows: samples are textured on the way, whose captions must be encoded.
+    empty: without weights, which come from rank 0.
 
     Raises:
         UserError: features of captions do not fit the model, or stored latents the run.
     """
-    module = TextureModule.of(cfg)
+    module = TextureModule.of(cfg, empty=empty)
     module.codec.to(device)
     with_latents = open_datasets(cfg.data) if cfg.data.latents else []
     stored = stored_text(with_latents, module.codec, cfg.latents.text_encoder)
@@ -241,7 +253,7 @@ def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning
         accumulate_grad_batches=cfg.run.accumulate_grad_batches,
         gradient_clip_val=cfg.optimizer.gradient_clip,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[ShardedCheckpointIO() if cfg.run.state_format == "sharded" else AtomicCheckpointIO()],
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,

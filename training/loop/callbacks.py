@@ -14,9 +14,10 @@ from torch import Tensor
 from schemas.errors import UserError
 from schemas.storage import write_file
 from training.arithmetic import StepCallback, is_step_end
-from training.loop.checkpoints import newest_state, sum_path, trainer_states
+from training.loop.checkpoints import newest_state, trainer_states
+from training.loop.sharded_states import sum_path
 from training.loop.throughput import Meter
-from training.model.fsdp import gathered, local, part_of_whole
+from training.model.fsdp import as_shards, gathered, local, part_of_whole
 from training.model.optimizers import trained_parameters
 
 
@@ -82,8 +83,11 @@ class AveragedWeights(StepCallback):
         self._narrow: dict[str, Tensor] = {}
         """Trained weights of another dtype than the average, while the average is in their place."""
         self._swapped = ExitStack()
+        self._keeps_shards = False
+        """Whether the trainer's strategy saves each rank's part by itself."""
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._keeps_shards = getattr(trainer.strategy, "keeps_shards", False)
         if stage == "fit":
             self._average = {}
 
@@ -123,7 +127,8 @@ class AveragedWeights(StepCallback):
         self._swapped.close()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return gathered(self._average, self._parameters)
+        shards = as_shards(self._average, self._parameters)
+        return shards if self._keeps_shards else gathered(shards)
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         self._restored = dict(state_dict)
@@ -245,9 +250,21 @@ class SavedStates(StepCallback):
         if is_last or trainer.global_step % self.every_steps == 0:
             self._save(trainer)
 
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        trainer.strategy.checkpoint_io.teardown()
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io.teardown()  # a state may be on its way in the background
+        self._delete_others(trainer)
+
     def _save(self, trainer: lightning.Trainer) -> None:
         self.meter.exclude()
         trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
+        self._delete_others(trainer)
+
+    def _delete_others(self, trainer: lightning.Trainer) -> None:
         if trainer.is_global_zero:
             for path in trainer_states(self.directory)[: -self.keep]:
                 trainer.strategy.checkpoint_io.remove_checkpoint(path)
