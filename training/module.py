@@ -16,7 +16,8 @@ from schemas.sample import TextureSample
 from training.arithmetic import count_batches_anew
 from training.config import LatentConfig, TrainConfig, as_json
 from training.data.batch import Batch, LatentBatch, encode_batch
-from training.data.datamodule import HeldOutSample, TextureDataModule
+from training.data.datamodule import TextureDataModule
+from training.data.held_out import HeldOutSample
 from training.diffusion.encoders import TextEncoder, check_channels, make_codec, make_text_encoder
 from training.diffusion.flow import FlowConfig
 from training.diffusion.latents import Extras
@@ -119,8 +120,9 @@ class TextureModule(lightning.LightningModule):
     def _log_held_out(self, held_out: HeldOutSample, stage: str) -> None:
         for task, losses in self.held_out_losses(held_out.sample, held_out.place).items():
             named = {f"{stage}/{name}/task {task}": value for name, value in losses.items() if name != "loss"}
-            self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=1)
-            self.log(f"{stage}/loss", losses["loss"], on_epoch=True, sync_dist=True, batch_size=1, prog_bar=True)
+            self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=held_out.weight)
+            weight = held_out.weight
+            self.log(f"{stage}/loss", losses["loss"], on_epoch=True, sync_dist=True, batch_size=weight, prog_bar=True)
 
     def held_out_losses(self, sample: TextureSample, place: int) -> dict[str, dict[str, float]]:
         """Measure a sample that is not trained on, at fixed noise levels. place: its number, which seeds the noise.

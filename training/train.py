@@ -23,7 +23,7 @@ from training.cost import Cost, estimate
 from training.data.datamodule import TextureDataModule
 from training.data.mixture import ImageSizes, image_sizes, leading_dataset, open_datasets, stored_text
 from training.diffusion.encoders import LatentCodec, check_channels, codec_layout
-from training.loop.callbacks import AveragedWeights, Clock, LossLog, SavedStates, read_losses
+from training.loop.callbacks import AveragedWeights, Clock, LossLog, OlderState, SavedStates, read_losses
 from training.loop.checkpoints import (
     CARD,
     JITTER,
@@ -152,7 +152,8 @@ def train_as_planned(
     snapshots = [Snapshots(cfg.run, card, average, shown, curves, meter)] if cfg.run.weights_every else []
     threads = [ThreadChoice(cfg.run.directory)] if cfg.run.threads == 0 else []
     pictures = [Pictures(cfg, shown, average, curves, meter)] if shown is not None else []
-    for rollbacks in range(MAX_ROLLBACKS + 1):
+    rollbacks = 0
+    while True:
         guard = FiniteGuard(cfg.optimizer.skip_budget)
         callbacks = [lock, clock, average, guard, signals, curves, *threads, loss_log, finish, *snapshots, states,
                      *pictures, meter]  # fmt: skip
@@ -168,9 +169,12 @@ def train_as_planned(
             if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning makes an exit with 1
                 raise KeyboardInterrupt from end
             raise
+        except OlderState:
+            continue
         except Diverged:
             if rollbacks == MAX_ROLLBACKS or newest_state(states.directory) is None:
                 raise
+            rollbacks += 1
             data.skip_failed()
     if trainer.is_global_zero:  # alone, so that the exit code is that of one process
         signals.check(trainer)

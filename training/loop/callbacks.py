@@ -14,8 +14,9 @@ from torch import Tensor
 from schemas.errors import UserError
 from schemas.storage import write_file
 from training.arithmetic import StepCallback, is_step_end
-from training.loop.checkpoints import newest_state, trainer_states
+from training.loop.checkpoints import is_complete, newest_state, trainer_states, verified
 from training.loop.sharded_states import sum_path
+from training.loop.strategies import is_first_process
 from training.loop.throughput import Meter
 from training.model.fsdp import as_shards, gathered, local, part_of_whole
 from training.model.optimizers import trained_parameters
@@ -222,6 +223,10 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+class OlderState(Exception):
+    """Rank 0 found the newest state damaged, and all ranks are to go on from an older one."""
+
+
 class SavedStates(StepCallback):
     """A trainer state every so many steps and at the end; the newest `keep` are kept."""
 
@@ -230,20 +235,33 @@ class SavedStates(StepCallback):
         self.directory = directory
         self.every_steps = every_steps
         self.keep = keep
-        self._found = ""
+        self._found: Path | None = None
+        self._is_agreed = False
 
     def newest(self) -> Path | None:
-        """The newest state that verifies, from which the run goes on; `setup` asks whether all ranks have the same."""
-        path = newest_state(self.directory)
-        self._found = sum_path(path).read_text() if path else "none"
-        return path
+        """The newest state that verifies, from which the run goes on. Rank 0 alone reads states for that, as large as
+        they are; the others take the newest that is complete, and `setup` asks whether it is the same one."""
+        if not self._is_agreed:
+            is_good = verified if is_first_process() else is_complete
+            self._found = newest_state(self.directory, is_good)
+        self._is_agreed = False  # a run that goes back looks again
+        return self._found
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if not trainer.strategy.reduce_boolean_decision(self._found == trainer.strategy.broadcast(self._found)):
+        def sum_of(path: Path | None) -> str:
+            return sum_path(path).read_text() if path and is_complete(path) else "none"
+
+        own = self._found
+        name, text = trainer.strategy.broadcast((own.name if own else None, sum_of(own)))
+        self._found = self.directory / name if name else None
+        if not trainer.strategy.reduce_boolean_decision(sum_of(self._found) == text):
             raise UserError(
                 f"{self.directory}: the processes of this run do not find the same trainer states there; give a "
                 "run.directory that all of them see, or start again"
             )
+        if not trainer.strategy.reduce_boolean_decision(self._found == own):
+            self._is_agreed = True
+            raise OlderState
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps

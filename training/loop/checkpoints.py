@@ -7,7 +7,7 @@ checkpoint is a model directory in the released layout plus `seqtex.json`, in it
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -125,9 +125,14 @@ class ShardedCheckpointIO(AtomicCheckpointIO):
         self.wait()
 
 
+def is_complete(path: Path) -> bool:
+    """Return whether a trainer state was written to its end, of which this reads no more than names."""
+    return path.exists() and sum_path(path).is_file()
+
+
 def verified(path: Path) -> bool:
     """Return whether a trainer state is there, whole, and as it was saved."""
-    if not path.exists() or not sum_path(path).is_file():
+    if not is_complete(path):
         return False
     return sums_match(path) if path.is_dir() else sum_path(path).read_text().split()[:1] == [file_sha256(path)]
 
@@ -137,9 +142,10 @@ def trainer_states(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*.ckpt"))
 
 
-def newest_state(directory: Path) -> Path | None:
-    """The newest trainer state that verifies."""
-    return next((path for path in reversed(trainer_states(directory)) if verified(path)), None)
+def newest_state(directory: Path, is_good: Callable[[Path], bool] | None = None) -> Path | None:
+    """The newest trainer state that verifies, or of which `is_good` returns so."""
+    is_good = is_good or verified
+    return next((path for path in reversed(trainer_states(directory)) if is_good(path)), None)
 
 
 JITTER = ("jitter_azimuth_deg", "jitter_elevation_deg", "jitter_fov_deg")
