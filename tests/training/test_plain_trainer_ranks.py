@@ -26,13 +26,20 @@ HELD_OUT = 3
 QUIET: dict[str, Any] = {"enable_model_summary": False, "enable_progress_bar": False, "logger": False}
 
 
+class Described(TextureModule):
+    """Every caption has two features."""
+
+    def encode_text(self, prompts: list[str]) -> torch.Tensor:
+        return torch.full((len(prompts), 2, self.model.config["text_dim"]), 0.5)
+
+
 def parts(dataset: Path) -> tuple[TextureModule, TextureDataModule]:
     cfg = minute_config(dataset, dataset)
-    # Lightning's shards resume once every weight has had a gradient: all batches make UV maps.
+    # Lightning's shards resume once every weight has had a gradient: all batches make UV maps and have text.
     cfg = replace(cfg, data=replace(cfg.data, batch_size=4, mv_only_ratio=0.0))
-    cfg = replace(cfg, tasks=replace(cfg.tasks, textured={"img2tex": 1.0}))
+    cfg = replace(cfg, tasks=replace(cfg.tasks, textured={"img2tex": 1.0}), flow=replace(cfg.flow, text_dropout=0.0))
     optimizer = replace(cfg.optimizer, muon_learning_rate=None, final_share=1.0, warmup_steps=2)
-    module = TextureModule.of(replace(cfg, optimizer=optimizer))
+    module = Described.of(replace(cfg, optimizer=optimizer))
     return module, TextureDataModule(cfg.data, held_out=dataset, held_out_samples=HELD_OUT)
 
 
