@@ -69,6 +69,11 @@ def croissant_json(
         "distribution": [*_files(sha256), *_shards(shards), LEDGER_FILES, *_fields(info, shards)],
         "recordSet": [*_samples(shards), _ledger()],
     }
+    return as_json(entries)
+
+
+def as_json(entries: Mapping[str, Any]) -> bytes:
+    """Return the text of a Croissant file."""
     return json.dumps(entries, indent=1, allow_nan=False).encode() + b"\n"
 
 

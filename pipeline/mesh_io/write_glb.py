@@ -38,12 +38,15 @@ class Primitive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """A rough, non-metallic material: a linear base colour times a texture, if it has one."""
+    """A material: a linear base colour times a texture, if it has one; rough and no metal unless it states more."""
 
     base_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
     image: UInt8[np.ndarray, "height width channels"] | bytes | None = None
     """The texture, sRGB: pixels, or the bytes of a PNG or JPEG file."""
+    metallic: float = 0.0
     roughness: float = 0.9
+    metallic_roughness: UInt8[np.ndarray, "height width 3"] | None = None
+    """Roughness in G, metallic in B, linear; it stands in place of the two factors."""
     double_sided: bool = False
     cut_out: bool = False
     """There is no surface where the texture's opacity is below one half."""
@@ -171,15 +174,19 @@ def _material(
     buffer: _Buffer, images: list[dict[str, Any]], slots: dict[int, int], material: Material
 ) -> dict[str, Any]:
     """The record of a material; `slots`: places of the images that are written already, by identity."""
-    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": material.roughness}
+    surface: dict[str, Any] = {"metallicFactor": material.metallic, "roughnessFactor": material.roughness}
+    if material.metallic_roughness is not None:
+        surface = {"metallicFactor": 1.0, "roughnessFactor": 1.0}
     surface["baseColorFactor"] = [*(round(float(c), 6) for c in material.base_color), 1.0]
-    if material.image is not None and id(material.image) not in slots:
-        file = material.image if isinstance(material.image, bytes) else png(material.image)
-        mime_type = "image/png" if file.startswith(b"\x89PNG") else "image/jpeg"
-        images.append({"bufferView": buffer.view(file), "mimeType": mime_type})
-        slots[id(material.image)] = len(images) - 1
-    if material.image is not None:
-        surface["baseColorTexture"] = {"index": slots[id(material.image)]}
+    textures = {"baseColorTexture": material.image, "metallicRoughnessTexture": material.metallic_roughness}
+    for name, image in textures.items():
+        if image is not None and id(image) not in slots:
+            file = image if isinstance(image, bytes) else png(image)
+            mime_type = "image/png" if file.startswith(b"\x89PNG") else "image/jpeg"
+            images.append({"bufferView": buffer.view(file), "mimeType": mime_type})
+            slots[id(image)] = len(images) - 1
+        if image is not None:
+            surface[name] = {"index": slots[id(image)]}
     record: dict[str, Any] = {"pbrMetallicRoughness": surface}
     record |= {"doubleSided": True} if material.double_sided else {}
     return record | ({"alphaMode": "MASK", "alphaCutoff": 0.5} if material.cut_out else {})

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -60,6 +61,16 @@ class Repository:
     @property
     def url(self) -> str:
         return f"{self._api.endpoint}/datasets/{self.repo}"
+
+    def published(self) -> date:
+        """Return the day (UTC) on which the repository was created: today, if there is none yet. Raises UserError where
+        the hub cannot be asked."""
+        with self._explained():
+            try:
+                found = self._api.dataset_info(self.repo).created_at
+            except RepositoryNotFoundError:
+                found = None
+        return (found or datetime.now(UTC)).date()
 
     def upload(self, files: Sequence[PublishedFile], private: bool, notify: Callable[[int, int], None]) -> Upload:
         """Make the repository hold `files`, and create it if there is none. notify: gets (files sent, files to send).

@@ -1,11 +1,14 @@
 """The files of a published dataset: those that its records name, its card with a contact sheet, and nothing else."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from pipeline.dataset.attribution import FILE as ATTRIBUTION
 from pipeline.dataset.croissant import FILES as RECORDS
+from pipeline.dataset.croissant import as_json
 from pipeline.publish.contact_sheet import contact_sheet
 from pipeline.publish.licences import LicenceReport, licence_report
 from pipeline.publish.local_paths import local_paths
@@ -57,20 +60,23 @@ def permitted(dataset: Path, include_restricted: bool, include_paths: bool) -> F
     return Findings(licences=licences, local_paths=paths)
 
 
-def published_files(dataset: Path, repo: str, folder: Path) -> list[PublishedFile]:
+def published_files(dataset: Path, repo: str, published: Callable[[], date], folder: Path) -> list[PublishedFile]:
     """List the files of a verified dataset in the order of their upload: shards, ledger, then the records of the whole,
-    its card last. The card of the repository and the contact sheet are written to `folder`.
+    its card last. The card of the repository, the Croissant metadata with the day of publication, and the contact sheet
+    are written to `folder`. published: asked for that day once every other file is there.
 
     Raises UserError where a file is missing."""
     parts = read_ledger(dataset)
     sheet = contact_sheet(dataset, parts)
     write_file(folder / CARD, published_card(_text(dataset / CARD), repo, sheet is not None).encode())
-    prepared = [CARD]
+    prepared = [CROISSANT, CARD]
     if sheet is not None:
         write_file(folder / CONTACT_SHEET, sheet)
-        prepared = [CONTACT_SHEET, CARD]
+        prepared = [CROISSANT, CONTACT_SHEET, CARD]
     files = list(_jobs_files(dataset, parts))
-    files += [_file(name, dataset / name) for name in (*RECORDS, CROISSANT)]
+    files += [_file(name, dataset / name) for name in RECORDS]
+    croissant = _text(dataset / CROISSANT)
+    write_file(folder / CROISSANT, published_croissant(croissant, published()))
     return files + [_file(name, folder / name) for name in prepared]
 
 
@@ -114,3 +120,9 @@ def published_card(card: str, repo: str, with_sheet: bool) -> str:
         title = next((number for number, line in enumerate(lines) if line.startswith("# ")), len(lines) - 1)
         lines[title + 1 : title + 1] = ["", f"![The first view of some samples]({CONTACT_SHEET})"]
     return "\n".join([*lines, "", *download]) + "\n"
+
+
+def published_croissant(croissant: str, published: date) -> bytes:
+    """Return a dataset's Croissant metadata with the day of its publication, which a build leaves out: equal datasets
+    have equal files."""
+    return as_json(json.loads(croissant) | {"datePublished": published.isoformat()})

@@ -64,7 +64,7 @@ def fetched(refs: Iterable[MeshRef], cfg: ObjaverseConfig) -> Iterator[Iterator[
 
 USAGE = (
     "folder:PATH or PATH (every .glb, .gltf and .obj below PATH; more with --blender.python), procedural:N (N made-up "
-    "assets), "
+    "assets) or procedural:N,materials (with metallic and roughness), "
     "objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or objaverse-xl:FILE (uids, "
     "sha256s or file identifiers, one a line), texverse:all, texverse:pbr or texverse:FILE (uids, one a line), which "
     "--select.* narrows down, "
@@ -132,8 +132,10 @@ def _local(spec: str, assets_dir: Path, blender: bool, max_bytes: int) -> Iterat
         if not path.is_dir():
             raise UsageError(f"source {spec!r}: {path} is not a folder; sources are {USAGE}")
         return folder(path, blender, max_bytes) if kind == "folder" else official(path, Layout(kind), max_bytes)
-    if kind == "procedural" and rest.isascii() and rest.isdigit() and int(rest) > 0:
-        return procedural(int(rest), assets_dir)
+    number, comma, option = rest.partition(",")
+    sound = number.isascii() and number.isdigit() and int(number) > 0 and option == ("materials" if comma else "")
+    if kind == "procedural" and sound:
+        return procedural(int(number), assets_dir, materials=bool(comma))
     raise UsageError(f"source {spec!r} is not understood; sources are {USAGE}")
 
 

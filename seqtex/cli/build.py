@@ -38,10 +38,10 @@ def build(source: str, out: Location, cfg: BuildConfig, work: WorkOptions) -> in
 
     Args:
         source: where the assets are: PATH or folder:PATH (every .glb, .gltf, .obj below), procedural:N (N generated
-            assets), objaverse:all, objaverse:lvis or objaverse:FILE (uids, one a line), objaverse-xl:all or
-            objaverse-xl:FILE (uids, sha256s or file identifiers, one a line), texverse:all, texverse:pbr or
-            texverse:FILE (uids, one a line), narrowed down by --select.*, seqtex-3d:PATH or seqtex-images:PATH
-            (SeqTex's own data layouts)
+            assets; procedural:N,materials: metallic and rough ones), objaverse:all, objaverse:lvis or objaverse:FILE
+            (uids, one a line), objaverse-xl:all or objaverse-xl:FILE (uids, sha256s or file identifiers, one a line),
+            texverse:all, texverse:pbr or texverse:FILE (uids, one a line), narrowed down by --select.*, seqtex-3d:PATH
+            or seqtex-images:PATH (SeqTex's own data layouts)
         out: folder of the dataset, or its URL in an object store (s3://bucket/forge, gs://bucket/forge)
     """
     cfg = usable(cfg, source)

@@ -107,7 +107,7 @@ def publish(
     if findings.local_paths:
         log_event("warning", detail=f"paths of this machine are published: {'; '.join(findings.local_paths)}")
     with tempfile.TemporaryDirectory(prefix="seqtex-") as folder, bar("publishing", None, "files") as update:
-        files = published_files(dataset, repo, Path(folder))
+        files = published_files(dataset, repo, repository.published, Path(folder))
         upload = repository.upload(files, private, lambda done, total: update(done, "", total=total))
     log_event("published", dataset=str(dataset), files=len(files), **asdict(upload))
     return 0

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlcroissant
 import pytest
 import yaml
 from PIL import Image
@@ -68,7 +69,7 @@ def events(text: str) -> dict[str, dict]:
 
 def sent_files(dataset: Path) -> dict[str, bytes]:
     """The files of a dataset that are published as they are."""
-    names = ["plan.parquet", "dataset.json", "index.json", "attribution.parquet", "croissant.json"]
+    names = ["plan.parquet", "dataset.json", "index.json", "attribution.parquet"]
     paths = [*(dataset / "shards").iterdir(), *(dataset / "ledger").iterdir(), *(dataset / name for name in names)]
     return {str(path.relative_to(dataset)): path.read_bytes() for path in paths}
 
@@ -94,7 +95,7 @@ def test_the_repository_has_the_bytes_of_the_dataset(dataset, hub, part_bytes, p
     assert {name: hashlib.sha256(stored[name]).hexdigest() for name in expected} == {
         name: hashlib.sha256(data).hexdigest() for name, data in expected.items()
     }
-    assert stored.keys() - expected.keys() == {".gitattributes", "README.md", "contact_sheet.webp"}
+    assert stored.keys() - expected.keys() == {".gitattributes", "README.md", "croissant.json", "contact_sheet.webp"}
     assert state(dataset) == before and not hub.repos[REPO].private
     assert len(hub.repos[REPO].commits) == 1 and hub.tokens == {TOKEN}
     text = capsys.readouterr()
@@ -110,6 +111,22 @@ def test_a_downloaded_copy_is_a_dataset(dataset, hub, tmp_path):
         path.write_bytes(data)
     assert verify(tmp_path / "copy") == []
     assert len(seqtex.Dataset(tmp_path / "copy")) == 6
+
+
+def test_published_croissant_validates_without_a_warning(dataset, hub, tmp_path, capsys):
+    """It has the day on which the repository was created, so that publishing again on another day sends nothing."""
+    assert publish(dataset, hub) == 0
+    hub.repos[REPO].created = "2026-11-02T23:59:59.000Z"
+    assert publish(dataset, hub) == 0
+    (tmp_path / "croissant.json").write_bytes(data := hub.repos[REPO].files["croissant.json"])
+    issues = mlcroissant.Dataset(jsonld=tmp_path / "croissant.json").metadata.ctx.issues
+    assert not issues.errors and not issues.warnings
+    entries = json.loads(data)
+    assert entries.pop("datePublished") == "2026-11-02"
+    assert entries == json.loads((dataset / "croissant.json").read_text())
+    capsys.readouterr()
+    assert publish(dataset, hub, "--log", "json") == 0
+    assert events(capsys.readouterr().out)["published"]["sent"] == 0
 
 
 def test_the_card_shows_the_samples(dataset, hub):
@@ -155,6 +172,7 @@ def test_nothing_else_is_uploaded(dataset, hub, tmp_path):
     assert hub.repos[REPO].files.keys() == sent_files(dataset).keys() | {
         ".gitattributes",
         "README.md",
+        "croissant.json",
         "contact_sheet.webp",
     }
     assert b"secret" not in b"".join(hub.repos[REPO].files.values())

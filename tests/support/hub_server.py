@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -26,6 +27,7 @@ class StoredRepo:
     """A repository: its files at the newest commit."""
 
     private: bool
+    created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.000Z}")
     files: dict[str, bytes] = field(default_factory=lambda: {".gitattributes": ATTRIBUTES})
     commits: list[str] = field(default_factory=list)
 
@@ -185,8 +187,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, name: str) -> tuple:
         repo = self.hub.repos[name]
-        return ({"id": name, "private": repo.private, "sha": f"{len(repo.commits):040x}", "tags": [],
-                 "siblings": [{"rfilename": path} for path in repo.files]},)  # fmt: skip
+        head = {"id": name, "private": repo.private, "createdAt": repo.created, "sha": f"{len(repo.commits):040x}"}
+        return (head | {"tags": [], "siblings": [{"rfilename": path} for path in repo.files]},)
 
     def _file(self, name: str, path: str) -> tuple:
         """Send a file of the newest commit."""

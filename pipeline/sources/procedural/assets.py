@@ -2,8 +2,8 @@
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from geometry.mesh import corner_vectors
 from pipeline.mesh_io.write_glb import Material, Primitive, encode_glb
 from pipeline.sources.procedural.atlas import Cell, Part, layout, paint, part
+from pipeline.sources.procedural.finishes import FINISHES, draw_finishes, finished
 from pipeline.sources.procedural.objects import BUILDERS, HARD_EDGED
 from pipeline.sources.procedural.patches import Detail, Patch, cells, faceted, rotation_z
 from pipeline.sources.procedural.patterns import Pattern, contrast, draw_pattern
@@ -86,6 +87,8 @@ class Design:
     offset: Float[np.ndarray, "3"]
     scale: float
     """Asset position = normalised position (turned to Y up) * scale + offset, then the node's transform."""
+    finishes: Mapping[str, str] = field(default_factory=dict)
+    """The finish of each colour by name; empty: everything is rough and no metal."""
 
 
 def _samples(
@@ -119,9 +122,9 @@ def _shape(noun: str, seed: Sequence[int], detail: float) -> list[Patch]:
     return normalised([p.turned(turn) for p in patches])
 
 
-def caption_of(noun: str, pattern: Pattern) -> str:
-    """Such as "a striped vase in teal and orange"."""
-    names = pattern.palette.names
+def caption_of(noun: str, pattern: Pattern, finishes: Mapping[str, str]) -> str:
+    """Such as "a striped vase in teal and orange", with finishes "in teal chrome and orange rubber"."""
+    names = [f"{color} {finishes[color]}" if finishes else color for color in pattern.palette.names]
     listed = " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
     article = "an" if pattern.word[0] in "aeiou" else "a"
     return f"{article} {pattern.word} {noun} in {listed}"
@@ -136,8 +139,8 @@ def _second(patches: Sequence[Patch], pattern: Pattern) -> Pattern:
     return pattern.swapped() if contrast(rgb, areas) >= 0.25 else pattern
 
 
-def design(seed: int, index: int, kind: Kind) -> Design:
-    """Draws an asset; a function of the arguments alone."""
+def design(seed: int, index: int, kind: Kind, *, materials: bool = False) -> Design:
+    """Draws an asset; a function of the arguments alone. `materials`: with finishes, shape and colours unchanged."""
     rng = np.random.default_rng([seed, index])
     key = (seed, index)
     nouns = list(BUILDERS)
@@ -159,7 +162,8 @@ def design(seed: int, index: int, kind: Kind) -> Design:
     if rng.random() < 0.5:
         node = {"translation": [round(float(v), 6) for v in offset], "scale": [round(scale, 6)] * 3}
         offset, scale = np.zeros(3), 1.0
-    caption = f"a plain grey {noun}" if kind is Kind.GREY else caption_of(noun, pattern)
+    finishes = draw_finishes(np.random.default_rng([*key, 2]), pattern.palette.names) if materials else {}
+    caption = f"a plain grey {noun}" if kind is Kind.GREY else caption_of(noun, pattern, finishes)
     return Design(
         noun=noun,
         kind=kind,
@@ -170,6 +174,7 @@ def design(seed: int, index: int, kind: Kind) -> Design:
         node=node,
         offset=offset * scale,
         scale=scale,
+        finishes=finishes,
     )
 
 
@@ -209,7 +214,16 @@ def _one_layout(design: Design) -> tuple[list[Primitive], list[Material]]:
     primitive = _merged(design, _parts(design.patches, arrangement), material=0, uv=True, colored=False)
     if design.kind is Kind.GREY:
         return [primitive], [Material(base_color=(0.5, 0.5, 0.5))]
-    return [primitive], [Material(image=paint(design.patches, arrangement, design.pattern, TEXTURE_SIZE))]
+    return [primitive], [_painted(design, design.patches, arrangement, design.pattern)]
+
+
+def _painted(design: Design, patches: Sequence[Patch], arrangement: Sequence[Cell], surface: Pattern) -> Material:
+    """A material with a texture of its colours, and one of its finishes if there are any."""
+    rough = finished(surface, design.finishes) if design.finishes else None
+    return Material(
+        image=paint(patches, arrangement, surface, TEXTURE_SIZE),
+        metallic_roughness=paint(patches, arrangement, rough, TEXTURE_SIZE) if rough else None,
+    )
 
 
 def _two_materials(design: Design) -> tuple[list[Primitive], list[Material]]:
@@ -225,16 +239,18 @@ def _two_materials(design: Design) -> tuple[list[Primitive], list[Material]]:
         surface = design.pattern if number == 0 else design.second_pattern
         parts = _parts(group, arrangement)
         primitives.append(_merged(design, parts, material=number, uv=True, colored=False))
-        materials.append(Material(image=paint(group, arrangement, surface, TEXTURE_SIZE)))
+        materials.append(_painted(design, group, arrangement, surface))
     return primitives, materials
 
 
 def _without_texture(design: Design) -> tuple[list[Primitive], list[Material]]:
     """Vertex colours; or faces grouped by the palette colour that is nearest at their centre."""
     parts = _parts(design.patches, layout(design.patches))
-    whole = _merged(design, parts, material=None, uv=False, colored=design.kind is not Kind.FLAT_COLORS)
-    if design.kind is not Kind.FLAT_COLORS:
-        return [whole], []
+    names, flat = design.pattern.palette.names, design.kind is Kind.FLAT_COLORS
+    number = 0 if design.finishes and not flat else None
+    whole = _merged(design, parts, material=number, uv=False, colored=not flat)
+    if not flat:
+        return [whole], [] if number is None else [_constant(design, names[0], np.ones(3))]
     centers, normals, _ = _samples(design.patches)
     palette = design.pattern.palette.rgb
     nearest = np.linalg.norm(design.pattern(centers, normals)[:, None] - palette, axis=2).argmin(axis=1)
@@ -249,9 +265,17 @@ def _without_texture(design: Design) -> tuple[list[Primitive], list[Material]]:
                 material=len(materials),
             )
         )
-        r, g, b = linear(palette[color])
-        materials.append(Material(base_color=(float(r), float(g), float(b))))
+        materials.append(_constant(design, names[color], linear(palette[color])))
     return primitives, materials
+
+
+def _constant(design: Design, name: str, color: Float[np.ndarray, "3"]) -> Material:
+    """A material of one linear colour, with the finish of the palette's colour `name` if there is one."""
+    base_color = (float(color[0]), float(color[1]), float(color[2]))
+    if not design.finishes:
+        return Material(base_color=base_color)
+    finish = FINISHES[design.finishes[name]]
+    return Material(base_color=base_color, metallic=finish.metallic, roughness=finish.roughness)
 
 
 def _broken(kind: Kind, primitives: list[Primitive], materials: list[Material], node: dict[str, Any]) -> bytes:
@@ -289,18 +313,21 @@ def asset_bytes(design: Design) -> bytes:
 ATTRIBUTION = Attribution(name="procedural", licence="CC0-1.0", attribution="SeqTex Forge procedural source")
 
 
-def procedural(count: int, directory: Path, seed: int = 0, *, clean: bool = False) -> Iterator[MeshRef]:
-    """`count` assets of all kinds (`kind_of`), one broken in ten; `clean`: only textured ones with good UVs.
+def procedural(
+    count: int, directory: Path, seed: int = 0, *, clean: bool = False, materials: bool = False
+) -> Iterator[MeshRef]:
+    """`count` assets of all kinds (`kind_of`), one broken in ten; `clean`: only textured ones with good UVs;
+    `materials`: metallic and roughness follow from position too, all else unchanged.
 
-    The bytes of an asset depend on (seed, index, clean) alone. A file that already holds them is left alone.
+    The bytes of an asset depend on (seed, index, clean, materials) alone. A file that already holds them is left alone.
     """
     if count < 0:
         raise ValueError(f"procedural source: count is {count}; give 0 or more")
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        plan = design(seed, index, Kind.TEXTURED if clean else kind_of(index))
-        uid = f"procedural-{'clean-' if clean else ''}{index:06d}"
+        plan = design(seed, index, Kind.TEXTURED if clean else kind_of(index), materials=materials)
+        uid = f"procedural-{'clean-' if clean else ''}{'materials-' if materials else ''}{index:06d}"
         data = asset_bytes(plan)
         path = directory / f"{uid}.glb"
         if not (path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data):

@@ -13,6 +13,10 @@ import trimesh
 from PIL import Image
 
 from geometry.raster_cpu import CpuRasterizer
+from pipeline.asset import process_asset
+from pipeline.config import BuildConfig
+from pipeline.render.uv_maps import BakeConfig
+from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
 from pipeline.sources.procedural.assets import (
     BROKEN,
@@ -24,9 +28,13 @@ from pipeline.sources.procedural.assets import (
     design,
     kind_of,
 )
+from pipeline.sources.procedural.finishes import FINISHES
 from pipeline.sources.procedural.objects import BUILDERS
 from pipeline.sources.procedural.patches import Detail, cells
 from pipeline.sources.procedural.patterns import COLORS, MIN_SEPARATION
+from pipeline.sources.registry import open_source
+from schemas.errors import UsageError
+from schemas.sample import TextureSample
 from training.diffusion.encoders import DctCodec
 
 SAMPLES = tuple(range(24))
@@ -308,6 +316,71 @@ def test_clean_assets_are_all_textured(tmp_path: Path) -> None:
     for ref in refs:
         (mesh,) = loaded(Path(ref.uri).read_bytes())
         assert texture_of(mesh).shape == (TEXTURE_SIZE, TEXTURE_SIZE, 3)
+
+
+def metallic_roughness_of(mesh: trimesh.Trimesh) -> np.ndarray:
+    """float [h, w, 3] in [0, 1]."""
+    return np.asarray(mesh.visual.material.metallicRoughnessTexture.convert("RGB")) / 255.0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in (*BROKEN, Kind.DENSE)])
+def test_finishes_change_nothing_else(kind: Kind) -> None:
+    """Shape, coordinates, base colours and the two materials' division are those of the asset without finishes."""
+    index = next(i for i in range(100) if kind_of(i) is kind)
+    plain, shiny = (loaded(asset_bytes(design(0, index, kind, materials=on))) for on in (False, True))
+    assert len(plain) == len(shiny)
+    for before, after in zip(plain, shiny, strict=True):
+        np.testing.assert_array_equal(before.triangles, after.triangles)
+        if before.visual.kind == "texture" and before.visual.uv is not None:
+            np.testing.assert_array_equal(before.visual.uv, after.visual.uv)
+        if getattr(before.visual, "material", None) and before.visual.material.baseColorTexture is not None:
+            np.testing.assert_array_equal(texture_of(before), texture_of(after))
+            assert before.visual.material.metallicRoughnessTexture is None
+            assert metallic_roughness_of(after)[..., 1].std() > 0.02
+
+
+def test_finishes_follow_position_as_colours_do() -> None:
+    """Through the file: each point's finish is that of its colour, where the colour is one of the palette's."""
+    metals = []
+    for index in SAMPLES:
+        plan = design(0, index, Kind.TEXTURED, materials=True)
+        (mesh,) = loaded(asset_bytes(plan))
+        color, found = texture_of(mesh), metallic_roughness_of(mesh)
+        assert not found[..., 0].any()
+        for name, rgb in zip(plan.pattern.palette.names, plan.pattern.palette.rgb, strict=True):
+            pure = np.abs(color - rgb).max(axis=2) < 0.003
+            expected = FINISHES[plan.finishes[name]]
+            np.testing.assert_allclose(found[pure][:, 1], expected.roughness, atol=0.02)
+            np.testing.assert_allclose(found[pure][:, 2], expected.metallic, atol=0.02)
+            assert f"{name} {plan.finishes[name]}" in plan.caption
+        metals.append(float(found[..., 2].mean()))
+    assert min(metals) < 0.1 and max(metals) > 0.9
+    assert sum(0.1 < share < 0.9 for share in metals) > 8
+
+
+def test_a_dataset_of_procedural_materials_holds_and_proves_them(tmp_path: Path) -> None:
+    """Metallic and roughness vary in the samples of `procedural:N,materials`, and the flat-coloured have constants."""
+    cfg = BuildConfig(materials=True, views=RenderConfig(resolution=64), uv=BakeConfig(resolution=128))
+    refs = list(open_source("procedural:15,materials", tmp_path))
+    assert refs[3].uid == "procedural-materials-000003"
+    processed = process_asset(refs[3], cfg)
+    assert isinstance(processed.result, TextureSample) and processed.result.uv is not None
+    measured = processed.measurements
+    assert measured.varied_materials == 1 and measured.constant_material_share == 0
+    assert measured.roughness_std is not None and measured.roughness_std > 0.05
+    assert measured.metallic_psnr is not None and measured.metallic_psnr > 25
+    assert kind_of(14) is Kind.FLAT_COLORS
+    flat = process_asset(refs[14], cfg)
+    assert flat.measurements.constant_material_share == 1
+    assert flat.measurements.roughness_std is not None and flat.measurements.roughness_std > 0.05
+
+
+@pytest.mark.parametrize(
+    "spec", ["procedural:3,", "procedural:3,metal", "procedural:,materials", "procedural:0,materials"]
+)
+def test_an_unknown_option_is_refused(tmp_path: Path, spec: str) -> None:
+    with pytest.raises(UsageError, match="procedural:N,materials"):
+        open_source(spec, tmp_path)
 
 
 def test_negative_count_is_refused(tmp_path: Path) -> None:
