@@ -7,6 +7,7 @@ checkpoint is a model directory in the released layout plus `seqtex.json`, in it
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -104,6 +105,7 @@ class ShardedCheckpointIO(AtomicCheckpointIO):
     while each rank writes its own part. The next save, and the end of training, wait for it. Every rank saves."""
 
     def __init__(self) -> None:
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # where one process is meant
         self._writer = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
         self._group: torch.distributed.ProcessGroup | None = None

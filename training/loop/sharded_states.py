@@ -5,6 +5,7 @@ tensors are on the meta device. `step-00000123.ckpt.sha256` beside it, written l
 it, or with other sums in it, the state does not count. Any number of ranks can read it, each rank its own part."""
 
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable
@@ -95,9 +96,8 @@ def write_state(plain: dict[str, Any], tensors: dict[str, Tensor], path: Path, g
             delete_state(left)
         temporary.mkdir(parents=True)
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that one process is one process
-            writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-            dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         reason = "; ".join(f"rank {rank}: {failure[0]!r}" for rank, failure in error.failures.items())
         raise UserError(
@@ -137,13 +137,14 @@ def read_state_folder(path: Path, layout: Layout = lambda place: None) -> dict[s
                                          dtype=tensor.dtype, device=None if is_like else "cpu")  # fmt: skip
         return places[place]
 
-    checkpoint = replaced(torch.load(path / PLAIN, map_location=None, weights_only=True), target)
     try:
+        checkpoint = replaced(torch.load(path / PLAIN, weights_only=True), target)
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             dcp.load(places, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     except CheckpointException as error:
-        (reason, *_) = error.failures.values()
-        raise UserError(
-            f"{path}: no trainer state ({reason[0]!r}); delete it, or give another run.directory"
-        ) from error
+        ((reason, _), *_) = error.failures.values()
+        raise UserError(f"{path}: no trainer state ({reason!r}); delete it, or give another run.directory") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        line = str(error).strip().partition("\n")[0]
+        raise UserError(f"{path}: no trainer state ({line}); delete it, or give another run.directory") from error
     return dict(checkpoint)

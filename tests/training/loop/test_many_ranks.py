@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -174,6 +175,8 @@ def assert_close(run: Path, other: Path, start: Path) -> None:
     assert (found - expected).norm() < 1e-3 * (expected - begin).norm()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_groups_of_shards_and_all_ranks_train_as_one_process_does(alone, together, start):
     """Two groups of two, then four; the state between them is in shards, and the newest one is damaged."""
     runs, _ = together
@@ -183,6 +186,8 @@ def test_groups_of_shards_and_all_ranks_train_as_one_process_does(alone, togethe
     assert verified(states / "step-00000006.ckpt") and (states / "step-00000006.ckpt").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_rank_0_alone_reads_the_weights_and_verifies_the_states(together):
     """Those of the other ranks' folder are not there."""
     runs, ranks = together
@@ -190,6 +195,8 @@ def test_rank_0_alone_reads_the_weights_and_verifies_the_states(together):
     assert [rank["hashed"] for rank in ranks] == [["step-00000004.ckpt", "step-00000002.ckpt"], [], [], []]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_blocks_are_gathered_in_bfloat16_where_they_are_computed_in_it(alone, together):
     runs, ranks = together
     for rank in ranks:
@@ -201,6 +208,8 @@ def test_blocks_are_gathered_in_bfloat16_where_they_are_computed_in_it(alone, to
     assert {tensor.dtype for tensor in saved["state_dict"].values()} == {torch.float32}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_killed_while_it_saves_goes_on_from_the_state_before(alone, together, dataset, start):
     """On one process, in one file, from what four wrote."""
     runs, _ = together
@@ -281,6 +290,13 @@ def test_a_state_in_shards_that_is_not_as_written_does_not_count(tmp_path):
     damage(new)
     with pytest.raises(UserError, match=r"step-00000002.ckpt: damaged"):
         read_state(new)
+    restored()
+    next(new.glob("*.safetensors")).write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"step-00000002.ckpt: no trainer state"):
+        io.load_checkpoint(new)
+    (new / "trainer.pt").write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(UserError, match=r"step-00000002.ckpt: no trainer state"):
+        io.load_checkpoint(new)
 
 
 def test_a_disk_that_is_full_is_named(tmp_path, monkeypatch):
