@@ -265,7 +265,8 @@ class Counting(TextureModule):
 
 def test_a_checkpoint_holds_buffers_and_weights_that_were_frozen_later(dataset: Path, tmp_path: Path) -> None:
     cfg = small_config(dataset, tmp_path)
-    module = Counting.of(replace(cfg, optimizer=replace(cfg.optimizer, warmup_steps=0)))
+    cfg = replace(cfg, optimizer=replace(cfg.optimizer, warmup_steps=0))
+    module = Counting.of(cfg)
     saves = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=4)
     trainer = lightning.Trainer(max_steps=4, callbacks=[saves], logger=False, limit_val_batches=0, **QUIET)
     trainer.fit(module, TextureDataModule(cfg.data))
@@ -274,8 +275,10 @@ def test_a_checkpoint_holds_buffers_and_weights_that_were_frozen_later(dataset: 
     assert torch.equal(loaded.batches, torch.full((2,), 4.0))
     assert same(dict(loaded.state_dict()), dict(module.state_dict()))
     again = lightning.Trainer(max_steps=5, callbacks=[saves], logger=False, limit_val_batches=0, **QUIET)
-    again.fit(module, TextureDataModule(cfg.data), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    assert torch.equal(module.batches, torch.full((2,), 5.0))
+    resumed = Counting.of(cfg)
+    again.fit(resumed, TextureDataModule(cfg.data), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert torch.equal(resumed.batches, torch.full((2,), 5.0))
+    assert torch.equal(resumed.model.proj_out.weight, module.model.proj_out.weight), "frozen"
 
 
 def test_the_first_rate_after_a_resume_counts_the_time_before() -> None:

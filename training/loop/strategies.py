@@ -149,7 +149,7 @@ class Sharded(ModelParallelStrategy):
 
     @property
     def keeps_shards(self) -> bool:
-        """Whether each rank writes its own part of a state."""
+        """True if each rank writes its own part of a state."""
         return isinstance(self.checkpoint_io, ShardedCheckpointIO)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def as_shards(parts: Mapping[str, Tensor], likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose parts on this rank, by the layout of `likes`, these are. Shares memory."""
+    """The tensors of which this rank holds these parts, in the layout of `likes`. Shares memory."""
     return {
         name: DTensor.from_local(
             part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
@@ -58,7 +58,7 @@ def as_shards(parts: Mapping[str, Tensor], likes: Mapping[str, Tensor]) -> dict[
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors: as they are where nothing is sharded, else on rank 0 in its memory, and none on the others."""
+    """Assembles whole tensors: those that are sharded on rank 0 in its memory, and none of them on the others."""
     full = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, DTensor):
