@@ -118,11 +118,11 @@ class TextureModule(lightning.LightningModule):
         self._log_held_out(batch, "test")
 
     def _log_held_out(self, held_out: HeldOutSample, stage: str) -> None:
+        options: Any = {"on_epoch": True, "sync_dist": True, "batch_size": held_out.weight}
         for task, losses in self.held_out_losses(held_out.sample, held_out.place).items():
             named = {f"{stage}/{name}/task {task}": value for name, value in losses.items() if name != "loss"}
-            self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=held_out.weight)
-            weight = held_out.weight
-            self.log(f"{stage}/loss", losses["loss"], on_epoch=True, sync_dist=True, batch_size=weight, prog_bar=True)
+            self.log_dict(named, **options)
+            self.log(f"{stage}/loss", losses["loss"], prog_bar=True, **options)
 
     def held_out_losses(self, sample: TextureSample, place: int) -> dict[str, dict[str, float]]:
         """Measure a sample that is not trained on, at fixed noise levels. place: its number, which seeds the noise.

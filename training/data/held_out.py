@@ -15,7 +15,8 @@ class HeldOutSample:
     """A stored sample that is validated on, and its number. (No dataclass: Lightning would look for tensors in it.)"""
 
     def __init__(self, place: int, sample: TextureSample, weight: int = 1) -> None:
-        """weight: in the means over all samples; 0 for one that another rank counts."""
+        """weight: in the means over all samples; 0 for one that another rank counts. (Else the number of ranks:
+        Lightning rounds the mean weight of all ranks down to a whole number.)"""
         self.place = place
         self.sample = sample
         self.weight = weight
@@ -37,7 +38,7 @@ class HeldOut:
             for place in range(rank, math.ceil(len(of_regime) / ranks) * ranks, ranks):
                 again = place >= len(of_regime)
                 place %= len(of_regime)
-                self.samples.append(HeldOutSample(found + place, of_regime[place], weight=0 if again else 1))
+                self.samples.append(HeldOutSample(found + place, of_regime[place], weight=0 if again else ranks))
             found += len(of_regime)
         if not self.samples:
             raise UserError(f"{location}: no readable sample to validate on; name another dataset as held_out")
