@@ -37,7 +37,7 @@ from training.loop.callbacks import read_losses
 from training.loop.throughput import peak_flops
 from training.model.optimizers import OptimizerConfig, make_optimizer
 from training.model.seqtex import Checkpointing
-from training.model.weights import save_model, trainable_parameters
+from training.model.weights import mark_trained, save_model
 
 SMALL: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 48, "ffn_dim": 64,
                          "lora_rank": 4, "text_dim": 32, "freq_dim": 32}  # fmt: skip
@@ -104,7 +104,7 @@ def measure_model(setting: Setting) -> dict[str, Any]:
     model = build(case.model, device).train()
     if not setting.small:
         model.compile_repeated_blocks()
-    optimizer = make_optimizer(OptimizerConfig(), trainable_parameters(model, case.model.trained))
+    optimizer = make_optimizer(OptimizerConfig(), mark_trained(model, case.model.trained))
     mv, uv, timestep, text = inputs(case, device)
     shapes: list[tuple[Checkpointing, str, torch.Tensor | None]] = [(p, "img2tex", uv) for p in get_args(Checkpointing)]
     for policy, task, uv_input in [*shapes, ("full", "geo2mv, UV run", uv), ("full", "geo2mv", None)]:

@@ -45,7 +45,7 @@ def plain(dataset: Path, latents: bool) -> Iterator[int]:
     folder = "shards"
     if latents:
         header, _ = find_latents(LocalFiles(dataset), codec_header(DctCodec()), [])
-        folder, decoder = header.folder, LatentDecoder(header, None, with_variance=False, with_hint=False)
+        folder, decoder = header.folder, LatentDecoder(header, None, with_variance=False)
     urls = [str(dataset / folder / shard.name) for shard in shards]
     samples = wds.WebDataset(urls, shardshuffle=False, empty_check=False).repeat()
     fields = ({name: value for name, value in each.items() if not name.startswith("__")} for each in samples)

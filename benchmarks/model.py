@@ -21,7 +21,7 @@ from training.cost import count_tokens
 from training.data.mixture import ImageSizes
 from training.model.init import ModelConfig
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import trainable_parameters
+from training.model.weights import mark_trained
 
 FULL = PRESETS["full"].model
 
@@ -70,7 +70,7 @@ def build(cfg: ModelConfig, device: str = "cpu") -> SeqTexTransformer3DModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    trainable_parameters(model, cfg.trained)
+    mark_trained(model, cfg.trained)
     return model
 
 

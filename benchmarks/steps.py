@@ -33,7 +33,8 @@ def random_latents(samples: int, frames: int, side: int) -> BranchLatents:
     def part(channels: int) -> torch.Tensor:
         return torch.randn(samples, channels, frames, side // CELL, side // CELL)
 
-    return BranchLatents(rgb=part(CHANNELS), geometry=part(2 * CHANNELS), points=part(4), hint=part(CHANNELS + 1))
+    hint = {"hint": part(CHANNELS + 1)}
+    return BranchLatents(rgb=part(CHANNELS), geometry=part(2 * CHANNELS), points=part(4), conditions=hint)
 
 
 def batch_of(name: str, text_dim: int) -> LatentBatch:

@@ -7,7 +7,6 @@ one in float32; without, it falls to a plain loop, and a training step takes two
 import json
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,36 +20,7 @@ import torch
 
 from schemas.errors import UsageError
 from schemas.storage import write_file
-
-
-def is_step_end(trainer: lightning.Trainer) -> bool:
-    """Return whether the current batch completes an optimiser step."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
-
-
-def count_batches_anew(trainer: lightning.Trainer) -> None:
-    """To be called as the first batch starts. Lightning steps when the batches that it counts fill a step; after a
-    resume it counts one too many, or counts by the `run.accumulate_grad_batches` of an earlier run."""
-    current = trainer.fit_loop.epoch_loop.batch_progress.current
-    done = trainer.global_step * trainer.accumulate_grad_batches
-    current.reset()
-    current.increment_by(done)
-    current.ready = done + 1
-
-
-class StepCallback(lightning.Callback, ABC):
-    """A callback that acts after optimiser steps alone."""
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if is_step_end(trainer):
-            self.on_step(trainer, pl_module, batch)
-
-    @abstractmethod
-    def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        """After an optimiser step, which `batch` completed."""
-
+from training.steps import StepCallback
 
 log = logging.getLogger(__name__)
 

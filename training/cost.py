@@ -17,9 +17,9 @@ from training.diffusion.encoders import codec_layout
 from training.diffusion.tasks import TASKS
 from training.model.backbones.backbone import PATCH
 from training.model.init import ModelConfig
-from training.model.optimizers import part_of
+from training.model.optimizers import is_block_matrix, part_of
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import trainable_parameters
+from training.model.weights import mark_trained
 
 TEXT_TOKENS = {"none": 1, "umt5": 512}
 TEXT_PARAMETERS = {"none": 0, "umt5": 5_680_910_336}
@@ -158,6 +158,7 @@ def outer_products(cfg: ModelConfig, tokens: Tokens) -> list[Product]:
         linear(n + m, patch, dim, everything, False),
         linear(2 * with_geometry, patch, dim, True, False),
         linear((n + m) * cfg.view_hint, patch + PATCH**2, dim, True, False),
+        *(linear(n + m, size * PATCH**2, dim, True, False) for size in (cfg.condition_channels or {}).values() if size),
         linear(tokens.frames, cfg.freq_dim, dim, everything, False),
         linear(tokens.frames, dim, dim, everything, everything),
         linear(tokens.frames, dim, 6 * dim, everything, everything),
@@ -230,7 +231,7 @@ def activation_bytes(cfg: ModelConfig, tokens: Tokens, compute_bytes: int) -> in
 def count_parameters(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
     """Parameters and those that train, by part of the model."""
     model = SeqTexTransformer3DModel.empty(cfg.architecture())
-    trained = trainable_parameters(model, cfg.trained)
+    trained = mark_trained(model, cfg.trained)
     counts = dict.fromkeys(("view branch", "LoRA", "UV branch", "geometry", "embeddings and output"), (0, 0))
     for name, parameter in model.named_parameters():
         part = part_of(name)
@@ -304,14 +305,14 @@ def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
     names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
     by_task = {name: count_tokens(sizes, text, TASKS[name].needs_uv, layout.token) for name in names}
     flops = {name: count_flops(cfg.model, counted) for name, counted in by_task.items()}
-    parameters = count_parameters(cfg.model)
+    parameters, state = count_parameters(cfg.model), optimizer_bytes(cfg)
     return Cost(
         sizes=sizes,
         parameters=parameters,
         tokens=tokens,
         flops=flops,
         memory={
-            policy: _memory(cfg, parameters, tokens, policy, layout.parameters)
+            policy: _memory(cfg, parameters, tokens, policy, layout.parameters, state)
             for policy in ("none", "selective", "full")
         },
         batch_per_gpu=-(-cfg.data.batch_size // (cfg.run.ranks * cfg.run.accumulate_grad_batches)),
@@ -329,12 +330,21 @@ def mean_flops(cfg: TrainConfig, flops: dict[str, Flops]) -> float:
     return mean
 
 
+def optimizer_bytes(cfg: TrainConfig) -> int:
+    """Count the bytes of the optimiser's state: two moments of each weight that AdamW trains, in float32 or 8 bits, and
+    the one, float32, of each that Muon trains."""
+    trained = mark_trained(SeqTexTransformer3DModel.empty(cfg.model.architecture()), cfg.model.trained)
+    has_muon = cfg.optimizer.muon_learning_rate is not None
+    by_muon = sum(p.numel() for name, p in trained.items() if has_muon and is_block_matrix(name, p))
+    by_adamw = sum(p.numel() for p in trained.values()) - by_muon
+    return 4 * by_muon + (2 if cfg.optimizer.eight_bit else 8) * by_adamw
+
+
 def _memory(
-    cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str, codec: int
+    cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str, codec: int, state: int
 ) -> Memory:
     total, trained = (sum(column) for column in zip(*parameters.values(), strict=True))
     half = cfg.run.precision == "bfloat16"
-    state = 4 if cfg.optimizer.muon_learning_rate is not None else 2 if cfg.optimizer.eight_bit else 8
     model = ModelConfig(**{**asdict(cfg.model), "activation_checkpointing": policy})
     # stored captions need no encoder, and those of the validation samples are encoded on the CPU
     text_encoder = "none" if cfg.data.latents else cfg.latents.text_encoder
@@ -342,7 +352,7 @@ def _memory(
     return Memory(
         weights=total * (6 if half else 4),
         gradients=4 * trained,
-        optimizer=(state + 4) * trained,
+        optimizer=state + 4 * trained,
         encoders=4 * encoders,
         activations_per_sample=activation_bytes(model, tokens, 2 if half else 4),
     )

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.sample import TextureSample
-from training.arithmetic import count_batches_anew
 from training.config import LatentConfig, TrainConfig, as_json
 from training.data.batch import Batch, LatentBatch, encode_batch
 from training.data.datamodule import TextureDataModule
@@ -27,7 +26,8 @@ from training.model.init import ModelConfig, make_model
 from training.model.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
 from training.model.schedule import WarmupCosine
 from training.model.weights import KEY, check_frozen, frozen_fingerprint
-from training.objective import Network, flow_errors, flow_losses
+from training.objective import HeldOutModel, flow_errors, flow_losses
+from training.steps import check_epochs, count_batches_anew
 
 
 class TextureModule(lightning.LightningModule):
@@ -81,12 +81,12 @@ class TextureModule(lightning.LightningModule):
         """Take precision and device from the trainer, and give the DataModule what it encodes and draws with."""
         self._logs = True
         plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision):
-            self.autocast = torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16
+        mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        self.autocast = mixed.get(plugin.precision) if isinstance(plugin, MixedPrecision) else None
         self.codec.to(self.trainer.strategy.root_device)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TextureDataModule):
-            data.follow(self.seed, self.codec, self.tasks if self.extras.view_hint else None)
+            data.follow(self.seed, self.codec, self.tasks, self.extras.images)
 
     def teardown(self, stage: str) -> None:
         """Log no more."""
@@ -95,11 +95,11 @@ class TextureModule(lightning.LightningModule):
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
         """Return the losses of a batch, and log them under a trainer: `loss`, `loss_mv` and `loss_uv` where views, or a
         UV map, are generated; with its task and regime."""
-        with torch.autocast(self.device.type, enabled=False):  # `predict` alone is narrow
-            latents = encode_batch(batch, self.codec) if isinstance(batch, Batch) else batch
-            task = draw_task(self.tasks, latents.regime, self.seed, latents.number)
+        task = draw_task(self.tasks, batch.regime, self.seed, batch.number)
+        with torch.autocast(self.device.type, enabled=False):  # `predict_flow` alone is narrow
+            latents = encode_batch(batch, self.codec, task.needs_uv) if isinstance(batch, Batch) else batch
             losses = flow_losses(
-                latents, task, self.predict, self.encode_text, flow=self.flow, extras=self.extras, seed=self.seed
+                latents, task, self.predict_flow, self.encode_text, flow=self.flow, extras=self.extras, seed=self.seed
             )
         record = {"loss": losses.loss.detach()} | losses.parts()
         groups = (f"task {task.name}", f"regime {latents.regime}")
@@ -119,16 +119,16 @@ class TextureModule(lightning.LightningModule):
 
     def _log_held_out(self, held_out: HeldOutSample, stage: str) -> None:
         options: Any = {"on_epoch": True, "sync_dist": True, "batch_size": held_out.weight}
-        for task, losses in self.held_out_losses(held_out.sample, held_out.place).items():
+        for task, losses in self.held_out_losses(held_out.sample, held_out.number).items():
             named = {f"{stage}/{name}/task {task}": value for name, value in losses.items() if name != "loss"}
             self.log_dict(named, **options)
             self.log(f"{stage}/loss", losses["loss"], prog_bar=True, **options)
 
-    def held_out_losses(self, sample: TextureSample, place: int) -> dict[str, dict[str, float]]:
-        """Measure a sample that is not trained on, at fixed noise levels. place: its number, which seeds the noise.
+    def held_out_losses(self, sample: TextureSample, number: int) -> dict[str, dict[str, float]]:
+        """Measure a sample that is not trained on, at fixed noise levels. number: its own, which seeds the noise.
         Returns for each task `flow_mv` and `flow_uv`, where it generates them, and the `loss` that they make."""
-        network = Network(
-            predict=self.predict,
+        parts = HeldOutModel(
+            model=self.predict_flow,
             codec=self.codec,
             encode_text=self.encode_text,
             extras=self.extras,
@@ -138,12 +138,12 @@ class TextureModule(lightning.LightningModule):
         found: dict[str, dict[str, float]] = {}
         with torch.autocast(self.device.type, enabled=False):
             for task in self.tasks.weights(sample.regime):
-                errors = flow_errors(network, sample, place, task)
+                errors = flow_errors(parts, sample, number, task)
                 loss = errors.get("flow_mv", 0.0) + self.flow.uv_weight * errors.get("flow_uv", 0.0)
                 found[task] = errors | {"loss": loss}
         return found
 
-    def predict(
+    def predict_flow(
         self,
         mv: Float[Tensor, "b c views h w"],
         uv: Float[Tensor, "b c 1 uv_h uv_w"] | None,
@@ -202,11 +202,12 @@ class TextureModule(lightning.LightningModule):
             self.frozen = self.trainer.strategy.broadcast(self.frozen)
 
     def on_train_start(self) -> None:
-        """Let the first batch correct Lightning's count of batches."""
+        """Refuse epochs that end within a step, and let the first batch correct Lightning's counts."""
+        check_epochs(self.trainer)
         self._counts_anew = True
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Correct the count of batches after a resume."""
+        """Correct the counts of batches and epochs after a resume."""
         if self._counts_anew:
             count_batches_anew(self.trainer)
             self._counts_anew = False

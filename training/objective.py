@@ -1,25 +1,37 @@
 """The loss of a batch: draw noise, plan the frames, interpolate, predict the flow, compare; for training with random
 noise levels, for held-out samples at fixed ones."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from schemas.sample import TextureSample
+from training.conditions.images import find_image
 from training.data.batch import LatentBatch, encode_batch, to_device, to_model
 from training.diffusion.encoders import LatentCodec
-from training.diffusion.flow import FlowConfig, draw, interpolate, masked_mse, shift_sigma, velocity
+from training.diffusion.flow import (
+    FlowConfig,
+    FlowModel,
+    draw,
+    draw_view_order,
+    interpolate,
+    masked_mse,
+    seeded,
+    shift_sigma,
+    velocity,
+)
 from training.diffusion.latents import Extras
 from training.diffusion.tasks import TASKS, Task, TaskConfig, given_views, plan_frames, views_given
 
-Predict = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""(views, UV map or None, timesteps, text) to the flows of views and UV map."""
 EncodeText = Callable[[list[str]], Tensor]
 """Prompts to their features [batch, length, dim]."""
+DROP_STREAM = 17
+"""Keeps dropout of condition images apart from other draws by (seed, sample number)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,34 +54,39 @@ class Losses:
 def flow_losses(
     latents: LatentBatch,
     task: Task,
-    predict: Predict,
+    model: FlowModel,
     encode_text: EncodeText,
     *,
     flow: FlowConfig,
     extras: Extras,
     seed: int,
+    drops_images: bool = True,
 ) -> Losses:
-    """Return the losses of a batch on a task. Its random numbers are functions of `seed` and the samples' numbers."""
+    """Return the losses of a batch on a task. Its random numbers are functions of `seed` and the samples' numbers.
+    drops_images: condition images are dropped at their own rates. The mean of the losses of equal parts of a global
+    batch, over ranks or accumulated batches, is its loss."""
     device = latents.mv.rgb.device
     branches = [latents.mv, latents.uv] if task.needs_uv and latents.uv else [latents.mv]
     draws = draw(seed, latents.samples, [branch.rgb.shape[1:] for branch in branches]).to(device)
     dropped = draws.drop_image < flow.image_dropout
     plan = plan_frames(task, given_views(task, draws.view_order), flow.sigma(draws.level), dropped)
     views = latents.mv.rgb.shape[2]
-    branches[0] = latents.given(plan.condition[:, :views]).mv
-    branches = [branch.without_hint(dropped) for branch in branches]
+    absent = dropped_images(extras.images, dropped, seed, latents.samples, drops_images)
+    branches[0] = branches[0].given(plan.condition[:, :views])
+    branches = [branch.without(absent) for branch in branches]
     frames = [slice(0, views), slice(views, None)]
 
     inputs = [
-        torch.cat([interpolate(branch.rgb, noise, plan.sigma[:, at]), branch.conditions(extras)], dim=1)
+        torch.cat([interpolate(branch.rgb, noise, plan.sigma[:, at]), branch.beside(extras)], dim=1)
         for branch, noise, at in zip(branches, draws.noise, frames, strict=False)
     ]
     kept = [number >= flow.text_dropout for number in draws.drop_text.tolist()]
     text = text_features(latents, kept, encode_text).to(device)
-    flows = predict(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
+    flows = model(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
+    counts = [generated_views(task, latents, seed), None]
     losses = [
-        masked_mse(predicted, velocity(branch.rgb, noise), plan.generated[:, at])
-        for predicted, branch, noise, at in zip(flows, branches, draws.noise, frames, strict=False)
+        masked_mse(predicted, velocity(branch.rgb, noise), plan.generated[:, at], count)
+        for predicted, branch, noise, at, count in zip(flows, branches, draws.noise, frames, counts, strict=False)
         if predicted is not None
     ]
     return Losses(
@@ -77,6 +94,33 @@ def flow_losses(
         mv=losses[0] if bool(plan.generated[:, :views].any()) else None,
         uv=losses[1] if len(losses) == 2 else None,
     )
+
+
+def dropped_images(
+    names: Sequence[str], without_views: Bool[Tensor, " batch"], seed: int, samples: Sequence[int], with_own: bool
+) -> dict[str, Bool[Tensor, " batch"]]:
+    """Choose the samples that go without each image: those `without_views` for an image that follows the given views,
+    others by a number of their own for each sample and image. with_own: the images' own dropout, too."""
+    found = {}
+    for image in map(find_image, names):
+        if image.follows_views:
+            found[image.name] = without_views
+        elif image.dropout and with_own:
+            stream = (DROP_STREAM, zlib.crc32(image.name.encode()))
+            drawn = torch.cat([torch.rand(1, generator=seeded(seed, sample, *stream)) for sample in samples])
+            found[image.name] = (drawn < image.dropout).to(without_views.device)
+    return found
+
+
+def generated_views(task: Task, latents: LatentBatch, seed: int) -> float | None:
+    """Count the views that the global batch generates, per part of it as large as this one; None: this part's own
+    number is that, as all samples have the same. Computed alike on every rank, without communication."""
+    size, views = latents.global_size, latents.mv.rgb.shape[2]
+    if not task.draws_count or size <= len(latents.samples):
+        return None
+    numbers = range(latents.number * size, (latents.number + 1) * size)
+    orders = torch.stack([draw_view_order(seed, number, views) for number in numbers])
+    return int((~given_views(task, orders)).sum()) * len(latents.samples) / size
 
 
 def text_features(latents: LatentBatch, kept: Sequence[bool], encode: EncodeText) -> Float[Tensor, "batch length dim"]:
@@ -104,10 +148,10 @@ class FixedNoise(FlowConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """The networks that predict and encode, and their device."""
+class HeldOutModel:
+    """A model and the encoders of its input, to be measured on held-out samples."""
 
-    predict: Predict
+    model: FlowModel
     codec: LatentCodec
     encode_text: EncodeText
     extras: Extras
@@ -116,21 +160,22 @@ class Network:
 
 
 @torch.no_grad()
-def flow_errors(network: Network, sample: TextureSample, place: int, task: str) -> dict[str, float]:
+def flow_errors(parts: HeldOutModel, sample: TextureSample, number: int, task: str) -> dict[str, float]:
     """Return flow_mv and flow_uv of a sample, those that the task generates: mean squared errors of the flow, means
-    over noise levels. place: number of the sample, which seeds its noise and given views."""
+    over noise levels. number: that of the sample, which seeds its noise and given views."""
     tasks = TaskConfig(textured={task: 1.0}, mv_only={task: 1.0} if not TASKS[task].needs_uv else {})
-    views, found = len(sample.views.rgb), dict[str, list[float]]()
-    encoded: dict[tuple[int, ...] | None, LatentBatch] = {}
+    views, extras, found = len(sample.views.rgb), parts.extras, dict[str, list[float]]()
+    encoded: dict[tuple[int, ...], LatentBatch] = {}
     for nth, level in enumerate(level for level in QUARTERS for _ in range(DRAWS)):
-        flow = FixedNoise(shift=network.shift, text_dropout=0.0, level=level)
-        number = place * len(QUARTERS) * DRAWS + nth
-        given = views_given(tasks, sample.regime, 0, 0, number, views) if network.extras.view_hint else None
+        flow = FixedNoise(shift=parts.shift, text_dropout=0.0, level=level)
+        seeded_by = number * len(QUARTERS) * DRAWS + nth
+        given = views_given(tasks, sample.regime, 0, 0, seeded_by, views) if extras.follow_views else ()
         if given not in encoded:
-            encoded[given] = encode_batch(to_device(to_model(sample, given=given), network.device), network.codec)
+            batch = to_device(to_model(sample, given, extras.images), parts.device)
+            encoded[given] = encode_batch(batch, parts.codec, TASKS[task].needs_uv)
         losses = flow_losses(
-            replace(encoded[given], samples=(number,)), TASKS[task], network.predict, network.encode_text,
-            flow=flow, extras=network.extras, seed=0,
+            replace(encoded[given], samples=(seeded_by,)), TASKS[task], parts.model, parts.encode_text,
+            flow=flow, extras=extras, seed=0, drops_images=False,
         )  # fmt: skip
         for name, part in losses.parts().items():
             found.setdefault(name.replace("loss", "flow"), []).append(float(part))

@@ -54,7 +54,7 @@ from training.module import TextureModule, check_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class RunPlan:
     """The plan of one run."""
 
     cfg: TrainConfig
@@ -66,7 +66,7 @@ class Plan:
     strategy: Choice
 
 
-def plan_run(cfg: TrainConfig, sizes: ImageSizes | None = None) -> Plan:
+def plan_run(cfg: TrainConfig, sizes: ImageSizes | None = None) -> RunPlan:
     """sizes: those of the images; None: as the dataset has them.
 
     Raises:
@@ -80,7 +80,7 @@ def plan_run(cfg: TrainConfig, sizes: ImageSizes | None = None) -> Plan:
     sizes = sizes or image_sizes(leading_dataset(cfg.data), layout.token)
     cost = estimate(cfg, sizes)
     strategy = choose(cfg, cost, memory_of(own_device(cfg.run.accelerator)))
-    return Plan(cfg=cfg, sizes=sizes, token=layout.token, cost=cost, strategy=strategy)
+    return RunPlan(cfg=cfg, sizes=sizes, token=layout.token, cost=cost, strategy=strategy)
 
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def train(
     cfg: TrainConfig,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
     validation: Validation | None = None,
-    plan: Plan | None = None,
+    plan: RunPlan | None = None,
 ) -> TrainResult:
     """Runs to the step or time limit, resuming what is in `run.directory`. `report` gets each step's row of the loss
     log with the share of the run that is done as `progress`, and the figures of `Meter`. `validation`: what is textured
@@ -132,7 +132,7 @@ def train(
 
 
 def train_as_planned(
-    plan: Plan, lock: RunLock, report: Callable[[dict[str, Any]], None], validation: Validation | None
+    plan: RunPlan, lock: RunLock, report: Callable[[dict[str, Any]], None], validation: Validation | None
 ) -> TrainResult:
     cfg, device = plan.cfg, own_device(plan.cfg.run.accelerator)
     shown = validation if cfg.validation.every else None

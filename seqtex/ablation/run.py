@@ -27,7 +27,7 @@ from training.config import TrainConfig, preset
 from training.diffusion.latents import Extras
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
-from training.objective import Network, flow_errors
+from training.objective import HeldOutModel, flow_errors
 from training.train import train
 
 HELD_OUT_SEED = 1
@@ -255,12 +255,12 @@ def measure(cfg: AblateConfig, held_out: Path, checkpoint: Path) -> list[dict[st
 
 def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task: str) -> list[dict[str, float]]:
     """Return `flow_errors` of each sample by a finished checkpoint."""
-    parts = Network(
-        predict=network.model,
+    parts = HeldOutModel(
+        model=network.model,
         codec=network.codec,
         encode_text=network.text_encoder.encode,
         extras=Extras.of(network.model.config),
         shift=network.card.shift,
         device=next(network.model.parameters()).device,
     )
-    return [flow_errors(parts, sample, place, task) for place, sample in enumerate(samples)]
+    return [flow_errors(parts, sample, number, task) for number, sample in enumerate(samples)]

@@ -17,6 +17,7 @@ def encode(
     device: str = "auto",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     view_hint: bool = False,
+    condition_images: tuple[str, ...] = (),
     part: int = 0,
     parts: int = 1,
     cache_directory: Path = Path("~/.cache/seqtex"),
@@ -35,6 +36,7 @@ def encode(
         dtype: of the numbers stored
         view_hint: also store the hints of each view and of all, for training with model.view_hint; 1.8 times as many
             numbers more
+        condition_images: also store these condition images, for training with model.condition_images: '[mask]'
         part: which of `parts`, counted from 0: every `parts`-th shard is encoded, so that several processes or GPUs
             share the work; the last one to end writes the record
         parts: how many processes share the work
@@ -43,6 +45,7 @@ def encode(
     """
     # Seconds to import, and not needed to print help.
     from training.arithmetic import find_device
+    from training.conditions.images import HINT
     from training.data.dataset_files import open_dataset
     from training.data.encode_latents import encode_dataset, make_encoders
     from training.diffusion.encoders import make_codec, make_text_encoder
@@ -53,7 +56,8 @@ def encode(
     files = open_dataset(str(dataset), cache_directory, int(cache_gb * 1e9))
     text = None if text_encoder == "none" else make_text_encoder(text_encoder, text_encoder_path, 0, device)
     try:
-        encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype, view_hint)
+        images = (HINT.name,) * view_hint + condition_images
+        encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype, images)
     except UserError as error:
         without = "--codec_path FOLDER takes a VAE of this machine, --codec dct needs none"
         raise UserError(f"{error}; {without}") from error

@@ -20,7 +20,7 @@ from pipeline.render.views import RenderConfig, render_baked
 from schemas.errors import UsageError, require_between
 from schemas.sample import Cameras, Regime, TextureSample
 from seqtex.cli.options import leaves
-from seqtex.cli.terminal.console import log_event, logs_json, print_table, training_progress
+from seqtex.cli.terminal.console import log, log_event, logs_json, print_table, training_progress
 from training.config import TrainConfig
 from training.config import preset as named_preset
 from training.cost import GPU_GB, H100_TFLOPS, MFU, count_tokens
@@ -28,7 +28,7 @@ from training.data.mixture import ImageSizes, open_datasets, readable_samples
 from training.loop.strategies import is_first_process, own_device
 from training.loop.throughput import Work, peak_flops
 from training.loop.validation import Validation
-from training.train import Plan, plan_run
+from training.train import RunPlan, plan_run
 from training.train import train as run_training
 
 NOTABLE = 1.5
@@ -57,6 +57,7 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False, tflops: f
         tflops: with dry_run, the 10^12 operations per second that a device is reckoned to do; default: 40 % of the peak
             of this machine's GPUs, or of an H100
     """
+    log.working_on("starting  reading the dataset's size", None)
     has_data = bool(cfg.data.directories) or (cfg.data.directory / "dataset.json").is_file()
     plan = plan_run(cfg, own_sizes(cfg.preset) if dry_run and not has_data else None)
     if dry_run:
@@ -66,9 +67,12 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False, tflops: f
         log_event("strategy", **asdict(plan.strategy))
     if speaks and warning:
         log_event("warning", detail=warning)
+    log.progress("starting  reading the samples to show", None)
+    validation = validation_of(cfg)
+    log.working_on("training  making the model and the first step", None)
     steps = None if cfg.run.max_seconds else cfg.run.max_steps
     with training_progress(steps) if speaks else nullcontext(lambda row: None) as report:
-        result = run_training(cfg, report, validation_of(cfg), plan)
+        result = run_training(cfg, report, validation, plan)
     if speaks:
         log_event(
             "trained", checkpoint=str(result.checkpoint), steps=len(result.losses), seconds=round(result.seconds, 1)
@@ -83,7 +87,7 @@ def own_sizes(preset: str) -> ImageSizes:
     return ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
 
 
-def size_warning(plan: Plan) -> str | None:
+def size_warning(plan: RunPlan) -> str | None:
     """Warn where samples have far more tokens than the preset is made for: how many, how long that takes, what to
     do."""
     cfg, own = plan.cfg, own_sizes(plan.cfg.preset)
@@ -127,7 +131,7 @@ def reckoned_speed(cfg: TrainConfig, tflops: float | None) -> Speed:
     return Speed(flops=MFU * H100_TFLOPS * 1e12 * half, source=f"{MFU:.0%} of the peak of an H100, assumed")
 
 
-def length_words(plan: Plan, speed: Speed) -> str:
+def length_words(plan: RunPlan, speed: Speed) -> str:
     """One line on how long the run takes."""
     cfg, ranks = plan.cfg, plan.cfg.run.ranks
     hours, devices = plan.cost.hours(speed.flops * ranks), f"{ranks} device{'s' if ranks > 1 else ''}"
@@ -138,7 +142,7 @@ def length_words(plan: Plan, speed: Speed) -> str:
     )
 
 
-def show_cost(plan: Plan, json: bool, speed: Speed) -> int:
+def show_cost(plan: RunPlan, json: bool, speed: Speed) -> int:
     """One line of JSON, or tables of parameters, operations by task, memory by checkpointing policy, and hours."""
     cfg, cost, warning = plan.cfg, plan.cost, size_warning(plan)
     if json:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from geometry.nearest import NORMAL_WEIGHT, Surface, VisibleColors
+from training.conditions.images import HINT
+from training.conditions.view_hint import REACH, view_hint
 from training.diffusion.encoders import DctCodec
 from training.diffusion.latents import Extras, surface_points, uv_to_model
 from training.diffusion.sampler import TexturingInput, encode_condition
-from training.diffusion.view_hint import REACH, encode_hint, view_hint
 
 torch = pytest.importorskip("torch")
 SIDE = 16
@@ -130,7 +131,7 @@ def test_hint_latents_are_zero_without_a_given_view():
     codec = DctCodec()
     hints = torch.rand(2, 3, 16, 16, 4)
     hints[1] = 0
-    latents = encode_hint(hints, codec)
+    latents = HINT.encode(hints, codec)
     assert latents.shape == (2, 17, 3, 2, 2)
     assert torch.equal(latents[0, :16], codec.encode(hints[:1, ..., :3])[0])
     torch.testing.assert_close(latents[0, 16], hints[0, ..., 3].unflatten(2, (2, 8)).unflatten(1, (2, 8)).mean((2, 4)))
@@ -175,5 +176,5 @@ def test_sampling_and_training_have_the_same_hint_of_a_map():
     _, trained = view_hint(image[None].astype(np.float32) / 255, views, (0,), uv)
     one, text = TexturingInput(views=views, uv=uv, images={0: image}), torch.zeros(1, 1, 8)
     codec = DctCodec()
-    sampled = encode_condition(codec, [one], text, text, Extras(view_hint=True)).branches[1][:, 32:]
-    assert torch.equal(sampled, encode_hint(uv_to_model(trained)[None], codec))
+    sampled = encode_condition(codec, [one], text, text, Extras(images=("hint",))).branches[1][:, 32:]
+    assert torch.equal(sampled, HINT.encode(uv_to_model(trained)[None], codec))

@@ -40,7 +40,7 @@ def as_batch(samples: Sequence[TextureSample], tasks: TaskConfig, seed: int) -> 
     numbers = tuple(range(len(samples)))
     views = len(samples[0].views.rgb)
     given = [views_given(tasks, samples[0].regime, seed, 0, number, views) for number in numbers]
-    batch = join([to_model(sample, given=each) for sample, each in zip(samples, given, strict=True)])
+    batch = join([to_model(sample, each, ("hint",)) for sample, each in zip(samples, given, strict=True)])
     return replace(encode_batch(batch, DctCodec()), number=0, samples=numbers)
 
 

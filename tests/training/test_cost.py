@@ -10,13 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import training.cost
 from seqtex.cli.main import main
-from training.config import PRESETS
-from training.cost import block_activations, count_flops, count_parameters, count_tokens, estimate
+from training.config import PRESETS, preset
+from training.cost import block_activations, count_flops, count_parameters, count_tokens, estimate, optimizer_bytes
 from training.data.mixture import ImageSizes
 from training.loop.strategies import choose
-from training.model.init import ModelConfig
+from training.model.init import ModelConfig, make_model
+from training.model.optimizers import make_optimizer, trained_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import trainable_parameters
+from training.model.weights import mark_trained
 
 SIZES = ImageSizes(views=4, view_resolution=64, uv_resolution=128)
 SCRATCH = ModelConfig(
@@ -37,7 +38,7 @@ def run(cfg, tokens):
     """A forward pass of one sample, to be differentiated."""
     torch.manual_seed(0)
     model = SeqTexTransformer3DModel(**cfg.architecture())
-    trainable_parameters(model, cfg.trained)
+    mark_trained(model, cfg.trained)
     model.checkpoint_blocks(cfg.activation_checkpointing, cfg.activation_checkpoint_every)
     uv = torch.randn(1, 48, 1, 16, 16) if tokens.uv else None
     arguments = torch.randn(1, 48, 4, 8, 8), uv, torch.rand(1, 5) * 1000, torch.randn(1, tokens.text, 32)
@@ -180,3 +181,18 @@ def test_weights_that_cannot_be_started_from_are_refused_before_a_run(capsys, tm
     file.write_text(json.dumps(config | changes))
     assert main(command) == 1
     assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["tiny", "full"])
+def test_the_bytes_of_the_optimiser_are_those_of_its_state(name: str) -> None:
+    """Muon has one moment of the matrices that it trains, AdamW two of the rest."""
+    cfg = preset(name)
+    cfg = replace(cfg, model=replace(preset("tiny").model, num_layers=1, trained=cfg.model.trained))
+    model = make_model(cfg.model, 0)
+    optimizer = make_optimizer(cfg.optimizer, trained_parameters(model))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    parts = getattr(optimizer, "parts", (optimizer,))
+    states = [x for part in parts for state in part.state.values() for x in state.values() if x.ndim]
+    assert optimizer_bytes(cfg) == sum(x.numel() * x.element_size() for x in states)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,65 @@ def test_a_plain_model_checkpoint_resumes_within_an_epoch_bit_for_bit(
     assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert same(trained(tmp_path / "cut", dataset, **options), straight)
     assert straight["TextureDataModule"] == {"consumed_samples": 12}
+
+
+class Epochs(lightning.Callback):
+    """Epoch, place in it and step of each batch; fails after step `fail_at`, before its state is saved."""
+
+    def __init__(self, fail_at: int | None) -> None:
+        self.rows: list[tuple[int, int, int]] = []
+        self.fail_at = fail_at
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        within = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        self.rows.append((trainer.current_epoch, within, trainer.global_step))
+        if trainer.global_step == self.fail_at:
+            raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize(("cuts", "accumulated"), [((3, 5), 1), ((2, 5), 2)])
+def test_epochs_are_counted_right_after_two_resumes(
+    dataset: Path, tmp_path: Path, cuts: tuple[int, int], accumulated: int
+) -> None:
+    """Two steps an epoch, a state after every step: cut behind one at the end of an epoch, or within one."""
+
+    def run(folder: Path, fail_at: int | None) -> list[tuple[int, int, int]]:
+        epochs = Epochs(fail_at)
+        trainer = lightning.Trainer(
+            max_steps=6, callbacks=[epochs, ModelCheckpoint(folder, save_last=True, every_n_train_steps=1)],
+            logger=False, limit_val_batches=0, limit_train_batches=2 * accumulated,
+            accumulate_grad_batches=accumulated, **QUIET,
+        )  # fmt: skip
+        with nullcontext() if fail_at is None else pytest.raises(RuntimeError, match="power cut"):
+            trainer.fit(*parts(dataset), ckpt_path="last", weights_only=True)
+        return epochs.rows
+
+    straight = run(tmp_path / "straight", None)
+    assert straight[-1] == (2, 2 * accumulated, 6) and len(straight) == 6 * accumulated
+    resumed = list[tuple[int, int, int]]()
+    for cut in (*cuts, None):
+        resumed += run(tmp_path / "cut", cut)
+        saved = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"]
+        assert saved == (cut - 1 if cut else 6)
+        resumed = resumed[: saved * accumulated]
+    assert resumed == straight
+
+
+def test_an_epoch_that_ends_within_a_step_is_refused(dataset: Path) -> None:
+    trainer = lightning.Trainer(
+        max_steps=4, limit_train_batches=3, accumulate_grad_batches=2, logger=False, enable_checkpointing=False,
+        limit_val_batches=0, **QUIET,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="limit_train_batches 3 is no multiple of accumulate_grad_batches 2"):
+        trainer.fit(*parts(dataset))
+
+
+def test_precision_is_that_of_each_trainer_anew(dataset: Path) -> None:
+    module, data = parts(dataset)
+    options = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0, **QUIET}
+    for precision, dtype in (("bf16-mixed", torch.bfloat16), ("32-true", None)):
+        lightning.Trainer(max_steps=1, precision=precision, **options).fit(module, data)
+        assert module.autocast is dtype
 
 
 def test_a_state_saved_in_the_middle_of_a_step_counts_that_step_s_batch_as_new(dataset: Path, tmp_path: Path) -> None:
@@ -221,7 +281,7 @@ def test_the_plain_lightning_command_line(dataset: Path, tmp_path: Path, capsys:
     cli = main(["fit", "--config", TINY, *SMALL, *place, "--trainer.max_steps", "20", "--data.cfg.batch_size", "1"])
     assert cli.trainer.global_step == 20
     (state,) = tmp_path.rglob("*.ckpt")
-    assert TextureModule.load_from_checkpoint(state, weights_only=True).extras.view_hint
+    assert TextureModule.load_from_checkpoint(state, weights_only=True).extras.images == ("hint",)
     cli = main(["validate", "--config", TINY, *SMALL, *place])
     assert "validation/loss" in cli.trainer.callback_metrics
     path = [f"--model={__name__}.Doubled", "--model.factor", "3"]
@@ -397,7 +457,7 @@ def test_a_regime_without_samples_is_reported(tmp_path: Path, caplog: pytest.Log
 def test_a_task_that_generates_no_view_has_no_loss_of_views(dataset: Path) -> None:
     cfg = small_config(dataset, dataset)
     module = TextureModule.of(replace(cfg, tasks=replace(cfg.tasks, textured={"mv2tex": 1.0})))
-    stream = BatchStream(cfg.data, seed=0, hints_for=module.tasks)
+    stream = BatchStream(cfg.data, seed=0, tasks=module.tasks, images=("hint",))
     batch = next(batch for batch in map(stream.__getitem__, range(20)) if batch.regime is Regime.TEXTURED)
     losses = module.training_step(batch, 0)
     assert "loss_mv" not in losses and float(losses["loss"]) == pytest.approx(

@@ -19,6 +19,7 @@ from training.data.batch import Batch, LatentBatch, encode_batch
 from training.data.datamodule import BatchStream
 from training.diffusion.encoders import DctCodec
 from training.diffusion.flow import FlowConfig, draw
+from training.diffusion.tasks import TASKS, given_views
 from training.loop.checkpoints import CARD, AtomicCheckpointIO, load_checkpoint, newest_state, read_card, verified
 from training.loop.signals import Diverged
 from training.module import TextureModule
@@ -64,7 +65,7 @@ def test_multi_view_only_batches_leave_the_uv_branch_alone(dataset: Path, tmp_pa
     cfg = small_config(dataset, tmp_path)
     module = TextureModule.of(cfg)
     torch.nn.init.normal_(module.model.proj_out.weight, std=0.1)  # at zero it would pass no gradient on
-    stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
+    stream = BatchStream(cfg.data, seed=0, tasks=cfg.tasks, images=("hint",))
     seen = set()
     for number in range(8):
         batch = encode_batch(stream[number], DctCodec())
@@ -90,7 +91,7 @@ def test_the_loss_does_not_look_at_condition_frames(dataset: Path, tmp_path: Pat
     cfg = small_config(dataset, tmp_path)
     cfg = replace(cfg, tasks=replace(cfg.tasks, textured={task: 1.0}))
     module = TextureModule.of(cfg)
-    stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
+    stream = BatchStream(cfg.data, seed=0, tasks=cfg.tasks, images=("hint",))
     number = next(n for n in range(50) if stream.schedule(n)[0] is Regime.TEXTURED)
     flows: list[torch.Tensor] = []
     levels: list[torch.Tensor] = []
@@ -108,15 +109,57 @@ def test_the_loss_does_not_look_at_condition_frames(dataset: Path, tmp_path: Pat
     assert torch.equal(reached, ~is_condition)
 
 
+def test_the_loss_of_some2tex_is_that_of_the_unsplit_batch(dataset: Path, tmp_path: Path) -> None:
+    """Its samples generate one or two views: parts of a batch weigh by what they generate, whoever computes them."""
+    cfg = small_config(dataset, tmp_path)
+    cfg = replace(cfg, tasks=replace(cfg.tasks, textured={"some2tex": 1.0}), data=replace(cfg.data, batch_size=8))
+    module = TextureModule.of(cfg)
+    torch.nn.init.normal_(module.model.proj_out.weight, std=0.1)
+    options: dict[str, Any] = {"seed": 0, "tasks": cfg.tasks, "images": ("hint",)}
+    whole = BatchStream(cfg.data, **options)
+    number = next(n for n in range(50) if whole.schedule(n)[0] is Regime.TEXTURED)
+    split = [BatchStream(cfg.data, rank=rank, ranks=4, **options)[number] for rank in range(4)]
+    order = [draw(0, part.samples, [(16, 4, 4, 4)]).view_order for part in (*split, whole[number])]
+    counts = [int((~given_views(TASKS["some2tex"], one)).sum()) for one in order]
+    assert len(set(counts[:4])) > 1 and sum(counts[:4]) == counts[4], "a mean of means would be another"
+
+    def loss_mv(batch: Batch) -> float:
+        return float(module.training_step(encode_batch(batch, DctCodec()), 0)["loss_mv"])
+
+    with torch.no_grad():
+        losses, expected = [loss_mv(part) for part in split], loss_mv(whole[number])
+    assert sum(losses) / 4 == pytest.approx(expected, rel=1e-5)
+    own = [loss * counts[4] / 4 / count for loss, count in zip(losses, counts, strict=False)]
+    assert sum(own) / 4 != pytest.approx(expected, rel=1e-3), "the mean of the parts' own means"
+
+
+def test_uv_maps_are_encoded_for_the_tasks_that_need_them(dataset: Path, tmp_path: Path) -> None:
+    cfg = small_config(dataset, tmp_path)
+    stream = BatchStream(cfg.data, seed=0, images=("hint",))
+    number = next(n for n in range(50) if stream.schedule(n)[0] is Regime.TEXTURED)
+
+    class Watched(DctCodec):
+        def encode(self, images: torch.Tensor) -> torch.Tensor:
+            frames.append(images.shape[1])
+            return super().encode(images)
+
+    for task, encoded in (("geo2mv", {4}), ("img2tex", {1, 4})):
+        frames: list[int] = []
+        module = TextureModule.of(replace(cfg, tasks=replace(cfg.tasks, textured={task: 1.0})))
+        module.codec = Watched()
+        module.training_step(stream[number], 0)
+        assert set(frames) == encoded
+
+
 @pytest.mark.parametrize("task", ["img2tex", "some2tex", "mv2tex"])
 def test_a_model_is_trained_without_the_views_that_are_dropped(dataset: Path, tmp_path: Path, task: str) -> None:
     cfg = small_config(dataset, tmp_path)
     cfg = replace(cfg, tasks=replace(cfg.tasks, textured={task: 1.0}))
     module = TextureModule.of(cfg)
-    stream = BatchStream(cfg.data, seed=0, hints_for=cfg.tasks)
+    stream = BatchStream(cfg.data, seed=0, tasks=cfg.tasks, images=("hint",))
     number = next(n for n in range(50) if stream.schedule(n)[0] is Regime.TEXTURED)
     batch = encode_batch(stream[number], DctCodec())
-    assert batch.uv is not None and batch.mv.hint is not None and batch.mv.hint.any()
+    assert batch.uv is not None and batch.mv.conditions["hint"].any()
     inputs: list[tuple[torch.Tensor, ...]] = []
     forward = module.model.forward
 

@@ -6,17 +6,15 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from geometry.nearest import Surface
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
+from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec
-from training.diffusion.latents import BranchLatents, Maps, concatenate, encode_branch, map_tensors, stack
-from training.diffusion.view_hint import view_hint
-
-Branch = TypeVar("Branch", Maps, BranchLatents)
+from training.diffusion.latents import AnyBranch, BranchLatents, Maps, concatenate, encode_branch, map_tensors, stack
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,11 +37,11 @@ class TextFeatures:
 
 
 @dataclass(slots=True, kw_only=True)
-class SampleBatch(Generic[Branch]):
+class SampleBatch(Generic[AnyBranch]):
     """Samples of one regime, as images or as latents. (Not frozen: Lightning's `bf16-true` replaces the tensors.)"""
 
-    mv: Branch
-    uv: Branch | None
+    mv: AnyBranch
+    uv: AnyBranch | None
     """Row 0 at v = 0; None in the multi-view-only regime."""
     regime: Regime
     uids: tuple[str, ...]
@@ -52,9 +50,8 @@ class SampleBatch(Generic[Branch]):
     """Number of the global batch in the stream."""
     samples: tuple[int, ...] = ()
     """Numbers of these samples in the stream: the seeds of their noise."""
-    condition: Float[Tensor, "batch _ _ _ _"] | None = None
-    """Colours of each view as it enters if it is given (images [B, V, h, w, 3], latents [B, z, V, h, w]); None:
-    unchanged."""
+    global_size: int = 0
+    """Samples of the global batch, over all ranks and accumulated batches; 0: these alone."""
     skipped: tuple[str, ...] = ()
     """Shards that cannot be read; other samples replace theirs."""
 
@@ -71,12 +68,10 @@ class LatentBatch(SampleBatch[BranchLatents]):
     text: TextFeatures | None = None
     """Features of the captions, if they were encoded beforehand."""
 
-    def given(self, condition: Bool[Tensor, "batch views"]) -> "LatentBatch":
-        """Replace the views that are given by their condition images."""
-        if self.condition is None:
-            return self
-        rgb = torch.where(condition[:, None, :, None, None], self.condition, self.mv.rgb)
-        return replace(self, mv=replace(self.mv, rgb=rgb))
+    def without_conditions(self) -> "LatentBatch":
+        """Return the batch without its condition images."""
+        uv = replace(self.uv, conditions={}) if self.uv else None
+        return replace(self, mv=replace(self.mv, conditions={}), uv=uv)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,31 +79,47 @@ class Prepared:
     """A sample after augmentation, ready for a batch."""
 
     sample: TextureSample
-    condition: UInt8[np.ndarray, "views height width 3"] | None = None
+    colors: UInt8[np.ndarray, "views height width 3"] | None = None
     """The views as they enter if they are given; None: unchanged."""
-    given: tuple[int, ...] | None = None
-    """Views whose colours its view hint projects; None: no hint."""
+    given: tuple[int, ...] = ()
+    """Numbers of the given views, for condition images that follow them."""
+    images: tuple[str, ...] = ()
+    """Names of its condition images."""
 
-    def hints(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Make the hints of the views [V, h, w, 4] and the UV map [H, W, 4], in image orientation."""
-        assert self.given is not None
+    def condition_images(self) -> dict[str, Pixels]:
+        """Make its condition images of views [V, h, w, c] and UV map [H, W, c], in image orientation, by name."""
+        if not self.images:
+            return {}
         views, uv = self.sample.views, self.sample.uv
-        colors = views.rgb if self.condition is None else self.condition
-        return view_hint(
-            colors.astype(np.float32) / 255,
-            Surface(position=views.position, normal=views.normal),
-            self.given,
-            Surface(position=uv.position, normal=uv.normal) if uv else None,
+        colors = views.rgb if self.colors is None else self.colors
+        scene = Scene(
+            views=Surface(position=views.position, normal=views.normal),
+            uv=Surface(position=uv.position, normal=uv.normal) if uv else None,
+            colors=colors.astype(np.float32) / 255,
+            given=self.given,
+            sample=self.sample,
         )
+        return {name: find_image(name).draw(scene) for name in self.images}
 
 
-def to_model(sample: TextureSample, given: tuple[int, ...] | None = None) -> Batch:
-    """Turn one sample into a batch of one. given: see `Prepared`."""
-    return stack_samples([Prepared(sample=sample, given=given)])
+def to_model(sample: TextureSample, given: tuple[int, ...] = (), images: tuple[str, ...] = ()) -> Batch:
+    """Turn one sample into a batch of one. given, images: see `Prepared`."""
+    return stack_samples([Prepared(sample=sample, given=given, images=images)])
+
+
+def stack_conditions(made: Sequence[dict[str, Pixels]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Stack the condition images of samples, which all have the same, for the views and for the UV map."""
+    mv: dict[str, Tensor] = {}
+    uv: dict[str, Tensor] = {}
+    for name in made[0]:
+        mv[name] = stack([views for each in made if (views := each[name][0]) is not None])
+        if maps := [texels for each in made if (texels := each[name][1]) is not None]:
+            uv[name] = stack(maps, upside_down=True)[:, None]
+    return mv, uv
 
 
 def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Batch:
-    """Stack samples of one regime into a batch. Either all have condition images or none, and so with view hints.
+    """Stack samples of one regime into a batch. All have the same condition images.
     Colours of UV maps keep their dilation beyond what faces cover: the loss is that of whole latents (paper), of 8 x 8
     texels each.
 
@@ -120,21 +131,20 @@ def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Ba
     samples = [part.sample for part in parts]
     uids = tuple(sample.uid for sample in samples)
     check_alike(uids, [(s.views.mask.shape, s.uv.mask.shape if s.uv else ()) for s in samples], datasets)
-    conditions = [part.condition for part in parts if part.condition is not None]
     maps = [sample.uv for sample in samples if sample.uv]
-    hints = [part.hints() for part in parts if part.given is not None]
-    views, uv_hints = [sample.views for sample in samples], [uv for _, uv in hints if uv is not None]
+    views = [sample.views for sample in samples]
+    mv_conditions, uv_conditions = stack_conditions([part.condition_images() for part in parts])
     mv = Maps(
         rgb=stack([each.rgb for each in views]),
         position=stack([each.position for each in views]),
         normal=stack([each.normal for each in views]),
-        hint=stack([of_views for of_views, _ in hints]) if hints else None,
+        conditions=mv_conditions,
     )
     uv = Maps(
         rgb=stack([each.rgb for each in maps], upside_down=True)[:, None],
         position=stack([each.position for each in maps], upside_down=True)[:, None],
         normal=stack([each.normal for each in maps], upside_down=True)[:, None],
-        hint=stack(uv_hints, upside_down=True)[:, None] if uv_hints else None,
+        conditions=uv_conditions,
     ) if maps else None  # fmt: skip
     return Batch(
         mv=mv,
@@ -142,26 +152,25 @@ def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Ba
         regime=samples[0].regime,
         uids=uids,
         captions=tuple(str(sample.meta.get("caption", "")) for sample in samples),
-        condition=stack(conditions) if conditions else None,
     )
 
 
 @torch.no_grad()
-def encode_batch(batch: Batch, codec: LatentCodec) -> LatentBatch:
-    """Encode the images of a batch."""
+def encode_batch(batch: Batch, codec: LatentCodec, with_uv: bool = True) -> LatentBatch:
+    """Encode the images of a batch. with_uv: the UV maps, too, if there are any."""
 
     def encoded(maps: Maps) -> BranchLatents:
-        return encode_branch(codec.encode(maps.rgb), maps.position, maps.normal, maps.hint, codec)
+        return encode_branch(codec.encode(maps.rgb), maps.position, maps.normal, maps.conditions, codec)
 
     return LatentBatch(
         mv=encoded(batch.mv),
-        uv=encoded(batch.uv) if batch.uv else None,
+        uv=encoded(batch.uv) if batch.uv and with_uv else None,
         regime=batch.regime,
         uids=batch.uids,
         captions=batch.captions,
         number=batch.number,
         samples=batch.samples,
-        condition=None if batch.condition is None else codec.encode(batch.condition),
+        global_size=batch.global_size,
         skipped=batch.skipped,
     )
 
@@ -172,8 +181,7 @@ BatchKind = TypeVar("BatchKind", Batch, LatentBatch)
 def to_device(batch: BatchKind, device: torch.device) -> BatchKind:
     """Move all tensors of a batch to a device."""
     uv = map_tensors(batch.uv, lambda x: x.to(device)) if batch.uv else None
-    condition = None if batch.condition is None else batch.condition.to(device)
-    return replace(batch, mv=map_tensors(batch.mv, lambda x: x.to(device)), uv=uv, condition=condition)
+    return replace(batch, mv=map_tensors(batch.mv, lambda x: x.to(device)), uv=uv)
 
 
 def join(parts: Sequence[BatchKind], datasets: Sequence[str] = ()) -> BatchKind:
@@ -185,8 +193,6 @@ def join(parts: Sequence[BatchKind], datasets: Sequence[str] = ()) -> BatchKind:
         name: tuple(entry for part in parts for entry in getattr(part, name))
         for name in ("uids", "captions", "samples", "skipped")
     }
-    if first.condition is not None:
-        joined["condition"] = torch.cat([part.condition for part in parts if part.condition is not None])
     if isinstance(first, LatentBatch) and first.text:
         texts = [part.text for part in parts if isinstance(part, LatentBatch) and part.text]
         joined["text"] = replace(first.text, captions=tuple(row for text in texts for row in text.captions))

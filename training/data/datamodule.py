@@ -17,15 +17,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
+from training.conditions.images import GIVEN_VIEW
 from training.data.augment import condition_images, draw_augmentation, draw_caption, rotate_views
 from training.data.batch import Batch, LatentBatch, Prepared, encode_batch, join, stack_samples, to_device, to_model
 from training.data.dataset_files import REMEDY, ShardError
 from training.data.held_out import HeldOut, HeldOutSample
-from training.data.latent_shards import StoredLatents, codec_header, given_name, rotate_latents
+from training.data.latent_shards import StoredLatents, codec_header, rotate_latents, stored_name
 from training.data.mixture import DataConfig, open_sources
-from training.data.order import Draws, Schedule
+from training.data.order import Schedule, WeightedDraws
 from training.data.shard_reader import SkipBudget
 from training.diffusion.encoders import LatentCodec
+from training.diffusion.latents import Extras
 from training.diffusion.tasks import TaskConfig, views_given
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -35,7 +37,7 @@ AnyBatch = Batch | LatentBatch
 log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class SamplePlace(NamedTuple):
     """Place of a stored sample."""
 
     regime: Regime
@@ -59,10 +61,11 @@ class BatchStream(Dataset[AnyBatch]):
         ranks: int = 1,
         accumulate_grad_batches: int = 1,
         codec: LatentCodec | None = None,
-        hints_for: TaskConfig | None = None,
+        tasks: TaskConfig = TaskConfig(),
+        images: tuple[str, ...] = (),
     ) -> None:
-        """codec: that of the run, for `cfg.latents` and `cfg.keep_latents`. hints_for: the tasks of a run whose model
-        takes view hints; None: it does not."""
+        """codec: that of the run, for `cfg.latents` and `cfg.keep_latents`. tasks: those of the run, for condition
+        images that follow the given views. images: names of the condition images that the model takes."""
         parts = ranks * accumulate_grad_batches
         if cfg.batch_size % parts:
             raise UserError(
@@ -74,7 +77,7 @@ class BatchStream(Dataset[AnyBatch]):
         self.budget = SkipBudget(cfg.skip_budget)
         header = None
         if cfg.latents and codec:
-            header = replace(codec_header(codec), view_hint=hints_for is not None)
+            header = codec_header(codec).with_images(images)
         self.sources = open_sources(cfg, seed, header, self.budget)
         missing = [regime for regime in Regime if regime not in self.sources]
         ratio = {Regime.MV_ONLY: 0.0, Regime.TEXTURED: 1.0}[missing[0]] if missing else cfg.mv_only_ratio
@@ -85,16 +88,17 @@ class BatchStream(Dataset[AnyBatch]):
                 ", ".join(cfg.weights), missing[0], ratio, cfg.mv_only_ratio, missing[0],
             )  # fmt: skip
         self.mixture = {
-            regime: Draws((seed, 1 + list(Regime).index(regime)), [source.weight for source in group])
+            regime: WeightedDraws((seed, 1 + list(Regime).index(regime)), [source.weight for source in group])
             for regime, group in self.sources.items()
         }
         self.accumulate_grad_batches = accumulate_grad_batches
         self.share = cfg.batch_size // parts
         self.first_slot = rank * accumulate_grad_batches * self.share
-        self.hints_for = hints_for
+        self.tasks, self.images = tasks, images
+        self.follows_views = Extras(images=images).follow_views
         self.codec = codec if cfg.keep_latents and not cfg.latents and not cfg.augment.renews else None
         """Encodes samples whose latents are kept."""
-        self._kept: dict[Place, StoredLatents] = {}
+        self._kept: dict[SamplePlace, StoredLatents] = {}
 
     def __getitem__(self, item: int) -> AnyBatch:
         number, part = divmod(item, self.accumulate_grad_batches)
@@ -107,7 +111,7 @@ class BatchStream(Dataset[AnyBatch]):
             samples.append(sample)
         batch = stack_samples(samples, names) if isinstance(samples[0], Prepared) else join(samples, names)
         numbers = tuple(range(number * size + first, number * size + first + self.share))
-        return replace(batch, number=number, samples=numbers, skipped=tuple(skipped))
+        return replace(batch, number=number, samples=numbers, global_size=size, skipped=tuple(skipped))
 
     def _sample(
         self, regime: Regime, position: int, batch: int, number: int, skipped: dict[str, None]
@@ -118,45 +122,43 @@ class BatchStream(Dataset[AnyBatch]):
         source = self.sources[regime][kind]
         for shard, index in source.places(nth):
             try:
-                return source.name, self._load(Place(regime, kind, shard, index), batch, number)
+                return source.name, self._load(SamplePlace(regime, kind, shard, index), batch, number)
             except ShardError as error:
                 name = source.reader.name(shard)
                 self.budget.spend(name, error)
                 skipped[name] = None
         raise UserError(f"{source.name}: none of its {regime} shards can be read: {', '.join(skipped)}")
 
-    def _load(self, place: Place, batch: int, number: int) -> LatentBatch | Prepared:
+    def _load(self, place: SamplePlace, batch: int, number: int) -> LatentBatch | Prepared:
         """Read and decode the sample at a place, and augment it as sample `number` of the stream."""
         read = partial(self.sources[place.regime][place.source].reader, place.shard, place.sample)
         stored: TextureSample | StoredLatents = self._kept.get(place) or read()
         views = len(stored.views.rgb) if isinstance(stored, TextureSample) else stored.batch.mv.rgb.shape[2]
-        drawn, given = draw_augmentation(self.cfg.augment, views, self.seed, number), None
-        if self.hints_for is not None:
-            given = views_given(self.hints_for, place.regime, self.seed, batch, number, views)
+        drawn, given = draw_augmentation(self.cfg.augment, views, self.seed, number), tuple[int, ...]()
+        if self.follows_views:
+            given = views_given(self.tasks, place.regime, self.seed, batch, number, views)
         if isinstance(stored, TextureSample) and self.codec is None:
             sample = rotate_views(draw_caption(self.cfg.augment, stored, self.seed, number), drawn.shift)
-            condition = condition_images(sample.views, drawn) if self.cfg.augment.condition else None
-            return Prepared(sample=sample, condition=condition, given=given)
-        if given is not None:  # by their numbers before they are rotated
-            given = tuple(sorted((view - drawn.shift) % views for view in given))
+            if not self.cfg.augment.condition:
+                return Prepared(sample=sample, given=given, images=self.images)
+            colors, images = condition_images(sample.views, drawn), (GIVEN_VIEW.name, *self.images)
+            return Prepared(sample=sample, colors=colors, given=given, images=images)
+        given = tuple(sorted((view - drawn.shift) % views for view in given))  # their numbers before they are rotated
         if self.codec is not None:
-            hint = given_name(given, views) if given else ""
-            if isinstance(stored, TextureSample) or (hint and f"mv_{hint}" not in stored.hints):
+            if isinstance(stored, TextureSample) or not stored.has_conditions(self.images, given):
                 sample = stored if isinstance(stored, TextureSample) else read()
-                self._keep(place, encode_batch(to_model(sample, given=given or None), self.codec), hint)
+                self._keep(place, encode_batch(to_model(sample, given, self.images), self.codec), given)
             stored = self._kept[place]
         assert isinstance(stored, StoredLatents)
         latents = stored.drawn(self.seed, number) if self.cfg.draw_posterior else stored.batch
-        return rotate_latents(latents if given is None else stored.hinted(latents, given), drawn.shift)
+        return rotate_latents(stored.conditioned(latents, self.images, given), drawn.shift)
 
-    def _keep(self, place: Place, latents: LatentBatch, hint: str) -> None:
-        """Keep the latents of a sample, and its view hint by name."""
-        mv, uv = latents.mv, latents.uv
-        if place not in self._kept:
-            bare = replace(latents, mv=replace(mv, hint=None), uv=replace(uv, hint=None) if uv else None)
-            self._kept[place] = StoredLatents(batch=bare)
-        hints = {f"mv_{hint}": mv.hint, f"uv_{hint}": uv.hint if uv else None}
-        self._kept[place].hints.update({name: latent for name, latent in hints.items() if latent is not None})
+    def _keep(self, place: SamplePlace, latents: LatentBatch, given: tuple[int, ...]) -> None:
+        """Keep the latents of a sample, and its condition images, those that follow views for these given ones."""
+        kept = self._kept.setdefault(place, StoredLatents(batch=latents.without_conditions()))
+        for branch, images in {"mv": latents.mv, "uv": latents.uv}.items():
+            for name, image in (images.conditions if images else {}).items():
+                kept.conditions[stored_name(name, branch, given, latents.mv.rgb.shape[2])] = image
 
 
 class CountFrom(Sampler[int]):
@@ -264,16 +266,17 @@ class TextureDataModule(lightning.LightningDataModule):
         *,
         seed: int = 0,
         codec: LatentCodec | None = None,
-        hints_for: TaskConfig | None = None,
+        tasks: TaskConfig = TaskConfig(),
+        images: tuple[str, ...] = (),
     ) -> None:
         """held_out: a dataset that `validate` and `test` use; None: no validation. held_out_samples: of each regime at
-        most. seed, codec, hints_for: see `BatchStream`; under a trainer, those of the `TextureModule` that is
-        trained."""
+        most. seed, codec, tasks, images: see `BatchStream`; under a trainer, those of the `TextureModule` that
+        is trained."""
         super().__init__()
         self.cfg = cfg
         self.held_out = held_out
         self.held_out_samples = held_out_samples
-        self.follow(seed, codec, hints_for)
+        self.follow(seed, codec, tasks, images)
         self.consumed_samples = 0
         self.resume_at = 0
         """The stream goes on no earlier than this sample."""
@@ -282,9 +285,9 @@ class TextureDataModule(lightning.LightningDataModule):
         self._upcoming: tuple[int, int] | None = None
         """Optimizer steps before the batch that is at work, and samples consumed when it has made its own."""
 
-    def follow(self, seed: int, codec: LatentCodec | None, hints_for: TaskConfig | None) -> None:
-        """Take the seed, codec and tasks of the module that is trained."""
-        self.seed, self.codec, self.hints_for = seed, codec, hints_for
+    def follow(self, seed: int, codec: LatentCodec | None, tasks: TaskConfig, images: tuple[str, ...]) -> None:
+        """Take the seed, codec, tasks and condition images of the module that is trained."""
+        self.seed, self.codec, self.tasks, self.images = seed, codec, tasks, images
 
     def train_dataloader(self) -> BatchLoader:
         """Make the loader of this rank, from the first sample that is not consumed; with `overfit_batches`, from the
@@ -294,14 +297,9 @@ class TextureDataModule(lightning.LightningDataModule):
             rank, ranks, parts = trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
             overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]
         stream = BatchStream(
-            self.cfg,
-            seed=self.seed,
-            rank=rank,
-            ranks=ranks,
-            accumulate_grad_batches=parts,
-            codec=self.codec,
-            hints_for=self.hints_for,
-        )
+            self.cfg, seed=self.seed, rank=rank, ranks=ranks, accumulate_grad_batches=parts,
+            codec=self.codec, tasks=self.tasks, images=self.images,
+        )  # fmt: skip
 
         def first_item() -> int:
             return 0 if overfits else self.position() // self.cfg.batch_size * parts

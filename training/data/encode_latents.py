@@ -3,7 +3,7 @@ beside, flushed and renamed (or uploaded whole), so that a run that was killed g
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import safetensors.torch
@@ -16,6 +16,7 @@ from schemas.dataset import ShardRecord, canonical_json, code_version
 from schemas.errors import UsageError, UserError
 from schemas.sample import TextureSample
 from schemas.storage import Location, ObjectPath, file_sha256, location, refuse_links, write_file
+from training.conditions.images import find_image
 from training.data.batch import to_model
 from training.data.dataset_files import DatasetFiles, read_json
 from training.data.latent_shards import (
@@ -24,16 +25,15 @@ from training.data.latent_shards import (
     LatentHeader,
     LatentShard,
     codec_header,
-    given_name,
     parse_header,
     parse_shard,
     record_json,
+    stored_name,
 )
 from training.data.mixture import shards_by_regime
 from training.data.shard_reader import ShardReader
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.latents import surface_points
-from training.diffusion.view_hint import encode_hint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -50,10 +50,11 @@ class Encoders:
 
 
 def make_encoders(
-    codec: LatentCodec, text_encoder: TextEncoder | None, device: str, dtype: str, view_hint: bool = False
+    codec: LatentCodec, text_encoder: TextEncoder | None, device: str, dtype: str, images: Sequence[str] = ()
 ) -> Encoders:
-    """Describe what encodes. view_hint: also the hints of each view and of all, for models that take them."""
-    header = replace(codec_header(codec, dtype), view_hint=view_hint)
+    """Describe what encodes. images: also these condition images, for models that take them; those that follow the
+    given views for each view and for all."""
+    header = codec_header(codec, dtype).with_images(images)
     if text_encoder is not None:
         length = text_encoder.encode([""]).shape[1]
         header = replace(header, text_encoder=text_encoder.name, text_dim=text_encoder.text_dim, text_length=length)
@@ -180,22 +181,25 @@ def encode_sample(sample: TextureSample, encoders: Encoders) -> tuple[dict[str, 
         "mean.safetensors": _tensors(means, encoders.header),
         "log_variance.safetensors": _tensors(spreads, encoders.header),
     }
-    if encoders.header.view_hint:
-        fields["hint.safetensors"] = _tensors(_hints(sample, encoders), encoders.header)
+    for name, tensors in _condition_images(sample, encoders).items():
+        fields[f"{name}.safetensors"] = _tensors(tensors, encoders.header)
     if encoders.text_encoder is not None:
         fields["text.safetensors"] = _tensors({"caption": _features(batch.captions[0], encoders)}, encoders.header)
     return fields, {name: list(mean.shape) for name, mean in means.items()}
 
 
-def _hints(sample: TextureSample, encoders: Encoders) -> dict[str, Tensor]:
-    """Encode the hints of each view, and of all together."""
-    views, found = len(sample.views.rgb), dict[str, Tensor]()
-    for given in (*((view,) for view in range(views)), tuple(range(views))):
-        batch = to_model(sample, given=given)
-        for name, maps in (("mv", batch.mv), ("uv", batch.uv)):
-            if maps and maps.hint is not None:
-                latents = encode_hint(maps.hint.to(encoders.device), encoders.codec)
-                found[f"{name}_{given_name(given, views)}"] = latents[0]
+def _condition_images(sample: TextureSample, encoders: Encoders) -> dict[str, dict[str, Tensor]]:
+    """Encode each condition image: those that follow views for each one given alone, and for all together."""
+    views, found = len(sample.views.rgb), dict[str, dict[str, Tensor]]()
+    for image in map(find_image, encoders.header.images):
+        alone = [(view,) for view in range(views)] if image.follows_views else []
+        for given in (*alone, tuple(range(views))):
+            batch = to_model(sample, given, (image.name,))
+            for branch, maps in (("mv", batch.mv), ("uv", batch.uv)):
+                if maps and image.name in maps.conditions:
+                    latents = image.encode(maps.conditions[image.name].to(encoders.device), encoders.codec)
+                    _, key = stored_name(image.name, branch, given, views).split("/")
+                    found.setdefault(image.name, {})[key] = latents[0]
     return found
 
 

@@ -14,10 +14,10 @@ from training.data.mixture import DataConfig, open_datasets, readable_samples
 class HeldOutSample:
     """A stored sample that is validated on, and its number. (No dataclass: Lightning would look for tensors in it.)"""
 
-    def __init__(self, place: int, sample: TextureSample, weight: int = 1) -> None:
+    def __init__(self, number: int, sample: TextureSample, weight: int = 1) -> None:
         """weight: in the means over all samples; 0 for one that another rank counts. (Else the number of ranks:
         Lightning rounds the mean weight of all ranks down to a whole number.)"""
-        self.place = place
+        self.number = number
         self.sample = sample
         self.weight = weight
 

@@ -3,12 +3,13 @@ last and without which they do not count. Tensors are safetensors, nothing is un
 
 A sample has `mean.safetensors` and `log_variance.safetensors` (`mv_rgb`, `mv_position`, `mv_normal` [z, V, h, w] and
 `uv_*` [z, 1, H, W], normalised), the first of them `mv_points` and `uv_points` too (`BranchLatents.points`), `json`
-(uid, regime, caption), `text.safetensors` if captions were encoded, and `hint.safetensors` if view hints were:
-`mv_GIVEN` and `uv_GIVEN` for each view given alone, and for all."""
+(uid, regime, caption), `text.safetensors` if captions were encoded, and `NAME.safetensors` for each condition image
+that was: `mv` and `uv`, or, where it follows the given views, `mv_GIVEN` and `uv_GIVEN` for each view given alone, and
+for all."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from schemas.dataset import ShardRecord, canonical_json
 from schemas.errors import UserError
 from schemas.images import field_bytes
 from schemas.sample import Regime
+from training.conditions.images import HINT, find_image
 from training.data.batch import LatentBatch, TextFeatures
 from training.data.dataset_files import DatasetFiles, read_json
 from training.diffusion.encoders import KEPT, RGB_TO_YCBCR, ZIGZAG, LatentCodec, Posterior, WanCodec
@@ -59,7 +61,19 @@ class LatentHeader:
     """Tokens that the model gets, zeros included."""
     view_hint: bool = False
     """View hints were encoded, for models that take them."""
+    condition_images: tuple[str, ...] = ()
+    """Other condition images that were."""
     format: int = FORMAT
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Return the names of all encoded condition images."""
+        return (HINT.name,) * self.view_hint + self.condition_images
+
+    def with_images(self, names: Sequence[str]) -> "LatentHeader":
+        """Return the header with these condition images."""
+        others = tuple(name for name in dict.fromkeys(names) if name != HINT.name)
+        return replace(self, view_hint=HINT.name in names, condition_images=others)
 
     @property
     def folder(self) -> str:
@@ -131,7 +145,8 @@ def parse_record(data: bytes, name: str) -> tuple[LatentHeader, dict[str, Latent
 def parse_header(entries: dict[str, Any]) -> LatentHeader:
     """Read a header. Raises KeyError, TypeError or ValueError if it is damaged."""
     mean, std = entries["scaling"]
-    return LatentHeader(**(entries | {"scaling": (tuple(mean), tuple(std))}))
+    images = tuple(entries.get("condition_images", ()))
+    return LatentHeader(**(entries | {"scaling": (tuple(mean), tuple(std)), "condition_images": images}))
 
 
 def parse_shard(entries: dict[str, Any]) -> LatentShard:
@@ -166,6 +181,11 @@ def find_latents(
             f"{place}: view_hint is False, this run has True; {redo} with --view_hint, which encodes all anew, or set "
             "model.view_hint false"
         )
+    if missing := [name for name in codec.condition_images if name not in header.condition_images]:
+        raise UserError(
+            f"{place}: has no condition image {', '.join(missing)}; {redo} with --condition_images, which encodes all "
+            "anew, or train from images"
+        )
     for source in sources:
         if source.name not in shards:
             raise UserError(f"{place}: the dataset has new shards, {source.name} is not in it; {again}")
@@ -189,8 +209,8 @@ class LatentDecoder:
     """Features of the empty prompt, if captions were encoded."""
     with_variance: bool
     """Read what a draw needs."""
-    with_hint: bool
-    """Read view hints."""
+    images: tuple[str, ...] = ()
+    """Condition images to read."""
 
     def __call__(self, fields: Mapping[str, bytes]) -> "StoredLatents":
         """Raises ValueError naming the field that is missing or damaged."""
@@ -213,15 +233,15 @@ class LatentDecoder:
             text=text,
         )
         spread = read_tensors(fields, "log_variance.safetensors") if self.with_variance else {}
-        hints: dict[str, Tensor] = {}
-        if self.with_hint:
-            given = (*map(str, range(mean["mv_rgb"].shape[1])), "all")
-            names = [f"{branch}_{views}" for branch in branches for views in given]
-            hints = _read_images(fields, "hint.safetensors", dict.fromkeys(names, 1 + self.header.channels))
+        conditions: dict[str, Tensor] = {}
+        for name in self.images:
+            depths = condition_depths(name, branches, mean["mv_rgb"].shape[1], self.header.channels)
+            found = _read_images(fields, f"{name}.safetensors", depths)
+            conditions |= {f"{name}/{key}": value[None].float() for key, value in found.items()}
         return StoredLatents(
             batch=batch,
             log_variance={name: value[None].float() for name, value in spread.items()},
-            hints={name: value[None].float() for name, value in hints.items()},
+            conditions=conditions,
         )
 
 
@@ -230,27 +250,40 @@ class StoredLatents:
     """The latents of one sample."""
 
     batch: LatentBatch
-    """A batch of one, without view hints."""
+    """A batch of one, without condition images."""
     log_variance: dict[str, Tensor] = field(default_factory=dict)
     """By tensor name, with a batch of one; empty if no draw is wanted."""
-    hints: dict[str, Tensor] = field(default_factory=dict)
-    """View hints by branch and given views (`mv_0`, `uv_all`), with a batch of one; empty if none are wanted."""
+    conditions: dict[str, Tensor] = field(default_factory=dict)
+    """Condition images by `stored_name` (`hint/mv_0`, `mask/uv`), with a batch of one; empty if none are wanted."""
 
-    def hinted(self, batch: LatentBatch, given: tuple[int, ...]) -> LatentBatch:
-        """Add the hint of these views to `batch`, which is this sample; zeros if no view is given."""
+    def has_conditions(self, images: Sequence[str], given: tuple[int, ...]) -> bool:
+        """Return whether these images are here, those that follow views for these given ones."""
+        needed = [name for name in images if given or not find_image(name).follows_views]
+        return all(stored_name(name, "mv", given, self.batch.mv.rgb.shape[2]) in self.conditions for name in needed)
 
-        def hint(branch: BranchLatents, name: str) -> BranchLatents:
-            if given:
-                stored = f"{name}_{given_name(given, batch.mv.rgb.shape[2])}"
-                if stored not in self.hints:
+    def conditioned(self, batch: LatentBatch, images: Sequence[str], given: tuple[int, ...]) -> LatentBatch:
+        """Add condition images to `batch`, which is this sample: those that follow views for these given ones, zeros if
+        no view is given. Raises UserError if one is not here."""
+
+        def add(branch: BranchLatents, name: str) -> BranchLatents:
+            found: dict[str, Tensor] = {}
+            for image in map(find_image, images):
+                if image.place == "given views" and name == "uv":
+                    continue
+                key = stored_name(image.name, name, given, batch.mv.rgb.shape[2])
+                if image.follows_views and not given:
+                    channels = image.latent_channels(branch.rgb.shape[1])
+                    found[image.name] = torch.zeros_like(branch.rgb[:, :1]).repeat(1, channels, 1, 1, 1)
+                elif key in self.conditions:
+                    found[image.name] = self.conditions[key]
+                else:
                     raise UserError(
-                        f"no stored hint of views {', '.join(map(str, given))}: latents have those of one view and of "
-                        "all; train tasks like some2tex from images, or without model.view_hint"
+                        f"no stored {image.name} of views {', '.join(map(str, given))}: latents have those of one view "
+                        "and of all; train tasks like some2tex from images, or without model.view_hint"
                     )
-                return replace(branch, hint=self.hints[stored])
-            return replace(branch, hint=torch.zeros_like(torch.cat([branch.rgb, branch.rgb[:, :1]], dim=1)))
+            return replace(branch, conditions=found)
 
-        return replace(batch, mv=hint(batch.mv, "mv"), uv=hint(batch.uv, "uv") if batch.uv else None)
+        return replace(batch, mv=add(batch.mv, "mv"), uv=add(batch.uv, "uv") if batch.uv else None)
 
     def drawn(self, seed: int, sample: int) -> LatentBatch:
         """Draw the colours from their posterior; geometry keeps its mean, as a condition should. Equal seeds and sample
@@ -267,8 +300,23 @@ class StoredLatents:
 
 
 def given_name(given: tuple[int, ...], views: int) -> str:
-    """Name the stored hint of these views: the number of the one that is given, or `all`."""
+    """Name the stored images of these given views: the number of the one that is given, or `all`."""
     return "all" if len(given) == views else "_".join(map(str, given))
+
+
+def stored_name(image: str, branch: str, given: tuple[int, ...], views: int) -> str:
+    """Name a stored condition image of a branch, `mv` or `uv`."""
+    return f"{image}/{branch}" + (f"_{given_name(given, views)}" if find_image(image).follows_views else "")
+
+
+def condition_depths(name: str, branches: Sequence[str], views: int, codec_channels: int) -> dict[str, int]:
+    """Return the channels of each stored tensor of a condition image, by its name."""
+    image = find_image(name)
+    if image.place == "given views":
+        return {"mv": codec_channels}
+    of_views = [f"_{given}" for given in (*range(views), "all")] if image.follows_views else [""]
+    channels = image.latent_channels(codec_channels)
+    return {f"{branch}{given}": channels for branch in branches for given in of_views}
 
 
 def rotate_latents(batch: LatentBatch, shift: int) -> LatentBatch:

@@ -243,7 +243,7 @@ def _open(files: DatasetFiles, cfg: DataConfig, codec: LatentHeader | None) -> _
     shards = {regime: tuple(made[shard.name].record() for shard in group) for regime, group in by_regime.items()}
     shapes = {name: shape for shard in made.values() for name, shape in shard.shapes.items()}
     text = {"text": (header.text_encoder, header.text_dim, header.text_length)}
-    decoder = LatentDecoder(header, read_empty_text(files, header), cfg.draw_posterior, codec.view_hint)
+    decoder = LatentDecoder(header, read_empty_text(files, header), cfg.draw_posterior, codec.images)
     return _Opened(header.folder, shards, decoder, sizes | shapes | text)
 
 

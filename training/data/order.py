@@ -14,7 +14,7 @@ CHUNK = 4096
 """Draws that are made by one generator."""
 
 
-class Draws:
+class WeightedDraws:
     """An endless sequence of independent draws among a few kinds, by weight; a pure function of the index."""
 
     def __init__(self, seed: tuple[int, ...], weights: Sequence[float]) -> None:
@@ -43,7 +43,7 @@ class Schedule:
     """The regime of every batch, and which batch of its regime it is."""
 
     def __init__(self, seed: int, mv_only_ratio: float) -> None:
-        self._draws = Draws((seed,), (mv_only_ratio, 1 - mv_only_ratio))
+        self._draws = WeightedDraws((seed,), (mv_only_ratio, 1 - mv_only_ratio))
 
     def __call__(self, number: int) -> tuple[Regime, int]:
         """Return the regime of batch `number`, and how many batches of that regime came before it."""

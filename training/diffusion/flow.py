@@ -4,7 +4,7 @@ Latents are [batch, channels, frames, h, w]; noise levels are per frame, [batch,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,19 @@ SHIFT = 5.0
 """Released code."""
 FIRST_VIEW = 2
 """Index of the views' order among a sample's first draws."""
+
+
+@runtime_checkable
+class FlowModel(Protocol):
+    """`SeqTexTransformer3DModel`, or anything that predicts the same flow."""
+
+    def __call__(
+        self,
+        mv: Float[Tensor, "b c views h w"],
+        uv: Float[Tensor, "b c 1 uv_h uv_w"] | None,
+        timestep: Float[Tensor, "b frames"],
+        text: Float[Tensor, "b l d"],
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +147,15 @@ def velocity(clean: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"
 
 
 def masked_mse(
-    predicted: Float[Tensor, "b c f h w"], target: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b f"]
+    predicted: Float[Tensor, "b c f h w"],
+    target: Float[Tensor, "b c f h w"],
+    mask: Bool[Tensor, "b f"],
+    count: float | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the mean squared error over the elements of the frames in `mask`; 0 when there is none."""
+    """Return the mean squared error over the elements of the frames in `mask`; 0 when there is none. count: what the
+    sum over frames is divided by; None: their number."""
     per_frame = (predicted.float() - target.float()).square().mean(dim=(1, 3, 4))
-    return (per_frame * mask).sum() / mask.sum().clamp(min=1)
+    return (per_frame * mask).sum() / (mask.sum().clamp(min=1) if count is None else max(count, 1e-6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ Shards and `UvMaps` are in image orientation (row 0 is v = 1); the model's UV ma
 `uv_to_image` are the one place where that changes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,8 +13,8 @@ from einops import reduce
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from training.conditions.images import HINT, IMAGES, find_image
 from training.diffusion.encoders import LatentCodec
-from training.diffusion.view_hint import encode_hint
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,21 +26,29 @@ class Maps:
     position: Float[Tensor, "*batch frames h w 3"]
     """Dataset frame, [-1, 1]."""
     normal: Float[Tensor, "*batch frames h w 3"]
-    hint: Float[Tensor, "*batch frames h w 4"] | None = None
-    """Projected colour and closeness (`training.diffusion.view_hint`), for models that take it."""
+    conditions: dict[str, Float[Tensor, "*batch frames h w _"]] = field(default_factory=dict)
+    """Pixels of condition images (`training.conditions.images`) by name, those that the model takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
     """Inputs that a model takes beyond those of the released one."""
 
-    view_hint: bool = False
+    images: tuple[str, ...] = ()
+    """Names of condition images, in the order of their channels."""
     position_rope: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Extras":
-        """Read them from the configuration of a `SeqTexTransformer3DModel`."""
-        return cls(view_hint=config["view_hint"], position_rope=config["position_rope"])
+        """Read them from the configuration of a `SeqTexTransformer3DModel`. Raises UsageError if its weights take a
+        condition image that is not registered."""
+        names = (HINT.name,) * config["view_hint"] + tuple(config["condition_channels"] or ())
+        return cls(images=tuple(find_image(name).name for name in names), position_rope=config["position_rope"])
+
+    @property
+    def follow_views(self) -> bool:
+        """Return whether the given views must be known before a batch is made."""
+        return any(find_image(name).follows_views for name in self.images)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,55 +61,73 @@ class BranchLatents:
     points: Float[Tensor, "batch 4 frames h w"] | None = None
     """Mean position of the surface under each latent pixel, and the share of the pixel that is covered; None for
     latents that were stored without."""
-    hint: Float[Tensor, "batch z+1 frames h w"] | None = None
-    """Latents of the view hint, for models that take it."""
+    conditions: dict[str, Float[Tensor, "batch _ frames h w"]] = field(default_factory=dict)
+    """Latents of condition images by name, those that the model takes."""
 
-    def conditions(self, extras: Extras) -> Float[Tensor, "batch channels frames h w"]:
+    def beside(self, extras: Extras) -> Float[Tensor, "batch channels frames h w"]:
         """Join what a model gets beside the noisy colour: geometry, and the extras that it takes."""
+        names = [name for name in extras.images if find_image(name).place == "beside"]
+        wanted = {name: self.conditions.get(name) for name in names}
+        wanted |= {"points": self.points} if extras.position_rope else {}
         parts = [self.geometry]
-        wanted = {"hint": (extras.view_hint, self.hint), "points": (extras.position_rope, self.points)}
-        for name, (is_wanted, part) in wanted.items():
-            if is_wanted and part is None:
+        for name, part in wanted.items():
+            if part is None:
                 raise ValueError(f"the model takes {name}, the batch has none")
-            parts += [part] if is_wanted and part is not None else []
+            parts.append(part)
         return torch.cat(parts, dim=1)
 
-    def without_hint(self, dropped: Bool[Tensor, " batch"]) -> "BranchLatents":
-        """Make the view hint of these samples zero, as where no view is given."""
-        hint = None if self.hint is None else self.hint.masked_fill(dropped[:, None, None, None, None], 0)
-        return replace(self, hint=hint)
+    def without(self, dropped: Mapping[str, Bool[Tensor, " batch"]]) -> "BranchLatents":
+        """Make condition images, by name, of these samples zero, as where they have none."""
+        kept = {
+            name: latents.masked_fill(dropped[name][:, None, None, None, None], 0) if name in dropped else latents
+            for name, latents in self.conditions.items()
+        }
+        return replace(self, conditions=kept)
+
+    def given(self, condition: Bool[Tensor, "batch frames"]) -> "BranchLatents":
+        """Replace the colours of the frames that are given by condition images of that place, if there are any."""
+        rgb = self.rgb
+        for name, latents in self.conditions.items():
+            if IMAGES[name].place == "given views":
+                rgb = torch.where(condition[:, None, :, None, None], latents, rgb)
+        return replace(self, rgb=rgb)
 
 
-Branch = TypeVar("Branch", Maps, BranchLatents)
+AnyBranch = TypeVar("AnyBranch", Maps, BranchLatents)
 
 
-def map_tensors(branch: Branch, function: Callable[[Tensor], Tensor]) -> Branch:
+def map_tensors(branch: AnyBranch, function: Callable[[Tensor], Tensor]) -> AnyBranch:
     """Apply a function to each tensor of a branch."""
-    tensors = {f.name: getattr(branch, f.name) for f in fields(branch)}
-    return replace(branch, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
+    tensors = {f.name: getattr(branch, f.name) for f in fields(branch) if f.name != "conditions"}
+    conditions = {name: function(tensor) for name, tensor in branch.conditions.items()}
+    mapped = {name: function(tensor) for name, tensor in tensors.items() if tensor is not None}
+    return replace(branch, conditions=conditions, **mapped)
 
 
-def concatenate(branches: Sequence[Branch]) -> Branch:
+def concatenate(branches: Sequence[AnyBranch]) -> AnyBranch:
     """Join branches along the batch; a tensor that the first one lacks is absent from all."""
-    names = [f.name for f in fields(branches[0]) if getattr(branches[0], f.name) is not None]
-    return replace(branches[0], **{name: torch.cat([getattr(branch, name) for branch in branches]) for name in names})
+    first = branches[0]
+    names = [f.name for f in fields(first) if f.name != "conditions" and getattr(first, f.name) is not None]
+    joined = {name: torch.cat([getattr(branch, name) for branch in branches]) for name in names}
+    conditions = {name: torch.cat([branch.conditions[name] for branch in branches]) for name in first.conditions}
+    return replace(first, conditions=conditions, **joined)
 
 
 def encode_branch(
     rgb: Float[Tensor, "batch z frames lat_h lat_w"] | None,
     position: Float[Tensor, "batch frames h w 3"],
     normal: Float[Tensor, "batch frames h w 3"],
-    hint: Float[Tensor, "batch frames h w 4"] | None,
+    conditions: Mapping[str, Float[Tensor, "batch frames h w _"]],
     codec: LatentCodec,
 ) -> BranchLatents:
-    """Encode the geometry and the hint of a branch. rgb: latents of its colours; None: zeros."""
+    """Encode the geometry and the condition images of a branch. rgb: latents of its colours; None: zeros."""
     # geometry enters the codec mapped from [-1, 1] to [0, 1]
     geometry = torch.cat([codec.encode((position + 1) / 2), codec.encode((normal + 1) / 2)], dim=1)
     return BranchLatents(
         rgb=torch.zeros_like(geometry[:, : codec.channels]) if rgb is None else rgb,
         geometry=geometry,
         points=surface_points(position, normal, codec.downscale),
-        hint=None if hint is None else encode_hint(hint, codec),
+        conditions={name: find_image(name).encode(pixels, codec) for name, pixels in conditions.items()},
     )
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,26 +15,13 @@ from torch import Tensor
 
 from geometry.nearest import Surface
 from schemas.errors import require_between
+from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec, TextEncoder
-from training.diffusion.flow import SHIFT, Slope, inference_sigmas, interpolate, seeded, solver_step
+from training.diffusion.flow import SHIFT, FlowModel, Slope, inference_sigmas, interpolate, seeded, solver_step
 from training.diffusion.latents import BranchLatents, Extras, encode_branch, stack, to_uint8, uv_to_image
 from training.diffusion.tasks import CONDITION_SIGMA, Task, plan_frames, sampling_task
-from training.diffusion.view_hint import view_hint
 
 RELEASED_INPUT = Extras()
-
-
-@runtime_checkable
-class FlowModel(Protocol):
-    """`SeqTexTransformer3DModel`, or anything that predicts the same flow."""
-
-    def __call__(
-        self,
-        mv: Float[Tensor, "b c views h w"],
-        uv: Float[Tensor, "b c 1 uv_h uv_w"] | None,
-        timestep: Float[Tensor, "b frames"],
-        text: Float[Tensor, "b l d"],
-    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +35,8 @@ class TexturingInput:
     images: dict[int, UInt8[np.ndarray, "_ _ _"]] = field(default_factory=dict)
     """The given views: RGB, or RGBA with straight alpha, of any size, by number of the view. None given: text and
     geometry alone decide."""
+    condition_images: dict[str, Pixels] = field(default_factory=dict)
+    """Condition images by name, those that do not follow from geometry and given views."""
     prompt: str = ""
     seed: int = 0
     """Decides the noise: a mesh gets the same noise alone and in any batch."""
@@ -89,7 +78,7 @@ class Condition:
     branches: list[Float[Tensor, "batch channels _ _ _"]]
     """What the model gets beside the noisy colours of the views and, if it is wanted, of the UV map."""
     blind: list[Float[Tensor, "batch channels _ _ _"]]
-    """The same without view hints, for image guidance."""
+    """The same without what follows the given views, for image guidance."""
     clean: Float[Tensor, "batch z views h w"]
     """Latents of the given views, 0 for the others."""
     given: Bool[Tensor, " views"]
@@ -150,7 +139,7 @@ def resident(part: Any, device: torch.device | str) -> Iterator[None]:
 def encode_condition(
     codec: LatentCodec, inputs: Sequence[TexturingInput], prompt: Tensor, empty: Tensor, extras: Extras
 ) -> Condition:
-    """Encode geometry, given views and, for models that take them, view hints, on the device of the prompts."""
+    """Encode geometry, given views and the condition images that the model takes, on the device of the prompts."""
     given, shape = sorted(inputs[0].images), inputs[0].views.position.shape
     if any(sorted(one.images) != given for one in inputs):
         raise ValueError("meshes of one batch must give the same views")
@@ -158,30 +147,31 @@ def encode_condition(
     for row, one in zip(rgb, inputs, strict=True):
         for view, image in one.images.items():
             row[view] = prepare_image(image, shape[1])
-    hints = []
-    if extras.view_hint:
-        hints = [view_hint(row, one.views, given, one.uv) for row, one in zip(rgb, inputs, strict=True)]
+    made = [condition_images(one, row, extras) for one, row in zip(inputs, rgb, strict=True)]
 
-    def encoded(surfaces: list[Surface], hints: list[np.ndarray], is_uv: bool) -> BranchLatents:
+    def encoded(surfaces: list[Surface], nth: Literal[0, 1]) -> BranchLatents:
         def tensor(images: list[np.ndarray]) -> Tensor:
-            stacked = stack(images, upside_down=is_uv).to(prompt.device)
-            return stacked[:, None] if is_uv else stacked
+            stacked = stack(images, upside_down=nth == 1).to(prompt.device)
+            return stacked[:, None] if nth == 1 else stacked
 
         position, normal = tensor([each.position for each in surfaces]), tensor([each.normal for each in surfaces])
-        return encode_branch(None, position, normal, tensor(hints) if hints else None, codec)
+        pixels = {name: [image for each in made if (image := each[name][nth]) is not None] for name in made[0]}
+        conditions = {name: tensor(images) for name, images in pixels.items()}
+        return encode_branch(None, position, normal, conditions, codec)
 
-    branches = [encoded([one.views for one in inputs], [mv for mv, _ in hints], is_uv=False)]
+    branches = [encoded([one.views for one in inputs], 0)]
     if maps := [one.uv for one in inputs if one.uv is not None]:
-        branches.append(encoded(maps, [uv for _, uv in hints if uv is not None], is_uv=True))
+        branches.append(encoded(maps, 1))
     clean = torch.zeros_like(branches[0].rgb)
     if given:
         clean[:, :, given] = codec.encode(torch.from_numpy(rgb[:, given]).to(clean.device)).to(clean)
     is_given = torch.zeros(shape[0], dtype=torch.bool, device=clean.device)
     is_given[given] = True
     every = torch.ones(len(inputs), dtype=torch.bool, device=clean.device)
+    follow = {name: every for name in extras.images if find_image(name).follows_views}
     return Condition(
-        branches=[branch.conditions(extras) for branch in branches],
-        blind=[branch.without_hint(every).conditions(extras) for branch in branches],
+        branches=[branch.beside(extras) for branch in branches],
+        blind=[branch.without(follow).beside(extras) for branch in branches],
         clean=clean,
         given=is_given,
         prompt=prompt,
@@ -189,11 +179,23 @@ def encode_condition(
     )
 
 
+def condition_images(
+    one: TexturingInput, colors: Float32[np.ndarray, "views h w 3"], extras: Extras
+) -> dict[str, Pixels]:
+    """Return the condition images beside the noisy colours of a mesh by name: its own, or made of what is given."""
+    scene = Scene(views=one.views, uv=one.uv, colors=colors, given=tuple(sorted(one.images)))
+    wanted = [image for image in map(find_image, extras.images) if image.place == "beside"]
+    return {image.name: image.draw(scene, one.condition_images.get(image.name)) for image in wanted}
+
+
 def prepare_image(image: UInt8[np.ndarray, "height width channels"], size: int) -> Float32[np.ndarray, "size size 3"]:
-    """Lay an image (RGB, or RGBA with straight alpha) over black and resize it to the size of the views."""
+    """Lay an image (RGB, or RGBA with straight alpha) over black, in the middle of a square of its longer side, and
+    resize it to the size of the views: nothing is squeezed or cut off."""
     rgba = Image.fromarray(image).convert("RGBA")
-    black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-    rgb = Image.alpha_composite(black, rgba).convert("RGB").resize((size, size), Image.Resampling.BOX)
+    side = max(rgba.size)
+    square = Image.new("RGBA", (side, side), (0, 0, 0, 255))
+    square.alpha_composite(rgba, ((side - rgba.width) // 2, (side - rgba.height) // 2))
+    rgb = square.convert("RGB").resize((size, size), Image.Resampling.BOX)
     return np.asarray(rgb, dtype=np.float32) / 255
 
 

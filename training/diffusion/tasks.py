@@ -110,7 +110,9 @@ OFFICIAL_TASKS = TaskConfig(textured={"img2tex": 1.0}, mv_only={"geo2mv": 1.0})
 
 
 def draw_task(cfg: TaskConfig, regime: Regime, seed: int, batch_number: int) -> Task:
-    """Draw the task of a global batch: every rank draws the same."""
+    """Draw the task of a global batch: every rank draws the same. Its number is the first of the generator that seeds
+    chunk `batch_number` of `Schedule`: the task of batch 0 alone goes with a regime that it meets. It stays so, as a
+    run that resumes must draw what it drew."""
     weights = cfg.weights(regime)
     shares = np.array(list(weights.values()), dtype=np.float64)
     draw = np.random.default_rng((seed, batch_number)).choice(len(shares), p=shares / shares.sum())

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.storage import write_file
-from training.arithmetic import StepCallback, is_step_end
 from training.loop.checkpoints import is_complete, newest_state, trainer_states, verified
 from training.loop.sharded_states import sum_path
 from training.loop.strategies import is_first_process
 from training.loop.throughput import Meter
 from training.model.fsdp import as_shards, gathered, local, part_of_whole
 from training.model.optimizers import trained_parameters
+from training.steps import StepCallback, is_step_end
 
 
 class Clock(StepCallback):

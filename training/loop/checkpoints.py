@@ -38,6 +38,7 @@ from training.loop.sharded_states import (
     sums_match,
     write_state,
 )
+from training.model.backbones.wan import WAN21_1P3B
 from training.model.files import replaced_directory
 from training.model.fsdp import check_whole, load_whole
 from training.model.init import ModelConfig, make_model
@@ -49,8 +50,6 @@ CARD_ENTRY = "card"
 """Entry of a trainer state: the card of the checkpoint that its averaged weights make."""
 AVERAGE = "AveragedWeights"
 """Entry of the averaged weights among those of the callbacks."""
-WAN_HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-"""Hub repository of the Wan VAE and text encoder."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -190,9 +189,9 @@ class Card:
 RELEASED_CARD = Card(
     preset="released",
     codec="wan",
-    codec_path=WAN_HUB,
+    codec_path=WAN21_1P3B.hub,
     text_encoder="umt5",
-    text_encoder_path=WAN_HUB,
+    text_encoder_path=WAN21_1P3B.hub,
     views=4,
     view_resolution=512,
     uv_resolution=1024,

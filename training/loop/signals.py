@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
-from training.arithmetic import StepCallback
 from training.data.datamodule import STOP_SIGNALS
 from training.model.fsdp import local
+from training.steps import StepCallback
 
 SKIP_WINDOW = 1000
 """Steps over which the skip budget counts."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning
 
-from training.arithmetic import StepCallback
 from training.config import RunConfig
 from training.loop.callbacks import AveragedWeights
 from training.loop.checkpoints import CARD, CARD_ENTRY, Card, card_entries, read_card, save_checkpoint
@@ -22,6 +21,7 @@ from training.loop.validation import Validation
 from training.model.files import remove_leftovers
 from training.model.fsdp import whole_model
 from training.module import TextureModule
+from training.steps import StepCallback
 
 SNAPSHOTS = "checkpoints"
 """Folder of the checkpoints that a run writes on its way."""

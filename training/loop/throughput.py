@@ -10,19 +10,19 @@ from typing import Any
 import lightning
 import torch
 
-from training.arithmetic import is_step_end
 from training.config import TrainConfig
-from training.cost import Flops, Tokens, count_flops, count_tokens
+from training.cost import H100_TFLOPS, Flops, Tokens, count_flops, count_tokens
 from training.data.mixture import ImageSizes
 from training.diffusion.encoders import codec_layout
 from training.diffusion.tasks import TASKS
+from training.steps import is_step_end
 
 WINDOW = 50
 """Steps that a rate is the mean of."""
 MEAN_WINDOW = 100
 """Steps of one task or regime that its running mean spans."""
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "H800": 989.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0,
-               "L40": 181.0, "RTX 4090": 165.2, "L4": 121.0}  # fmt: skip
+PEAK_TFLOPS = {"H200": H100_TFLOPS, "H100": H100_TFLOPS, "H800": H100_TFLOPS, "B200": 2250.0,
+               "A100": 312.0, "A800": 312.0, "L40S": 362.0, "L40": 181.0, "RTX 4090": 165.2, "L4": 121.0}  # fmt: skip
 """Dense bfloat16 products with float32 sums, by a part of the device's name, the first that fits (NVIDIA's data sheets;
 SXM where there are several). float32 products run as TF32: half of it."""
 

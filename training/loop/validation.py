@@ -13,14 +13,15 @@ from PIL import Image
 from geometry.image_metrics import psnr
 from geometry.nearest import Surface
 from schemas.sample import TextureSample
-from training.arithmetic import StepCallback
 from training.config import TrainConfig
+from training.data.batch import Prepared
 from training.diffusion.sampler import SamplerConfig, TexturingInput, TexturingResult, sample
 from training.loop.callbacks import AveragedWeights
 from training.loop.loggers import Curves
 from training.loop.throughput import Meter
 from training.metrics.images import baselines
 from training.module import TextureModule
+from training.steps import StepCallback
 
 Render = Callable[[TextureSample, UInt8[np.ndarray, "uv uv 3"]], UInt8[np.ndarray, "h w 3"]]
 """Renders a sample's mesh with a UV map on it from a new viewpoint."""
@@ -39,18 +40,19 @@ class Validation:
 
 
 def texture(module: TextureModule, stored: TextureSample, steps: int, seed: int) -> TexturingResult:
-    """Texture a sample from its first view."""
+    """Texture a sample from its first view and its own condition images."""
     views, uv = stored.views, stored.uv
     assert uv is not None
     subject = TexturingInput(
         views=Surface(position=views.position, normal=views.normal),
         uv=Surface(position=uv.position, normal=uv.normal),
         images={0: views.rgb[0]},
+        condition_images=Prepared(sample=stored, given=(0,), images=module.extras.images).condition_images(),
         prompt=str(stored.meta.get("caption", "")),
         seed=seed,
     )
     (result,) = sample(
-        module.predict,
+        module.predict_flow,
         module.codec,
         module.text_encoder,
         [subject],

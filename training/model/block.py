@@ -91,7 +91,7 @@ def mix(
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class BranchInputs:
     """Inputs of a block for one branch (views or UV map) that all blocks share."""
 
     geometry: Float[Tensor, "b n d"] | None
@@ -138,8 +138,8 @@ class Block(nn.Module):
         mv: Float[Tensor, "b n d"],
         uv: Float[Tensor, "b m d"] | None,
         text: Float[Tensor, "b l d"],
-        mv_branch: Branch,
-        uv_branch: Branch | None,
+        mv_branch: BranchInputs,
+        uv_branch: BranchInputs | None,
         both_rope: Rope | None,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"] | None]:
         """The two streams after the block. Without a UV stream its half of the work is left out."""
@@ -154,8 +154,8 @@ class Block(nn.Module):
         mv: Tensor,
         uv: Tensor | None,
         text: Tensor,
-        mv_branch: Branch,
-        uv_branch: Branch | None,
+        mv_branch: BranchInputs,
+        uv_branch: BranchInputs | None,
         both_rope: Rope | None,
     ) -> tuple[Tensor, Tensor | None]:
         text_keys, text_values = self.attn2.keys(text), self.attn2.values(text)
@@ -179,7 +179,7 @@ class Block(nn.Module):
     def _uv_on_its_own(
         self,
         uv: Tensor,
-        branch: Branch,
+        branch: BranchInputs,
         mv: Tensor,
         mv_geometry: Tensor | None,
         both_rope: Rope,
@@ -201,7 +201,7 @@ class Block(nn.Module):
         return self._feed(uv, self.ffnuv, *feed)
 
     def _uv_as_views(
-        self, uv: Tensor, branch: Branch, of_views: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor]
+        self, uv: Tensor, branch: BranchInputs, of_views: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor]
     ) -> Tensor:
         """The UV stream through the views' weights, as further tokens of one sequence: it reads the views' own keys and
         values."""

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import torch
 
 from schemas.errors import UsageError, UserError, require_between
+from training.conditions.images import HINT, find_image
 from training.model.backbones.find import FOLDER, check_fixed, known, transformer_config
 from training.model.backbones.wan import WAN21_1P3B
 from training.model.files import find_directory, read_architecture
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import from_wan, trainable_parameters
+from training.model.weights import from_wan, mark_trained
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ NOT_ARCHITECTURE = {
     "activation_checkpointing",
     "activation_checkpoint_every",
     "compile_blocks",
+    "condition_images",
 }
 """Fields of `ModelConfig` that do not describe the network."""
 
@@ -70,6 +72,9 @@ class ModelConfig:
     view_hint: bool = False
     """The network also gets the given views' colours, carried over the surface to every image (ours). Off in the
     released weights, which can be fine-tuned with it: its layer starts at zero."""
+    condition_images: tuple[str, ...] = ()
+    """Further images that the network gets beside every view and the UV map, by name, such as `mask` (ours;
+    `training.conditions.images`). Layers that are added to weights start at zero."""
     position_rope: bool = False
     """Tokens turn with their mean 3D position instead of their place in the image (ours; off in the released
     weights)."""
@@ -84,17 +89,30 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_between("model.activation_checkpoint_every", self.activation_checkpoint_every, 1, 1000)
+        for name in self.condition_images:
+            if find_image(name) is HINT:
+                raise UsageError(f"model.condition_images names {name!r}; set model.view_hint true instead")
+
+    @property
+    def condition_channels(self) -> dict[str, int] | None:
+        """Channels that each of `condition_images` adds to the input; None: there are none."""
+        return {name: find_image(name).latent_channels(self.latent_channels) for name in self.condition_images} or None
 
     def architecture(self) -> dict[str, Any]:
         """Arguments of `SeqTexTransformer3DModel`."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ARCHITECTURE}
         channels = settings.pop(CHANNELS)
-        return settings | {"in_channels": channels, "out_channels": channels}
+        return settings | {
+            "in_channels": channels,
+            "out_channels": channels,
+            "condition_channels": self.condition_channels,
+        }
 
 
 def with_architecture(cfg: ModelConfig) -> ModelConfig:
-    """Take over sizes and positions of the weights that it starts from, whatever the options say; a view hint may be
-    added to them. Those of known backbones are known; any other hub repository is fetched for it."""
+    """Take over sizes and positions of the weights that it starts from, whatever the options say; a view hint and
+    condition images may be added to them. Those of known backbones are known; any other hub repository is fetched for
+    it."""
     if cfg.start == "scratch":
         return cfg
     found = {**asdict(ModelConfig(lora_rank=0)), **WAN21_1P3B.transformer}
@@ -107,7 +125,9 @@ def with_architecture(cfg: ModelConfig) -> ModelConfig:
     names = (*SIZES, *LORA, POSITIONS) if cfg.start == "seqtex" else (*SIZES, POSITIONS)
     if cfg.position_rope and not found[POSITIONS]:
         log.warning("%s turns with rows and columns: model.position_rope is for models from scratch", cfg.start_path)
-    return replace(cfg, view_hint=cfg.view_hint or found["view_hint"], **{name: found[name] for name in names})
+    images = tuple(dict.fromkeys([*(found.get("condition_channels") or {}), *cfg.condition_images]))
+    kept = {name: found[name] for name in names}
+    return replace(cfg, view_hint=cfg.view_hint or found["view_hint"], condition_images=images, **kept)
 
 
 def make_model(cfg: ModelConfig, seed: int, *, empty: bool = False) -> SeqTexTransformer3DModel:
@@ -132,13 +152,16 @@ def make_model(cfg: ModelConfig, seed: int, *, empty: bool = False) -> SeqTexTra
             uv_branch=cfg.uv_branch,
             rope_max_seq_len=cfg.rope_max_seq_len,
             view_hint=cfg.view_hint,
+            condition_channels=cfg.condition_channels,
             seed=seed,
         )
     else:
-        model = SeqTexTransformer3DModel.from_pretrained(cfg.start_path, add_view_hint=cfg.view_hint)
+        model = SeqTexTransformer3DModel.from_pretrained(
+            cfg.start_path, add_view_hint=cfg.view_hint, add_condition_channels=cfg.condition_channels
+        )
     if cfg.start == "seqtex":
         check_switches(model, cfg)
-    trainable_parameters(model, cfg.trained)
+    mark_trained(model, cfg.trained)
     model.checkpoint_blocks(cfg.activation_checkpointing, cfg.activation_checkpoint_every)
     if cfg.compile_blocks:
         model.compile_repeated_blocks()
@@ -150,15 +173,24 @@ def full_architecture(cfg: ModelConfig) -> dict[str, Any]:
     if cfg.start == "scratch":
         return cfg.architecture()
     if cfg.start == "wan":
-        switches = (*LORA, "geometry_attention", "uv_branch", "rope_max_seq_len", "view_hint")
+        switches = (*LORA, "geometry_attention", "uv_branch", "rope_max_seq_len", "view_hint", "condition_channels")
         found, own = dict(transformer_config(cfg.start_path)), cfg.architecture()
         return found | {name: own[name] for name in switches}
     found = read_architecture(find_directory(cfg.start_path))
-    return found | {"view_hint": cfg.view_hint or found.get("view_hint", False)}
+    channels = {**(found.get("condition_channels") or {}), **(cfg.condition_channels or {})}
+    return found | {
+        "view_hint": cfg.view_hint or found.get("view_hint", False),
+        "condition_channels": channels or None,
+    }
 
 
 def check_switches(model: SeqTexTransformer3DModel, cfg: ModelConfig) -> None:
     """A checkpoint has its own switches; one that was asked for must not be ignored."""
+    if others := set(model.config["condition_channels"] or {}) - set(cfg.condition_images):
+        raise UserError(
+            f"{cfg.start_path} takes the condition images {', '.join(sorted(others))}; name them in "
+            "model.condition_images, or start from wan"
+        )
     for name in ("geometry_attention", "uv_branch", "view_hint", "position_rope"):
         if model.config[name] != getattr(cfg, name):
             raise UserError(

@@ -31,7 +31,7 @@ class OptimizerConfig:
     uv_factor: float = 1.0
     """Of the UV branch."""
     geometry_factor: float = 1.0
-    """Of geometry embeddings and casters, and of the view hint."""
+    """Of geometry embeddings and casters, and of view hint and condition images."""
     muon_learning_rate: float | None = None
     """Peak for the matrices of the blocks, which Muon then optimises; None: AdamW everywhere (TEXGen)."""
     muon_iterations: int = 5
@@ -74,7 +74,7 @@ def part_of(name: str) -> str:
         return "LoRA"
     if "uv" in name:
         return "UV branch"
-    if any(word in name for word in ("geometry_caster", "pos_patch", "norm_patch", "hint_patch")):
+    if any(word in name for word in ("geometry_caster", "pos_patch", "norm_patch", "hint_patch", "condition_patch")):
         return "geometry"
     return "rest"
 

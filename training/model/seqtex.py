@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from schemas.errors import UserError
-from training.model.block import Block, Branch, GeometryAttention, UvBranch
+from training.model.block import Block, BranchInputs, GeometryAttention, UvBranch
 from training.model.files import HUB_OPTIONS, check_tensors, find_directory, read_architecture, read_shapes
 from training.model.files import shapes as shapes_of
 from training.model.layers import TimeTextEmbedding, modulated_norm
@@ -36,8 +36,9 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Two-branch diffusion transformer with the parameter names of the released checkpoint.
 
     Each branch's input is 3 * in_channels deep: noisy RGB latent, position latent, normal latent; with view_hint
-    followed by the hint's in_channels + 1, with position_rope by the 4 of the points. The output is the flow (noise
-    minus clean latent), out_channels deep. View tokens never read UV tokens. Views and UV map may have any height and
+    followed by the hint's in_channels + 1, then by the condition_channels of each condition image by its name, with
+    position_rope by the 4 of the points. The output is the flow (noise minus clean latent), out_channels deep. View
+    tokens never read UV tokens. Views and UV map may have any height and
     width in whole patches, and there may be any number of views.
 
     Two switches serve ablations; their first values in brackets are the released model. geometry_attention [mv_uv]: the
@@ -46,7 +47,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     or go through those of the views, LoRA included (`shared`), as further tokens that the views do not see.
 
     Two more are ours, off in the released model. view_hint: colours of the given views that geometry has carried to
-    every image (`training.diffusion.view_hint`) are added to its RGB tokens through a layer of their own, which is
+    every image (`training.conditions.view_hint`) are added to its RGB tokens through a layer of their own, which is
     zero where it is added to weights that did not know it. position_rope:
     queries and keys turn with the mean position of a token's surface points instead of its row and column.
     """
@@ -82,6 +83,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         uv_branch: UvBranch = "decoupled",
         view_hint: bool = False,
         position_rope: bool = False,
+        condition_channels: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
         _check_config(patch_size, attention_head_dim, freq_dim, qk_norm)
@@ -96,6 +98,8 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.patch_embedding = embedding()
         if view_hint:
             self.hint_patch_embedding = embedding(in_channels + 1)
+        if beside := {name: channels for name, channels in (condition_channels or {}).items() if channels}:
+            self.condition_patch_embeddings = nn.ModuleDict({name: embedding(n) for name, n in beside.items()})
         if geometry_attention != "off":
             self.pos_patch_embedding = embedding()
             self.norm_patch_embedding = embedding()
@@ -148,15 +152,17 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         text = self.condition_embedder.text(text)
         mv_rope = self._rope(mv, 0, grid)
         x_mv = self._embed_rgb(mv)
-        mv_branch = Branch(self._embed_geometry(mv) if geometry != "off" else None, modulation[:, :views], mv_rope)
+        mv_branch = BranchInputs(
+            self._embed_geometry(mv) if geometry != "off" else None, modulation[:, :views], mv_rope
+        )
         x_uv: Tensor | None = None
-        uv_branch: Branch | None = None
+        uv_branch: BranchInputs | None = None
         both_rope: Rope | None = None
         if uv is not None:
             uv_grid = self._token_grid(uv)
             x_uv, uv_geometry = self._embed_rgb(uv), self._embed_geometry(uv) if geometry == "mv_uv" else None
             uv_rope = self._rope(uv, views, uv_grid)
-            uv_branch = Branch(uv_geometry, modulation[:, views:], uv_rope)
+            uv_branch = BranchInputs(uv_geometry, modulation[:, views:], uv_rope)
             if self.config["position_rope"]:
                 both_rope = joined(mv_rope, uv_rope)
             else:  # remembered
@@ -209,15 +215,18 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         channels = self.config["in_channels"]
         sizes = {"rgb": channels, "position": channels, "normal": channels}
         sizes |= {"hint": channels + 1} if self.config["view_hint"] else {}
+        sizes |= {name: size for name, size in (self.config["condition_channels"] or {}).items() if size}
         sizes |= {"points": 4} if self.config["position_rope"] else {}
         ends = list(accumulate(sizes.values()))
         return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
     def _embed_rgb(self, latents: Tensor) -> Tensor:
-        """Tokens of the RGB latent, and of the view hint where the model has one: [b, frames * rows * columns, dim]."""
+        """Tokens of the RGB latent, and of the condition images of the model: [b, frames * rows * columns, dim]."""
         tokens = _linear(self._patches(latents, "rgb"), self.patch_embedding)
         if self.config["view_hint"]:
             tokens = tokens + _linear(self._patches(latents, "hint"), self.hint_patch_embedding)
+        for name, layer in getattr(self, "condition_patch_embeddings", {}).items():
+            tokens = tokens + _linear(self._patches(latents, name), layer)
         return tokens
 
     def _embed_geometry(self, latents: Tensor) -> Tensor:
@@ -259,15 +268,17 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         torch_dtype: torch.dtype = torch.float32,
         use_safetensors: bool | None = None,
         add_view_hint: bool = False,
+        add_condition_channels: Mapping[str, int] | None = None,
         **options: Any,
     ) -> "SeqTexTransformer3DModel":
         """Load the model of a local directory or hub repository, in our layout or the released one, as diffusers does.
 
         Norms, time embedder and modulation tables stay float32 at any dtype. add_view_hint: where the weights have no
-        view hint, add its layer with zeros, which leaves the output the same until it is trained. options: `revision`,
-        `token`, `cache_dir`, `local_files_only` and `force_download` of the hub; `device_map`, `low_cpu_mem_usage` and
-        all others of diffusers' `ModelMixin.from_pretrained`. Raises UserError where the directory holds no such model,
-        naming tensors that are missing, unexpected or of another shape.
+        view hint, add its layer with zeros, which leaves the output the same until it is trained;
+        add_condition_channels: the same for condition images, by name. options: `revision`, `token`, `cache_dir`,
+        `local_files_only` and `force_download` of the hub; `device_map`, `low_cpu_mem_usage` and all others of
+        diffusers' `ModelMixin.from_pretrained`. Raises UserError where the directory holds no such model, naming
+        tensors that are missing, unexpected or of another shape.
         """
         if use_safetensors is False:
             raise UserError(f"{pretrained_model_name_or_path}: pickled weights are never read; give safetensors")
@@ -280,7 +291,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         model: SeqTexTransformer3DModel = super().from_pretrained(
             directory, variant=variant, torch_dtype=torch_dtype, use_safetensors=True, **lora, **options
         )
-        return model.with_view_hint() if add_view_hint and not model.config["view_hint"] else model
+        return model.with_inputs(add_view_hint, add_condition_channels or {})
 
     @classmethod
     def from_config(  # type: ignore[override]
@@ -291,10 +302,17 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         given = {name: value for name, value in config.items() if name in known or name[0] == "_" or value is not None}
         return super().from_config(given, return_unused_kwargs, **options)
 
-    def with_view_hint(self) -> "SeqTexTransformer3DModel":
-        """Return a model of the same weights with a view hint, whose layer is zero."""
-        hinted = self.empty(dict(self.config) | {"view_hint": True})
-        state = self.state_dict()
+    def with_inputs(self, view_hint: bool, condition_channels: Mapping[str, int]) -> "SeqTexTransformer3DModel":
+        """Return a model of the same weights that also takes a view hint and condition images, whose layers are zero;
+        itself if it takes them."""
+        own = dict(self.config["condition_channels"] or {})
+        inputs = {
+            "view_hint": view_hint or self.config["view_hint"],
+            "condition_channels": {**own, **condition_channels},
+        }
+        if inputs == {"view_hint": self.config["view_hint"], "condition_channels": own}:
+            return self
+        hinted, state = self.empty(dict(self.config) | inputs), self.state_dict()
         added = shapes_of(hinted.state_dict()).items() - shapes_of(state).items()
         return hinted.filled(
             state | {name: torch.zeros(shape, device=self.device) for name, shape in added}, self.dtype

@@ -109,17 +109,17 @@ def batches(dataset: Path, cfg: AugmentConfig, **options: object) -> list[Batch]
 def test_only_the_condition_is_degraded(dataset: Path) -> None:
     plain, changed = batches(dataset, AugmentConfig()), batches(dataset, replace(EVERYTHING, rotate_views=0.0))
     for before, after in zip(plain, changed, strict=True):
-        assert before.condition is None and after.condition is not None
+        assert not before.mv.conditions and set(after.mv.conditions) == {"given_view"} and not after.uv.conditions
         assert after.uids == before.uids
         for name in ("rgb", "position", "normal"):
             assert torch.equal(getattr(after.mv, name), getattr(before.mv, name))
             assert torch.equal(getattr(after.uv, name), getattr(before.uv, name))
-        assert not torch.equal(after.condition, after.mv.rgb)
+        assert not torch.equal(after.mv.conditions["given_view"], after.mv.rgb)
         latents = encode_batch(after, DctCodec())
         given = torch.zeros(4, 4, dtype=torch.bool)
         given[:, 2] = True
-        seen = latents.given(given).mv
-        assert torch.equal(seen.rgb[:, :, 2], latents.condition[:, :, 2])
+        seen = latents.mv.given(given)
+        assert torch.equal(seen.rgb[:, :, 2], latents.mv.conditions["given_view"][:, :, 2])
         assert torch.equal(seen.rgb[:, :, :2], latents.mv.rgb[:, :, :2])
         assert torch.equal(seen.geometry, latents.mv.geometry)
 
@@ -128,7 +128,9 @@ def test_ranks_draw_alike_and_a_run_resumes_with_the_same_draws(dataset: Path) -
     whole = batches(dataset, EVERYTHING)
     for rank in range(2):
         for part, all_ranks in zip(batches(dataset, EVERYTHING, rank=rank, ranks=2), whole, strict=True):
-            assert torch.equal(part.condition, all_ranks.condition[2 * rank : 2 * rank + 2])
+            assert torch.equal(
+                part.mv.conditions["given_view"], all_ranks.mv.conditions["given_view"][2 * rank : 2 * rank + 2]
+            )
             assert torch.equal(part.mv.position, all_ranks.mv.position[2 * rank : 2 * rank + 2])
 
 

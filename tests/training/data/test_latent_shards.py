@@ -66,8 +66,8 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def dct(dtype: str = "float32", view_hint: bool = False) -> Encoders:
-    return make_encoders(DctCodec(), None, "cpu", dtype, view_hint)
+def dct(dtype: str = "float32", images: tuple[str, ...] = ()) -> Encoders:
+    return make_encoders(DctCodec(), None, "cpu", dtype, images)
 
 
 def config(dataset: Path, **changes: object) -> DataConfig:
@@ -111,13 +111,13 @@ def test_latent_shards_have_the_bytes_of_image_shards_tars(dataset: Path) -> Non
 def test_view_hints_are_the_same_from_images_from_memory_and_stored(dataset: Path, augment: AugmentConfig) -> None:
     """Of the views that the training step gives, in its own order."""
     codec, tasks, seed = DctCodec(), TaskConfig(), 1
-    encode_dataset(LocalFiles(dataset), dct(view_hint=True))
+    encode_dataset(LocalFiles(dataset), dct(images=("hint",)))
     pixels, stored = config(dataset, augment=augment), config(dataset, augment=augment, latents=True)
     kept = config(dataset, augment=augment, keep_latents=True)
     streams = [
-        BatchStream(pixels, seed=seed, hints_for=tasks),
-        BatchStream(kept, seed=seed, hints_for=tasks, codec=codec),
-        BatchStream(stored, seed=seed, hints_for=tasks, codec=codec),
+        BatchStream(pixels, seed=seed, tasks=tasks, images=("hint",)),
+        BatchStream(kept, seed=seed, tasks=tasks, images=("hint",), codec=codec),
+        BatchStream(stored, seed=seed, tasks=tasks, images=("hint",), codec=codec),
     ]
     given_counts = set()
     for number in range(24):
@@ -129,14 +129,14 @@ def test_view_hints_are_the_same_from_images_from_memory_and_stored(dataset: Pat
         is_given = given_views(task, order)
         given_counts.add(int(is_given[0].sum()))
         for place, row in enumerate(is_given.tolist()):
-            own = batch.mv.hint[place, :, :, :, 3].amax(dim=(1, 2))
+            own = batch.mv.conditions["hint"][place, :, :, :, 3].amax(dim=(1, 2))
             assert [own[view] == 1 for view in range(views)] == row, "a given view is as close as can be, no other"
         for other in (memory, disk):
             for branch in ("mv", "uv"):
                 ours, theirs = getattr(direct, branch), getattr(other, branch)
                 assert (ours is None) == (theirs is None)
                 if ours is not None:
-                    torch.testing.assert_close(ours.hint, theirs.hint, atol=1e-4, rtol=1e-4)
+                    torch.testing.assert_close(ours.conditions["hint"], theirs.conditions["hint"], atol=1e-4, rtol=1e-4)
                     torch.testing.assert_close(ours.points, theirs.points, atol=1e-5, rtol=1e-4)
     assert given_counts == {0, 1, 4}
 
@@ -147,10 +147,10 @@ def test_latents_without_hints_are_refused_where_the_model_takes_them(dataset: P
         UserError, match=r"view_hint is False, this run has True; .*--view_hint, which encodes all anew, or set"
     ):
         losses(small_config(dataset, tmp_path, latents=True))
-    with_hints = encode_dataset(LocalFiles(dataset), dct(view_hint=True))
+    with_hints = encode_dataset(LocalFiles(dataset), dct(images=("hint",)))
     assert with_hints is not None and len(losses(small_config(dataset, tmp_path, latents=True))) == 8
     tasks = TaskConfig(textured={"some2tex": 1.0})
-    stream = BatchStream(config(dataset, latents=True), seed=1, codec=DctCodec(), hints_for=tasks)
+    stream = BatchStream(config(dataset, latents=True), seed=1, codec=DctCodec(), tasks=tasks, images=("hint",))
     with pytest.raises(UserError, match=r"no stored hint of views \d, \d.*; train tasks like some2tex from images"):
         stream[next(number for number in range(20) if stream.schedule(number)[0] is Regime.TEXTURED)]
 
@@ -175,7 +175,7 @@ def test_training_from_latents_follows_the_curve_from_images(
 ) -> None:
     """With exact products: processors that have bfloat16 ones round differently for each difference of the input."""
     monkeypatch.setattr(training.arithmetic, "float32_products", lambda device_type: "highest")
-    encode_dataset(LocalFiles(dataset), dct(dtype, view_hint=True))
+    encode_dataset(LocalFiles(dataset), dct(dtype, images=("hint",)))
     images = losses(small_config(dataset, tmp_path / "images", latents=False))
     stored = losses(small_config(dataset, tmp_path / "latents", latents=True))
     assert len(stored) == 8
@@ -183,7 +183,7 @@ def test_training_from_latents_follows_the_curve_from_images(
 
 
 def test_a_wan_vae_trains_from_latents_as_from_images(dataset: Path, vae: Path, tmp_path: Path) -> None:
-    encode_dataset(LocalFiles(dataset), make_encoders(WanCodec(vae), None, "cpu", "float32", view_hint=True))
+    encode_dataset(LocalFiles(dataset), make_encoders(WanCodec(vae), None, "cpu", "float32", images=("hint",)))
     curves = []
     for latents in (False, True):
         cfg = small_config(dataset, tmp_path / str(latents), latents)
@@ -394,7 +394,7 @@ class Letters(TextEncoder):
 
 @pytest.fixture
 def with_text(dataset: Path) -> Iterator[Path]:
-    encode_dataset(LocalFiles(dataset), make_encoders(DctCodec(), Letters(), "cpu", "float32", view_hint=True))
+    encode_dataset(LocalFiles(dataset), make_encoders(DctCodec(), Letters(), "cpu", "float32", images=("hint",)))
     yield dataset
 
 

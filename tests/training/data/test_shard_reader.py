@@ -348,7 +348,7 @@ def test_what_would_run_elsewhere_is_no_field_of_a_sample(tmp_path: Path, extens
     attack = b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
     shard = ShardFile(tar_of(tmp_path / "shard.tar", [(f"a.{extension}", FILE, attack)]).open("rb"))
     assert shard.uids == ["a"]
-    for decode in (decode_pixels, LatentDecoder(codec_header(DctCodec()), None, with_variance=True, with_hint=True)):
+    for decode in (decode_pixels, LatentDecoder(codec_header(DctCodec()), None, with_variance=True, images=("hint",))):
         with pytest.raises(ValueError, match="field"):
             decode(shard[0])
     assert not canary.exists()

@@ -13,7 +13,7 @@ from training.diffusion.latents import BranchLatents, Extras
 from training.model.init import ModelConfig, make_model
 from training.model.rope import mean_points, rope_of_points, rotate
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import export_released, save_model, trainable_parameters
+from training.model.weights import export_released, mark_trained, save_model
 
 RGB, GEOMETRY, HINT, POINTS = 4, 8, 5, 4
 """Channels of the tiny model's input, in order."""
@@ -64,7 +64,7 @@ def test_released_weights_with_a_view_hint_give_the_same_output_before_training(
     arguments = inputs(RGB + GEOMETRY + HINT)
     for found, expected in zip(model(*arguments), released(*released_part(arguments)), strict=True):
         assert torch.equal(found, expected)
-    assert "hint_patch_embedding.weight" in trainable_parameters(model, "released")
+    assert "hint_patch_embedding.weight" in mark_trained(model, "released")
     sum(flow.square().mean() for flow in model(*arguments)).backward()
     assert model.hint_patch_embedding.weight.grad.abs().max() > 0, "it learns from the first step on"
     save_model(model, tmp_path / "own")
@@ -147,7 +147,7 @@ def test_a_token_is_where_its_covered_cells_are():
 
 def test_a_batch_without_what_the_model_takes_is_refused():
     branch = BranchLatents(rgb=torch.zeros(1, 16, 1, 2, 2), geometry=torch.zeros(1, 32, 1, 2, 2))
-    assert branch.conditions(Extras()) is not None
+    assert branch.beside(Extras()) is not None
     for name in ("hint", "points"):
         with pytest.raises(ValueError, match=name):
-            branch.conditions(Extras(view_hint=name == "hint", position_rope=name == "points"))
+            branch.beside(Extras(images=("hint",) * (name == "hint"), position_rope=name == "points"))

@@ -255,7 +255,7 @@ def test_image_guidance_moves_away_from_the_answer_without_the_given_views(
 
 def test_without_the_given_views_nothing_of_them_is_left(stored: TextureSample, latents: LatentBatch) -> None:
     """Neither their colours nor their hint: what the model gets then does not change with the picture."""
-    extras, other = Extras(view_hint=True), replace(stored, views=replace(stored.views, rgb=255 - stored.views.rgb))
+    extras, other = Extras(images=("hint",)), replace(stored, views=replace(stored.views, rgb=255 - stored.views.rgb))
     runs = [Seer(latents) for _ in range(2)]
     for model, sample_ in zip(runs, (stored, other), strict=True):
         seen_by(sample_, model, (1, 2), 0.2, extras, image_guidance=0.0)
@@ -311,8 +311,8 @@ def test_a_resident_is_on_the_device_while_it_works_and_leaves_after_an_error() 
     assert part.places == ["cuda", "cpu"]
 
 
-def test_condition_images_are_laid_over_black_and_resized() -> None:
-    image = np.zeros((64, 128, 4), dtype=np.uint8)
+def test_given_pictures_are_laid_over_black_and_resized() -> None:
+    image = np.zeros((128, 128, 4), dtype=np.uint8)
     image[:, :64] = (200, 100, 50, 255)
     image[:, 64:] = (255, 255, 255, 0)
     prepared = prepare_image(image, VIEW_SIZE)
@@ -320,3 +320,16 @@ def test_condition_images_are_laid_over_black_and_resized() -> None:
     assert np.allclose(prepared[:, :16], np.array([200, 100, 50]) / 255)
     assert (prepared[:, 16:] == 0).all()
     assert (prepare_image(image[..., :3], VIEW_SIZE)[:, 16:] == 1).all()
+
+
+def test_a_photo_three_times_as_wide_as_high_keeps_its_proportions() -> None:
+    """It stands between black bars, whole: a square in it stays one."""
+    photo = np.full((32, 96, 3), 255, dtype=np.uint8)
+    photo[8:24, 40:56] = (255, 0, 0)
+    for image, turn in ((photo, 0), (photo.transpose(1, 0, 2), 1)):
+        prepared = np.rot90(prepare_image(np.ascontiguousarray(image), 48), turn, axes=(1, 0))
+        assert prepared.shape == (48, 48, 3)
+        covered = prepared[..., 0] == 1
+        assert covered[16:32].all() and not covered[:16].any() and not covered[32:].any()
+        rows, columns = np.nonzero(covered & (prepared[..., 1] == 0))
+        assert np.ptp(rows) == np.ptp(columns) == 7 and len(rows) == 64

@@ -1,10 +1,12 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from schemas.errors import UsageError
 from schemas.sample import Regime
+from training.data.order import SampleOrder, Schedule
 from training.diffusion.flow import draw, shift_sigma
 from training.diffusion.tasks import (
     CONDITION_SIGMA,
@@ -153,6 +155,18 @@ def test_tasks_are_drawn_by_weight_and_by_batch_number_alone() -> None:
         names[0],
     ]
     assert {draw_task(cfg, Regime.MV_ONLY, 5, number).name for number in range(50)} == {"geo2mv", "img2mv"}
+
+
+def test_tasks_are_independent_of_regimes_and_order() -> None:
+    """Their generators share seeds; but for batch 0, no draw has to do with another that it meets."""
+    cfg, seeds = TaskConfig(textured={"img2tex": 1.0, "geo2mv": 1.0}), range(300)
+    schedules, orders = [Schedule(seed, 0.5) for seed in seeds], [SampleOrder((32,), seed, 16) for seed in seeds]
+    regimes = np.array([[schedule(n)[0] is Regime.TEXTURED for n in range(1, 32)] for schedule in schedules], float)
+    tasks = np.array([[draw_task(cfg, Regime.TEXTURED, s, n).name == "geo2mv" for n in range(1, 32)] for s in seeds])
+    assert abs(np.corrcoef(regimes.ravel(), tasks.ravel())[0, 1]) < 4 / regimes.size**0.5
+    places = np.array([[order(n)[1] for n in range(1, 32)] for order in orders], float)
+    together = np.corrcoef(regimes.T, places.T)[:31, 31:] * len(seeds) ** 0.5
+    assert np.abs(together).max() < 5 and together.std() < 1.1
 
 
 def test_a_task_that_its_samples_cannot_teach_is_refused() -> None:

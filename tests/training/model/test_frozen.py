@@ -13,7 +13,7 @@ from tests.training.test_training import load_state, small_config, weights
 from training.config import TrainConfig
 from training.model.init import make_model
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import frozen_fingerprint, save_model, trainable_parameters
+from training.model.weights import frozen_fingerprint, mark_trained, save_model
 from training.train import train
 
 FROZEN = "blocks.1.attn1.to_q.base_layer.weight"
@@ -50,7 +50,7 @@ def test_a_state_holds_what_trains_and_resumes_exactly(dataset: Path, start: Pat
     assert all(torch.equal(value, weights(straight)[name]) for name, value in weights(resumed).items())
     assert torch.equal(weights(resumed)[FROZEN], SeqTexTransformer3DModel.from_pretrained(start).state_dict()[FROZEN])
     model = make_model(config(dataset, tmp_path, start).model, seed=0)
-    trained = trainable_parameters(model, "released")
+    trained = mark_trained(model, "released")
     state = load_state(tmp_path / "parts", 4)
     assert state["state_dict"].keys() == {f"model.{name}" for name in trained}
     assert 0 < len(trained) < len(dict(model.named_parameters()))

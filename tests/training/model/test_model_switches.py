@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.literal import literal_forward
 from tests.support.tiny_transformer import TINY
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import save_model, trainable_parameters
+from training.model.weights import mark_trained, save_model
 
 REPO = Path(__file__).resolve().parents[3]
 SWITCHES = [
@@ -149,7 +149,7 @@ def test_unknown_switches_are_refused(changes):
 def test_checkpointing_keeps_gradients_and_saves_memory(monkeypatch, mode, every, trained):
     monkeypatch.setattr("training.model.block.SMALL_SCORES", 0)  # the fused attention, which `selective` keeps
     model, arguments = tiny_model(lora_rank=2, num_layers=3), inputs()
-    parameters = list(trainable_parameters(model, trained).values())
+    parameters = list(mark_trained(model, trained).values())
     results = []
     for policy in ("none", mode):
         model.checkpoint_blocks(policy, every)

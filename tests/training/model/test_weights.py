@@ -24,7 +24,7 @@ from training.model.backbones.backbone import wan_name
 from training.model.files import WEIGHTS, remove_leftovers
 from training.model.lora import load_lora, merge_lora, merged_state, save_lora
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import RELEASED_CLASS, export_released, from_wan, save_model, trainable_parameters
+from training.model.weights import RELEASED_CLASS, export_released, from_wan, mark_trained, save_model
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -106,7 +106,7 @@ def test_training_from_wan_starts_with_a_finite_falling_loss(wan):
     model = from_wan(wan, lora_rank=3)
     mv, uv, timestep, text = inputs()
     targets = torch.randn(2, 4, 3, 4, 6), torch.randn(2, 4, 1, 8, 8)
-    optimizer = torch.optim.AdamW(trainable_parameters(model, "released").values(), lr=3e-3)
+    optimizer = torch.optim.AdamW(mark_trained(model, "released").values(), lr=3e-3)
     losses = []
     for _ in range(12):
         flows = model(mv, uv, timestep, text)
@@ -119,7 +119,7 @@ def test_training_from_wan_starts_with_a_finite_falling_loss(wan):
     assert losses[-1] < 0.8 * losses[0]
     start = from_wan(wan, lora_rank=3).state_dict()
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
-    assert moved == set(trainable_parameters(model, "released"))
+    assert moved == set(mark_trained(model, "released"))
 
 
 def test_a_shared_uv_branch_starts_as_wan_on_one_more_frame(wan):
@@ -442,7 +442,7 @@ def test_released_training_split_has_the_released_sizes(golden_dir):
     reference = json.loads((golden_dir / "seqtex_1p3b_keys.json").read_text())
     with torch.device("meta"):
         model = SeqTexTransformer3DModel(**reference["config"], lora_rank=128)
-    trained = trainable_parameters(model, "released")
+    trained = mark_trained(model, "released")
 
     def millions(*words):
         return sum(p.numel() for name, p in trained.items() if any(word in name for word in words)) / 1e6
@@ -456,7 +456,7 @@ def test_released_training_split_has_the_released_sizes(golden_dir):
 def test_training_split_freezes_the_rest_and_can_be_undone():
     model = tiny_model(lora_rank=2)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    released = trainable_parameters(model, "released")
+    released = mark_trained(model, "released")
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(released)
     assert "blocks.0.attn1.to_q.base_layer.weight" not in released
     assert "patch_embedding.weight" not in released
@@ -464,7 +464,7 @@ def test_training_split_freezes_the_rest_and_can_be_undone():
     (mv_flow.square().mean() + uv_flow.square().mean()).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in released), name
-    assert set(trainable_parameters(model, "all")) == {name for name, _ in model.named_parameters()}
+    assert set(mark_trained(model, "all")) == {name for name, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("lora", ["separate", "merged", "alone"])

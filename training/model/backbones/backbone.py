@@ -11,6 +11,8 @@ UV_MODULES = {"attnuv": "attn1", "ffnuv": "ffn", "normuv2": "norm2", "scale_shif
 GEOMETRY_EMBEDDINGS = {"pos_patch_embedding": "patch_embedding", "norm_patch_embedding": "patch_embedding"}
 HINT = "hint_patch_embedding"
 """The layer of the view hint, which no released weights have."""
+CONDITIONS = "condition_patch_embeddings"
+"""The layers of other condition images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,8 @@ class Backbone:
 
 
 def wan_name(name: str) -> str | None:
-    """The backbone's tensor that a SeqTex tensor starts as; None for LoRA, the geometry casters and the view hint."""
-    if ".lora_" in name or "geometry_caster" in name or name.startswith(HINT):
+    """The backbone's tensor that a SeqTex tensor starts as; None for LoRA, geometry casters and condition images."""
+    if ".lora_" in name or "geometry_caster" in name or name.startswith((HINT, CONDITIONS)):
         return None
     twins = UV_MODULES | GEOMETRY_EMBEDDINGS
     return ".".join(twins.get(part, part) for part in name.split(".") if part != "base_layer")

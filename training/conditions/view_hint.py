@@ -10,12 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
-from torch import Tensor
+from jaxtyping import Float32
 
 from geometry.gutter import dilate
 from geometry.nearest import Surface, VisibleColors
-from training.diffusion.encoders import LatentCodec
 
 REACH = 0.2
 """Distance at which closeness has fallen to 1/e, in the dataset frame's units (ours)."""
@@ -79,14 +77,3 @@ def _enlarged(
         return images
     planes = F.interpolate(torch.from_numpy(images).permute(0, 3, 1, 2), size=size, mode="bilinear")
     return planes.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def encode_hint(
-    hint: Float[Tensor, "batch frames h w 4"], codec: LatentCodec
-) -> Float[Tensor, "batch c frames lat_h lat_w"]:
-    """Encode a hint: latents of its colours, then the mean closeness of each latent pixel; all 0 for a sample without a
-    given view."""
-    closeness = hint[..., 3]
-    pooled = F.avg_pool2d(closeness, codec.downscale)[:, None]
-    latents = torch.cat([codec.encode(hint[..., :3]), pooled], dim=1)
-    return latents * (closeness.amax(dim=(1, 2, 3)) > 0)[:, None, None, None, None]
