@@ -16,11 +16,11 @@ from geometry.cameras import RigConfig, rig_cameras
 from geometry.frames import Frame, bounding_box
 from geometry.nearest import Surface
 from geometry.raster_cpu import CpuRasterizer
-from pipeline.executor.mesh_file import open_mesh_file
+from pipeline.executor.mesh_file import OpenedMesh, open_mesh_file
 from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.preflight import UpAxis
 from pipeline.mesh_io.problems import AssetError
-from pipeline.mesh_io.write_glb import write_glb
+from pipeline.mesh_io.write_glb import KeptMaterials, write_glb
 from pipeline.render.uv_maps import bake_geometry
 from pipeline.render.views import render_geometry
 from pipeline.unwrap.unwrap import UnwrapConfig
@@ -58,6 +58,8 @@ class PreparedMesh:
     cameras: Cameras
     """The cameras of the views."""
     input: TexturingInput
+    kept: KeptMaterials | None = None
+    """What the mesh file's materials have beside the base colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +72,9 @@ class MeshTexture(PreparedMesh):
     """The texture in image orientation (row 0 is v = 1)."""
 
     def save(self, path: str | Path) -> None:
-        """Write the textured mesh as .glb, at its place and size in the mesh file."""
+        """Write the textured mesh as .glb, at its place and size in the mesh file, with its other maps and factors."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_glb(Path(path), self.mesh, self.uv, self.frame)
+        write_glb(Path(path), self.mesh, self.uv, self.frame, kept=self.kept)
 
 
 def texture(
@@ -100,7 +102,7 @@ def texture(
 
     Args:
         mesh: a file (.glb, .gltf, .obj), a `trimesh.Trimesh` with glTF's axes (Y up), or a `UvMesh` in the dataset
-            frame; an existing texture is ignored
+            frame; an existing base colour is replaced, other maps of a file are kept
         image: what view `view` shows, or pictures of several views by their numbers
         view: 0 is the front (azimuth -90 degrees), then each a quarter turn on
         prompt: text, for checkpoints trained with a text encoder; alone or with images
@@ -173,9 +175,10 @@ def prepare_mesh(
         if not 0 <= view < card.views:
             raise UsageError(f"view {view}: the checkpoint has views 0 to {card.views - 1}")
     images = {view: read_image(picture) for view, picture in (pictures or {}).items()}
-    frame = Frame(center=np.zeros(3), scale=1.0)
+    frame, kept = Frame(center=np.zeros(3), scale=1.0), None
     if not isinstance(mesh, UvMesh):
-        mesh, frame = open_mesh(mesh, card.uv_resolution, max_unwrap_faces, up_axis)
+        opened = open_mesh(mesh, card.uv_resolution, max_unwrap_faces, up_axis)
+        mesh, frame, kept = opened.mesh, opened.frame, opened.kept
     cameras = cameras or rig_cameras(RigConfig(**card.rig), *bounding_box(mesh.vertices, mesh.faces))
     rasterizer = CpuRasterizer(threads=2)
     position, normal, _ = render_geometry(mesh, cameras, card.view_resolution, rasterizer)
@@ -187,12 +190,12 @@ def prepare_mesh(
         prompt=prompt,
         seed=seed,
     )
-    return PreparedMesh(mesh=mesh, frame=frame, cameras=cameras, input=subject)
+    return PreparedMesh(mesh=mesh, frame=frame, cameras=cameras, input=subject, kept=kept)
 
 
 def open_mesh(
     mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_faces: int, up_axis: UpAxis = "y"
-) -> tuple[UvMesh, Frame]:
+) -> OpenedMesh:
     """Load, normalise and unwrap a mesh, in a sandboxed process. Raises UserError if that is not possible."""
     if isinstance(mesh, Exportable):
         with TemporaryDirectory() as folder:

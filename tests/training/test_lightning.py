@@ -390,7 +390,7 @@ def test_the_script_of_the_guide_trains_is_killed_and_resumes_to_equal_weights(d
 def test_a_module_alone_is_quiet(dataset: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Its step is plain torch: outside a trainer it has nothing to log to, and does not complain."""
     module, data = parts(dataset)
-    data.follow(module.seed, module.codec, module.tasks)
+    data.follow(module.seed, module.codec, module.tasks, module.extras.images)
     batch = next(iter(data.train_dataloader()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "log", lambda *args, **options: pytest.fail("logged"))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from einops import reduce
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int16, UInt8
 from torch import Tensor
 
 from training.conditions.images import HINT, IMAGES, find_image
@@ -19,12 +19,13 @@ from training.diffusion.encoders import LatentCodec
 
 @dataclass(slots=True, kw_only=True)
 class Maps:
-    """Images of one branch, float32; geometry is 0 where no face is."""
+    """Images of one branch, float32, or as they travel (`training.data.batch.widened`); geometry is 0 where no face
+    is."""
 
-    rgb: Float[Tensor, "*batch frames h w 3"]
-    """sRGB, [0, 1]."""
-    position: Float[Tensor, "*batch frames h w 3"]
-    """Dataset frame, [-1, 1]."""
+    rgb: Float[Tensor, "*batch frames h w 3"] | UInt8[Tensor, "*batch frames h w 3"]
+    """sRGB, [0, 1]; bytes on the way."""
+    position: Float[Tensor, "*batch frames h w 3"] | Int16[Tensor, "*batch frames h w 3"]
+    """Dataset frame, [-1, 1]; in steps of `schemas.images.POSITION_STEPS` on the way."""
     normal: Float[Tensor, "*batch frames h w 3"]
     conditions: dict[str, Float[Tensor, "*batch frames h w _"]] = field(default_factory=dict)
     """Pixels of condition images (`training.conditions.images`) by name, those that the model takes."""

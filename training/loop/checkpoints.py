@@ -286,7 +286,9 @@ def model_of_state(path: Path, state: Mapping[str, Any]) -> SeqTexTransformer3DM
     frozen weights are read from where the run started. Raises UserError if they are missing or others."""
     options = state["hyper_parameters"]
     try:
-        cfg = ModelConfig(**options["model"])
+        plain = options["model"].items()  # sequences are lists in it
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain}
+        cfg = ModelConfig(**given)
         saved = {**state["state_dict"], **state.get("callbacks", {}).get(AVERAGE, {})}
         seed = int(options["seed"])
     except (AttributeError, TypeError, KeyError, ValueError) as error:
