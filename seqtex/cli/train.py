@@ -69,7 +69,6 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False, tflops: f
         log_event("warning", detail=warning)
     log.progress("starting  reading the samples to show", None)
     validation = validation_of(cfg)
-    log.working_on("training  making the model and the first step", None)
     steps = None if cfg.run.max_seconds else cfg.run.max_steps
     with training_progress(steps) if speaks else nullcontext(lambda row: None) as report:
         result = run_training(cfg, report, validation, plan)

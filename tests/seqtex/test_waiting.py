@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.executor.progress import Progress
 from schemas.ledger import Counts
 from seqtex.cli.main import program
-from seqtex.cli.terminal.console import begin_log, build_progress, log
+from seqtex.cli.terminal.console import begin_log, build_progress, log, training_progress
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -47,6 +47,13 @@ def test_a_build_says_what_keeps_its_first_asset_waiting(capsys):
         "00:16  building  0 of 4 assets (0%); compiling kernels, in 2 processes",
         "00:21  building  1 of 4 assets (25%), 3/min, about 1 min left; 1 textured",
     ]
+
+
+def test_a_training_run_says_what_it_does_before_its_first_step(capsys):
+    begin_log("plain", Clock())
+    with training_progress(10):
+        log.repeat()
+    assert capsys.readouterr().out.splitlines() == ["00:00  training  making the model and the first step"]
 
 
 def test_a_command_that_waits_for_others_writes_nothing(capsys):

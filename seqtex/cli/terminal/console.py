@@ -200,12 +200,18 @@ def training_note(row: dict[str, Any]) -> str:
     return f"step {row['step']}, loss {loss}{rate}"
 
 
+FIRST_STEP = "making the model and the first step"
+"""Work of a training run before it can report."""
+
+
 @contextmanager
 def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show the rows of `training.train.train` as a bar, as a plain line now and then, or as a JSON line every 50 steps.
     max_steps: None if a time limit may end the run before."""
     steps, shares = plain.Pace(), plain.Pace()
     with terminal_bar("training", 100, "%") as draw:
+        draw(0, FIRST_STEP, 100)
+        log.working_on(f"training  {FIRST_STEP}", None)
 
         def report(row: dict[str, Any]) -> None:
             share = row["progress"]
