@@ -48,7 +48,8 @@ class Work:
     def of(cls, cfg: TrainConfig, sizes: ImageSizes, device: torch.device) -> "Work":
         text, token = cfg.latents.text_encoder, codec_layout(cfg.latents.codec, cfg.latents.codec_path).token
         names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
-        tokens = {name: count_tokens(sizes, text, TASKS[name].needs_uv, token) for name in names}
+        maps = len(cfg.model.maps)
+        tokens = {name: count_tokens(sizes, text, TASKS[name].needs_uv, token, maps) for name in names}
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         peak = peak_flops(name, cfg.run.precision)
         return cls(
