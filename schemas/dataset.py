@@ -184,7 +184,7 @@ def read_ledger_part(path: Location, sha256: str | None = None) -> LedgerPart:
         record = json.loads((table.schema.metadata or {})[_COMMIT_KEY])
         table = _with_every_column(table)
         _check_finite(table)
-        outcomes = tuple(_outcome(row) for row in table.to_pylist())
+        outcomes = tuple(outcome_of(row) for row in table.to_pylist())
         shards = tuple(ShardRecord(**(entry | {"regime": Regime(entry["regime"])})) for entry in record["shards"])
         if len(outcomes) != record["planned"]:
             raise ValueError(f"{len(outcomes)} rows, {record['planned']} were written")
@@ -215,7 +215,8 @@ def _check_finite(table: pa.Table) -> None:
             raise ValueError(f"{column.name} holds a number that is not finite")
 
 
-def _outcome(row: dict[str, Any]) -> Outcome:
+def outcome_of(row: dict[str, Any]) -> Outcome:
+    """Return the outcome that `Outcome.row` has made flat. Raises one of `UNREADABLE` for any other dictionary."""
     head = {name: row.pop(name) for name in LEDGER_SCHEMA.names if name in Outcome.__dataclass_fields__}
     head["status"] = Status(head["status"])
     head["regime"] = Regime(head["regime"]) if head["regime"] is not None else None

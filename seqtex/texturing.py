@@ -18,6 +18,7 @@ from geometry.nearest import Surface
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.executor.mesh_file import open_mesh_file
 from pipeline.mesh_io.images import decode_image
+from pipeline.mesh_io.preflight import UpAxis
 from pipeline.mesh_io.problems import AssetError
 from pipeline.mesh_io.write_glb import write_glb
 from pipeline.render.uv_maps import bake_geometry
@@ -90,6 +91,7 @@ def texture(
     device: str = "cpu",
     uv_resolution: int | None = None,
     max_unwrap_faces: int = MAX_UNWRAP_FACES,
+    up_axis: UpAxis = "y",
 ) -> MeshTexture:
     """Texture a mesh so that it looks like one image, several views, or a text.
 
@@ -113,6 +115,7 @@ def texture(
         device: device of a checkpoint that is loaded: cpu, cuda, cuda:1, ...
         uv_resolution: texels a side; None: as trained
         max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one
+        up_axis: `y` or `z`, the axis that points up in an OBJ, OFF, PLY or STL file, which does not say it
 
     Raises:
         UsageError: options contradict each other.
@@ -126,7 +129,13 @@ def texture(
     require_text_encoder(network.card, prompt, guidance)
     require_image_dropout(network.card, image_guidance, bool(pictures))
     prepared = prepare_mesh(
-        mesh, network.card, pictures=pictures, prompt=prompt, seed=seed, max_unwrap_faces=max_unwrap_faces
+        mesh,
+        network.card,
+        pictures=pictures,
+        prompt=prompt,
+        seed=seed,
+        max_unwrap_faces=max_unwrap_faces,
+        up_axis=up_axis,
     )
     cfg = SamplerConfig(steps=steps, solver=solver, guidance=guidance, image_guidance=image_guidance)
     (result,) = texture_meshes([prepared], network, cfg, device=str(network.model.device))
@@ -154,6 +163,7 @@ def prepare_mesh(
     seed: int = 0,
     cameras: Cameras | None = None,
     max_unwrap_faces: int = MAX_UNWRAP_FACES,
+    up_axis: UpAxis = "y",
 ) -> PreparedMesh:
     """Load, normalise and unwrap a mesh, and render its geometry in the sizes of a checkpoint. cameras: those of the
     views; None: as trained. Other arguments and errors: see `texture`.
@@ -165,7 +175,7 @@ def prepare_mesh(
     images = {view: read_image(picture) for view, picture in (pictures or {}).items()}
     frame = Frame(center=np.zeros(3), scale=1.0)
     if not isinstance(mesh, UvMesh):
-        mesh, frame = open_mesh(mesh, card.uv_resolution, max_unwrap_faces)
+        mesh, frame = open_mesh(mesh, card.uv_resolution, max_unwrap_faces, up_axis)
     cameras = cameras or rig_cameras(RigConfig(**card.rig), *bounding_box(mesh.vertices, mesh.faces))
     rasterizer = CpuRasterizer(threads=2)
     position, normal, _ = render_geometry(mesh, cameras, card.view_resolution, rasterizer)
@@ -180,7 +190,9 @@ def prepare_mesh(
     return PreparedMesh(mesh=mesh, frame=frame, cameras=cameras, input=subject)
 
 
-def open_mesh(mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_faces: int) -> tuple[UvMesh, Frame]:
+def open_mesh(
+    mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_faces: int, up_axis: UpAxis = "y"
+) -> tuple[UvMesh, Frame]:
     """Load, normalise and unwrap a mesh, in a sandboxed process. Raises UserError if that is not possible."""
     if isinstance(mesh, Exportable):
         with TemporaryDirectory() as folder:
@@ -188,7 +200,7 @@ def open_mesh(mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_face
             path.write_bytes(mesh.export(file_type="glb"))
             return open_mesh(path, uv_resolution, max_unwrap_faces)
     cfg = UnwrapConfig(max_faces=max_unwrap_faces, timeout_s=UNWRAP_TIMEOUT_S)
-    opened = open_mesh_file(Path(mesh), cfg, uv_resolution)
+    opened = open_mesh_file(Path(mesh), cfg, uv_resolution, up_axis)
     if isinstance(opened, Rejected):
         layout = opened.reason in LAYOUT_FAULTS
         remedy = "give it a UV layout or raise --max_unwrap_faces" if layout else "fix the file or export it again"

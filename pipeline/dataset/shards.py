@@ -1,6 +1,7 @@
 """Commit the results of a job: its shards are written first, its ledger part last, which alone makes them count."""
 
 import contextlib
+import re
 import shutil
 from collections.abc import Mapping, Set
 from dataclasses import replace
@@ -27,6 +28,8 @@ from schemas.sample import Regime
 from schemas.shards import read_samples, write_tar
 from schemas.storage import Location, file_sha256, place, staged, staging, working_folder
 
+JOURNAL_NAME = re.compile(r"journal-(\d{6,})-\w+")
+"""Name of a journal in the folder for jobs in progress (`pipeline.executor.journal`), by its job."""
 Samples = list[tuple[str, list[Path]]]
 """Uid of each sample, and the files of its fields, named by extension."""
 
@@ -130,8 +133,8 @@ def unpack(out: Location, part: LedgerPart, uids: Set[str], directory: Path) -> 
 
 
 def remove_leftovers(out: Location, jobs: int) -> None:
-    """Remove half-written files of an interrupted build, and files of no planned job. Only for the holder of the build
-    lock."""
+    """Remove half-written files of an interrupted build, and files of no planned job; journals of planned ones stay.
+    Only for the holder of the build lock."""
     for name, pattern in (("shards", SHARD_NAME), ("ledger", PART_NAME), (PICTURES, PACK_NAME)):
         for path in (out / name).iterdir() if (out / name).is_dir() else ():
             match = pattern.fullmatch(path.name)
@@ -142,5 +145,5 @@ def remove_leftovers(out: Location, jobs: int) -> None:
         for path in working_folder(out).iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)  # workers of a build just killed may still be writing there
-            else:
+            elif not ((match := JOURNAL_NAME.fullmatch(path.name)) and int(match[1]) < jobs):
                 path.unlink(missing_ok=True)

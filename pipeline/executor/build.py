@@ -13,6 +13,7 @@ from pipeline.dataset.lock import lock
 from pipeline.dataset.plan import plan_jobs
 from pipeline.dataset.shards import remove_leftovers
 from pipeline.dataset.state import BuildReport, finish, finished, planned_jobs, replan, require_same, settle, writable
+from pipeline.executor.journal import counts_ahead
 from pipeline.executor.progress import BuildEvent, Progress
 from pipeline.executor.ray_environment import close_to_others
 from pipeline.executor.renew import renew, renewed_by_source, stale
@@ -274,6 +275,8 @@ def _carry_out(
         return again
 
     todo = known_ahead(jobs, todo, work.cfg.duplicates) or with_duplicates()
+    for index, counts in counts_ahead(out, todo, work.cfg):
+        progress.at_work(index, counts)
     progress.report("planned", detail="" if todo else "nothing to do")
     if todo:
         (out / "index.json").unlink(missing_ok=True)

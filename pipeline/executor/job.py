@@ -15,6 +15,7 @@ from pipeline.dataset.lock import job_folder
 from pipeline.dataset.pictures import read_pictures
 from pipeline.dataset.shards import commit, committed, unpack
 from pipeline.executor.asset_result import AssetResult, read_asset_result, write_asset_result
+from pipeline.executor.journal import Journal
 from pipeline.sandbox.child import ChildResult, LimitsConfig, insist, stderr_tail
 from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sandbox.policy import folder_of, interpreter_files, is_too_wide
@@ -66,9 +67,9 @@ def process_job(
     `target` names the function that a child runs (`pipeline.sandbox.fork_server.ForkServer`), `process_in_child` unless
     told; `fork_server` is one at hand that runs it, else one is started for this job. None where `may_commit` says that
     another attempt at the job is the one that counts: nothing is written then. `tell` is called with the assets done
-    so far as each ends."""
-    with job_folder(out, job.index) as work:
-        kept = _kept(job, out, work / "kept")
+    so far as each ends. What a killed attempt has finished is taken from its journal."""
+    with job_folder(out, job.index) as work, Journal(out, job, cfg) as journal:
+        kept = journal.results(work / "journal") | _kept(job, out, work / "kept")
         kept |= {uid: AssetResult(outcome=_duplicate(job, uid, kept)) for uid in job.duplicates}
         todo = [ref for ref in job.refs if ref.uid not in kept]
         done: list[AssetResult] = []
@@ -79,8 +80,11 @@ def process_job(
             fetched([located(ref, job.folder) for ref in todo], cfg.objaverse) as local,
         ):
             for number, ref in enumerate(job.refs):
-                again = work / f"{number:06d}"
-                done.append(kept.get(ref.uid) or _run_asset(children, job.index, ref, next(local), cfg, again))
+                if (asset := kept.get(ref.uid)) is None:
+                    asset = _run_asset(children, job.index, ref, next(local), cfg, work / f"{number:06d}")
+                    if ref is not todo[-1]:  # the last one goes into the shards at once
+                        journal.append(asset)
+                done.append(asset)
                 tell(counts_of(asset.outcome for asset in done))
         if not may_commit():
             return None
@@ -90,6 +94,7 @@ def process_job(
             for regime in Regime
         }
         part = commit(out, job.index, outcomes, samples, {a.outcome.uid: a.picture for a in done if a.picture})
+        journal.remove()
     counts, stage_seconds = counts_of(outcomes), sum(asset.stage_seconds for asset in done)
     assert counts.total == len(outcomes) == len(job.refs)
     return JobReport(

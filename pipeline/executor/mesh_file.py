@@ -15,6 +15,7 @@ from pipeline.asset import too_small
 from pipeline.executor.job import WARM_UP
 from pipeline.filter.measure_mesh import measure
 from pipeline.mesh_io.load import load_mesh
+from pipeline.mesh_io.preflight import UpAxis
 from pipeline.sandbox.child import LimitsConfig, insist, stderr_tail
 from pipeline.sandbox.fork_server import ForkServer
 from pipeline.sandbox.policy import folder_of
@@ -27,12 +28,15 @@ LIMITS = LimitsConfig(timeout_s=1200.0, memory_gb=8.0)
 _FRAME, _MESH, _MAX_FRAME_BYTES = "frame.json", "mesh.npz", 1 << 16
 
 
-def open_mesh_file(path: Path, cfg: UnwrapConfig, uv_resolution: int) -> tuple[UvMesh, Frame] | Rejected:
-    """Load, normalise and unwrap a mesh file; the frame is the way back to the file's. Raises MachineError where no
-    sandboxed process starts here."""
+def open_mesh_file(
+    path: Path, cfg: UnwrapConfig, uv_resolution: int, up_axis: UpAxis = "y"
+) -> tuple[UvMesh, Frame] | Rejected:
+    """Load, normalise and unwrap a mesh file; the frame is the way back to the file's, with Y up. `up_axis`: of formats
+    that do not say it. Raises MachineError where no sandboxed process starts here."""
     with tempfile.TemporaryDirectory(prefix="mesh-") as name:
         directory = Path(name)
         request = {"path": str(path.absolute()), "unwrap": asdict(cfg), "uv_resolution": uv_resolution}
+        request |= {"up_axis": up_axis}
         readable = folder_of(path.absolute()) if path.is_file() else ()
         ended = insist(lambda: _server().run(request, directory, readable))
         if ended.reason is not None:
@@ -64,7 +68,9 @@ def _plain(path: Path, max_bytes: int) -> bytes:
 
 def open_in_child(request: dict[str, Any], directory: Path) -> None:
     """The sandboxed side of `open_mesh_file`."""
-    opened = _open(Path(request["path"]), UnwrapConfig(**request["unwrap"]), request["uv_resolution"])
+    opened = _open(
+        Path(request["path"]), UnwrapConfig(**request["unwrap"]), request["uv_resolution"], request["up_axis"]
+    )
     left: dict[str, Any] = {"rejected": None}
     if isinstance(opened, Rejected):
         left["rejected"] = asdict(opened)
@@ -75,8 +81,8 @@ def open_in_child(request: dict[str, Any], directory: Path) -> None:
     (directory / _FRAME).write_text(json.dumps(left))
 
 
-def _open(path: Path, cfg: UnwrapConfig, uv_resolution: int) -> tuple[UvMesh, Frame] | Rejected:
-    loaded = load_mesh(path)
+def _open(path: Path, cfg: UnwrapConfig, uv_resolution: int, up_axis: UpAxis) -> tuple[UvMesh, Frame] | Rejected:
+    loaded = load_mesh(path, up_axis=up_axis)
     if isinstance(loaded, Rejected):
         return loaded
     measurements = measure(loaded, None)

@@ -29,7 +29,12 @@ BLACK = 4
 
 
 def load_mesh(
-    path: Path, cfg: PreflightConfig | None = None, *, shading: bool = False, materials: bool = False
+    path: Path,
+    cfg: PreflightConfig | None = None,
+    *,
+    shading: bool = False,
+    materials: bool = False,
+    up_axis: UpAxis = "y",
 ) -> TexturedMesh | Rejected:
     """A file of `preflight.SUFFIXES` as one mesh in its own Y-up frame, or why it cannot be read. Runs the preflight
     itself. The files that it refers to must lie in its own folder or below.
@@ -41,9 +46,10 @@ def load_mesh(
     `shading`: fill `Material.shading` too, with its textures after those of the base colours; a texture of it that
     cannot be had is skipped, its factor stays. `materials`: fill `TexturedMesh.layers`, with textures on whatever
     coordinates; one that cannot be had is noted. Specular-glossiness materials then become metallic-roughness ones,
-    base colour included.
+    base colour included. `up_axis`: of formats that do not say it.
     """
-    found = load_asset(path, cfg or PreflightConfig(), path.parent, shading=shading, materials=materials)
+    cfg = cfg or PreflightConfig()
+    found = load_asset(path, cfg, path.parent, shading=shading, materials=materials, up_axis=up_axis)
     return found if isinstance(found, Rejected) else found[1]
 
 

@@ -8,13 +8,25 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from jinja2 import Environment, FileSystemLoader
+from PIL import Image
 
-from pipeline.report.images import data_uri
+from pipeline.report.images import data_uri, webp
 from schemas.storage import Location, refuse_links, workspace, write_file
 
 WEB = Path(__file__).parent / "web"
 PICTURE_PX = 512
 """Most height of a picture on a further page."""
+ASSET = "index.html#open="
+"""URL of an asset in its gallery, before its uid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureFile:
+    """A picture that lies in a file beside its page, which a browser loads when it comes into sight."""
+
+    url: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +37,18 @@ class Section:
     text: str = ""
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
-    uids: bool = False
-    """The first cell of each row is the uid of an asset, and links to it."""
+    links: str = ""
+    """Beginning of the URL that the first cell of each row links to, which ends with the cell: `ASSET` for uids,
+    `#` for sections with an `anchor` of that name; empty: no links."""
+    anchor: str = ""
+    """Name of the section in URLs."""
+    more: Mapping[str, str] = field(default_factory=dict)
+    """URLs of other pages by their names."""
+    legend: bool = False
+    """The text is followed by the colours of errors (`pipeline.report.images.error_colors`)."""
     svg: str = ""
     """Trusted markup."""
-    pictures: Mapping[str, UInt8[np.ndarray, "height width 3"]] = field(default_factory=dict)
+    pictures: Mapping[str, UInt8[np.ndarray, "height width c"] | PictureFile] = field(default_factory=dict)
     """Images by caption."""
     in_a_row: bool = False
     """The pictures stand in one row to scroll through, such as those of one mesh during training."""
@@ -48,15 +67,42 @@ def page_names(folder: Path) -> list[str]:
 
 def write_page(dataset: Location, name: str, title: str, summary: str, sections: Sequence[Section]) -> Path:
     """Write a further page of a dataset's gallery, `report/NAME.html`; the index that is written next links to it."""
+    return _write(report_folder(dataset) / f"{name}.html", title, summary, sections, home="index.html")
+
+
+def write_alone(folder: Path, title: str, summary: str, sections: Sequence[Section]) -> Path:
+    """Write a page without a gallery, `index.html` in a folder of its own. Raises UserError where that holds a link."""
+    refuse_links(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "gallery.css", (WEB / "gallery.css").read_bytes())
+    return _write(folder / "index.html", title, summary, sections, home="")
+
+
+def store_picture(folder: Path, name: str, image: UInt8[np.ndarray, "height width c"]) -> PictureFile:
+    """Write a picture of a page in `folder`, as `pictures/NAME.webp`."""
+    path = folder / "pictures" / f"{name}.webp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, webp(image, PICTURE_PX))
+    with Image.open(path) as written:
+        return PictureFile(url=f"pictures/{path.name}", width=written.width, height=written.height)
+
+
+def _write(path: Path, title: str, summary: str, sections: Sequence[Section], home: str) -> Path:
     shown = [
         asdict(replace(section, pictures={}))
-        | {"figures": [(caption, data_uri(picture, PICTURE_PX)) for caption, picture in section.pictures.items()]}
+        | {"figures": [(caption, _attributes(picture)) for caption, picture in section.pictures.items()]}
         for section in sections
     ]
-    path = report_folder(dataset) / f"{name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, html("page.html", {"title": title, "summary": summary, "sections": shown}))
+    write_file(path, html("page.html", {"title": title, "summary": summary, "sections": shown, "home": home}))
     return path
+
+
+def _attributes(picture: UInt8[np.ndarray, "height width c"] | PictureFile) -> dict[str, Any]:
+    """Return the attributes of a picture's element."""
+    if isinstance(picture, PictureFile):
+        return {"src": picture.url, "width": picture.width, "height": picture.height, "loading": "lazy"}
+    return {"src": data_uri(picture, PICTURE_PX)}
 
 
 def html(template: str, values: dict[str, Any]) -> bytes:

@@ -41,7 +41,7 @@ class Outcome:
     """Mean of its last tenth."""
     seconds: float
     figures: dict[str, float]
-    """Means over the held-out meshes, by the names of `seqtex.cli.evaluate.METRICS`."""
+    """Means over the held-out meshes, by the names of `seqtex.gallery.comparison.METRICS`."""
     meshes: list[dict[str, Any]]
 
 

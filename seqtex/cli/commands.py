@@ -21,6 +21,8 @@ class Command:
     """Name of its function, if it is not the command's."""
     repeated: tuple[str, ...] = ()
     """Options with a list of values that are given once per value."""
+    loads: str = ""
+    """Name of what it loads first, for the line that it begins with; empty: its result comes without such lines."""
     common: tuple[str, ...] = ()
     """Options that the short help shows if there are many; by default those of no section."""
 
@@ -28,12 +30,14 @@ class Command:
 COMMANDS = {
     "demo": Command(
         module="seqtex.cli.demo",
+        loads="PyTorch and Lightning",
         group=MAKE,
         summary="every step on procedural meshes: build, verify, train, texture, report",
         example="seqtex demo --out out/demo",
     ),
     "build": Command(
         module="seqtex.cli.build",
+        loads="the pipeline",
         group=MAKE,
         summary="build a dataset from 3D assets",
         example="seqtex build --source folder:/data/meshes --out /data/forge --workers 8",
@@ -83,6 +87,7 @@ COMMANDS = {
     ),
     "retry": Command(
         module="seqtex.cli.build",
+        loads="the pipeline",
         group=MAKE,
         summary="process again the assets that ended with a reason, or whose file was put right",
         example="seqtex retry /data/forge --reason timeout --reason missing_file",
@@ -91,6 +96,7 @@ COMMANDS = {
     ),
     "repair": Command(
         module="seqtex.cli.build",
+        loads="the pipeline",
         group=MAKE,
         summary="build again exactly the damaged or missing jobs of a dataset",
         example="seqtex repair /data/forge --workers 8",
@@ -98,6 +104,7 @@ COMMANDS = {
     ),
     "extend": Command(
         module="seqtex.cli.build",
+        loads="the pipeline",
         group=MAKE,
         summary="add the assets of a source to a dataset",
         example="seqtex extend /data/forge --source folder:/data/more --workers 8",
@@ -127,7 +134,7 @@ COMMANDS = {
         function="what_if",
     ),
     "report": Command(
-        module="seqtex.gallery.commands",
+        module="seqtex.cli.gallery",
         group=LOOK,
         summary="write the gallery of a dataset (report/index.html)",
         example="seqtex report /data/forge --workers 8",
@@ -135,7 +142,7 @@ COMMANDS = {
         repeated=("run", "evaluation"),
     ),
     "view": Command(
-        module="seqtex.gallery.commands",
+        module="seqtex.cli.gallery",
         group=LOOK,
         summary="serve the gallery of a dataset to a browser on this machine",
         example="seqtex view /data/forge",
@@ -143,6 +150,7 @@ COMMANDS = {
     ),
     "import": Command(
         module="seqtex.cli.export",
+        loads="the pipeline",
         group=MAKE,
         summary="build a dataset from a folder in one of SeqTex's own data layouts",
         example="seqtex import /data/renders --layout seqtex-images --out /data/forge --workers 8",
@@ -173,6 +181,7 @@ COMMANDS = {
     ),
     "encode": Command(
         module="seqtex.cli.encode",
+        loads="PyTorch",
         group=TRAIN,
         summary="write the latents of a dataset, for training without its images",
         example="seqtex encode /data/forge --codec wan --text_encoder umt5 --device cuda",
@@ -180,6 +189,7 @@ COMMANDS = {
     ),
     "train": Command(
         module="seqtex.cli.train",
+        loads="PyTorch and Lightning",
         group=TRAIN,
         summary="train SeqTex on a dataset",
         example="seqtex train --preset small --data.directory /data/forge --run.directory /data/run",
@@ -208,6 +218,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         module="seqtex.cli.evaluate",
+        loads="PyTorch",
         group=TRAIN,
         summary="measure a checkpoint on the meshes of a dataset",
         example="seqtex evaluate /data/held_out --checkpoint /data/run/checkpoint --meshes 64 --out metrics.json",
@@ -215,12 +226,14 @@ COMMANDS = {
     ),
     "ablate": Command(
         module="seqtex.ablation.run",
+        loads="PyTorch and Lightning",
         group=TRAIN,
         summary="train variants of the model on procedural meshes and compare them on held-out ones",
         example="seqtex ablate --out out/ablation --minutes 30 --seeds 3",
     ),
     "texture": Command(
         module="seqtex.cli.texture",
+        loads="PyTorch",
         group=TRAIN,
         summary="texture a mesh from one image, several views, or a text",
         example="seqtex texture chair.glb --image chair.png --checkpoint /data/run/checkpoint --out textured.glb",
@@ -244,12 +257,13 @@ COMMANDS = {
     ),
     "app": Command(
         module="seqtex.app",
+        loads="PyTorch",
         group=TRAIN,
         summary="serve a page that textures meshes to a browser on this machine",
         example="seqtex app --checkpoint /data/run/checkpoint",
     ),
     "completion": Command(
-        module="seqtex.cli.main",
+        module="seqtex.cli.terminal.parser",
         group=TRAIN,
         summary="print the completion of commands and options for a shell",
         example="seqtex completion bash > ~/.local/share/bash-completion/completions/seqtex",

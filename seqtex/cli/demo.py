@@ -12,12 +12,10 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from rich.console import Console
 
 from geometry.image_metrics import psnr
-from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.dataset.folders import located
@@ -25,10 +23,9 @@ from pipeline.dataset.state import planned_jobs
 from pipeline.dataset.verify import verify
 from pipeline.executor.build import build
 from pipeline.render.uv_maps import BakeConfig
-from pipeline.render.views import RenderConfig, render_baked
+from pipeline.render.views import RenderConfig
 from pipeline.report.charts import loss_curve
 from pipeline.report.gallery import write_gallery
-from pipeline.report.images import side_by_side
 from pipeline.report.pages import Section, write_page
 from pipeline.sources.procedural import procedural
 from schemas.dataset import read_dataset_json
@@ -38,7 +35,10 @@ from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import write_file
 from seqtex.cli.terminal.console import bar, build_progress, log_event, logs_json, print_table, training_progress
-from seqtex.texturing import MeshTexture, prepare_mesh, texture_meshes
+from seqtex.cli.train import validation_of
+from seqtex.gallery.pages import write_run_page
+from seqtex.gallery.trials import Trial, overview, render_trial, trial_section, write_textures
+from seqtex.texturing import prepare_mesh, texture_meshes
 from training.config import preset
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
@@ -49,11 +49,8 @@ HELD_OUT_SEED = 1
 """Seed of the held-out meshes; the training meshes have seed 0."""
 ESTIMATED_AFTER, RECENT = 30, 15
 """Steps after which the length of the training is estimated, and how many of them, the last ones, are measured."""
-PICTURE = RenderConfig(resolution=256, supersample=2)
-"""Renders on the page."""
-LABEL = 26
-"""Height of a line of words in the picture, pixels."""
-INK, PAPER = (235, 238, 244), (24, 28, 36)
+PICTURES_A_RUN = 4
+"""Validation pictures on the page of the training run."""
 SCORE_COLUMNS = ("mean over", "this model", "copying the nearest visible pixel", "filling with the mean colour")
 
 
@@ -93,25 +90,6 @@ class DemoConfig:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One mesh textured from one image of it, compared with its true texture."""
-
-    sample: TextureSample
-    """The mesh with its true texture."""
-    result: MeshTexture
-    psnr_db: float
-    """PSNR of the generated UV map over covered texels."""
-    nearest_db: float
-    """PSNR of a map whose texels copy the nearest pixel of the image."""
-    fill_db: float
-    """PSNR of a map filled with the mean foreground colour of the image."""
-
-    def line(self) -> str:
-        """Return its figures in words."""
-        return f"{self.psnr_db:.1f} dB; nearest pixel {self.nearest_db:.1f}, fill {self.fill_db:.1f}"
-
-
 Score = tuple[str, float, float, float]
 """Name of some meshes, and the means of their trials' three PSNRs in dB."""
 
@@ -144,7 +122,7 @@ def demo(cfg: DemoConfig, out: Path = Path("out/demo")) -> int:
     scores = [score(f"{len(known)} training meshes", known), score(f"{len(unseen)} held-out meshes", unseen)]
     summary = summarise(scores, len(trained.losses), cfg)
     with timed("report", seconds):
-        page = write_report(out, cfg, trained, (known[0], unseen[0]), scores, summary["result"])
+        page = write_report(out, cfg, trained, known, unseen, scores, summary["result"])
     summary["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
     write_file(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
     if logs_json():
@@ -195,7 +173,9 @@ def train_tiny(dataset: Path, directory: Path, cfg: DemoConfig) -> TrainResult:
                 left = a_step * (cfg.steps - row["step"])
                 log_event("estimate", steps=cfg.steps, seconds_left=round(left))
 
-        return train(replace(tiny, data=replace(tiny.data, directory=dataset), run=run), report)
+        shown = replace(tiny.validation, every=max(1, cfg.steps // PICTURES_A_RUN), samples=1, steps=cfg.sample_steps)
+        whole = replace(tiny, data=replace(tiny.data, directory=dataset), run=run, validation=shown)
+        return train(whole, report, validation_of(whole))
 
 
 def known_meshes(dataset: Path, cfg: DemoConfig) -> Iterator[tuple[Path, TextureSample]]:
@@ -287,13 +267,16 @@ def write_report(
     out: Path,
     cfg: DemoConfig,
     trained: TrainResult,
-    shown: tuple[Trial, Trial],
+    known: Sequence[Trial],
+    unseen: Sequence[Trial],
     scores: Sequence[Score],
     result: str,
 ) -> Path:
-    """Write `picture.png` and the dataset's gallery with a page about the results, and return that page. shown: a
-    training mesh and a held-out one."""
-    titles = ("A training mesh", "A held-out mesh")
+    """Write `picture.png` and the dataset's gallery with pages about the results, the training run and every texture;
+    return the first. known: training meshes; unseen: held-out ones; the first of each is shown large."""
+    titles, shown, dataset = ("A training mesh", "A held-out mesh"), (known[0], unseen[0]), out / "dataset"
+    textures = write_textures(dataset, {"training": known, "held-out": unseen})
+    run_page = write_run_page(dataset, out / "run")
     renders = [render_trial(trial) for trial in shown]
     losses = [row["loss"] for row in trained.losses]
     sections = [
@@ -303,6 +286,7 @@ def write_report(
             "learning: each texel copies the nearest pixel of the image, or all take its mean colour.",
             columns=SCORE_COLUMNS,
             rows=[(name, *(f"{value:.1f}" for value in values)) for name, *values in scores],
+            more={"All textures beside the true ones": textures.name, "The training run": run_page.name},
         ),
         *map(trial_section, titles, shown, renders),
         Section(
@@ -313,7 +297,6 @@ def write_report(
         ),
     ]
     Image.fromarray(np.concatenate(list(map(overview, titles, shown, renders)))).save(out / "picture.png")
-    dataset = out / "dataset"
     summary = "A model trained on a dataset of procedural meshes, and two meshes that it textured from one image each."
     page = write_page(dataset, "demo", "SeqTex Forge demo", summary, sections)
     with bar("drawing", None, "shards") as update:
@@ -321,71 +304,3 @@ def write_report(
             dataset, cfg.build_config().filter, 10_000, cfg.workers, lambda done, total: update(done, "", total=total)
         )
     return page
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Renders:
-    """A trial from its four cameras, sRGB: without texture, with the generated one, with the true one."""
-
-    before: UInt8[np.ndarray, "views height width 3"]
-    after: UInt8[np.ndarray, "views height width 3"]
-    truth: UInt8[np.ndarray, "views height width 3"]
-
-
-def render_trial(trial: Trial) -> Renders:
-    """Render a trial's mesh."""
-    rasterizer, cameras = CpuRasterizer(threads=2), trial.result.cameras
-    assert trial.sample.uv is not None
-    opacity = trial.sample.uv.opacity
-    after = render_baked(trial.result.mesh, trial.result.uv, cameras, PICTURE, rasterizer, opacity)
-    truth = render_baked(trial.result.mesh, trial.sample.uv.rgb, cameras, PICTURE, rasterizer, opacity)
-    return Renders(before=clay(after.normal), after=after.rgb, truth=truth.rgb)
-
-
-def trial_section(title: str, trial: Trial, renders: Renders) -> Section:
-    """Show before, after and truth from the same four cameras, and the UV maps."""
-    assert trial.sample.uv is not None
-    pictures = {
-        "the image given": enlarged(trial.sample.views.rgb[0]),
-        "UV map, generated": enlarged(trial.result.uv),
-        "UV map, true": enlarged(trial.sample.uv.rgb),
-        "before: the bare mesh": side_by_side(renders.before),
-        "after: the generated texture on the mesh": side_by_side(renders.after),
-        "truth": side_by_side(renders.truth),
-    }
-    return Section(title=title, text=f"{trial.sample.meta['caption']}: {trial.line()}", pictures=pictures)
-
-
-def overview(title: str, trial: Trial, renders: Renders) -> UInt8[np.ndarray, "height width 3"]:
-    """Join the image given and the textured mesh from four sides; below, the bare mesh and the truth."""
-    cells = np.stack([enlarged(trial.sample.views.rgb[0]), *renders.after])
-    below = np.stack([renders.before[0], *renders.truth])
-    width = cells.shape[2] * len(cells)
-    rows = [
-        words(f"{title}: {trial.line()}. The image given, then the mesh with the generated texture", width),
-        side_by_side(cells),
-        words("The bare mesh, then the true texture", width),
-        side_by_side(below),
-    ]
-    return np.concatenate(rows)
-
-
-def enlarged(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "height width 3"]:
-    """Resize an image to the size of the renders."""
-    size = (PICTURE.resolution, PICTURE.resolution)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-
-
-def words(text: str, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw a line of text as a strip of the picture."""
-    strip = Image.new("RGB", (width, LABEL), PAPER)
-    ImageDraw.Draw(strip).text((8, 4), text, fill=INK, font=ImageFont.load_default(15))
-    return np.asarray(strip)
-
-
-def clay(normals: Float32[np.ndarray, "views height width 3"]) -> UInt8[np.ndarray, "views height width 3"]:
-    """Shade a surface grey under a wide lamp up front to the left; black where there is no surface."""
-    lamp = np.array([-0.4, -0.7, 0.6], np.float32) / np.float32(np.sqrt(1.01))
-    covered = (normals != 0).any(axis=-1)
-    shade = covered * (60 + 170 * (normals @ lamp / 2 + 0.5))
-    return np.repeat(shade[..., None], 3, axis=-1).astype(np.uint8)

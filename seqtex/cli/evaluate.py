@@ -11,12 +11,14 @@ from jaxtyping import UInt8
 
 from geometry.image_metrics import capped_psnr
 from geometry.raster_cpu import CpuRasterizer
+from pipeline.executor.compile_kernels import compiling
 from pipeline.render.views import RenderConfig, render_baked
 from schemas.errors import UserError
 from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import Location, write_file
-from seqtex.cli.terminal.console import bar, log_event, logs_json, print_table
+from seqtex.cli.terminal.console import bar, compiles, log, log_event, logs_json, print_table
+from seqtex.gallery.comparison import METRICS, EvaluationPage, compared
 from seqtex.texturing import (
     MeshTexture,
     prepare_mesh,
@@ -36,25 +38,6 @@ from training.metrics.surface import Seen, cross_view_consistency, seam_step, vi
 
 GIVEN = {"img2tex": 1, "mv2tex": None, "geo2mvtex": 0}
 """Number of views given, the front first; None: all."""
-METRICS = {
-    "uv_psnr": "UV map, PSNR over covered texels, dB",
-    "uv_ssim": "UV map, SSIM over covered texels",
-    "uv_lpips": "UV map, LPIPS over covered texels",
-    "fill_psnr": "  the same of a fill with the mean colour, dB",
-    "nearest_psnr": "  the same of the nearest visible pixel's colour, dB",
-    "unseen_psnr": "UV map, PSNR over texels that no view sees, dB",
-    "view_psnr": "generated views, PSNR over covered pixels, dB",
-    "view_ssim": "generated views, SSIM",
-    "view_lpips": "generated views, LPIPS over covered pixels",
-    "render_psnr": "renders of the texture against the true views, PSNR, dB",
-    "view_to_uv_psnr": "generated views against renders of the texture, PSNR, dB",
-    "cross_view_step": "colour step of a point between two views",
-    "true_cross_view_step": "  the same of the true views",
-    "seam_step": "colour step across chart borders",
-    "true_seam_step": "  the same of the true map",
-    "unseen_share": "share of texels that no view sees",
-}
-"""Titles of the figures by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +55,7 @@ def evaluate(
     dataset: Location,
     checkpoint: Path,
     out: Path | None = None,
+    report: Path | None = None,
     meshes: int = 64,
     task: Literal["img2tex", "mv2tex", "geo2mvtex"] = "img2tex",
     steps: int = 30,
@@ -91,6 +75,8 @@ def evaluate(
         dataset: folder that `seqtex build` wrote, or its URL, with textured samples of the checkpoint's resolution
         checkpoint: folder `checkpoint` of a training run, or a trainer state of one (states/step-00001000.ckpt)
         out: also write every mesh's figures to this file (.json)
+        report: also write a page with the pictures of every mesh into this folder; a browser opens its index.html from
+            disk
         meshes: how many meshes, from the first
         task: what is given: the front view, all views, or geometry and caption alone
         steps: denoising steps
@@ -105,6 +91,7 @@ def evaluate(
         lpips: torchvision's AlexNet weights (alexnet-owt-7be5be79.pth), for LPIPS; default: no LPIPS
     """
     device = find_device(device)
+    log.progress(f"starting  loading the checkpoint {checkpoint}", None)
     network = load_checkpoint(checkpoint, device)
     require_text_encoder(network.card, guidance=guidance)
     require_image_dropout(network.card, image_guidance, task != "geo2mvtex")
@@ -112,11 +99,12 @@ def evaluate(
     perceptual = Lpips(lpips, device) if lpips else None
     samples = islice(stored_samples(dataset, Regime.TEXTURED), meshes)
     cfg = SamplerConfig(steps=steps, solver=solver, guidance=guidance, image_guidance=image_guidance)
-    measured = list[Measured]()
-    with bar("evaluating", meshes, "meshes") as update:
+    measured, page = list[Measured](), EvaluationPage(folder=report) if report else None
+    with compiling(compiles), bar("evaluating", meshes, "meshes") as update:
+        update(0, "")
         while group := list(islice(samples, batch_size)):
             seeds = [seed + len(measured) + i for i in range(len(group))]
-            measured += measure_group(group, network, cfg, task, seeds, device, perceptual)
+            measured += measure_group(group, network, cfg, task, seeds, device, perceptual, page)
             update(len(measured), group[-1].uid)
     if not measured:
         raise UserError(f"{dataset}: no textured sample; build a dataset with textured meshes")
@@ -126,6 +114,10 @@ def evaluate(
         rows = [{"uid": one.uid} | one.figures for one in measured]
         text = json.dumps({"summary": {name: asdict(i) for name, i in summary.items()}, "meshes": rows}, indent=1)
         write_file(out, text.encode() + b"\n")
+    if page is not None:
+        means = {name: (i.value, i.low, i.high) for name, i in summary.items()}
+        about = f"{len(measured):,} meshes, task {task}, {steps} steps."
+        log_event("page", path=str(page.write(f"Evaluation of {checkpoint}", about, means)))
     return 0
 
 
@@ -137,8 +129,9 @@ def measure_group(
     seeds: list[int],
     device: str,
     perceptual: PerceptualDistance | None = None,
+    page: EvaluationPage | None = None,
 ) -> list[Measured]:
-    """Texture samples together and measure the results."""
+    """Texture samples together, measure the results, and add their pictures to a page."""
     meshes = []
     for sample, seed in zip(samples, seeds, strict=True):
         check_size(sample, network.card)
@@ -148,7 +141,13 @@ def measure_group(
             prepare_mesh(sample.mesh, network.card, cameras=sample.cameras, pictures=given, prompt=caption, seed=seed)
         )
     results = texture_meshes(meshes, network, cfg, device=device)
-    return [measure_result(sample, result, task, perceptual) for sample, result in zip(samples, results, strict=True)]
+    measured = []
+    for sample, result in zip(samples, results, strict=True):
+        measured.append(measure_result(sample, result, task, perceptual))
+        if page is not None:
+            pictures = compared(sample, sample.views.rgb[: GIVEN[task]], result.views, result.uv, measured[-1].renders)
+            page.add(sample, measured[-1].figures, pictures)
+    return measured
 
 
 def check_size(sample: TextureSample, card: Card) -> None:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from pipeline.executor.compile_kernels import compiling
+from pipeline.mesh_io.preflight import UpAxis
 from schemas.errors import UsageError, UserError
-from seqtex.cli.terminal.console import bar, log_event
+from seqtex.cli.terminal.console import bar, compiles, log, log_event
 from seqtex.texturing import (
     MAX_UNWRAP_FACES,
     PreparedMesh,
@@ -75,6 +77,7 @@ def texture(
     wan: str | None = None,
     uv_resolution: int | None = None,
     max_unwrap_faces: int = MAX_UNWRAP_FACES,
+    up_axis: UpAxis = "y",
 ) -> int:
     """Texture a mesh (.glb, .gltf, .obj) so that it looks like one image, several views, or a text.
 
@@ -104,17 +107,12 @@ def texture(
         wan: directory or hub repository with Wan's VAE and text encoder; default: those of the checkpoint
         uv_resolution: texels a side; default: as trained
         max_unwrap_faces: faces up to which a mesh without a good UV layout gets a new one
+        up_axis: the axis that points up in OBJ, OFF, PLY and STL files, which do not say it (z in many scans)
     """
-    if (mesh is None) == (batch is None):
-        raise UsageError("give one mesh, or --batch with a file that lists them")
-    if batch is not None:
-        items = read_batch(batch)
-    elif mesh is not None and out is not None:
-        items = [Item(mesh=mesh, out=out, image=image, view=view, images=images, prompt=prompt, seed=seed)]
-    else:
-        raise UsageError("--out is missing: name the .glb file to write")
+    items = requested(mesh, batch, out, image=image, view=view, images=images, prompt=prompt, seed=seed)
     device = find_device(device)
     dtype, place = weights_dtype(precision, device), "cpu" if offload else device
+    log.progress(f"starting  loading the checkpoint {checkpoint}", None)
     network = load_checkpoint(checkpoint, place, dtype=dtype, tiling=tiling, wan=wan)
     network = for_textures(network, uv_resolution)
     require_text_encoder(network.card, guidance=guidance)
@@ -125,18 +123,31 @@ def texture(
     def ready() -> Iterator[Ready]:
         nonlocal failed
         for item in items:
+            log.progress(f"preparing  {item.mesh.name}", None)
             try:
                 require_image_dropout(network.card, image_guidance, bool(item.image or item.images))
-                yield item, prepare(item, network.card, max_unwrap_faces)
+                yield item, prepare(item, network.card, max_unwrap_faces, up_axis)
             except UserError as error:
                 if batch is None:
                     raise
                 failed += 1
                 log_event("failed", mesh=str(item.mesh), detail=str(error))
 
-    for group in groups(ready(), batch_size):
-        texture_group(group, network, cfg, device, offload, views, in_folders=batch is not None)
+    with compiling(compiles):
+        for group in groups(ready(), batch_size):
+            texture_group(group, network, cfg, device, offload, views, in_folders=batch is not None)
     return 1 if failed else 0
+
+
+def requested(mesh: Path | None, batch: Path | None, out: Path | None, **entries: Any) -> list[Item]:
+    """Return the mesh of a command line, or those of its batch file. Raises UsageError unless it is one of the two."""
+    if (mesh is None) == (batch is None):
+        raise UsageError("give one mesh, or --batch with a file that lists them")
+    if batch is not None:
+        return read_batch(batch)
+    if mesh is None or out is None:
+        raise UsageError("--out is missing: name the .glb file to write")
+    return [Item(mesh=mesh, out=out, **entries)]
 
 
 Ready = tuple[Item, PreparedMesh]
@@ -176,7 +187,7 @@ def read_batch(path: Path) -> list[Item]:
     return items
 
 
-def prepare(item: Item, card: Card, max_unwrap_faces: int) -> PreparedMesh:
+def prepare(item: Item, card: Card, max_unwrap_faces: int, up_axis: UpAxis) -> PreparedMesh:
     """Read the mesh and the pictures of an item. Raises UserError naming what is wrong."""
     pictures = {} if item.image is None else {item.view: item.image}
     if item.images is not None:
@@ -186,7 +197,13 @@ def prepare(item: Item, card: Card, max_unwrap_faces: int) -> PreparedMesh:
             raise UserError(f"{item.images}: holds none of {VIEW_FILE.format(0)} to {VIEW_FILE.format(card.views - 1)}")
     require_text_encoder(card, item.prompt)
     return prepare_mesh(
-        item.mesh, card, pictures=pictures, prompt=item.prompt, seed=item.seed, max_unwrap_faces=max_unwrap_faces
+        item.mesh,
+        card,
+        pictures=pictures,
+        prompt=item.prompt,
+        seed=item.seed,
+        max_unwrap_faces=max_unwrap_faces,
+        up_axis=up_axis,
     )
 
 

@@ -20,7 +20,7 @@ from pipeline.render.views import RenderConfig, render_baked
 from schemas.errors import UsageError, require_between
 from schemas.sample import Cameras, Regime, TextureSample
 from seqtex.cli.options import leaves
-from seqtex.cli.terminal.console import log_event, logs_json, print_table, training_progress
+from seqtex.cli.terminal.console import log, log_event, logs_json, print_table, training_progress
 from training.config import TrainConfig
 from training.config import preset as named_preset
 from training.cost import GPU_GB, H100_TFLOPS, MFU, count_tokens
@@ -57,6 +57,7 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False, tflops: f
         tflops: with dry_run, the 10^12 operations per second that a device is reckoned to do; default: 40 % of the peak
             of this machine's GPUs, or of an H100
     """
+    log.working_on("starting  reading the dataset's size", None)
     has_data = bool(cfg.data.directories) or (cfg.data.directory / "dataset.json").is_file()
     plan = plan_run(cfg, own_sizes(cfg.preset) if dry_run and not has_data else None)
     if dry_run:
@@ -66,9 +67,12 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False, tflops: f
         log_event("strategy", **asdict(plan.strategy))
     if speaks and warning:
         log_event("warning", detail=warning)
+    log.progress("starting  reading the samples to show", None)
+    validation = validation_of(cfg)
+    log.working_on("training  making the model and the first step", None)
     steps = None if cfg.run.max_seconds else cfg.run.max_steps
     with training_progress(steps) if speaks else nullcontext(lambda row: None) as report:
-        result = run_training(cfg, report, validation_of(cfg), plan)
+        result = run_training(cfg, report, validation, plan)
     if speaks:
         log_event(
             "trained", checkpoint=str(result.checkpoint), steps=len(result.losses), seconds=round(result.seconds, 1)

@@ -1,1 +1,1 @@
-"""The gallery commands, and the pages of training and evaluation beside the assets."""
+"""Pages of the gallery beside the assets: training, evaluation, and generated textures."""

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.report.charts import loss_curve
-from pipeline.report.pages import Section, write_page
+from pipeline.report.pages import ASSET, Section, write_page
 from schemas.errors import UserError
 from schemas.storage import Location
+from seqtex.gallery.comparison import evaluation_sections
 
 PICTURE_NAME = re.compile(r"step-(\d+)-(.+)\.png")
 """Of a validation picture (`training.loop.validation`)."""
@@ -19,8 +20,6 @@ PICTURES = 12
 """Most pictures of one mesh, chosen evenly over the run, the last among them."""
 MESHES = 24
 """Most meshes with pictures."""
-FIRST_FIGURES = ("uv_psnr", "fill_psnr", "nearest_psnr", "render_psnr", "view_psnr", "seam_step", "unseen_share")
-"""Columns of an evaluation's table of meshes, as far as it has them."""
 
 
 def write_run_page(dataset: Location, run: Path) -> Path:
@@ -44,7 +43,7 @@ def write_run_page(dataset: Location, run: Path) -> Path:
         )
         meshes = [(uid, f"{len(shown)}", f"{max(shown):,}") for uid, shown in pictures.items()]
         columns = ("validation mesh", "pictures", "last step")
-        sections.append(Section(title="Validation", text=text, columns=columns, rows=meshes, uids=True))
+        sections.append(Section(title="Validation", text=text, columns=columns, rows=meshes, links=ASSET))
     for uid, shown in list(pictures.items())[:MESHES]:
         images = {f"step {step:,}": read_picture(shown[step]) for step in evenly(sorted(shown), PICTURES)}
         sections.append(Section(title=uid, pictures=images, in_a_row=True))
@@ -82,29 +81,16 @@ def evenly(steps: list[int], count: int) -> list[int]:
 def write_evaluation_page(dataset: Location, file: Path) -> Path:
     """Write the page of an evaluation: means with their intervals, and every mesh, the worst first. Raises UserError
     where the file is not one of `seqtex evaluate --out`."""
-    from seqtex.cli.evaluate import METRICS  # seconds, which other pages do not need
-
     try:
         found = json.loads(file.read_bytes())
-        summary = [
-            (METRICS.get(name, name).strip(), f"{i['value']:.4g}", f"{i['low']:.4g} to {i['high']:.4g}")
-            for name, i in found["summary"].items()
-        ]
-        meshes = [dict(row) for row in found["meshes"]]
-        names = [name for name in FIRST_FIGURES if any(name in row for row in meshes)]
-        meshes.sort(key=lambda row: row.get("uv_psnr", 0.0))
-        rows = [[str(row["uid"]), *(f"{row[name]:.4g}" if name in row else "" for name in names)] for row in meshes]
+        summary = {name: (i["value"], i["low"], i["high"]) for name, i in found["summary"].items()}
+        sections = evaluation_sections(summary, [dict(row) for row in found["meshes"]], ASSET)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = "give the file that `seqtex evaluate --out` wrote"
         raise UserError(f"{file}: no evaluation ({error}); {remedy}") from error
-    legend = "; ".join(f"{name}: {METRICS[name].strip()}" for name in names)
-    sections = [
-        Section(title="Means", columns=("metric", "mean", "95 % interval"), rows=summary),
-        Section(title="Meshes", text=f"The worst first. {legend}.", columns=["uid", *names], rows=rows, uids=True),
-    ]
     name = file.stem
     title = f"Evaluation {name}"
-    return write_page(dataset, page_name("evaluation", name), title, f"{len(rows):,} meshes.", sections)
+    return write_page(dataset, page_name("evaluation", name), title, f"{len(found['meshes']):,} meshes.", sections)
 
 
 def page_name(kind: str, name: str) -> str:

@@ -17,7 +17,7 @@ from kubernetes import client
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.executor.scheduler import RunConfig
-from seqtex.cli.main import build_parser
+from seqtex.cli.terminal.parser import build_parser
 from training.config import TrainConfig
 from training.loop.strategies import check_run
 

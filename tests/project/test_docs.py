@@ -61,7 +61,9 @@ def options() -> dict[str, set[str]]:
     """Return every option of every command."""
     from jsonargparse import set_parsing_settings
 
-    from seqtex.cli.main import COMMANDS, build_parser, main
+    from seqtex.cli.commands import COMMANDS
+    from seqtex.cli.main import main
+    from seqtex.cli.terminal.parser import build_parser
 
     with pytest.raises(SystemExit):
         main(["--help"])  # registers the types of paths
@@ -121,7 +123,7 @@ def test_every_option_in_a_sentence_exists(page, options):
 @pages
 def test_every_command_line_parses(page, tmp_path, monkeypatch, options):
     """In a code block, options and values too; in a sentence the name of the command."""
-    from seqtex.cli.main import appending, build_parser
+    from seqtex.cli.terminal.parser import appending, build_parser
 
     (tmp_path / "build.yaml").write_text("source: folder:meshes\nout: forge\nfilter:\n  min_faces: 12\n")
     (tmp_path / "mine.yaml").write_text("run:\n  seed: 1\n")

@@ -12,7 +12,8 @@ from PIL import Image
 
 import seqtex
 from pipeline.sources.procedural import procedural
-from seqtex.cli.main import COMMANDS, main
+from seqtex.cli.commands import COMMANDS
+from seqtex.cli.main import main
 from seqtex.cli.terminal.console import print_table
 from tests.seqtex.test_whole_path import cube_glb
 

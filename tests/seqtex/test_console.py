@@ -19,7 +19,14 @@ from schemas.ledger import Counts
 from schemas.sample import Regime
 from seqtex.cli.main import main
 from seqtex.cli.terminal import sentences as plain
-from seqtex.cli.terminal.console import bar, begin_log, build_progress, log_event, training_progress
+from seqtex.cli.terminal.console import (
+    bar,
+    begin_log,
+    build_progress,
+    log_event,
+    signs_of_life,
+    training_progress,
+)
 from tests.support.small_dataset import write_dataset
 
 REPO = Path(__file__).resolve().parents[2]
@@ -89,14 +96,16 @@ def test_time_moves_while_nothing_else_does(clock, capsys, monkeypatch):
             time.sleep(0.01)
         raise AssertionError(seen)
 
-    with build_progress() as notify:
-        until("00:00  planning  the build")
+    with signs_of_life("starting  loading the pipeline"), build_progress() as notify:
+        until("00:00  starting  loading the pipeline")
+        clock.now = 5
+        until("00:05  planning  the build")
         progress = Progress(jobs=1, planned=4, notify=notify, clock=clock)
         progress.report("starting", detail="starting Ray")
-        for seconds in (5, 10):
+        for seconds in (10, 15):
             clock.now = seconds
             until(f"00:{seconds:02}  starting  Ray")
-    assert len(seen) == 3
+    assert len(seen) == 4
 
 
 def test_a_day_takes_no_more_than_a_line_a_minute(clock, capsys):
@@ -275,7 +284,12 @@ def test_training_in_a_pipe_writes_plain_lines(dataset, tmp_path, capfd):
     assert main(["train", "--preset", "tiny", *place, *SMALL, "--run.max_steps", "50"]) == 0
     written = capfd.readouterr().out.splitlines()
     assert all(TIME.match(line) and "{" not in line for line in written)
-    assert written[0].endswith("per device") and "training  step 1 of 50 (2%), loss " in written[1]
+    assert written[0] == "00:00  starting  loading PyTorch and Lightning"
+    strategy = next(number for number, line in enumerate(written) if line.endswith("per device"))
+    assert all("  starting  " in line for line in written[:strategy])
+    assert "training  step 1 of 50 (2%), loss " in next(
+        line for line in written[strategy:] if "  training  step" in line
+    )
     assert re.search(r"training  step 50 of 50 \(100%\), loss [\d.]+, \d.* steps/s", written[-2])
     assert re.search(r"trained  50 steps in .* s: .*/run/checkpoint$", written[-1])
     again = [

@@ -12,8 +12,9 @@ from geometry.frames import bounding_box
 from pipeline.mesh_io.load import load_mesh
 from pipeline.mesh_io.write_glb import Material, Primitive, encode_glb
 from schemas.mesh import TexturedMesh
-from seqtex.cli.demo import LABEL, DemoConfig, Trial, exit_code, score, show_result, summarise
+from seqtex.cli.demo import DemoConfig, exit_code, score, show_result, summarise
 from seqtex.cli.main import main
+from seqtex.gallery.trials import LABEL, Trial
 from training.config import preset
 from training.train import train
 
@@ -99,6 +100,11 @@ def test_demo_leaves_textured_meshes_and_a_report(demo):
     page, index = (report / "demo.html").read_text(), (report / "index.html").read_text()
     for part in ("Training loss", "before: the bare mesh", "A held-out mesh", "copying the nearest visible pixel"):
         assert part in page
+    textures = (report / "demo-textures.html").read_text()
+    for other in ("demo-textures.html", "run-run.html"):
+        assert f'href="{other}"' in page and (report / other).is_file()
+    assert textures.count("UV map, error") == textures.count("its error against the true views") == 2 * 4
+    assert (report / "run-run.html").read_text().count("<figcaption>step ") == 2
     assert "26 of 26 planned assets done" in index and 'href="demo.html"' in index
     assert list((report / "samples").glob("textured-*/*.webp"))
     assert Image.open(demo / "picture.png").size == (5 * 256, 2 * (2 * 256 + 2 * LABEL))

@@ -1,21 +1,25 @@
 """`seqtex evaluate` with a network that knows nothing and one that knows the answer."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import seqtex.cli.evaluate
-from geometry.image_metrics import psnr
+from geometry.image_metrics import capped_psnr, psnr
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig
+from pipeline.report.images import error_colors
 from pipeline.sources.procedural import procedural
 from schemas.sample import TextureSample
 from seqtex.cli.main import main
+from seqtex.gallery.comparison import compared
 from tests.support.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint
 from tests.support.small_dataset import write_samples
 from training.data.batch import encode_batch, to_model
@@ -94,6 +98,57 @@ def test_a_network_that_knows_the_answer_is_as_good_as_its_codec(dataset, sample
     seen = Seen(position=sample.views.position, normal=sample.views.normal, mask=mask, cameras=sample.cameras)
     assert row["cross_view_step"] == pytest.approx(cross_view_consistency(views, seen).step, abs=2e-3)
     assert row["true_cross_view_step"] < row["cross_view_step"], "small views lose much in the codec"
+
+
+def test_a_page_shows_every_mesh_beside_the_truth_the_worst_first(dataset, samples, checkpoint, tmp_path):
+    """It is a folder of its own; what it shows as true is what the dataset holds."""
+    report = tmp_path / "a report"
+    result = evaluated(tmp_path, dataset, "--checkpoint", checkpoint, "--report", report)
+    page = (report / "index.html").read_text()
+    uids = [row["uid"] for row in sorted(result["meshes"], key=lambda row: row["uv_psnr"])]
+    assert re.findall(r'<section class="section" id="([^"]+)">', page) == uids
+    assert re.findall(r'<td><a href="#([^"]+)">', page) == uids
+    assert "script-src" not in page and "default-src 'none'" in page and "index.html" not in page
+    shown = re.findall(r'<img src="([^"]+)" width="(\d+)" height="(\d+)" loading="lazy" alt="([^"]+)">', page)
+    assert len(shown) == page.count("<img ") == 8 * len(samples)
+    assert {path.relative_to(report).as_posix() for path in report.rglob("*.webp")} == {one[0] for one in shown}
+    sample = next(sample for sample in samples if sample.uid == uids[0])
+    pictures = {alt: np.asarray(Image.open(report / address)) for address, _, _, alt in shown[:8]}
+    for address, width, height, _ in shown:
+        assert Image.open(report / address).size == (int(width), int(height))
+    assert sample.uv is not None
+    true, mask = (image.repeat(2, axis=0).repeat(2, axis=1) for image in (sample.uv.rgb, sample.uv.mask))
+    assert capped_psnr(np.ascontiguousarray(pictures["UV map, true"][..., :3]), true, mask) > 28
+    assert capped_psnr(np.ascontiguousarray(pictures["UV map, generated"][..., :3]), true, mask) < 20, "noise"
+    assert (pictures["UV map, error"][..., 3][~mask] < 64).mean() > 0.95, "nothing outside the map"
+    assert pictures["given"].shape[1] * 4 == pictures["views, true"].shape[1]
+
+
+def test_errors_are_shown_where_they_are(samples):
+    """None for the truth itself; a wrong texel is as bright as its difference, up to 64 of 255."""
+    sample = samples[0]
+    assert sample.uv is not None
+    views, uv = sample.views.rgb, sample.uv.rgb
+    same = compared(sample, views[:1], views, uv, views)
+    for name in ("UV map, error", "its error against the true views"):
+        assert (same[name][..., :3][same[name][..., 3] > 0] == error_colors(np.zeros((1, 1), np.uint8),
+                np.ones((1, 1), bool), 1)[0, 0, :3]).all()  # fmt: skip
+    row, column = np.argwhere(sample.uv.mask)[100]
+    wrong = uv.copy()
+    wrong[row, column] ^= 128
+    shown = compared(sample, views[:0], views, wrong, views)
+    factor = len(shown["UV map, error"]) // len(uv)
+    differs = (shown["UV map, error"] != same["UV map, error"]).any(axis=-1)[::factor, ::factor]
+    assert np.argwhere(differs).tolist() == [[row, column]]
+    assert "given" not in shown
+    assert "its error against the true views" not in compared(sample, views[:1], views, uv, views.repeat(2, axis=1))
+
+
+def test_a_page_that_cannot_be_written_is_named(dataset, checkpoint, tmp_path, capsys):
+    (tmp_path / "report").write_text("a file")
+    words = ["evaluate", str(dataset), "--checkpoint", str(checkpoint), "--steps", "1", "--meshes", "1"]
+    assert main([*words, "--report", str(tmp_path / "report")]) == 1
+    assert "the page cannot be written" in (told := capsys.readouterr().err) and "--report" in told
 
 
 def test_another_resolution_is_refused_with_the_remedy(checkpoint, tmp_path, capsys):

@@ -90,6 +90,29 @@ def test_every_kind_of_condition_gives_another_texture_and_the_views(meshes, che
     assert len(different) == 10
 
 
+def test_a_scan_that_stands_on_its_z_axis_is_textured_upright(meshes, checkpoint, pictures, tmp_path):
+    """The same mesh once with Y up and once with Z up: with `--up_axis z` both give one result."""
+    mesh = load_mesh(Path(meshes[0].uri))
+    assert isinstance(mesh, TexturedMesh)
+    x, y, z = mesh.vertices.T.astype(float)
+    faces = "".join(f"f {a + 1} {b + 1} {c + 1}\n" for a, b, c in mesh.faces)
+    for name, points in {"y": (x, y, z), "z": (x, -z, y)}.items():
+        vertices = "".join("v {:.9g} {:.9g} {:.9g}\n".format(*point) for point in zip(*points, strict=True))
+        (tmp_path / f"{name}.obj").write_text(vertices + faces)
+
+    def textured(name: str, *options: str) -> tuple[np.ndarray, np.ndarray]:
+        out = tmp_path / f"{name}{len(options)}.glb"
+        given = ["--images", str(pictures), "--checkpoint", str(checkpoint), "--out", str(out), "--steps", "2"]
+        assert main(["texture", str(tmp_path / f"{name}.obj"), *given, *options]) == 0
+        found = load_mesh(out)
+        assert isinstance(found, TexturedMesh)
+        return found.vertices, texture_of(out)
+
+    upright, lying, right = textured("y"), textured("z"), textured("z", "--up_axis", "z")
+    assert np.allclose(right[0], upright[0], atol=1e-5) and np.array_equal(right[1], upright[1])
+    assert not np.allclose(np.ptp(lying[0], axis=0), np.ptp(upright[0], axis=0), atol=1e-3)
+
+
 def test_solver_seed_steps_and_uv_resolution_count(meshes, checkpoint, pictures, tmp_path):
     mesh, results = meshes[0].uri, []
     for number, options in enumerate(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,9 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.executor.progress import BuildEvent
 from schemas.errors import printable, redacted, redacted_values
 from seqtex.cli.terminal import sentences as plain
+
+if TYPE_CHECKING:
+    from pipeline.executor.progress import BuildEvent  # half a second, which the first line must not wait for
 
 WIDE = 1000
 """Columns in a pipe or file, so that a row stays on its line."""
@@ -49,7 +51,10 @@ class Log:
         """Start the log of a command: time counts from here."""
         self.format = log_format
         self._clock, self._start = clock, clock()
-        self._throttle = plain.Throttle()
+        self._throttle, self._lock = plain.Throttle(), threading.Lock()
+        self._work: tuple[str, float | None] | None = None
+        self.drawn = 0
+        """Bars on the terminal."""
 
     @property
     def elapsed(self) -> float:
@@ -65,9 +70,22 @@ class Log:
 
     def progress(self, text: str, share: float | None) -> None:
         """Write a plain line about work in progress if one is due (`plain.Throttle`) and no bar shows the same."""
-        shown = sys.stderr.isatty() and sys.stdout.isatty()
-        if self.format == "plain" and not shown and self._throttle.due(self.elapsed, share):
-            self._write(plain.line(self.elapsed, text))
+        self.working_on(text, share)
+        self.repeat()
+
+    def working_on(self, text: str, share: float | None) -> None:
+        """Name the work in progress for the next line that is due."""
+        self._work = text, share
+
+    def repeat(self) -> None:
+        """Write the line about work in progress again if one is due: the time before it moves while nothing else
+        does."""
+        shown = self.drawn and sys.stdout.isatty()
+        with self._lock:
+            if self._work and self.format == "plain" and not shown:
+                text, share = self._work
+                if self._throttle.due(self.elapsed, share):
+                    self._write(plain.line(self.elapsed, text))
 
     def _write(self, line: str) -> None:
         sys.stdout.write(redacted(line))
@@ -89,7 +107,7 @@ BEFORE_THE_END = 0.99
 """Largest share of a build's progress lines: the last line is `done`, which follows."""
 
 
-REPEAT_S = 1.0
+REPEAT_S = 0.2
 """Seconds between two looks at whether a line is due."""
 ENDED = ("assets", "job")
 WORKING = (*ENDED, "listing", "starting", "finishing")
@@ -116,31 +134,37 @@ def terminal_bar(
     above = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=disabled, redirect_stdout=above) as progress:
         task = progress.add_task(printable(description), total=total, note="")
-        yield lambda done, note, total=None: progress.update(task, completed=done, note=printable(note), total=total)
+        log.drawn += not disabled
+        try:
+            yield lambda done, note, total=None: progress.update(
+                task, completed=done, note=printable(note), total=total
+            )
+        finally:
+            log.drawn -= not disabled
 
 
 @contextmanager
-def repeated(text: str) -> Iterator[Callable[[str, float | None], None]]:
-    """Write a plain line about work in progress again whenever one is due: the time before it moves while nothing else
-    does. Yields `keep(text, share)`, which gives it another text (`Log.progress`)."""
-    kept: tuple[str, float | None] = (text, None)
+def signs_of_life(text: str) -> Iterator[None]:
+    """Write a line about the work in progress, `text` at first, and again whenever one is due (`Log.repeat`)."""
     ended = threading.Event()
-
-    def keep(text: str, share: float | None) -> None:
-        nonlocal kept
-        kept = text, share
 
     def repeat() -> None:
         while not ended.wait(REPEAT_S):
-            log.progress(*kept)
+            log.repeat()
 
+    log.progress(text, None)
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
-        yield keep
+        yield
     finally:
         ended.set()
         thread.join()
+
+
+def compiles(detail: str) -> None:
+    """Log that kernels are compiled (`pipeline.executor.compile_kernels.compiling`)."""
+    log_event("compiling", detail=detail)
 
 
 @contextmanager
@@ -186,26 +210,26 @@ def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any
 
 
 @contextmanager
-def build_progress() -> Iterator[Callable[[BuildEvent], None]]:
+def build_progress() -> "Iterator[Callable[[BuildEvent], None]]":
     """Show the events of `pipeline.executor.build`: assets done out of those planned, rate, time left and outcomes.
     Work in progress gives a plain line now and then, other events always."""
-    with terminal_bar("building", None, "assets", estimated=False) as draw, repeated("planning  the build") as keep:
+    with terminal_bar("building", None, "assets", estimated=False) as draw:
+        log.working_on("planning  the build", None)
 
-        def notify(event: BuildEvent) -> None:
+        def notify(event: "BuildEvent") -> None:
             draw(event.assets_done, build_note(event), event.planned)
             if event.event not in WORKING or logs_json():
                 log_event(**asdict(event))
             if event.event in WORKING:
                 share = min(event.assets_done / event.planned, BEFORE_THE_END) if event.event in ENDED else None
-                keep(plain.sentence(event.event, asdict(event)), share)
                 log.progress(plain.sentence(event.event, asdict(event)), share)
             elif event.planned:
-                keep(plain.building(asdict(event)), None)
+                log.working_on(plain.building(asdict(event)), None)
 
         yield notify
 
 
-def build_note(event: BuildEvent) -> str:
+def build_note(event: "BuildEvent") -> str:
     """Return the note beside the bar of a build."""
     parts = [", ".join([*plain.speed(event.assets_per_s), *plain.left(event.eta_s)]), plain.outcomes(asdict(event))]
     if event.event not in ENDED:  # which are in these figures

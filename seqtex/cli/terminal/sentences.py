@@ -8,8 +8,9 @@ from schemas.errors import printable
 
 Facts = Mapping[str, Any]
 
-PAUSE_S = 5.0
-"""Seconds between two progress lines in the first five minutes; later a sixtieth of the time so far."""
+PAUSE_S = 4.75
+"""Seconds between two progress lines in the first five minutes, so that five never pass without; later a sixtieth of
+the time so far."""
 LONGEST_PAUSE_S = 60.0
 PACE_S, LEAST_REPORTS = 30.0, 10
 """Seconds of work over which its speed is measured, and the fewest reports."""
