@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -68,11 +68,13 @@ class MeshTexture(PreparedMesh):
     """Given views come back as the codec keeps them."""
     uv: UInt8[np.ndarray, "uv_h uv_w 3"]
     """The texture in image orientation (row 0 is v = 1)."""
+    maps: dict[str, UInt8[np.ndarray, "uv_h uv_w 3"]] = field(default_factory=dict)
+    """What else the checkpoint generates (`model.maps`), packed as glTF's textures."""
 
     def save(self, path: str | Path) -> None:
-        """Write the textured mesh as .glb, at its place and size in the mesh file."""
+        """Write the textured mesh as .glb, at its place and size in the mesh file, with all generated maps."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_glb(Path(path), self.mesh, self.uv, self.frame)
+        write_glb(Path(path), self.mesh, self.uv, self.frame, maps=self.maps)
 
 
 def texture(
@@ -277,5 +279,5 @@ def texture_meshes(
     for one, result in zip(meshes, results, strict=True):
         assert result.uv is not None
         prepared = {f.name: getattr(one, f.name) for f in fields(one)}
-        textures.append(MeshTexture(**prepared, views=result.views, uv=result.uv))
+        textures.append(MeshTexture(**prepared, views=result.views, uv=result.uv, maps=result.maps))
     return textures

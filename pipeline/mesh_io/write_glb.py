@@ -3,7 +3,7 @@
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from schemas.storage import write_file
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _VERTICES, _INDICES = 34962, 34963
 _LINEAR, _MIPMAPS, _CLAMP = 9729, 9987, 33071
+NO_MAPS: Mapping[str, UInt8[np.ndarray, "height width 3"]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,10 @@ class Material:
     roughness: float = 0.9
     metallic_roughness: UInt8[np.ndarray, "height width 3"] | None = None
     """Roughness in G, metallic in B, linear; it stands in place of the two factors."""
+    normal_tangent: UInt8[np.ndarray, "height width 3"] | None = None
+    """Normals in tangent space (MikkTSpace), [-1, 1] as [0, 255]."""
+    emissive: UInt8[np.ndarray, "height width 3"] | None = None
+    """Emitted light, sRGB."""
     double_sided: bool = False
     cut_out: bool = False
     """There is no surface where the texture's opacity is below one half."""
@@ -58,18 +63,26 @@ def write_glb(
     rgb: UInt8[np.ndarray, "height width 3"],
     frame: Frame | None,
     opacity: UInt8[np.ndarray, "height width"] | None = None,
+    maps: Mapping[str, UInt8[np.ndarray, "height width 3"]] = NO_MAPS,
 ) -> None:
     """Write one mesh with one base-colour texture; the file appears whole or not at all.
 
     `uv_mesh` in the dataset frame (Z up); `rgb` sRGB, row 0 at v = 1; the surface is cut out where `opacity` is below
-    one half. With `frame` the file has the asset's own place and size (by its node's translation where that is far from
+    one half. `maps`: further textures, by the names of `Material`. With `frame` the file has the asset's own place and size (by its node's translation where that is far from
     the origin), without it the dataset's [-1, 1]; either way glTF's Y points up.
     """
     image = rgb if opacity is None else np.dstack([rgb, opacity])
-    write_file(path, textured_glb(uv_mesh, image, frame, cut_out=opacity is not None))
+    write_file(path, textured_glb(uv_mesh, image, frame, cut_out=opacity is not None, maps=maps))
 
 
-def textured_glb(uv_mesh: UvMesh, image: np.ndarray | bytes, frame: Frame | None, *, cut_out: bool) -> bytes:
+def textured_glb(
+    uv_mesh: UvMesh,
+    image: np.ndarray | bytes,
+    frame: Frame | None,
+    *,
+    cut_out: bool,
+    maps: Mapping[str, UInt8[np.ndarray, "height width 3"]] = NO_MAPS,
+) -> bytes:
     """Encode the file of `write_glb`; `image`: pixels, or the bytes of a PNG or JPEG file."""
     points, origin = z_up_to_y_up(uv_mesh.vertices), np.zeros(3)
     if frame is not None:
@@ -92,7 +105,7 @@ def textured_glb(uv_mesh: UvMesh, image: np.ndarray | bytes, frame: Frame | None
                 uv=np.stack([uv_mesh.uv[used, 0], 1.0 - uv_mesh.uv[used, 1]], axis=1),
             )
         )
-        materials.append(Material(image=image, roughness=1.0, double_sided=double_sided, cut_out=cut_out))
+        materials.append(Material(image=image, roughness=1.0, double_sided=double_sided, cut_out=cut_out, **maps))
     node = {"translation": origin.tolist()} if origin.any() else {}
     return encode_glb(primitives, materials, node, "SeqTex Forge", _MIPMAPS)
 
@@ -178,7 +191,9 @@ def _material(
     if material.metallic_roughness is not None:
         surface = {"metallicFactor": 1.0, "roughnessFactor": 1.0}
     surface["baseColorFactor"] = [*(round(float(c), 6) for c in material.base_color), 1.0]
-    textures = {"baseColorTexture": material.image, "metallicRoughnessTexture": material.metallic_roughness}
+    record: dict[str, Any] = {"pbrMetallicRoughness": surface}
+    textures = {"baseColorTexture": material.image, "metallicRoughnessTexture": material.metallic_roughness,
+                "normalTexture": material.normal_tangent, "emissiveTexture": material.emissive}  # fmt: skip
     for name, image in textures.items():
         if image is not None and id(image) not in slots:
             file = image if isinstance(image, bytes) else png(image)
@@ -186,8 +201,8 @@ def _material(
             images.append({"bufferView": buffer.view(file), "mimeType": mime_type})
             slots[id(image)] = len(images) - 1
         if image is not None:
-            surface[name] = {"index": slots[id(image)]}
-    record: dict[str, Any] = {"pbrMetallicRoughness": surface}
+            (record if name in ("normalTexture", "emissiveTexture") else surface)[name] = {"index": slots[id(image)]}
+    record |= {} if material.emissive is None else {"emissiveFactor": [1.0, 1.0, 1.0]}
     record |= {"doubleSided": True} if material.double_sided else {}
     return record | ({"alphaMode": "MASK", "alphaCutoff": 0.5} if material.cut_out else {})
 

@@ -52,6 +52,7 @@ class Cell:
     mv_only_ratio: float = 0.3
     view_hint: bool = True
     position_rope: bool = True
+    maps: tuple[str, ...] = RELEASED_MAPS
 
 
 CELLS = {
@@ -65,15 +66,17 @@ CELLS = {
     "uv-shared": Cell(uv_branch="shared"),
     "mv_only-0": Cell(mv_only_ratio=0.0),
     "mv_only-0.6": Cell(mv_only_ratio=0.6),
+    "materials": Cell(maps=(*RELEASED_MAPS, "metallic_roughness")),
 }
-"""The base, and what differs from it in one thing; `paper`: in both that are ours."""
+"""The base, and what differs from it in one thing; `paper`: in both that are ours. `materials` is for assets that have
+them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblateConfig:
     """Size of the comparison."""
 
-    cells: list[str] = field(default_factory=lambda: list(CELLS))
+    cells: list[str] = field(default_factory=lambda: [name for name in CELLS if name != "materials"])
     """Variants to train, `base` among them."""
     seeds: int = 3
     """Runs of each variant: other weights at the start, another order of the data."""
@@ -93,12 +96,16 @@ class AblateConfig:
     """Denoising steps."""
     workers: int = 2
     """Processes that build."""
+    materials: bool = False
+    """Assets whose metallic and roughness follow from position, with given views under light, which shows both."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.cells if name not in CELLS]:
             raise UsageError(f"cells: there is no {unknown[0]!r}; there are {', '.join(CELLS)}")
         if "base" not in self.cells:
             raise UsageError("cells: base is missing, which the others are compared with")
+        if "materials" in self.cells and not self.materials:
+            raise UsageError("cells: materials needs assets that have them; give --materials true")
         require_between("seeds", self.seeds, 1, 100)
 
 
@@ -153,16 +160,15 @@ def agreed(cfg: AblateConfig, out: Path) -> AblateConfig:
 def build_data(cfg: AblateConfig, out: Path, divisor: int) -> None:
     """The training set and the held-out set at one resolution of the UV map; nothing where they are finished."""
     uv = cfg.uv_resolution // divisor
-    build_cfg = BuildConfig(
-        assets_per_job=16, views=RenderConfig(resolution=cfg.view_resolution), uv=BakeConfig(resolution=uv)
-    )
-    assets = out / "assets"
+    views = RenderConfig(resolution=cfg.view_resolution, lit="pbr" if cfg.materials else "none")
+    build_cfg = BuildConfig(assets_per_job=16, views=views, uv=BakeConfig(resolution=uv), materials=cfg.materials)
+    assets, source = out / "assets", partial(procedural, materials=cfg.materials)
 
     def training() -> Iterator[MeshRef]:
-        return chain(procedural(cfg.mixed_assets, assets), procedural(cfg.clean_assets, assets, clean=True))
+        return chain(source(cfg.mixed_assets, assets), source(cfg.clean_assets, assets, clean=True))
 
     def held_out() -> Iterator[MeshRef]:
-        return procedural(2 * cfg.held_out_meshes, assets / "held_out", seed=HELD_OUT_SEED, clean=True)
+        return source(2 * cfg.held_out_meshes, assets / "held_out", seed=HELD_OUT_SEED, clean=True)
 
     for name, refs in (("training", training()), ("held_out", held_out())):
         with build_progress() as notify:
@@ -197,7 +203,12 @@ def steps_of(cfg: AblateConfig, out: Path, seconds: float) -> int:
 def cell_config(cfg: AblateConfig, out: Path, cell: Cell, directory: Path, seed: int, steps: int) -> TrainConfig:
     """The tiny preset with one thing changed."""
     tiny = preset("tiny")
-    data = replace(tiny.data, directory=dataset(out, "training", cell.uv_divisor), mv_only_ratio=cell.mv_only_ratio)
+    data = replace(
+        tiny.data,
+        directory=dataset(out, "training", cell.uv_divisor),
+        mv_only_ratio=cell.mv_only_ratio,
+        augment=replace(tiny.data.augment, lit=float(cfg.materials)),
+    )
     return replace(
         tiny,
         data=data,
@@ -207,6 +218,7 @@ def cell_config(cfg: AblateConfig, out: Path, cell: Cell, directory: Path, seed:
             uv_branch=cell.uv_branch,
             view_hint=cell.view_hint,
             position_rope=cell.position_rope,
+            maps=cell.maps,
         ),
         run=replace(
             tiny.run,
@@ -227,7 +239,7 @@ def run_cell(cfg: AblateConfig, out: Path, name: str, seed: int, steps: int, tit
             cell_config(cfg, out, cell, directory, seed, steps),
             lambda row: update(int(100 * row["progress"]), training_note(row)),
         )
-    meshes = measure(cfg, dataset(out, "held_out", cell.uv_divisor), trained.checkpoint)
+    meshes = measure(cfg, dataset(out, "held_out", cell.uv_divisor), trained.checkpoint, trained_on)
     names = dict.fromkeys(figure for row in meshes for figure in row if figure != "uid")
     figures = {figure: fmean(row[figure] for row in meshes if figure in row) for figure in names}
     losses = [row["loss"] for row in trained.losses[-len(trained.losses) // 10 :] if row["loss"] is not None]

@@ -15,6 +15,7 @@ from schemas.sample import Regime, TextureSample
 from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.latents import AnyBranch, BranchLatents, Maps, concatenate, encode_branch, map_tensors, stack
+from training.diffusion.maps import RELEASED_MAPS, packed
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class SampleBatch(Generic[AnyBranch]):
 
 @dataclass(slots=True, kw_only=True)
 class Batch(SampleBatch[Maps]):
-    """Images: views [B, V, h, w, C] and UV maps [B, 1, H, W, C]."""
+    """Images: views [B, V, h, w, C] and UV maps [B, 1, H, W, C], the colours [B, maps, H, W, 3]."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,6 +86,8 @@ class Prepared:
     """Numbers of the given views, for condition images that follow them."""
     images: tuple[str, ...] = ()
     """Names of its condition images."""
+    maps: tuple[str, ...] = RELEASED_MAPS
+    """Names of the UV maps that are generated."""
 
     def condition_images(self) -> dict[str, Pixels]:
         """Make its condition images of views [V, h, w, c] and UV map [H, W, c], in image orientation, by name."""
@@ -102,9 +105,15 @@ class Prepared:
         return {name: find_image(name).draw(scene) for name in self.images}
 
 
-def to_model(sample: TextureSample, given: tuple[int, ...] = (), images: tuple[str, ...] = ()) -> Batch:
-    """Turn one sample into a batch of one. given, images: see `Prepared`."""
-    return stack_samples([Prepared(sample=sample, given=given, images=images)])
+def to_model(
+    sample: TextureSample,
+    given: tuple[int, ...] = (),
+    images: tuple[str, ...] = (),
+    maps: tuple[str, ...] = RELEASED_MAPS,
+    colors: UInt8[np.ndarray, "views height width 3"] | None = None,
+) -> Batch:
+    """Turn one sample into a batch of one. given, images, maps, colors: see `Prepared`."""
+    return stack_samples([Prepared(sample=sample, colors=colors, given=given, images=images, maps=maps)])
 
 
 def stack_conditions(made: Sequence[dict[str, Pixels]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -119,20 +128,21 @@ def stack_conditions(made: Sequence[dict[str, Pixels]]) -> tuple[dict[str, Tenso
 
 
 def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Batch:
-    """Stack samples of one regime into a batch. All have the same condition images.
+    """Stack samples of one regime into a batch. All have the same condition images and maps.
     Colours of UV maps keep their dilation beyond what faces cover: the loss is that of whole latents (paper), of 8 x 8
     texels each.
 
     datasets: that of each sample, for the message.
 
     Raises:
-        UserError: their images differ in size.
+        UserError: their images differ in size, or one has no materials that are to be generated.
     """
     samples = [part.sample for part in parts]
     uids = tuple(sample.uid for sample in samples)
     check_alike(uids, [(s.views.mask.shape, s.uv.mask.shape if s.uv else ()) for s in samples], datasets)
     maps = [sample.uv for sample in samples if sample.uv]
     views = [sample.views for sample in samples]
+    texels = [image for sample in samples if sample.uv for image in packed(sample, parts[0].maps)]
     mv_conditions, uv_conditions = stack_conditions([part.condition_images() for part in parts])
     mv = Maps(
         rgb=stack([each.rgb for each in views]),
@@ -141,7 +151,7 @@ def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Ba
         conditions=mv_conditions,
     )
     uv = Maps(
-        rgb=stack([each.rgb for each in maps], upside_down=True)[:, None],
+        rgb=stack(texels, upside_down=True).unflatten(0, (len(maps), -1)),
         position=stack([each.position for each in maps], upside_down=True)[:, None],
         normal=stack([each.normal for each in maps], upside_down=True)[:, None],
         conditions=uv_conditions,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from geometry.image_metrics import capped_psnr
 from schemas.errors import UsageError, UserError
@@ -16,8 +16,8 @@ BASE_COLOR = "base_color"
 """The map that every model generates, the first frame of its UV branch."""
 RELEASED_MAPS = (BASE_COLOR,)
 """Those of the released model."""
-Texels = UInt8[np.ndarray, "height width 3"] | Float32[np.ndarray, "height width 3"]
-"""A packed map: bytes, or numbers in [0, 1]."""
+Texels = UInt8[np.ndarray, "height width 3"]
+"""A packed map, in image orientation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +35,13 @@ MATERIAL_MAPS = {
         pack=lambda maps: with_empty_red(maps.metallic_roughness), figures={"roughness": (1,), "metallic": (2,)}
     ),
     "normal_tangent": MaterialMap(
-        pack=lambda maps: (maps.normal_tangent + 1) / 2, figures={"normal_tangent": (0, 1, 2)}
+        pack=lambda maps: np.rint(127.5 * (maps.normal_tangent + 1)).astype(np.uint8),
+        figures={"normal_tangent": (0, 1, 2)},
     ),
     "emissive": MaterialMap(pack=lambda maps: maps.emissive, figures={"emissive": (0, 1, 2)}),
 }
 """By their names in `model.maps`: (0, roughness, metallic), linear; normals of the mesh's tangent space from [-1, 1] to
-[0, 1]; emitted light, sRGB, without its strength."""
+[0, 255]; emitted light, sRGB, without its strength."""
 
 
 def check_maps(names: Sequence[str]) -> tuple[str, ...]:
@@ -53,7 +54,7 @@ def check_maps(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def packed(sample: TextureSample, names: Sequence[str]) -> list[Texels]:
-    """Return the maps of a textured sample, in image orientation. Raises UserError if it has no materials."""
+    """Return the maps of a textured sample. Raises UserError if it has no materials."""
     uv = sample.uv
     assert uv is not None
     if len(names) > 1 and uv.materials is None:
@@ -70,17 +71,18 @@ def without_materials(place: str, names: Sequence[str]) -> UserError:
     )
 
 
-def map_psnr(made: Mapping[str, UInt8[np.ndarray, "height width 3"]], uv: UvMaps) -> dict[str, float]:
+def without_noise(name: str, image: Texels) -> Texels:
+    """Return a generated map with zeros in channels that hold nothing."""
+    used = [channel for channels in MATERIAL_MAPS[name].figures.values() for channel in channels]
+    return image * np.isin(np.arange(3), used).astype(np.uint8)
+
+
+def map_psnr(made: Mapping[str, Texels], uv: UvMaps) -> dict[str, float]:
     """Return `metallic_psnr`, `roughness_psnr`, ... of generated material maps in dB over covered texels; nothing where
     the truth has no materials."""
     found = {}
     for name, image in made.items() if uv.materials else ():
-        truth = as_bytes(MATERIAL_MAPS[name].pack(uv.materials))
+        truth = MATERIAL_MAPS[name].pack(uv.materials)
         for figure, channels in MATERIAL_MAPS[name].figures.items():
             found[f"{figure}_psnr"] = capped_psnr(image[..., channels], truth[..., channels], uv.mask)
     return found
-
-
-def as_bytes(texels: Texels) -> UInt8[np.ndarray, "height width 3"]:
-    """Round numbers in [0, 1] to bytes; bytes stay."""
-    return texels if texels.dtype == np.uint8 else np.rint(texels * 255).astype(np.uint8)

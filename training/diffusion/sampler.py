@@ -19,7 +19,7 @@ from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.flow import SHIFT, FlowModel, Slope, inference_sigmas, interpolate, seeded, solver_step
 from training.diffusion.latents import BranchLatents, Extras, encode_branch, stack, to_uint8, uv_to_image
-from training.diffusion.maps import BASE_COLOR
+from training.diffusion.maps import BASE_COLOR, without_noise
 from training.diffusion.tasks import CONDITION_SIGMA, Task, plan_frames, sampling_task
 
 RELEASED_INPUT = Extras()
@@ -129,7 +129,9 @@ def sample(
     for nth, views in enumerate(to_uint8(mv)):
         images = [uv_to_image(image[None]) for image in uv[0][nth]] if uv else []
         maps = dict(zip(extras.maps, images, strict=bool(images)))
-        results.append(TexturingResult(views=views, uv=maps.pop(BASE_COLOR, None), maps=maps))
+        color = maps.pop(BASE_COLOR, None)
+        further = {name: without_noise(name, image) for name, image in maps.items()}
+        results.append(TexturingResult(views=views, uv=color, maps=further))
     return results
 
 

@@ -140,7 +140,7 @@ class RunningMeans:
 
     def add(self, row: dict[str, Any]) -> None:
         """A row of the loss log."""
-        for name in ("loss", "loss_mv", "loss_uv"):
+        for name in ("loss", *(name for name in row if name.startswith("loss_"))):
             value = row.get(name)
             if value is not None:
                 for group in (f"task {row['task']}", f"regime {row['regime']}"):
