@@ -215,7 +215,7 @@ def train(setting: Setting, run: Path, latents: bool, until: Callable[[], bool] 
         "model.start": "seqtex", "model.start_path": work / "weights", "latents.codec_path": work / "wan",
         "latents.text_encoder": "none", "validation.every": 0, "run.directory": run, "run.weights_every": 0,
         "run.max_steps": 10 * setting.steps if latents else half, "run.state_every": half, "run.logger": "none",
-        "run.accelerator": "cpu" if setting.small else "gpu",
+        "run.accelerator": "cpu" if setting.small else "gpu", "run.log_every": 1,  # a step's seconds are its own
     }  # fmt: skip
     options |= {f"model.{name}": value for name, value in setting.architecture.items()}
     options |= {"model.compile_blocks": "false", "run.threads": 1} if setting.small else {}

@@ -47,7 +47,8 @@ def unit(vectors: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
 
 def mean_angle_deg(one: Float32[np.ndarray, "n 3"], other: Float32[np.ndarray, "n 3"]) -> float:
     """Mean angle between unit vectors, degrees: by their chord, which small angles do not lose in rounding."""
-    chord = np.linalg.norm(one.astype(np.float64) - other, axis=1)
+    away = np.subtract(one, other, dtype=np.float64)
+    chord = np.sqrt(np.einsum("nc,nc->n", away, away))
     return float(np.degrees(2.0 * np.arcsin(np.minimum(chord / 2.0, 1.0))).mean())
 
 

@@ -144,6 +144,10 @@ class Layer:
     """Texture transform applied, v up."""
 
 
+FLAT = (0.5, 0.5, 1.0)
+"""A normal that is not bent, as a normal map encodes it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaterialLayers:
     """The material of a surface beside its base colour (glTF 2.0, 3.9): what samples with materials hold."""
@@ -151,7 +155,7 @@ class MaterialLayers:
     metallic_roughness: Layer
     """Linear: roughness in G, metallic in B."""
     normal: Layer
-    """Linear, tangent space, 0..1 for -1..1, +Y towards +v; factor (0.5, 0.5, 1) where a material has no map."""
+    """Linear, tangent space, 0..1 for -1..1, +Y towards +v; factor `FLAT` where a material has no map."""
     normal_scale: Float32[np.ndarray, " m"]
     """Factor of the map's x and y, per material."""
     emissive: Layer

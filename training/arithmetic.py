@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from schemas.errors import UsageError
 from schemas.storage import write_file
@@ -34,6 +35,14 @@ TRIAL = UNTIMED + 2 * TIMED
 RECENT = 5
 """Steps whose median is compared with that."""
 THREADS = "threads.json"
+Attention = Literal["auto", "flash", "cudnn", "efficient", "math"]
+"""Kernels of scaled dot-product attention."""
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 @lru_cache(maxsize=8)
@@ -89,6 +98,17 @@ def arithmetic(threads: int, device_type: str) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(before[1])
+
+
+@contextmanager
+def attention(kernel: Attention) -> Iterator[None]:
+    """Let one kernel do all attentions of this process, those that are computed again in backward passes included.
+    Where it cannot, torch raises RuntimeError: no other takes its place."""
+    if kernel == "auto":
+        yield
+        return
+    with sdpa_kernel(KERNELS[kernel]):
+        yield
 
 
 def decisions(device_type: str, precision: str) -> dict[str, Any]:

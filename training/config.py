@@ -1,10 +1,12 @@
 """Training configurations: every option of a run in one frozen record, and the presets."""
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from schemas.errors import UsageError, redacted_values, require_between
+from training.arithmetic import Attention
 from training.data.mixture import DataConfig
 from training.diffusion.flow import FlowConfig
 from training.diffusion.tasks import OFFICIAL_TASKS, TaskConfig
@@ -14,6 +16,8 @@ from training.model.init import ModelConfig
 from training.model.optimizers import OptimizerConfig
 
 MOST_STEPS = 10**9
+MOST_PROFILED = 100
+"""Steps whose recording memory holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +67,16 @@ class RunConfig:
     accumulate_grad_batches: int = 1
     """Parts that a device's share of a batch is worked through in, for batches that memory does not hold: equal steps,
     less memory."""
+    log_every: int = 1
+    """Steps between two times that losses are read from the device, for `losses.jsonl` (still a line per step), the
+    curves and the terminal. Between, no step waits for its GPU; more than 1 gains nothing on a CPU."""
     logger: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Curves and pictures: events in `directory`/tensorboard, or Weights & Biases (its package must be installed)."""
+    profile_steps: str = ""
+    """Steps that are recorded, such as 10:13: a trace of operators and kernels and, on a GPU, a memory snapshot, in
+    `directory`/profile. Empty: none."""
+    attention: Attention = "auto"
+    """Kernel of the attentions: torch's choice (`auto`), or this one alone; `math` is the slow and exact one."""
     threads: int = 0
     """CPU threads of torch; 0: all of them or one, whichever is faster, watched while training goes on."""
 
@@ -77,10 +89,24 @@ class RunConfig:
         require_between("run.accumulate_grad_batches", self.accumulate_grad_batches, 1, MOST_STEPS)
         require_between("run.devices", self.devices, 1, 1024)
         require_between("run.nodes", self.nodes, 1, 100_000)
+        require_between("run.log_every", self.log_every, 1, 1000)
         require_between("run.threads", self.threads, 0, 4096)
         for name in ("max_seconds", "pause_seconds"):
             if getattr(self, name) is not None:
                 require_between(f"run.{name}", getattr(self, name), 1e-3, 1e9)
+
+        if self.profile_steps and self.profiled is None:
+            raise UsageError(
+                f"run.profile_steps is {self.profile_steps!r}; give the first and the last of at most "
+                f"{MOST_PROFILED} steps, such as 10:13"
+            )
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """First and last step that are recorded; None: there are none, or they are not named as they should be."""
+        found = re.fullmatch(r"([1-9]\d{0,9}):([1-9]\d{0,9})", self.profile_steps)
+        first, last = map(int, found.groups()) if found else (0, 0)
+        return (first, last) if found and first <= last < first + MOST_PROFILED else None
 
     @property
     def ranks(self) -> int:
@@ -126,10 +152,13 @@ class TrainConfig:
 
 BUILT_IN = LatentConfig(codec="dct", codec_path="", text_encoder="none", text_encoder_path="")
 
+LOG_EVERY = 10
+"""`run.log_every` of the presets that are made for a GPU."""
+
 FULL = TrainConfig(
     model=ModelConfig(activation_checkpointing="full", compile_blocks=True),
     data=DataConfig(batch_size=16, workers=4),
-    run=RunConfig(precision="bfloat16"),
+    run=RunConfig(precision="bfloat16", log_every=LOG_EVERY),
 )
 
 
@@ -196,7 +225,7 @@ PRESETS = {
         optimizer=OptimizerConfig(
             learning_rate=5e-4, muon_learning_rate=0.01, warmup_steps=500, final_share=0.02, ema_decay=0.999
         ),
-        run=RunConfig(max_steps=50_000, precision="bfloat16"),
+        run=RunConfig(max_steps=50_000, precision="bfloat16", log_every=LOG_EVERY),
     ),
     "full": FULL,
     "full-14b": from_backbone("full-14b", WAN21_14B),

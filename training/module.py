@@ -14,7 +14,7 @@ from torch import Tensor
 from schemas.errors import UserError
 from schemas.sample import TextureSample
 from training.config import LatentConfig, TrainConfig, as_json
-from training.data.batch import Batch, LatentBatch, encode_batch
+from training.data.batch import Batch, LatentBatch, encode_batch, widened
 from training.data.datamodule import HeldOutSample, TextureDataModule
 from training.diffusion.encoders import TextEncoder, check_channels, make_codec, make_text_encoder
 from training.diffusion.flow import FlowConfig
@@ -22,7 +22,13 @@ from training.diffusion.latents import Extras
 from training.diffusion.tasks import TaskConfig, draw_task
 from training.model.fsdp import check_whole, shard
 from training.model.init import ModelConfig, make_model
-from training.model.optimizers import OptimizerConfig, check_optimizer, make_optimizer, trained_parameters
+from training.model.optimizers import (
+    OptimizerConfig,
+    check_optimizer,
+    gradient_norm,
+    make_optimizer,
+    trained_parameters,
+)
 from training.model.schedule import WarmupCosine
 from training.model.weights import KEY, check_frozen, frozen_fingerprint
 from training.objective import HeldOutModel, flow_errors, flow_losses
@@ -62,6 +68,8 @@ class TextureModule(lightning.LightningModule):
         """Of the model's products, by the trainer's precision; None: that of the weights."""
         self.progress: Callable[[int], float] = self._progress_by_steps
         """Share of the run that is done after so many steps, which the learning rate decays with."""
+        self.gradient_norm: Tensor | None = None
+        """Of the step at work, before its gradients are clipped; 0 where they are skipped. A guard sets it first."""
         self._counts_anew = False
         self._logs = False
         """Whether a trainer is there to log to."""
@@ -91,7 +99,7 @@ class TextureModule(lightning.LightningModule):
         UV maps, are generated, `loss_NAME` of each of several maps; with its task and regime."""
         task = draw_task(self.tasks, batch.regime, self.seed, batch.number)
         with torch.autocast(self.device.type, enabled=False):  # `predict_flow` alone is narrow
-            latents = encode_batch(batch, self.codec, task.needs_uv) if isinstance(batch, Batch) else batch
+            latents = encode_batch(batch, self.codec, task.needs_uv) if isinstance(batch, Batch) else widened(batch)
             losses = flow_losses(
                 latents, task, self.predict_flow, self.encode_text, flow=self.flow, extras=self.extras, seed=self.seed
             )
@@ -99,7 +107,8 @@ class TextureModule(lightning.LightningModule):
         groups = (f"task {task.name}", f"regime {latents.regime}")
         grouped = {f"{name}/{group}": value for name, value in record.items() for group in groups}
         if self._logs:
-            self.log_dict(record, prog_bar=True, batch_size=len(latents.uids))
+            has_bar = self.trainer.progress_bar_callback is not None  # whose numbers Lightning reads in every step
+            self.log_dict(record, prog_bar=has_bar, batch_size=len(latents.uids))
             self.log_dict(grouped, batch_size=len(latents.uids))
         return record | {"loss": losses.loss, "task": task.name, "regime": str(latents.regime)}
 
@@ -179,12 +188,10 @@ class TextureModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer is told, and log the norm of the gradients before."""
-        parameters = [p for p in trained_parameters(self).values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        self.log("gradient_norm", whole)
+        norm = gradient_norm(self) if self.gradient_norm is None else self.gradient_norm
+        self.log("gradient_norm", norm)
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+            torch.nn.utils.clip_grads_with_norm_(trained_parameters(self).values(), gradient_clip_val, norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -196,7 +203,7 @@ class TextureModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Refuse epochs that end within a step, and let the first batch correct Lightning's counts."""
         check_epochs(self.trainer)
-        self._counts_anew = True
+        self._counts_anew, self.gradient_norm = True, None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Correct the counts of batches and epochs after a resume."""

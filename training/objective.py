@@ -15,6 +15,7 @@ from training.conditions.images import GIVEN_VIEW, find_image
 from training.data.batch import LatentBatch, encode_batch, to_device, to_model
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.flow import (
+    CPU,
     FlowConfig,
     FlowModel,
     draw,
@@ -69,11 +70,14 @@ def flow_losses(
     batch, over ranks or accumulated batches, is its loss."""
     device = latents.mv.rgb.device
     branches = [latents.mv, latents.uv] if task.needs_uv and latents.uv else [latents.mv]
-    draws = draw(seed, latents.samples, [branch.rgb.shape[1:] for branch in branches]).to(device)
+    draws = draw(seed, latents.samples, [branch.rgb.shape[1:] for branch in branches], device)
     dropped = draws.drop_image < flow.image_dropout
     plan = plan_frames(task, given_views(task, draws.view_order), flow.sigma(draws.level), dropped, len(extras.maps))
     views = latents.mv.rgb.shape[2]
-    absent = dropped_images(extras.images, dropped, seed, latents.samples, drops_images)
+    generates_views = bool(plan.generated[:, :views].any())  # on the CPU, as all that decides: no GPU is waited for
+    without = dropped_images(extras.images, dropped, seed, latents.samples, drops_images)
+    absent = {name: samples.to(device, non_blocking=True) for name, samples in without.items()}
+    plan = plan.to(device)
     branches[0] = branches[0].given(plan.condition[:, :views])
     branches = [branch.without(absent) for branch in branches]
     frames = [slice(0, views), slice(views, None)]
@@ -83,7 +87,7 @@ def flow_losses(
         for branch, noise, at in zip(branches, draws.noise, frames, strict=False)
     ]
     kept = [number >= flow.text_dropout for number in draws.drop_text.tolist()]
-    text = text_features(latents, kept, encode_text).to(device)
+    text = text_features(latents, kept, encode_text, device)
     flows = model(inputs[0], inputs[1] if len(inputs) == 2 else None, plan.timestep, text)
     counts = [generated_views(task, latents, seed), None]
     losses = [
@@ -93,7 +97,7 @@ def flow_losses(
     ]
     return Losses(
         loss=losses[0] + flow.uv_weight * losses[1] if len(losses) == 2 else losses[0],
-        mv=losses[0] if bool(plan.generated[:, :views].any()) else None,
+        mv=losses[0] if generates_views else None,
         uv=losses[1] if len(losses) == 2 else None,
         maps=map_losses(flows[1], velocity(branches[1].rgb, draws.noise[1]), extras.maps) if len(losses) == 2 else {},
     )
@@ -134,11 +138,14 @@ def generated_views(task: Task, latents: LatentBatch, seed: int) -> float | None
     return int((~given_views(task, orders)).sum()) * len(latents.samples) / size
 
 
-def text_features(latents: LatentBatch, kept: Sequence[bool], encode: EncodeText) -> Float[Tensor, "batch length dim"]:
+def text_features(
+    latents: LatentBatch, kept: Sequence[bool], encode: EncodeText, device: torch.device = CPU
+) -> Float[Tensor, "batch length dim"]:
     """Return features of the captions, stored ones where there are any; "" replaces a caption that is not kept."""
     if latents.text is not None:
-        return latents.text.tokens(kept)
-    return encode([caption if keep else "" for caption, keep in zip(latents.captions, kept, strict=True)])
+        return latents.text.tokens(kept, device)
+    prompts = [caption if keep else "" for caption, keep in zip(latents.captions, kept, strict=True)]
+    return encode(prompts).to(device, non_blocking=True)
 
 
 QUARTERS = (0.125, 0.375, 0.625, 0.875)

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import Strategy
 from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
 from schemas.storage import refuse_links
-from training.arithmetic import ThreadChoice, arithmetic, autocast_dtype, find_device
+from training.arithmetic import ThreadChoice, arithmetic, attention, autocast_dtype, find_device
 from training.config import TrainConfig
 from training.cost import Cost, estimate
 from training.data.datamodule import TextureDataModule
@@ -34,6 +34,7 @@ from training.loop.checkpoints import (
     read_card,
 )
 from training.loop.loggers import Curves
+from training.loop.profile import Profile
 from training.loop.run_directory import RunLock
 from training.loop.signals import Diverged, FiniteGuard, StopSignals
 from training.loop.snapshots import Finish, Snapshots
@@ -118,7 +119,11 @@ def train(
         log.warning("run.precision bfloat16 is slow on this device: float32 is used, with more memory")
     cfg.run.directory.mkdir(parents=True, exist_ok=True)
     refuse_links(cfg.run.directory)
-    with closing(RunLock(cfg.run.directory)) as lock, arithmetic(cfg.run.threads, device_type):
+    with (
+        closing(RunLock(cfg.run.directory)) as lock,
+        arithmetic(cfg.run.threads, device_type),
+        attention(cfg.run.attention),
+    ):
         return train_as_planned(plan, lock, report, validation)
 
 
@@ -133,8 +138,13 @@ def train_as_planned(
     module.progress = clock.progress
     average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
     meter, curves = Meter(Work.of(cfg, plan.sizes, device)), Curves(cfg)
+    guard = FiniteGuard(cfg.optimizer.skip_budget)
     loss_log = LossLog(
-        cfg.run.directory / "losses.jsonl", clock, lambda row: report_row(row | meter.figures(), curves, report)
+        cfg.run.directory / "losses.jsonl",
+        clock,
+        guard,
+        lambda row: report_row(row | meter.figures(), curves, report),
+        saves=(cfg.run.state_every, cfg.run.weights_every),
     )
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, meter)
     card = partial(make_card, cfg, module.codec, plan.sizes)
@@ -142,10 +152,10 @@ def train_as_planned(
     snapshots = [Snapshots(cfg.run, card, average, shown, curves, meter)] if cfg.run.weights_every else []
     threads = [ThreadChoice(cfg.run.directory)] if cfg.run.threads == 0 else []
     pictures = [Pictures(cfg, shown, average, curves, meter)] if shown is not None else []
+    profile = [Profile(cfg.run.directory, cfg.run.profiled, meter)] if cfg.run.profiled else []
     for rollbacks in range(MAX_ROLLBACKS + 1):
-        guard = FiniteGuard(cfg.optimizer.skip_budget)
         callbacks = [lock, clock, average, guard, signals, curves, *threads, loss_log, finish, *snapshots, states,
-                     *pictures, meter]  # fmt: skip
+                     *pictures, *profile, meter]  # fmt: skip
         trainer = make_trainer(cfg, make_strategy(plan.strategy.name, device, cfg.run.ranks), callbacks)
         if trainer.is_global_zero:
             lock.take()
@@ -157,10 +167,10 @@ def train_as_planned(
             if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning makes an exit with 1
                 raise KeyboardInterrupt from end
             raise
-        except Diverged:
+        except Diverged as end:
             if rollbacks == MAX_ROLLBACKS or newest_state(states.directory) is None:
                 raise
-            data.skip_failed()
+            data.skip_failed(end.step)
     if trainer.is_global_zero:  # alone, so that the exit code is that of one process
         signals.check(trainer)
         check_finished(finish.directory, trainer)
@@ -207,7 +217,7 @@ def make_module(cfg: TrainConfig, device: torch.device, shows: bool) -> TextureM
 
 
 ORDER = (RunLock, Clock, AveragedWeights, FiniteGuard, StopSignals, Curves, ThreadChoice, LossLog, Finish, Snapshots,
-         SavedStates, Pictures, Meter)  # fmt: skip
+         SavedStates, Pictures, Profile, Meter)  # fmt: skip
 """The order of the callbacks. The lock comes before anything is written. Clock and StopSignals decide whether a step is
 the last one before Finish and SavedStates ask. AveragedWeights has averaged the step before both save. Curves has its
 logger before LossLog writes to it. Finish and Snapshots write their checkpoints before SavedStates saves the state of
@@ -240,6 +250,7 @@ def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning
         max_steps=cfg.run.max_steps,
         accumulate_grad_batches=cfg.run.accumulate_grad_batches,
         gradient_clip_val=cfg.optimizer.gradient_clip,
+        log_every_n_steps=cfg.run.log_every,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         limit_val_batches=0,

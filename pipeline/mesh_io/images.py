@@ -4,7 +4,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,7 +21,7 @@ _BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
 """Errors that Pillow's decoders raise for data that they cannot read."""
-_CHANNELS = {"r": 0, "g": 1, "b": 2, "m": 3}
+CHANNELS = {"r": 0, "g": 1, "b": 2, "m": 3}
 """Values of MTL's -imfchan."""
 
 
@@ -168,20 +168,24 @@ def _cut_out(
     """An image (None: white) with the opacity that an MTL's `map_d` gives it, in the size of the larger of them: the
     channel that the file names, else alpha where the mask has any, as Blender reads it, else green, as three.js does.
     An image without alpha that is its own mask is opaque."""
-    alpha = mask[..., _CHANNELS.get(channel, 3)]
-    if channel not in _CHANNELS and alpha.min() == 255 and mask is not pixels:
+    alpha = mask[..., CHANNELS.get(channel, 3)]
+    if channel not in CHANNELS and alpha.min() == 255 and mask is not pixels:
         alpha = mask[..., 1]
     colors = np.full((*alpha.shape, 3), 255, np.uint8) if pixels is None else pixels[..., :3]
-    height, width = max(alpha.shape, colors.shape[:2], key=math.prod)
-    sized = [
-        np.asarray(
-            PillowImage.fromarray(np.ascontiguousarray(one)).resize((width, height), PillowImage.Resampling.BILINEAR)
+    return np.dstack(alike([colors, alpha]))
+
+
+def alike(images: Sequence[UInt8[np.ndarray, "..."]]) -> list[UInt8[np.ndarray, "..."]]:
+    """Images of any channels, all in the size of the largest, bilinear."""
+    height, width = max((image.shape[:2] for image in images), key=math.prod)
+    return [
+        image
+        if image.shape[:2] == (height, width)
+        else np.asarray(
+            PillowImage.fromarray(np.ascontiguousarray(image)).resize((width, height), PillowImage.Resampling.BILINEAR)
         )
-        if one.shape[:2] != (height, width)
-        else one
-        for one in (colors, alpha)
+        for image in images
     ]
-    return np.dstack(sized)
 
 
 def _rough(pixels: UInt8[np.ndarray, "height width 4"], glossiness: float) -> UInt8[np.ndarray, "height width 4"]:

@@ -15,12 +15,13 @@ from pipeline.mesh_io.gltf.mesh import Maps, scene_parts
 from pipeline.mesh_io.gltf.scene import Scene
 from pipeline.mesh_io.images import TextureStore
 from pipeline.mesh_io.material_layers import with_layers
-from pipeline.mesh_io.parts import LAYERS, Part, merge
+from pipeline.mesh_io.parts import Part, merge
 from pipeline.mesh_io.preflight import AssetFacts, PreflightConfig, UpAxis, open_checked
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import read_limited
 from pipeline.mesh_io.wavefront.mtl import ObjMaterial
 from pipeline.mesh_io.wavefront.obj import ObjFile, obj_part, with_coordinates
+from pipeline.mesh_io.wavefront.physical import PhysicalReader, without_elsewhere
 from schemas.ledger import NoteKind, Reason, Rejected
 from schemas.mesh import AlphaMode, Material, Shading, Texture, TexturedMesh, Wrap
 
@@ -306,23 +307,30 @@ def _renumbered(parts: list[Part]) -> list[Part]:
 
 def _from_obj(obj: ObjFile, cfg: PreflightConfig, notes: Notes, shading: bool, layered: bool) -> TexturedMesh:
     """Every material that faces use, the corners of all faces made vertices."""
-    part = obj_part(with_coordinates(obj, notes))
-    store = TextureStore[Path](
-        lambda path: (read_limited(path, "map_Kd", cfg.max_file_bytes), f"map_Kd {path.name!r}", path.suffix),
-        cfg.max_image_bytes,
-    )
-    materials = []
-    for number in _used([part]):
-        source = obj.materials[number]
-        material = _obj_material(source, _obj_texture(source, store, notes))
-        materials.append(replace(material, shading=Shading(roughness=source.roughness)) if shading else material)
-    parts = _renumbered([part])
-    mesh = merge(parts, materials, store.textures())
-    if not layered:
-        return mesh
-    bare = np.full((len(LAYERS), len(part.vertices), 2), np.nan)
-    shadings = [Shading(roughness=obj.materials[number].roughness) for number in _used([part])]
-    return with_layers(mesh, [replace(parts[0], map_uv=bare)], shadings)
+    part = obj_part(with_coordinates(obj, notes, layered=layered), layered=layered)
+    sources = [obj.materials[number] for number in _used([part])]
+    (part,) = _renumbered([part])
+    names = dict[Path, str]()
+
+    def fetch(path: Path) -> tuple[bytes, str, str]:
+        name = names.get(path, "map_Kd")
+        return read_limited(path, name, cfg.max_file_bytes), f"{name} {path.name!r}", path.suffix
+
+    store = TextureStore[Path](fetch, cfg.max_image_bytes)
+    materials = [_obj_material(source, _obj_texture(source, store, notes)) for source in sources]
+    textures = store.textures()
+    shadings = [Shading(roughness=source.roughness) for source in sources]
+    if layered and obj.folders is not None:
+        reader = PhysicalReader(part, obj.folders, store, notes, len(textures), names=names)
+        shadings = [reader.read(number, source) for number, source in enumerate(sources)]
+        textures += reader.textures
+    if shading:
+        materials = [
+            replace(material, shading=without_elsewhere(one, source))
+            for material, one, source in zip(materials, shadings, sources, strict=True)
+        ]
+    mesh = merge([part], materials, textures)
+    return with_layers(mesh, [part], shadings) if layered else mesh
 
 
 def _obj_texture(material: ObjMaterial, store: TextureStore[Path], notes: Notes) -> int | None:

@@ -8,10 +8,8 @@ from jaxtyping import Bool, Float32, Float64
 
 from geometry.mesh import mikktspace
 from pipeline.mesh_io.parts import LAYERS, Part
-from schemas.mesh import Layer, MaterialLayers, Shading, TexturedMesh
+from schemas.mesh import FLAT, Layer, MaterialLayers, Shading, TexturedMesh
 
-FLAT = (0.5, 0.5, 1.0)
-"""A normal that is not bent, as a normal map encodes it."""
 FARTHEST = 1e30
 """Coordinates beyond count as missing."""
 

@@ -18,6 +18,7 @@ from pipeline.mesh_io.gltf.json_fields import Json, parse_json
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, plain_text
 from pipeline.mesh_io.wavefront.mtl import libraries, read_mtl
+from pipeline.mesh_io.wavefront.physical import all_maps
 
 _LIBRARY = re.compile(rb"mtllib[ \t\f\v]((?:\\\r?\n|\\\r|[^\r\n])*)")
 """An `mtllib` line from its keyword on, which the search leaps to; a backslash at its end joins the next one."""
@@ -137,7 +138,7 @@ def _of_obj(path: Path, folders: Folders) -> Iterator[Path]:
             materials = read_mtl(library, "mtllib", _MAX_TEXT_BYTES, folders.notes)
         except AssetError:
             continue
-        for use in (use for material in materials.values() for use in (material.image, material.mask) if use):
+        for use in (use for material in materials.values() for use in all_maps(material)):
             try:
                 found = use.found(folders).path
             except AssetError:
@@ -152,10 +153,11 @@ def _sha256_or_none(path: Path, max_bytes: int, flags: int = 0) -> str | None:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags)
     except (OSError, ValueError):
         return None
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+        os.close(handle)  # a folder cannot even be opened as a file
+        return None
     with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
-            return None
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:

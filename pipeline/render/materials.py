@@ -15,7 +15,7 @@ from geometry.texture import LINEAR_DECODE, SRGB_DECODE, encode_srgb8, pack_laye
 from pipeline.render.uv_maps import Texels, layer_texels
 from pipeline.render.views import SHORTEST_NORMAL, RenderConfig, Sight, interpolate_geometry, one_image, see, wear
 from schemas.images import with_empty_red
-from schemas.mesh import Layer, MaterialLayers, TexturedMesh, UvMesh
+from schemas.mesh import FLAT, Layer, MaterialLayers, Shading, TexturedMesh, UvMesh
 from schemas.sample import Cameras, MaterialMaps, MaterialViews, UvMaps, Views
 
 ROUGHNESS, METALLIC = 1, 2
@@ -36,11 +36,12 @@ def material_views(
     clip = project(mesh.vertices, cameras.world_to_clip)
     size = centres.face.shape
     even, mapped = even_pair(mesh, layers.metallic_roughness), _is_mapped(layers.normal)
+    leaning = not mapped and bool((layers.normal.factors != FLAT).any())
     rough, glow = np.zeros((*size, 2), np.uint8), np.zeros((*size, 3), np.uint8)
     if even is not None:
         for channel in range(2):
             rough[..., channel] = (centres.face >= 0) * even[channel]
-    detail = normal.copy() if mapped else normal
+    detail = normal.copy() if mapped or leaning else normal
     surfaces = {
         "rough": pack_layer(mesh, layers.metallic_roughness, LINEAR_DECODE) if even is None else None,
         "glow": pack_layer(mesh, layers.emissive, SRGB_DECODE) if layers.emissive.factors.any() else None,
@@ -55,6 +56,8 @@ def material_views(
             glow[view] = encode_srgb8(np.ascontiguousarray(found["glow"][0, ..., :3]))
         if "bump" in found:
             bend(detail[view], centre, found["bump"][0], mesh, layers)
+        elif leaning:
+            bend(detail[view], centre, layers.normal.factors[mesh.face_material[centre.face[0]]], mesh, layers)
     return MaterialViews(metallic_roughness=rough, normal_detail=detail, emissive=glow)
 
 
@@ -133,34 +136,56 @@ def _dilated_normals(
     return filled
 
 
-def wear_materials(uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps, frames: Tangents) -> TexturedMesh:
+def _normal_map(tangent: Float32[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Tangent-space normals as a normal map: of one texel where none is bent."""
+    if not tangent[..., :2].any():
+        tangent = tangent[:1, :1]
+    bump = tangent + np.float32(1.0)
+    bump *= np.float32(127.5)
+    return np.rint(bump, out=bump).astype(np.uint8)
+
+
+def wear_materials(
+    uv_mesh: UvMesh, maps: UvMaps, materials: MaterialMaps, frames: Tangents, emissive_strength: float = 1.0
+) -> TexturedMesh:
     """An unwrapped mesh, of tangents `frames`, that wears its baked maps: colour, metallic-roughness, normal map and
-    emitted light. Colours that are the same all over are worn as a factor."""
+    emitted light, as layers and under light. Colours that are the same all over are worn as a factor."""
     plain = wear(uv_mesh, maps.rgb, maps.opacity)
     count, textures, layers = len(plain.materials), list(plain.textures), []
-    bump = materials.normal_tangent + np.float32(1.0)
-    bump *= np.float32(127.5)
-    bump = np.rint(bump, out=bump).astype(np.uint8)
     for image, decode in (
         (with_empty_red(materials.metallic_roughness), LINEAR_DECODE),
-        (bump, LINEAR_DECODE),
+        (_normal_map(materials.normal_tangent), LINEAR_DECODE),
         (materials.emissive, SRGB_DECODE),
     ):
         factors, texture = np.ones((count, 3), np.float32), None
-        if image is not bump and (image == image[0, 0]).all():
+        if (image == image[0, 0]).all():
             factors[:] = decode[image[0, 0]]
         else:
             texture = len(textures)
-            textures.append(replace(plain.textures[0], image=np.dstack([image, np.full_like(image[..., 0], 255)])))
+            opaque = np.full((*image.shape[:2], 4), 255, np.uint8)
+            opaque[..., :3] = image
+            textures.append(replace(plain.textures[0], image=opaque))
         layers.append(Layer(factors=factors, textures=(texture,) * count, uv=uv_mesh.uv))
+    rough, bent, glow = layers
+    red, green, blue = (emissive_strength * glow.factors[0]).tolist()
+    shading = Shading(
+        metallic=float(rough.factors[0, METALLIC]),
+        roughness=float(rough.factors[0, ROUGHNESS]),
+        metallic_roughness=rough.textures[0],
+        emissive=(red, green, blue),
+        emissive_texture=glow.textures[0],
+        normal_map=bent.textures[0],
+    )
     return replace(
         plain,
+        materials=tuple(replace(material, shading=shading) for material in plain.materials),
         textures=tuple(textures),
         layers=MaterialLayers(
-            metallic_roughness=layers[0],
-            normal=layers[1],
+            metallic_roughness=rough,
+            normal=bent,
             normal_scale=np.ones(count, np.float32),
-            emissive=layers[2],
+            emissive=glow,
+            emissive_strength=emissive_strength,
             tangents=frames,
         ),
     )
@@ -196,10 +221,14 @@ def material_trip(
     assert mesh.layers is not None and views.materials is not None and maps.materials is not None
     worn = wear_materials(uv_mesh, maps, maps.materials, frames)
     surface = pack_surface(worn, mips=False)
-    if sight is None or surface.has_holes():
+    kept = sight is not None and not surface.has_holes()
+    if sight is None or not kept:
         sight = see(worn, surface, cameras, cfg, rasterizer)
     assert worn.layers is not None
-    _, normal = interpolate_geometry(sight.centres, worn)
+    if kept and np.array_equal(worn.normals[worn.faces], mesh.normals[mesh.faces]):
+        normal = views.normal
+    else:
+        _, normal = interpolate_geometry(sight.centres, worn)
     found, truth = material_views(worn, worn.layers, sight.centres, cameras, normal), views.materials
     both = views.mask & (sight.centres.face >= 0)
     shared = np.flatnonzero(both)

@@ -19,6 +19,7 @@ from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, is_data_uri, read_limited
 from pipeline.mesh_io.side_files import library_lines, names_in_text
 from pipeline.mesh_io.wavefront.mtl import MapUse, library_names, read_mtl
+from pipeline.mesh_io.wavefront.physical import all_maps
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.fingerprint import side_files_of
 from pipeline.sources.objaverse import ObjaverseConfig, glb_fault, sha256_fault
@@ -203,4 +204,4 @@ def _maps(library: Path) -> list[MapUse]:
         materials = read_mtl(library, library.name, _MAX_TEXT_BYTES, Notes()).values()
     except AssetError:
         return []
-    return list(dict.fromkeys(use for material in materials for use in (material.image, material.mask) if use))
+    return list(dict.fromkeys(use for material in materials for use in all_maps(material)))

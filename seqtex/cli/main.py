@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def first_line(name: str | None, arguments: Sequence[str]) -> AbstractContextManager[None]:
-    """Write at once what a command loads, and show signs of life until it ends, unless it is asked for a text."""
+    """Show signs of life until a command ends, first what it loads, unless it is asked for a text."""
     loads = COMMANDS[name].loads if name else ""
     asked = BARE.intersection(word.partition("=")[0] for word in arguments)
     if not loads or asked or any(os.environ.get(rank, "0") != "0" for rank in OTHERS):

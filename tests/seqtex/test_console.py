@@ -85,6 +85,7 @@ def test_a_build_shows_time_share_rate_and_time_left_and_never_becomes_a_wall(cl
 
 
 def test_time_moves_while_nothing_else_does(clock, capsys, monkeypatch):
+    monkeypatch.setattr("seqtex.cli.terminal.console.FIRST_S", 0.01)
     monkeypatch.setattr("seqtex.cli.terminal.console.REPEAT_S", 0.01)
     seen: list[str] = []
 
@@ -96,15 +97,16 @@ def test_time_moves_while_nothing_else_does(clock, capsys, monkeypatch):
             time.sleep(0.01)
         raise AssertionError(seen)
 
-    with signs_of_life("starting  loading the pipeline"), build_progress() as notify:
+    with signs_of_life("starting  loading the pipeline"):
         until("00:00  starting  loading the pipeline")
-        clock.now = 5
-        until("00:05  planning  the build")
-        progress = Progress(jobs=1, planned=4, notify=notify, clock=clock)
-        progress.report("starting", detail="starting Ray")
-        for seconds in (10, 15):
-            clock.now = seconds
-            until(f"00:{seconds:02}  starting  Ray")
+        with build_progress() as notify:
+            clock.now = 5
+            until("00:05  planning  the build")
+            progress = Progress(jobs=1, planned=4, notify=notify, clock=clock)
+            progress.report("starting", detail="starting Ray")
+            for seconds in (10, 15):
+                clock.now = seconds
+                until(f"00:{seconds:02}  starting  Ray")
     assert len(seen) == 4
 
 
@@ -279,12 +281,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_training_in_a_pipe_writes_plain_lines(dataset, tmp_path, capfd):
+def test_training_in_a_pipe_writes_plain_lines(dataset, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("seqtex.cli.terminal.console.FIRST_S", 0.0)
     place = ["--data.directory", str(dataset), "--run.directory", str(tmp_path / "run"), "--data.mv_only_ratio", "0"]
     assert main(["train", "--preset", "tiny", *place, *SMALL, "--run.max_steps", "50"]) == 0
     written = capfd.readouterr().out.splitlines()
     assert all(TIME.match(line) and "{" not in line for line in written)
-    assert written[0] == "00:00  starting  loading PyTorch and Lightning"
+    assert written[0].endswith("  starting  loading PyTorch and Lightning")
     strategy = next(number for number, line in enumerate(written) if line.endswith("per device"))
     assert all("  starting  " in line for line in written[:strategy])
     assert "training  step 1 of 50 (2%), loss " in next(

@@ -1,21 +1,26 @@
 """Batches of a training step, as images and as latents, and the way from stored samples to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 
 from geometry.nearest import Surface
 from schemas.errors import UserError
+from schemas.images import POSITION_STEPS
 from schemas.sample import Regime, TextureSample
 from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec
+from training.diffusion.flow import CPU
 from training.diffusion.latents import AnyBranch, BranchLatents, Maps, concatenate, encode_branch, map_tensors, stack
 from training.diffusion.maps import RELEASED_MAPS, packed
+
+STEP = float(np.float32(1 / POSITION_STEPS))
+"""One step of stored positions, as `schemas.images` reads them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,12 +33,12 @@ class TextFeatures:
     length: int
     """Tokens that the model gets."""
 
-    def tokens(self, kept: Sequence[bool]) -> Float[Tensor, "batch length dim"]:
-        """Pad them with zeros; the empty prompt replaces a caption that is not kept."""
+    def tokens(self, kept: Sequence[bool], device: torch.device = CPU) -> Float[Tensor, "batch length dim"]:
+        """Pad them with zeros, on the device; the empty prompt replaces a caption that is not kept."""
         rows = [own if keep else self.empty for own, keep in zip(self.captions, kept, strict=True)]
-        padded = torch.zeros(len(rows), self.length, self.empty.shape[1])
+        padded = torch.zeros(len(rows), self.length, self.empty.shape[1], device=device)
         for target, row in zip(padded, rows, strict=True):
-            target[: len(row)] = row
+            target[: len(row)].copy_(row, non_blocking=True)
         return padded
 
 
@@ -56,10 +61,15 @@ class SampleBatch(Generic[AnyBranch]):
     skipped: tuple[str, ...] = ()
     """Shards that cannot be read; other samples replace theirs."""
 
+    def pin_memory(self) -> "SampleBatch[AnyBranch]":
+        """Put the tensors where a GPU fetches them by itself; a data loader asks for it."""
+        return mapped(self, Tensor.pin_memory)
+
 
 @dataclass(slots=True, kw_only=True)
 class Batch(SampleBatch[Maps]):
-    """Images: views [B, V, h, w, C] and UV maps [B, 1, H, W, C], the colours [B, maps, H, W, 3]."""
+    """Images: views [B, V, h, w, C] and UV maps [B, 1, H, W, C], the colours [B, maps, H, W, 3]; on the way from the
+    loader in narrow numbers."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +83,9 @@ class LatentBatch(SampleBatch[BranchLatents]):
         """Return the batch without its condition images."""
         uv = replace(self.uv, conditions={}) if self.uv else None
         return replace(self, mv=replace(self.mv, conditions={}), uv=uv)
+
+
+BatchKind = TypeVar("BatchKind", bound=SampleBatch[Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +125,9 @@ def to_model(
     maps: tuple[str, ...] = RELEASED_MAPS,
     colors: UInt8[np.ndarray, "views height width 3"] | None = None,
 ) -> Batch:
-    """Turn one sample into a batch of one. given, images, maps, colors: see `Prepared`."""
-    return stack_samples([Prepared(sample=sample, colors=colors, given=given, images=images, maps=maps)])
+    """Turn one sample into a batch of one, float32. given, images, maps, colors: see `Prepared`."""
+    prepared = Prepared(sample=sample, colors=colors, given=given, images=images, maps=maps)
+    return widened(stack_samples([prepared]))
 
 
 def stack_conditions(made: Sequence[dict[str, Pixels]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -130,7 +144,7 @@ def stack_conditions(made: Sequence[dict[str, Pixels]]) -> tuple[dict[str, Tenso
 def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Batch:
     """Stack samples of one regime into a batch. All have the same condition images and maps.
     Colours of UV maps keep their dilation beyond what faces cover: the loss is that of whole latents (paper), of 8 x 8
-    texels each.
+    texels each. Colours are bytes and positions steps, a third less to hand over, until `widened` makes them numbers.
 
     datasets: that of each sample, for the message.
 
@@ -145,14 +159,14 @@ def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Ba
     texels = [image for sample in samples if sample.uv for image in packed(sample, parts[0].maps)]
     mv_conditions, uv_conditions = stack_conditions([part.condition_images() for part in parts])
     mv = Maps(
-        rgb=stack([each.rgb for each in views]),
-        position=stack([each.position for each in views]),
+        rgb=stack_bytes([each.rgb for each in views]),
+        position=stack_positions([each.position for each in views]),
         normal=stack([each.normal for each in views]),
         conditions=mv_conditions,
     )
     uv = Maps(
-        rgb=stack(texels, upside_down=True).unflatten(0, (len(maps), -1)),
-        position=stack([each.position for each in maps], upside_down=True)[:, None],
+        rgb=stack_bytes([image[::-1] for image in texels]).unflatten(0, (len(maps), -1)),
+        position=stack_positions([each.position[::-1] for each in maps])[:, None],
         normal=stack([each.normal for each in maps], upside_down=True)[:, None],
         conditions=uv_conditions,
     ) if maps else None  # fmt: skip
@@ -165,9 +179,43 @@ def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Ba
     )
 
 
+def stack_bytes(images: Sequence[np.ndarray]) -> UInt8[Tensor, "..."]:
+    """Stack images of bytes."""
+    return torch.from_numpy(np.stack(images))
+
+
+def stack_positions(images: Sequence[np.ndarray]) -> Int16[Tensor, "..."] | Float[Tensor, "..."]:
+    """Stack positions as the steps that shards store, if they are such, else as they are."""
+    steps = np.empty((len(images), *images[0].shape), np.int16)
+    for target, image in zip(steps, images, strict=True):
+        np.rint(image * np.float32(POSITION_STEPS), out=target, casting="unsafe")
+        if not np.array_equal(target * np.float32(STEP), image):
+            return stack(images)
+    return torch.from_numpy(steps)
+
+
+def mapped(batch: BatchKind, function: Callable[[Tensor], Tensor]) -> BatchKind:
+    """Apply a function to each tensor of images or latents."""
+    uv = map_tensors(batch.uv, function) if batch.uv else None
+    return replace(batch, mv=map_tensors(batch.mv, function), uv=uv)
+
+
+WIDER: dict[torch.dtype, Callable[[Tensor], Tensor]] = {
+    torch.uint8: lambda colors: colors.float() / 255,
+    torch.int16: lambda steps: steps.float() * STEP,
+    torch.bfloat16: Tensor.float,
+}
+
+
+def widened(batch: BatchKind) -> BatchKind:
+    """Make the numbers of a batch float32, where it lies: the same to the last bit as before they travelled."""
+    return mapped(batch, lambda x: WIDER.get(x.dtype, lambda wide: wide)(x))
+
+
 @torch.no_grad()
 def encode_batch(batch: Batch, codec: LatentCodec, with_uv: bool = True) -> LatentBatch:
     """Encode the images of a batch. with_uv: the UV maps, too, if there are any."""
+    batch = widened(batch)
 
     def encoded(maps: Maps) -> BranchLatents:
         return encode_branch(codec.encode(maps.rgb), maps.position, maps.normal, maps.conditions, codec)
@@ -185,13 +233,9 @@ def encode_batch(batch: Batch, codec: LatentCodec, with_uv: bool = True) -> Late
     )
 
 
-BatchKind = TypeVar("BatchKind", Batch, LatentBatch)
-
-
 def to_device(batch: BatchKind, device: torch.device) -> BatchKind:
-    """Move all tensors of a batch to a device."""
-    uv = map_tensors(batch.uv, lambda x: x.to(device)) if batch.uv else None
-    return replace(batch, mv=map_tensors(batch.mv, lambda x: x.to(device)), uv=uv)
+    """Move all tensors of a batch to a device, without waiting for it, and make them float32 there."""
+    return widened(mapped(batch, lambda x: x.to(device, non_blocking=True)))
 
 
 def join(parts: Sequence[BatchKind], datasets: Sequence[str] = ()) -> BatchKind:

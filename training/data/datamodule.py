@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import lightning
 import torch
-from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
+from training.agreement import gather_if_any
 from training.conditions.images import GIVEN_VIEW
 from training.data.augment import condition_images, draw_augmentation, draw_caption, rotate_views
 from training.data.batch import Batch, LatentBatch, Prepared, encode_batch, join, stack_samples, to_device, to_model
@@ -224,6 +224,7 @@ class BatchLoader:
             sampler=CountFrom(self.start()),
             num_workers=self.workers,
             worker_init_fn=ignore_stop_signals,
+            pin_memory=torch.cuda.is_available(),
         )
         for batch in loader:
             bad_shards = dict(self.stream.budget.skipped)
@@ -267,19 +268,6 @@ class HeldOut(Dataset[HeldOutSample]):
 
     def __getitem__(self, number: int) -> HeldOutSample:
         return self.samples[number]
-
-
-def gather_errors(strategy: Strategy | None, own: ReadErrors) -> list[ReadErrors]:
-    """Return the errors of all ranks in their order; none if no rank has any. Every rank calls it for every batch."""
-    if strategy is None:
-        return [own]
-    if not strategy.reduce_boolean_decision(bool(own.fatal or own.bad_shards), all=False):
-        return []
-    if not torch.distributed.is_initialized():
-        return [own]
-    found: list[ReadErrors] = [own] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, own)
-    return found
 
 
 class TextureDataModule(lightning.LightningDataModule):
@@ -363,7 +351,7 @@ class TextureDataModule(lightning.LightningDataModule):
         met more than the budget allows."""
         known, trainer = self.budget.skipped, self.trainer
         new = {name: reason for name, reason in own.bad_shards.items() if name not in known}
-        for errors in gather_errors(trainer.strategy if trainer else None, replace(own, bad_shards=new)):
+        for errors in gather_if_any(replace(own, bad_shards=new), bool(own.fatal or new)):
             for name, reason in errors.bad_shards.items():
                 is_new = name not in known
                 self.budget.spend(name, ShardError(reason))
@@ -394,9 +382,10 @@ class TextureDataModule(lightning.LightningDataModule):
         """Count a global batch, in a loop without a trainer."""
         self.consumed_samples = (batch.number + 1) * self.cfg.batch_size
 
-    def skip_failed(self) -> None:
-        """Let the next run go on behind the current batch, whatever state it starts from."""
-        self.resume_at = self.position() + self.cfg.batch_size
+    def skip_failed(self, step: int) -> None:
+        """Let the next run go on behind the batch of an optimizer step, whatever state it starts from. step: the one at
+        work, the last one, or one before it in this run."""
+        self.resume_at = self.position() + (step - self.trainer.global_step) * self.cfg.batch_size  # type: ignore
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of samples consumed."""

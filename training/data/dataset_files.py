@@ -3,7 +3,10 @@ bounded cache of its shards on this machine's disk."""
 
 import hashlib
 import json
+import logging
 import os
+import shutil
+import socket
 import time
 from functools import partial
 from io import BufferedReader
@@ -16,6 +19,8 @@ from schemas.errors import UserError
 from schemas.patience import watched
 from schemas.shards import require_recorded
 from schemas.storage import ObjectPath, file_sha256, retried, write_file
+
+log = logging.getLogger(__name__)
 
 REMEDY = "run `seqtex repair` on the dataset"
 ATTEMPTS = 3
@@ -30,13 +35,67 @@ class ShardError(UserError):
     """A shard is missing, unreachable, or not the recorded one: what the skip budget is for."""
 
 
+STARTED = time.time()
+"""The start of this process; of a loader's process that of the one it was forked from."""
+SAME_RUN_SECONDS = 600
+"""Ranks of a run start at most so long apart."""
+FORGOTTEN_SECONDS = 30 * 86_400
+"""Age at which notes on a dataset that nobody has opened since are removed."""
+
+
+class Verified:
+    """Notes on the files of a dataset that a process of this machine has found to be the recorded ones, so that one
+    process reads each file for it and the others do not. A note from before this run, or on a file that has changed
+    since, does not count."""
+
+    def __init__(self, cache_directory: Path, folder: Path) -> None:
+        """folder: that of the dataset. Raises OSError where no notes can be made."""
+        notes = cache_directory.expanduser() / "verified"
+        self.directory = notes / hashlib.sha256(f"{socket.gethostname()} {folder.absolute()}".encode()).hexdigest()[:32]
+        self.directory.mkdir(parents=True, exist_ok=True)
+        os.utime(self.directory)
+        for path in notes.iterdir():
+            if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def require(self, file: BufferedReader, path: Path, sha256: str, size: int) -> None:
+        """Raise ShardError, and close the file, where it has other bytes than the recorded ones."""
+        place, stat = hashlib.sha256(str(path).encode()).hexdigest(), os.fstat(file.fileno())
+        state = f"{stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {sha256}"
+        note = self.directory / place
+        self.directory.mkdir(exist_ok=True)
+        with FileLock(self.directory / f"{place[:2]}.lock", fallback_to_soft=False):  # one reads, the others wait
+            if _noted(note) != state:
+                _require(file, str(path), sha256, size)
+                note.write_text(state)
+
+
+def _noted(note: Path) -> str:
+    """Return the state that a file had when it was verified in this run; empty: it was not."""
+    try:
+        return note.read_text() if note.stat().st_mtime >= STARTED - SAME_RUN_SECONDS else ""
+    except FileNotFoundError:
+        return ""
+
+
+def notes_of(cache_directory: Path, folder: Path) -> Verified | None:
+    """Return the notes on a dataset beside a cache; None, with a warning, where none can be made."""
+    try:
+        return Verified(cache_directory, folder)
+    except OSError as error:
+        log.warning("%s: %s; every process that reads checks every shard", cache_directory, error.strerror)
+        return None
+
+
 class LocalFiles:
     """A dataset in a directory. A file's sha256 is checked when it is first opened, and again after it has changed."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, notes: Verified | None = None) -> None:
+        """notes: on what other processes have checked; None: this one checks all that it opens."""
         self.location = str(directory)
         self.folder = directory
         """`dataset.json` and the ledger, on this machine."""
+        self._notes = notes
         self._verified: dict[str, tuple[int, int, int]] = {}
 
     def open(self, name: str, sha256: str, size: int) -> BufferedReader:
@@ -53,7 +112,10 @@ class LocalFiles:
         stat = os.fstat(file.fileno())
         state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if self._verified.get(name) != state:
-            _require(file, str(path), sha256, size)
+            if self._notes is None:
+                _require(file, str(path), sha256, size)
+            else:
+                self._notes.require(file, path, sha256, size)
             self._verified[name] = state
         return file
 
@@ -116,7 +178,7 @@ DatasetFiles = LocalFiles | RemoteFiles
 def open_dataset(location: str, cache_directory: Path, cache_bytes: int) -> DatasetFiles:
     """Open the files of a dataset. Raises UserError where a remote dataset has no index or cannot be reached."""
     if "://" not in location:
-        return LocalFiles(Path(location))
+        return LocalFiles(Path(location), notes_of(cache_directory, Path(location)))
     return RemoteFiles(location, FileCache(cache_directory, cache_bytes))
 
 

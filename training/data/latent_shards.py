@@ -211,7 +211,7 @@ def _others(files: DatasetFiles) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LatentDecoder:
-    """Decodes the fields of a stored sample to a batch of one: posterior means, float32."""
+    """Decodes the fields of a stored sample to a batch of one: posterior means, as stored."""
 
     header: LatentHeader
     empty: Tensor | None
@@ -235,7 +235,7 @@ class LatentDecoder:
         mean = _read_images(fields, "mean.safetensors", depths)
         text = None
         if self.empty is not None:
-            own = read_tensors(fields, "text.safetensors")["caption"].float()
+            own = read_tensors(fields, "text.safetensors")["caption"]
             text = TextFeatures(captions=(own,), empty=self.empty, length=self.header.text_length)
         batch = LatentBatch(
             mv=_branch(mean, "mv", mean["mv_rgb"]),
@@ -253,7 +253,7 @@ class LatentDecoder:
         for name in self.images:
             depths = condition_depths(name, branches, mean["mv_rgb"].shape[1], self.header.channels)
             found = _read_images(fields, f"{name}.safetensors", depths)
-            conditions |= {f"{name}/{key}": value[None].float() for key, value in found.items()}
+            conditions |= {f"{name}/{key}": value[None] for key, value in found.items()}
         return StoredLatents(
             batch=batch,
             log_variance={name: value[None].float() for name, value in spread.items()},
@@ -263,7 +263,7 @@ class LatentDecoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredLatents:
-    """The latents of one sample."""
+    """The latents of one sample, as numbers of the stored type (`training.data.batch.widened`)."""
 
     batch: LatentBatch
     """A batch of one, without condition images."""
@@ -307,7 +307,8 @@ class StoredLatents:
         generator = seeded(seed, sample, DRAW_STREAM)
 
         def draw(branch: BranchLatents, name: str) -> BranchLatents:
-            posterior = Posterior(mean=branch.rgb, log_variance=self.log_variance[name].expand_as(branch.rgb))
+            mean = branch.rgb.float()
+            posterior = Posterior(mean=mean, log_variance=self.log_variance[name].expand_as(mean))
             return replace(branch, rgb=posterior.draw(generator))
 
         mv = draw(self.batch.mv, "mv_rgb")
@@ -348,9 +349,9 @@ def uv_name(name: str) -> str:
 def _branch(mean: dict[str, Tensor], name: str, rgb: Tensor) -> BranchLatents:
     geometry = torch.cat([mean[f"{name}_position"], mean[f"{name}_normal"]])
     return BranchLatents(
-        rgb=rgb[None].float(),
-        geometry=geometry[None].float(),
-        points=mean[f"{name}_points"][None].float(),
+        rgb=rgb[None],
+        geometry=geometry[None],
+        points=mean[f"{name}_points"][None],
     )
 
 

@@ -22,6 +22,8 @@ from training.model.files import part_directory
 MIN_LOG_VARIANCE = -30.0
 """Where diffusers clamps the log-variance of a posterior."""
 MAX_CACHED_PROMPTS = 4096
+PIXELS_AT_ONCE = 1024 * 1024
+"""Pixels of the frames that a GPU encodes together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +167,12 @@ class DctCodec(LatentCodec):
         return rearrange(blocks, "b f h w (p q c) -> b f (h p) (w q) c", p=BLOCK, q=BLOCK)
 
 
+def frames_at_once(device: torch.device, pixels: int) -> int:
+    """Return how many frames of so many pixels a VAE encodes together: on a GPU, which one small frame leaves idle, as
+    many as take the memory of one UV map of 1024^2."""
+    return max(1, PIXELS_AT_ONCE // pixels) if device.type == "cuda" else 1
+
+
 class WanCodec(LatentCodec):
     """A Wan VAE of diffusers (2.1's, or that of 2.2-TI2V-5B), each frame encoded as a first frame (no compression in
     time), mean of the posterior.
@@ -199,13 +207,14 @@ class WanCodec(LatentCodec):
     def posterior(self, images: Float[Tensor, "b f h w 3"]) -> Posterior:
         self.check_size(images)
         frames = rearrange(images, "b f h w c -> (b f) c 1 h w").to(self.vae.dtype)
-        # One frame at a time bounds the memory at any batch size.
-        found = [self.vae.encode(frame).latent_dist for frame in frames.split(1)]
-        mean, std = self._mean.to(images.device), self._std.to(images.device)
+        # A few frames at a time bound the memory at any batch size.
+        parts = frames.split(frames_at_once(frames.device, images.shape[2] * images.shape[3]))
+        found = [self.vae.encode(part).latent_dist for part in parts]
+        mean, std = (values.to(images.device, non_blocking=True) for values in (self._mean, self._std))
         means = (torch.cat([each.mean for each in found]).float() - mean) / std
         log_variances = torch.cat([each.logvar for each in found]).float() - 2 * std.log()
-        parts = [rearrange(part, "(b f) z 1 h w -> b z f h w", b=images.shape[0]) for part in (means, log_variances)]
-        return Posterior(mean=parts[0], log_variance=parts[1])
+        mean, spread = (rearrange(part, "(b f) z 1 h w -> b z f h w", b=len(images)) for part in (means, log_variances))
+        return Posterior(mean=mean, log_variance=spread)
 
     def encode(self, images: Float[Tensor, "b f h w 3"]) -> Float[Tensor, "b z f lat_h lat_w"]:
         return self.posterior(images).mean

@@ -17,6 +17,9 @@ SHIFT = 5.0
 """Released code."""
 FIRST_VIEW = 2
 """Index of the views' order among a sample's first draws."""
+NOISE_STREAM = 19
+"""Keeps noise that a GPU draws apart from other draws by (seed, sample number)."""
+CPU = torch.device("cpu")
 
 
 @runtime_checkable
@@ -45,27 +48,21 @@ class Draws:
     drop_image: Float[Tensor, " batch"]
     """The same for the given views."""
     noise: tuple[Float[Tensor, "batch _ _ _ _"], ...]
-    """Standard normal, one tensor per branch."""
-
-    def to(self, device: torch.device) -> "Draws":
-        return Draws(
-            level=self.level.to(device),
-            view_order=self.view_order.to(device),
-            drop_text=self.drop_text.to(device),
-            drop_image=self.drop_image.to(device),
-            noise=tuple(noise.to(device) for noise in self.noise),
-        )
+    """Standard normal, one tensor per branch, on the device; all other numbers are on the CPU, which decides by them
+    without waiting for a GPU."""
 
 
-def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> Draws:
+def draw(seed: int, samples: tuple[int, ...], shapes: Sequence[tuple[int, ...]], device: torch.device = CPU) -> Draws:
     """Draw each sample's numbers from a generator of its own, seeded by its number in the stream: they do not depend on
-    rank, process or earlier draws. shapes: those of the latents of each branch, views first, without the batch:
-    (channels, frames, h, w)."""
+    rank, process or earlier draws. A GPU draws the noise itself, another one than a CPU from the same seed.
+
+    shapes: those of the latents of each branch, views first, without the batch: (channels, frames, h, w)."""
     numbers, noise, drop_image = [], [], []
     for sample in samples:
         generator = seeded(seed, sample)
         numbers.append(draw_numbers(generator, shapes[0][1]))
-        noise.append([torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes])
+        source = generator if device.type == "cpu" else seeded(seed, sample, NOISE_STREAM, device=device)
+        noise.append([torch.randn(shape, generator=source, dtype=torch.float32, device=device) for shape in shapes])
         drop_image.append(torch.rand((), generator=generator, dtype=torch.float32))
     table = torch.stack(numbers)
     return Draws(
@@ -87,9 +84,11 @@ def draw_view_order(seed: int, sample: int, views: int) -> Float[Tensor, " views
     return draw_numbers(seeded(seed, sample), views)[FIRST_VIEW:]
 
 
-def seeded(*numbers: int) -> torch.Generator:
-    """Make a CPU generator that these numbers seed."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+def seeded(*numbers: int, device: torch.device = CPU) -> torch.Generator:
+    """Make a generator of a device that these numbers seed."""
+    return torch.Generator(device).manual_seed(
+        int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    )
 
 
 def logit_normal(uniform: Float[Tensor, " batch"], mean: float, std: float) -> Float[Tensor, " batch"]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from einops import reduce
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int16, UInt8
 from torch import Tensor
 
 from training.conditions.images import HINT, IMAGES, find_image
@@ -20,12 +20,14 @@ from training.diffusion.maps import RELEASED_MAPS, check_maps
 
 @dataclass(slots=True, kw_only=True)
 class Maps:
-    """Images of one branch, float32; geometry is 0 where no face is."""
+    """Images of one branch, float32, or as they travel (`training.data.batch.widened`); geometry is 0 where no face
+    is."""
 
-    rgb: Float[Tensor, "*batch images h w 3"]
-    """sRGB, [0, 1]; of a UV map the images of all generated maps (`training.diffusion.maps`), which share the rest."""
-    position: Float[Tensor, "*batch frames h w 3"]
-    """Dataset frame, [-1, 1]."""
+    rgb: Float[Tensor, "*batch images h w 3"] | UInt8[Tensor, "*batch images h w 3"]
+    """sRGB, [0, 1]; bytes on the way. Of a UV map the images of all generated maps (`training.diffusion.maps`), which
+    share the rest."""
+    position: Float[Tensor, "*batch frames h w 3"] | Int16[Tensor, "*batch frames h w 3"]
+    """Dataset frame, [-1, 1]; in steps of `schemas.images.POSITION_STEPS` on the way."""
     normal: Float[Tensor, "*batch frames h w 3"]
     conditions: dict[str, Float[Tensor, "*batch frames h w _"]] = field(default_factory=dict)
     """Pixels of condition images (`training.conditions.images`) by name, those that the model takes."""

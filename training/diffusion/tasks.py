@@ -5,7 +5,7 @@ frames or more). Each frame has its own noise level: a
 condition frame sits at `CONDITION_SIGMA`, a generated frame at the level drawn for its sample, and a frame that is
 unused (the UV map of some tasks, a given view that is dropped) is pure noise."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -73,6 +73,11 @@ class FramePlan:
     generated: Bool[Tensor, "batch frames"]
     """The frames that enter the loss."""
     sigma: Float[Tensor, "batch frames"]
+
+    def to(self, device: torch.device) -> "FramePlan":
+        """Move the plan to a device, without waiting for it."""
+        tensors = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        return FramePlan(**tensors)
 
     @property
     def timestep(self) -> Float[Tensor, "batch frames"]:

@@ -1,22 +1,29 @@
 """Callbacks around a training step: time limits, averaged weights, the record of losses, trainer states."""
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.storage import write_file
+from training.agreement import mean_over_ranks
 from training.loop.checkpoints import newest_state, sum_path, trainer_states
+from training.loop.signals import Diverged, FiniteGuard
 from training.loop.throughput import Meter
 from training.model.fsdp import gathered, local, part_of_whole
 from training.model.optimizers import trained_parameters
+from training.module import TextureModule
 from training.steps import StepCallback, is_step_end
 
 
@@ -51,13 +58,10 @@ class Clock(StepCallback):
             trainer.should_stop = True
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        def agreed(seconds: float) -> float:
-            return float(trainer.strategy.reduce(torch.tensor(seconds, device=pl_module.device)))
-
-        self._agreed = agreed(self.seconds) if self.max_seconds else self.seconds
+        self._agreed = mean_over_ranks(self.seconds) if self.max_seconds else self.seconds
         if self.max_seconds and self._agreed >= self.max_seconds:
             trainer.should_stop = True
-        if self.pause_seconds and agreed(time.monotonic() - (self._first_start or 0.0)) >= self.pause_seconds:
+        if self.pause_seconds and mean_over_ranks(time.monotonic() - (self._first_start or 0.0)) >= self.pause_seconds:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, float]:
@@ -155,20 +159,34 @@ class LossLog(lightning.Callback):
     """One JSON line per step in `losses.jsonl`: step, seconds, loss, loss_mv and loss_uv where the task generates views
     or UV maps, loss_NAME of each of several maps, task, regime, learning rate, norm of the gradients before they are clipped (0 where they were skipped).
     Losses are means over the whole batch, whatever ranks it lay on. Resumed runs go on in the same file, from the step
-    they resume at."""
+    they resume at.
 
-    def __init__(self, path: Path, clock: Clock, report: Callable[[dict[str, Any]], None]) -> None:
-        """`report` gets every row, with the share of the run that is done as `progress`; on rank 0 alone."""
+    Numbers stay where they were computed until they are read together, every `log_every_n_steps` of the trainer, before
+    anything is saved, and at the end: between, no step waits for its GPU."""
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        guard: FiniteGuard,
+        report: Callable[[dict[str, Any]], None],
+        saves: Sequence[int] = (),
+    ) -> None:
+        """guard: is settled before rows are read. report: gets every row, with the share of the run that is done as
+        `progress`; on rank 0 alone. saves: what is saved is saved every so many steps; 0: never."""
         self.path = path
         self.clock = clock
+        self.guard = guard
         self.report = report
+        self.saves = saves
         self.rows: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}
         """Of the batches of this step."""
+        self._unread: list[UnreadRow] = []
         self._rate = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._sums = {}
+        self._sums, self._unread = {}, []
         self.rows = [row for row in read_losses(self.path) if row["step"] <= trainer.global_step]
         trainer.strategy.barrier()
         if trainer.is_global_zero:
@@ -191,22 +209,76 @@ class LossLog(lightning.Callback):
                 self._sums[name] = self._sums[name] + share if name in self._sums else share
         if not is_step_end(trainer):
             return
+        assert isinstance(pl_module, TextureModule) and pl_module.gradient_norm is not None
         means = trainer.strategy.reduce(torch.stack([value.float() for value in self._sums.values()]))
-        words = {name: value for name, value in outputs.items() if not isinstance(value, Tensor)}
-        numbers = dict(zip(self._sums, map(number, means.cpu()), strict=True)) | words
+        row = UnreadRow(
+            start={"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)},
+            names=(*self._sums, "gradient_norm"),
+            numbers=torch.cat([means, pl_module.gradient_norm.to(means)[None]]),
+            words={name: value for name, value in outputs.items() if not isinstance(value, Tensor)},
+            learning_rate=self._rate,
+            progress=self.clock.progress(trainer.global_step),
+        )
+        self._unread.append(row)
         self._sums = {}
-        row: dict[str, Any] = {"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)} | numbers
-        row |= {"learning_rate": self._rate, "gradient_norm": number(trainer.callback_metrics["gradient_norm"])}
-        self.rows.append(row)
-        if trainer.is_global_zero:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            self.report(row | {"progress": self.clock.progress(trainer.global_step)})
+        if self._is_time(trainer):
+            self.read(trainer)
+
+    def _is_time(self, trainer: lightning.Trainer) -> bool:
+        step = trainer.global_step
+        is_last = trainer.should_stop or step >= trainer.max_steps
+        every = (trainer.log_every_n_steps, *self.saves)  # type: ignore[attr-defined]
+        return is_last or any(steps and step % steps == 0 for steps in every)
+
+    def read(self, trainer: lightning.Trainer) -> None:
+        """Write and report the rows of the steps since the last time. Raises Diverged, with the rows before written,
+        where the guard does."""
+        unread, self._unread = self._unread, []
+        try:
+            self.guard.settle()
+        except Diverged as end:
+            self._write(trainer, [row for row in unread if row.start["step"] < end.step])
+            raise
+        self._write(trainer, unread)
+
+    def _write(self, trainer: lightning.Trainer, unread: list["UnreadRow"]) -> None:
+        if not unread:
+            return
+        numbers = iter(torch.cat([row.numbers for row in unread]).tolist())
+        for row in unread:
+            whole = row.with_numbers(islice(numbers, len(row.names)))
+            self.rows.append(whole)
+            if trainer.is_global_zero:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(whole) + "\n")
+                self.report(whole | {"progress": row.progress})
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Write the rows of the steps that were made, unless the device itself may have failed."""
+        if isinstance(exception, UserError | KeyboardInterrupt):
+            self._write(trainer, self._unread)
+        self._unread = []
 
 
-def number(value: Tensor) -> float | None:
-    """None for what is no number: JSON has no word for it."""
-    return value.item() if torch.isfinite(value) else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadRow:
+    """A row of the loss log whose numbers lie on the device."""
+
+    start: dict[str, Any]
+    """Step and seconds."""
+    names: tuple[str, ...]
+    numbers: Float[Tensor, " names"]
+    words: dict[str, Any]
+    learning_rate: float
+    progress: float
+
+    def with_numbers(self, numbers: Iterable[float]) -> dict[str, Any]:
+        """Return the row; None for what is no number: JSON has no word for it."""
+        found = {name: value if math.isfinite(value) else None for name, value in zip(self.names, numbers, strict=True)}
+        norm = found.pop("gradient_norm")
+        return self.start | found | self.words | {"learning_rate": self.learning_rate, "gradient_norm": norm}
 
 
 def read_losses(path: Path) -> list[dict[str, Any]]:

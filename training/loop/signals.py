@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
+from training.agreement import any_rank
 from training.data.datamodule import STOP_SIGNALS
-from training.model.fsdp import local
+from training.model.optimizers import gradient_norm, skip_next_step
+from training.module import TextureModule
 from training.steps import StepCallback
 
 SKIP_WINDOW = 1000
@@ -32,6 +34,11 @@ class Diverged(UserError):
     """Too many gradients were no numbers: exit code 65 (EX_DATAERR); run again unchanged, it would end the same way."""
 
     exit_code = 65
+
+    def __init__(self, message: str, step: int) -> None:
+        """step: the first one beyond the budget."""
+        super().__init__(message)
+        self.step = step
 
 
 class StopSignals(StepCallback):
@@ -60,7 +67,7 @@ class StopSignals(StepCallback):
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         if trainer.should_stop or trainer.global_step >= trainer.max_steps:
             return  # it ends here anyway, and with a finished checkpoint
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+        if any_rank(self.received is not None):
             self.stopped_by = self.received or STOP_SIGNALS[0]
             trainer.should_stop = True
 
@@ -84,31 +91,58 @@ class StopSignals(StepCallback):
 
 
 class FiniteGuard(lightning.Callback):
-    """Drops gradients that are not finite before they reach the optimiser, whose state stays as it was, too."""
+    """Drops gradients that are not finite before they reach the optimiser, whose state stays as it was, too.
+
+    One norm of all gradients, over all ranks, shows whether they are, and is what they are clipped by. On a GPU the
+    optimiser reads the answer there and the training process goes on; it learns of it in `settle`."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.skipped: deque[int] = deque()
         """Skipped steps, of the last `SKIP_WINDOW`."""
+        self._unread: list[tuple[int, Tensor]] = []
+        """Steps whose answer lies on the GPU."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.skipped.clear()
+        self._unread.clear()
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        gradients = [local(p.grad) for p in pl_module.parameters() if p.grad is not None]
-        if trainer.strategy.reduce_boolean_decision(finite(gradients), all=True):
-            return
-        for parameter in pl_module.parameters():
-            parameter.grad = None
-        step = trainer.global_step + 1
+        assert isinstance(pl_module, TextureModule)
+        norm = gradient_norm(pl_module)
+        pl_module.gradient_norm, step, is_finite = norm, trainer.global_step + 1, torch.isfinite(norm)
+        if self.leaves_to_device(pl_module.device) and skip_next_step(optimizer, ~is_finite):
+            pl_module.gradient_norm = torch.where(is_finite, norm, 0.0)
+            self._unread.append((step, is_finite))
+        elif not is_finite:
+            for parameter in pl_module.parameters():
+                parameter.grad = None
+            pl_module.gradient_norm = torch.zeros(())
+            self._count(step)
+
+    def leaves_to_device(self, device: torch.device) -> bool:
+        """Return whether a step ends sooner if its gradients are not asked for."""
+        return device.type != "cpu"
+
+    def settle(self) -> None:
+        """Read the answers that lie on the GPU, all at once. Raises Diverged as the step would have that broke the
+        budget."""
+        unread, self._unread = self._unread, []
+        if unread:
+            answers = torch.stack([is_finite for _, is_finite in unread]).tolist()
+            for (step, _), is_finite in zip(unread, answers, strict=True):
+                if not is_finite:
+                    self._count(step)
+
+    def _count(self, step: int) -> None:
         self.skipped.append(step)
         while self.skipped[0] <= step - SKIP_WINDOW:
             self.skipped.popleft()
         if len(self.skipped) > self.budget:
             raise Diverged(
                 f"{len(self.skipped)} gradients of the last {SKIP_WINDOW} steps were no numbers, the last one in step "
-                f"{step}, more than optimizer.skip_budget ({self.budget}): lower optimizer.learning_rate and resume"
+                f"{step}, more than optimizer.skip_budget ({self.budget}): lower optimizer.learning_rate and resume",
+                step,
             )
-
-
-def finite(gradients: list[Tensor]) -> bool:
-    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))

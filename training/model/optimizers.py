@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from schemas.errors import UsageError, UserError, require_between
 from training.arithmetic import fast_dtype
@@ -191,9 +192,30 @@ def evaluated(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
+def gradient_norm(module: nn.Module) -> Float[Tensor, ""]:
+    """The norm of all gradients together, over all shards, on their device; 0 where there is none."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def skip_next_step(optimizer: torch.optim.Optimizer, skip: Bool[Tensor, ""]) -> bool:
+    """Let the next step change neither weights nor moments where `skip`, on the device, is true, without waiting for
+    its value. Returns False where the optimiser cannot."""
+    parts = optimizer.parts if isinstance(optimizer, MuonAdamW) else (optimizer,)
+    if not all(getattr(part, "_step_supports_amp_scaling", False) for part in parts):
+        return False
+    for part in parts:
+        part.found_inf = skip.float()  # type: ignore[attr-defined]  # as a scaler of losses does
+    return True
+
+
 class BatchedMuon(torch.optim.Muon):
     """torch's Muon, state and all, which takes matrices of one shape together: a small model has many small ones, and
     one by one they leave most of a processor idle. Its update is scaled by sqrt(max(1, rows / columns))."""
+
+    _step_supports_amp_scaling = True
+    found_inf: Float[Tensor, ""] | None = None
+    """1: the next step changes nothing; 0 or None: it is made."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -215,18 +237,25 @@ class BatchedMuon(torch.optim.Muon):
         updates = orthogonalized(updates.to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = matrices[0].shape
         adjusted_rate = rate * max(1.0, rows / columns) ** 0.5
+        decay: float | Tensor = rate * group["weight_decay"]
+        if self.found_inf is not None:
+            updates, decay = updates * (1 - self.found_inf), decay * (1 - self.found_inf)
         for matrix, update in zip(matrices, updates, strict=True):
-            matrix.mul_(1 - rate * group["weight_decay"])
+            matrix.mul_(1 - decay)
             matrix.add_(update, alpha=-adjusted_rate)
 
     def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
         """The gradient with Nesterov momentum; the average of the gradients is brought up to date."""
-        assert matrix.grad is not None
+        gradient = matrix.grad
+        assert gradient is not None
+        share: float | Tensor = 1 - momentum
+        if self.found_inf is not None:
+            gradient, share = gradient.masked_fill(self.found_inf > 0, 0), share * (1 - self.found_inf)
         state = self.state[matrix]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
-        average: Tensor = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-        return matrix.grad.lerp(average, momentum)
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        average: Tensor = state["momentum_buffer"].lerp_(gradient, share)
+        return gradient.lerp(average, momentum)
 
 
 def orthogonalized(

@@ -41,7 +41,7 @@ def _axis_angles(positions: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n h
 def _grid_angles(first_frame: int, frames: int, height: int, width: int, head_dim: int) -> Float[Tensor, "n half"]:
     """Angles of one branch's tokens in (frame, row, column) order; rows and columns count from 0."""
     time_dim, height_dim, width_dim = rope_dims(head_dim)
-    counts = [torch.arange(count, dtype=torch.float64) for count in (frames, height, width)]
+    counts = [torch.arange(count, dtype=torch.float64, device="cpu") for count in (frames, height, width)]
     time = repeat(_axis_angles(first_frame + counts[0], time_dim), "f d -> (f h w) d", h=height, w=width)
     rows = repeat(_axis_angles(counts[1], height_dim), "h d -> (f h w) d", f=frames, w=width)
     columns = repeat(_axis_angles(counts[2], width_dim), "w d -> (f h w) d", f=frames, h=height)
@@ -52,7 +52,7 @@ def _grid_angles(first_frame: int, frames: int, height: int, width: int, head_di
 def rope_of_grid(first_frame: int, frames: int, height: int, width: int, head_dim: int, device: torch.device) -> Rope:
     """Rotations of a grid of tokens whose first frame has time index first_frame; remembered per grid and device."""
     # A table first made in inference mode must still be usable in training.
-    with torch.inference_mode(False), torch.device("cpu"):
+    with torch.inference_mode(False):
         angles = _grid_angles(first_frame, frames, height, width, head_dim)[:, None]
         cos, sin = angles.cos().float(), angles.sin().float()
         return Rope(cos.to(device), sin.to(device), torch.complex(cos, sin).to(device))

@@ -399,6 +399,10 @@ def lora_config(rank: int, alpha: int) -> Any:
 def _add_lora(model: nn.Module, rank: int, alpha: int) -> None:
     """Wrap the layers of LORA_TARGETS in peft's LoRA, with all parameters left trainable (the caller freezes)."""
     from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
 
     inject_adapter_in_model(lora_config(rank, alpha), model, adapter_name="default")
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False  # autocast narrows what it reads; a wide copy would be made for it
     model.requires_grad_(True)

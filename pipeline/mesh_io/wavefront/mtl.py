@@ -3,11 +3,13 @@
 Read: Kd, d, Tr, Ns, map_Kd, map_d, with -s, -o, -clamp and -imfchan. A map replaces the value, as in Blender (exporters
 leave arbitrary ones next to a map). Kd is sRGB-encoded, as three.js has it. Tr is 1 - d, as viewers have it, where d is
 absent; Tr 1 is opaque, because exporters that take Tr for d write it everywhere, and nobody exports the invisible.
+Lines on the answer to light are kept as they stand, for datasets with materials (`physical`).
 """
 
 import contextlib
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +28,11 @@ _IGNORED = {"-t": (0.0, 0.0, 0.0), "-mm": (0.0, 1.0)}
 """Options that change a picture and that no viewer follows, with the values that change nothing."""
 LARGEST_UNIT = 16.0
 """Colours beyond are counted to 255 and not to 1 (ours)."""
+PHYSICAL = {keyword: keyword for keyword in ("pr", "pm", "ke", "map_pr", "map_pm", "map_ke", "norm", "map_bump")} | {
+    "map_kn": "norm",
+    "bump": "map_bump",
+}
+"""Keywords on the answer to light, and the one that each of them is another name for."""
 _COMMENT = re.compile(r"\s#")
 _MAX_LIBRARIES = 1000
 """Of an OBJ."""
@@ -46,12 +53,24 @@ class MapUse:
     clamp: bool = False
     channel: str = ""
     """-imfchan."""
+    strength: float = 1.0
+    """-bm."""
     path: Path | None = None
     """The file, once it has been looked for."""
 
     def found(self, folders: Folders) -> "MapUse":
         """The same with its file. Raises AssetError where the name leads out of the root."""
         return replace(self, path=folders.find(self.names, self.where, first=self.folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A line of an MTL behind its keyword, not yet understood."""
+
+    argument: str
+    where: str
+    folder: Path
+    """Of the MTL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,8 @@ class ObjMaterial:
     """map_d."""
     roughness: float = 1.0
     """Of the microfacet lobe as wide as the Blinn-Phong one of exponent Ns: sqrt(2 / (Ns + 2)) (Walter et al. 2007)."""
+    physical: Mapping[str, Statement] = field(default_factory=dict, hash=False)
+    """The last line of each keyword of `PHYSICAL`."""
 
 
 @dataclass(slots=True)
@@ -91,12 +112,15 @@ class _Reader:
 
     def _with(self, material: ObjMaterial, kind: str, argument: str, place: str) -> ObjMaterial:
         if kind in ("map_kd", "map_d"):
-            use = self._map(argument, place)
+            use = read_map(Statement(argument, place, self.path.parent), self.notes)
             return replace(material, image=use) if kind == "map_kd" else replace(material, mask=use)
+        if kind in PHYSICAL:
+            statement = Statement(argument, place, self.path.parent)
+            return replace(material, physical={**material.physical, PHYSICAL[kind]: statement})
         if kind not in ("kd", "d", "tr", "ns"):
             return material
         words = argument.split("#", 1)[0].split()
-        if kind == "kd" and words and not _is_number(words[0]):  # `spectral` and `xyz`, which no viewer reads
+        if kind == "kd" and words and not is_number(words[0]):  # `spectral` and `xyz`, which no viewer reads
             self.notes.add(NoteKind.DATA_IGNORED, f"{place}: Kd {argument[:40]!r} is ignored")
         elif kind == "kd" and words:
             return replace(material, color=self._color(words[:3], place))
@@ -125,36 +149,6 @@ class _Reader:
             return 1.0
         return 1.0 - transparency
 
-    def _map(self, argument: str, place: str) -> MapUse:
-        """File name (spaces allowed) behind any options."""
-        found: dict[str, list[str]] = {}
-        words = [(word[0], word.start()) for word in re.finditer(r"\S+", argument)]
-        at = 0
-        while at < len(words) and (option := words[at][0].lower()) in _MAP_OPTIONS:
-            at, found[option] = at + 1, []
-            for _ in range(_MAP_OPTIONS[option]):
-                if at + 1 >= len(words) or (_MAP_OPTIONS[option] > 1 and not _is_number(words[at][0])):
-                    break
-                found[option].append(words[at][0])
-                at += 1
-        argument = argument[words[at][1] :] if at < len(words) else ""
-        values = {option: tuple(map(float, found.get(option, []))) for option in ("-s", "-o", "-t", "-mm")}
-        for option, nothing in _IGNORED.items():
-            if values[option] != nothing[: len(values[option])]:
-                self.notes.add(NoteKind.DATA_IGNORED, f"{place}: {option} is ignored, as viewers do")
-        scale, offset = (*values["-s"], 1.0, 1.0), (*values["-o"], 0.0, 0.0)
-        if not all(map(math.isfinite, scale + offset)):
-            raise AssetError(Reason.INVALID_STRUCTURE, f"{place}: -s or -o is not finite")
-        return MapUse(
-            names=readings(argument),
-            where=place,
-            folder=self.path.parent,
-            scale=(scale[0], scale[1]),
-            offset=(offset[0], offset[1]),
-            clamp=found.get("-clamp") == ["on"],
-            channel=" ".join(found.get("-imfchan", [])),
-        )
-
 
 def read_mtl(path: Path, where: str, max_bytes: int, notes: Notes) -> dict[str, ObjMaterial]:
     """The materials of a library by name."""
@@ -163,6 +157,40 @@ def read_mtl(path: Path, where: str, max_bytes: int, notes: Notes) -> dict[str, 
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         reader.line(number, line)
     return reader.materials
+
+
+def read_map(statement: Statement, notes: Notes) -> MapUse:
+    """Read a map: the name of a file (spaces allowed) behind any options."""
+    argument, place = statement.argument, statement.where
+    found: dict[str, list[str]] = {}
+    words = [(word[0], word.start()) for word in re.finditer(r"\S+", argument)]
+    at = 0
+    while at < len(words) and (option := words[at][0].lower()) in _MAP_OPTIONS:
+        at, found[option] = at + 1, []
+        for _ in range(_MAP_OPTIONS[option]):
+            if at + 1 >= len(words) or (_MAP_OPTIONS[option] > 1 and not is_number(words[at][0])):
+                break
+            found[option].append(words[at][0])
+            at += 1
+    argument = argument[words[at][1] :] if at < len(words) else ""
+    strength = [float(word) for word in found.get("-bm", []) if is_number(word) and math.isfinite(float(word))]
+    values = {option: tuple(map(float, found.get(option, []))) for option in ("-s", "-o", "-t", "-mm")}
+    for option, nothing in _IGNORED.items():
+        if values[option] != nothing[: len(values[option])]:
+            notes.add(NoteKind.DATA_IGNORED, f"{place}: {option} is ignored, as viewers do")
+    scale, offset = (*values["-s"], 1.0, 1.0), (*values["-o"], 0.0, 0.0)
+    if not all(map(math.isfinite, scale + offset)):
+        raise AssetError(Reason.INVALID_STRUCTURE, f"{place}: -s or -o is not finite")
+    return MapUse(
+        names=readings(argument),
+        where=place,
+        folder=statement.folder,
+        scale=(scale[0], scale[1]),
+        offset=(offset[0], offset[1]),
+        clamp=found.get("-clamp") == ["on"],
+        channel=" ".join(found.get("-imfchan", [])),
+        strength=(*strength, 1.0)[0],
+    )
 
 
 def readings(argument: str) -> tuple[str, ...]:
@@ -284,7 +312,7 @@ def library_names(argument: str) -> list[tuple[str, ...]]:
     return [readings(argument), *(readings(name) for name in several if len(several) > 1)]
 
 
-def _is_number(word: str) -> bool:
+def is_number(word: str) -> bool:
     try:
         float(word)
     except ValueError:
@@ -297,6 +325,6 @@ def _unit(number: float) -> float:
 
 
 def _number(word: str, place: str) -> float:
-    if not _is_number(word) or not math.isfinite(float(word)):
+    if not is_number(word) or not math.isfinite(float(word)):
         raise AssetError(Reason.INVALID_STRUCTURE, f"{place}: {word[:40]!r} is not a number")
     return float(word)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from geometry.frames import z_up_to_y_up
 from geometry.mesh import face_vectors, unit
 from geometry.texture import srgb_to_linear
-from pipeline.mesh_io.parts import Part
+from pipeline.mesh_io.parts import LAYERS, Part
 from pipeline.mesh_io.polygons import triangles
 from pipeline.mesh_io.problems import AssetError, Notes
 from pipeline.mesh_io.references import Folders, plain_text
@@ -39,6 +39,10 @@ class ObjFile:
     """Per triangle corner: indices of position, uv, normal; -1 for none."""
     face_material: Int64[np.ndarray, " f"]
     materials: list[ObjMaterial]
+    folders: Folders | None = None
+    """Of the maps that `ObjMaterial.physical` names; None where there are none."""
+    plain_uvs: Float64[np.ndarray, "t 2"] | None = None
+    """`uvs` before -s and -o of the base colours; None until `with_coordinates` has applied these."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +94,7 @@ def read_obj(data: bytes, folders: Folders, max_bytes: int, max_faces: int, *, z
         corners=corners[corner],
         face_material=numbers[change],
         materials=materials,
+        folders=folders,
     )
 
 
@@ -259,9 +264,10 @@ MOST = 0.5
 """Share of the surface up to which textured faces may lack texture coordinates (ours)."""
 
 
-def with_coordinates(obj: ObjFile, notes: Notes) -> ObjFile:
+def with_coordinates(obj: ObjFile, notes: Notes, *, layered: bool = False) -> ObjFile:
     """The same with the coordinates that its textures are looked up with: -s and -o of the maps applied, and the
-    texture's corner where a corner of a face has none. Raises AssetError where that is most of the surface."""
+    texture's corner where a corner of a face has none. Raises AssetError where that is most of the surface. `layered`:
+    materials with further maps, which have an -s and -o of their own, share no coordinates with others."""
     uvs, corners, bare = np.concatenate([obj.uvs, np.zeros((1, 2))]), obj.corners.copy(), 0
     textured = np.array([bool(material.image or material.mask) for material in obj.materials])[obj.face_material]
     lacking = textured & (corners[..., 1] < 0).any(axis=1)
@@ -273,21 +279,26 @@ def with_coordinates(obj: ObjFile, notes: Notes) -> ObjFile:
             raise AssetError(Reason.INVALID_STRUCTURE, f"{bare:,} faces with map_Kd {name!r} but without vt")
         notes.add(NoteKind.COORDINATES_MISSING, f"map_Kd {name!r} on faces without vt: the texture's corner", bare)
         corners[..., 1] = np.where(textured[:, None] & (corners[..., 1] < 0), len(obj.uvs), corners[..., 1])
+    plain = uvs
     for number, material in enumerate(obj.materials):
         use = material.image or material.mask
-        if use is not None and (use.scale, use.offset) != ((1.0, 1.0), (0.0, 0.0)):
+        scale, offset = (use.scale, use.offset) if use else ((1.0, 1.0), (0.0, 0.0))
+        if (scale, offset) != ((1.0, 1.0), (0.0, 0.0)) or (layered and material.physical):
             faces = obj.face_material == number
             index, place = np.unique(corners[faces, :, 1], return_inverse=True)
-            corners[faces, :, 1] = len(uvs) + place.reshape(-1, 3)
-            uvs = np.concatenate([uvs, uvs[index] * use.scale + use.offset])
-    return replace(obj, uvs=uvs, corners=corners)
+            own = np.where(index < 0, -1, len(uvs) + np.arange(len(index)))
+            corners[faces, :, 1] = own[place.reshape(-1, 3)]
+            uvs = np.concatenate([uvs, uvs[index] * scale + offset])
+            plain = np.concatenate([plain, plain[index]])
+    return replace(obj, uvs=uvs, corners=corners, plain_uvs=plain)
 
 
 _COS_CREASE = np.cos(np.radians(40.0))
 """OBJ without normals: a corner is smooth where the mean normal is within 40 degrees of the face's own."""
 
 
-def obj_part(obj: ObjFile) -> Part:
+def obj_part(obj: ObjFile, *, layered: bool = False) -> Part:
+    """The faces as one part, each distinct corner a vertex. `layered`: with the file's own coordinates as `map_uv`."""
     position, uv, normal = np.moveaxis(obj.corners, 2, 0)
     face_normals = unit(face_vectors(obj.positions, position))
     weighted = face_normals[:, None] * _angles(obj.positions[position])[..., None]
@@ -305,7 +316,12 @@ def obj_part(obj: ObjFile) -> Part:
     colors = np.ones((len(first), 4))
     if obj.colors is not None:
         colors[:, :3] = srgb_to_linear(obj.colors.astype(np.float32))[at]
+    map_uv = None
+    if layered and obj.plain_uvs is not None:
+        plain = np.where((uv_at >= 0)[:, None], _rows(obj.plain_uvs, uv_at), np.nan)
+        map_uv = np.stack([plain] * len(LAYERS))
     return Part(
+        map_uv=map_uv,
         vertices=obj.positions[at],
         normals=np.where((normal_at >= 0)[:, None], _rows(obj.normals, normal_at), computed),
         uv=np.where((uv_at >= 0)[:, None], _rows(obj.uvs, uv_at), 0.0),

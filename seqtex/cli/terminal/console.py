@@ -107,6 +107,8 @@ BEFORE_THE_END = 0.99
 """Largest share of a build's progress lines: the last line is `done`, which follows."""
 
 
+FIRST_S = 2.0
+"""Seconds before a command's first sign of life: one that is refused for its options has ended by then."""
 REPEAT_S = 0.2
 """Seconds between two looks at whether a line is due."""
 ENDED = ("assets", "job")
@@ -145,14 +147,17 @@ def terminal_bar(
 
 @contextmanager
 def signs_of_life(text: str) -> Iterator[None]:
-    """Write a line about the work in progress, `text` at first, and again whenever one is due (`Log.repeat`)."""
+    """Write a line about the work in progress, `text` at first, as soon as it takes `FIRST_S`, and again whenever one
+    is due (`Log.repeat`)."""
     ended = threading.Event()
 
     def repeat() -> None:
-        while not ended.wait(REPEAT_S):
+        wait = FIRST_S
+        while not ended.wait(wait):
             log.repeat()
+            wait = REPEAT_S
 
-    log.progress(text, None)
+    log.working_on(text, None)
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:

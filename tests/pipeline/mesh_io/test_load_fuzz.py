@@ -131,10 +131,14 @@ WORDS = (
 MTL_WORDS = (
     b"newmtl b", b"map_Kd -s 2 2 1 t.tga", b"map_d -o .5 T.TIF", b"map_Kd C:\\x\\t.bmp", b"map_Kd \"t.gif\" # x",
     b"map_d t.dds",
+    b"Pr 0.5", b"Ke 4 x", b"map_Pr -imfchan b t.png", b"bump -bm nan t.tga", b"norm -s 2 t.png",
     b"Kd 0.5", b"Kd 200 0 0", b"Tr 1", b"d -halo 0.5 # x", b"map_Kd ../t.png",
     b"map_Kd -clamp on -t 1 t.png", b"\xef\xbb\xbf",
     b"map_Kd -o nan t.png", b"map_d -imfchan r t.tga", b"h\xf6lz",
 )  # fmt: skip
+
+
+MTL = b"newmtl a\nmap_Kd t.png\nmap_d t.tga\nmap_Pr t.bmp\nbump -bm 2 t.gif\nPm 1\n"
 
 
 def with_words(data: bytes, words: tuple[bytes, ...], rng: np.random.Generator) -> bytes:
@@ -158,16 +162,17 @@ def test_mutated_objs_with_materials_and_images_end_in_a_mesh_or_a_reason(tmp_pa
     path, outcomes = tmp_path / "asset.obj", dict[str, int]()
     for _ in range(400):
         path.write_bytes(with_words(text.encode(), WORDS, rng))
-        (tmp_path / "a.mtl").write_bytes(with_words(b"newmtl a\nmap_Kd t.png\nmap_d t.tga\n", MTL_WORDS, rng))
+        (tmp_path / "a.mtl").write_bytes(with_words(MTL, MTL_WORDS, rng))
         image = list(images)[int(rng.integers(0, len(images)))]
         image.write_bytes(mutated(images[image], rng))
         assert asset_sha256(path, side_files(path, tmp_path)) == asset_sha256(path, side_files(path, tmp_path))
         start = time.process_time()
-        found = load_mesh(path, shading=True)
+        found = load_mesh(path, shading=True, materials=True)
         assert time.process_time() - start < 2.0
         image.write_bytes(images[image])
         if isinstance(found, TexturedMesh):
             assert np.isfinite(found.vertices).all() and found.faces.max() < len(found.vertices)
+            assert found.layers is not None and np.isfinite(found.layers.normal.uv).all()
         name = found.reason.value if isinstance(found, Rejected) else "mesh"
         outcomes[name] = outcomes.get(name, 0) + 1
     assert outcomes["mesh"] > 60 and len(outcomes) >= 4, outcomes

@@ -279,6 +279,13 @@ def test_specular_glossiness_becomes_metallic_roughness(tmp_path, gloss, metalli
     assert np.abs(sample.uv.rgb / 255 - linear_to_srgb(np.array(color))).max() <= 3 / 255
 
 
+def test_the_proof_knows_what_eight_bits_cost_a_normal_that_is_not_bent(tmp_path):
+    """128 for 127.5 in red and green, on a map that no texture is made of."""
+    sample = sample_of(tmp_path, square({}, []))
+    leaning = np.degrees(np.arctan(np.sqrt(2) / 255))
+    assert sample.meta["measurements"]["normal_error_deg"] == pytest.approx(leaning, abs=1e-4)
+
+
 DIFFUSE_WITHOUT_GLOSS = np.rint(255 * linear_to_srgb(srgb_to_linear(np.array([200, 100, 50]) / 255) / 0.96))
 """The diffuse colour (200, 100, 50) of a surface that mirrors nothing, as the base colour of one that mirrors 4 %."""
 

@@ -15,7 +15,15 @@ from PIL import Image
 from scipy.fft import dctn
 
 from schemas.errors import UserError
-from training.diffusion.encoders import ZIGZAG, DctCodec, NullTextEncoder, Umt5Encoder, WanCodec, check_channels
+from training.diffusion.encoders import (
+    ZIGZAG,
+    DctCodec,
+    NullTextEncoder,
+    Umt5Encoder,
+    WanCodec,
+    check_channels,
+    frames_at_once,
+)
 from training.loop.checkpoints import load_checkpoint
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import export_released
@@ -159,6 +167,19 @@ def test_wan_codec_encodes_each_frame_alone_as_the_vae_does(vae_dir):
     assert decoded.shape == images.shape
     by_hand = codec.vae.decode((latents[1, :, 2] * std + mean)[None, :, None]).sample[0, :, 0].permute(1, 2, 0)
     torch.testing.assert_close(decoded[1, 2], by_hand)
+
+
+def test_a_gpu_encodes_several_frames_at_once(vae_dir, monkeypatch):
+    """Of views of 512^2 four, as many as take the memory of one UV map; a CPU one, to the same result."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [frames_at_once(gpu, side * side) for side in (256, 512, 1024, 2048)] == [16, 4, 1, 1]
+    assert frames_at_once(cpu, 256 * 256) == 1
+    codec, images, batches = WanCodec(vae_dir), smooth_images(batch=2, frames=3, height=16, width=24), []
+    alone, real = codec.encode(images), codec.vae.encode
+    monkeypatch.setattr("training.diffusion.encoders.frames_at_once", lambda device, pixels: 4)
+    monkeypatch.setattr(codec.vae, "encode", lambda frames: batches.append(len(frames)) or real(frames))
+    torch.testing.assert_close(codec.encode(images), alone)
+    assert batches == [4, 2]
 
 
 def test_another_vae_than_the_models_is_refused(tmp_path):

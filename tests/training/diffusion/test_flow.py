@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from training.diffusion import flow
 from training.diffusion.flow import (
     draw,
     inference_sigmas,
@@ -111,3 +112,37 @@ def test_draws_belong_to_the_sample_not_to_the_batch() -> None:
     assert not torch.equal(whole.noise[0], draw(4, (10, 11, 12), shapes).noise[0])
     alone = draw(3, (10, 11, 12), shapes[:1])
     assert torch.equal(alone.noise[0], whole.noise[0])  # the same views with the UV branch skipped
+
+
+def test_a_gpu_draws_the_noise_itself_and_the_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: what is asked of it is done on the CPU, with the seed that it would get."""
+    gpu, asked, real = torch.device("cuda"), [], torch.randn
+
+    def seeded(*numbers: int, device: torch.device = flow.CPU) -> torch.Generator:
+        asked.append((numbers, device.type))
+        return own_seeded(*numbers)
+
+    def randn(shape: tuple[int, ...], device: torch.device, **options: object) -> torch.Tensor:
+        assert device.type == "cuda"
+        return real(shape, **options)
+
+    own_seeded = flow.seeded
+    monkeypatch.setattr(flow, "seeded", seeded)
+    monkeypatch.setattr(torch, "randn", randn)
+    shapes = [(2, 4, 3, 3), (2, 1, 5, 5)]
+    whole, part = flow.draw(3, (10, 11), shapes, gpu), flow.draw(3, (11,), shapes[:1], gpu)
+    assert asked[:2] == [((3, 10), "cpu"), ((3, 10, flow.NOISE_STREAM), "cuda")]
+    assert torch.equal(whole.noise[0][1:], part.noise[0]), "the sample's own, whatever else is in its batch"
+    monkeypatch.undo()
+    there = flow.draw(3, (10, 11), shapes)
+    for name in ("level", "view_order", "drop_text"):
+        assert torch.equal(getattr(whole, name), getattr(there, name))
+    assert not torch.equal(whole.noise[0], there.noise[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_noise_of_a_gpu_belongs_to_the_sample() -> None:
+    gpu, shapes = torch.device("cuda"), [(2, 4, 3, 3), (2, 1, 5, 5)]
+    whole, part = flow.draw(3, (10, 11), shapes, gpu), flow.draw(3, (11, 10), shapes, gpu)
+    assert whole.noise[0].is_cuda and not whole.level.is_cuda
+    assert torch.equal(whole.noise[1].flip(0), part.noise[1])

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.literal import literal_forward
 from tests.support.tiny_transformer import TINY
+from training.arithmetic import attention
 from training.model.seqtex import SeqTexTransformer3DModel
 from training.model.weights import mark_trained, save_model
 
@@ -229,3 +230,50 @@ def test_plain_and_fused_attention_agree(monkeypatch):
     plain = model(*arguments)
     monkeypatch.setattr("training.model.block.SMALL_SCORES", 0)
     assert max(map(relative_error, model(*arguments), plain)) < 1e-5
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_lora_reads_its_input_as_it_is(monkeypatch, autocast):
+    """Under bfloat16 autocast no float32 copy of it is made; without, nothing changes to the last bit."""
+    from peft.tuners.lora import LoraLayer
+
+    model, arguments = tiny_model(lora_rank=2, lora_alpha=1), inputs()
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    widened, real = [], LoraLayer._cast_input_dtype
+
+    def cast(self, x, dtype):
+        found = real(self, x, dtype)
+        widened.extend([1] if found.dtype != x.dtype else [])
+        return found
+
+    monkeypatch.setattr(LoraLayer, "_cast_input_dtype", cast)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = model(*arguments)
+        assert not widened
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
+        assert all(torch.equal(a, b) for a, b in zip(ours, model(*arguments), strict=True))
+    assert bool(widened) == autocast, "peft's own way"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "operator"), [("auto", "flash_attention_for_cpu"), ("flash", "flash_attention_for_cpu"), ("math", "bmm")]
+)
+def test_one_switch_chooses_the_attention(monkeypatch, kernel, operator):
+    """In the forward pass and where a backward pass computes it again."""
+    monkeypatch.setattr("training.model.block.SMALL_SCORES", 0)
+    model, arguments = tiny_model(num_layers=1), inputs()
+    model.checkpoint_blocks("full")
+    with attention(kernel), Operations() as seen:
+        flows = model(*arguments)
+        forward = len(seen.names)
+        torch.stack([flow.square().mean() for flow in flows]).sum().backward()
+    for names in (seen.names[:forward], seen.names[forward:]):
+        assert any(operator in name for name in names)
+        assert any("flash" in name for name in names) == (kernel != "math")
+
+
+def test_an_attention_that_cannot_be_done_is_not_replaced(monkeypatch):
+    monkeypatch.setattr("training.model.block.SMALL_SCORES", 0)
+    with attention("cudnn"), pytest.raises(RuntimeError, match=r"[Nn]o available kernel"):
+        tiny_model(num_layers=1)(*inputs())
