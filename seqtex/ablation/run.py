@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
@@ -20,11 +21,14 @@ from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import write_file
+from seqtex.ablation.materials import FIGURES as MATERIALS
+from seqtex.ablation.materials import compare, mean_material
 from seqtex.ablation.table import COMPARED, Outcome, write_results
-from seqtex.cli.evaluate import measure_group
+from seqtex.cli.evaluate import Measured, measure_group
 from seqtex.cli.terminal.console import bar, build_progress, log_event, training_note
 from training.config import TrainConfig, preset
 from training.diffusion.latents import Extras
+from training.diffusion.maps import RELEASED_MAPS
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
 from training.objective import HeldOutModel, flow_errors
@@ -239,7 +243,7 @@ def run_cell(cfg: AblateConfig, out: Path, name: str, seed: int, steps: int, tit
             cell_config(cfg, out, cell, directory, seed, steps),
             lambda row: update(int(100 * row["progress"]), training_note(row)),
         )
-    meshes = measure(cfg, dataset(out, "held_out", cell.uv_divisor), trained.checkpoint, trained_on)
+    meshes = measure(cfg, out, cell, trained.checkpoint)
     names = dict.fromkeys(figure for row in meshes for figure in row if figure != "uid")
     figures = {figure: fmean(row[figure] for row in meshes if figure in row) for figure in names}
     losses = [row["loss"] for row in trained.losses[-len(trained.losses) // 10 :] if row["loss"] is not None]
@@ -250,22 +254,37 @@ def run_cell(cfg: AblateConfig, out: Path, name: str, seed: int, steps: int, tit
     log_event("run", cell=name, seed=seed, **rounded, seconds=round(trained.seconds))
 
 
-def measure(cfg: AblateConfig, held_out: Path, checkpoint: Path) -> list[dict[str, Any]]:
+def measure(cfg: AblateConfig, out: Path, cell: Cell, checkpoint: Path) -> list[dict[str, Any]]:
     """Figures of each held-out mesh, textured from its front view; mesh i with noise i, whatever the variant. Beside
     them the loss of training, at the same noise levels and with the same noise for all variants and seeds."""
     network = load_checkpoint(checkpoint)
+    held_out, training = (dataset(out, name, cell.uv_divisor) for name in ("held_out", "training"))
     samples = list(islice(stored_samples(held_out, Regime.TEXTURED), cfg.held_out_meshes))
-    rows = []
+    rows = [{"uid": one.uid} | one.figures for one in textured(cfg, network, samples, cfg.materials)]
+    losses = held_out_losses(network, samples, TASK, cfg.materials)
+    if len(cell.maps) > 1:
+        constant = mean_material(training)
+        for row, sample, unlit in zip(rows, samples, textured(cfg, network, samples, False), strict=True):
+            row |= compare(sample, constant, network.codec)
+            row |= {f"unlit_{name}": unlit.figures[name] for name in MATERIALS}
+    # the figure of the base colour, beside one that has nothing else
+    return [row | loss | {"flow_uv": loss.get("flow_base_color", loss["flow_uv"])}
+            for row, loss in zip(rows, losses, strict=True)]  # fmt: skip
+
+
+def textured(
+    cfg: AblateConfig, network: Checkpoint, samples: Sequence[TextureSample], lit: bool
+) -> Iterator[Measured]:
+    """Texture samples from their front view and measure the results; sample i with noise i. lit: under light."""
     for first in range(0, len(samples), BATCH):
-        group = samples[first : first + BATCH]
+        group = list(samples[first : first + BATCH])
         seeds = [first + place for place in range(len(group))]
-        measured = measure_group(group, network, SamplerConfig(steps=cfg.sample_steps), TASK, seeds, "cpu")
-        rows += [{"uid": one.uid} | one.figures for one in measured]
-    losses = held_out_losses(network, samples, TASK)
-    return [row | loss for row, loss in zip(rows, losses, strict=True)]
+        yield from measure_group(group, network, SamplerConfig(steps=cfg.sample_steps), TASK, seeds, "cpu", lit=lit)
 
 
-def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task: str) -> list[dict[str, float]]:
+def held_out_losses(
+    network: Checkpoint, samples: Sequence[TextureSample], task: str, lit: bool = False
+) -> list[dict[str, float]]:
     """Return `flow_errors` of each sample by a finished checkpoint."""
     parts = HeldOutModel(
         model=network.model,
@@ -275,4 +294,4 @@ def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task:
         shift=network.card.shift,
         device=next(network.model.parameters()).device,
     )
-    return [flow_errors(parts, sample, number, task) for number, sample in enumerate(samples)]
+    return [flow_errors(parts, sample, number, task, lit=lit) for number, sample in enumerate(samples)]
