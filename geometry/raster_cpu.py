@@ -34,9 +34,10 @@ class CpuRasterizer:
         depth = np.empty((len(clip), height, width), np.float32)
         side = self._draw(clip, faces, depth, behind, single_sided)
         bary = np.empty((*side.shape, 2), np.float32)
+        corners = faces.view(np.uint32)
 
         def resolve(image: int, first: int, last: int) -> None:
-            resolve_rows(side[image], clip[image], faces, first, last, side[image], bary[image], depth[image])
+            resolve_rows(side[image], clip[image], corners, first, last, side[image], bary[image], depth[image])
 
         self._run(resolve, len(clip), height)
         return Fragments(face=side, bary=bary, depth=depth)
@@ -69,6 +70,7 @@ class CpuRasterizer:
         snapped = np.empty((images, vertices, 2), np.int32)
         depths = np.empty((images, vertices), np.float32)
         outcode = np.empty((images, vertices), np.uint8)
+        corners = faces.view(np.uint32)  # as an index without a sign, which numba would look at each time
         one_sided = np.zeros(len(faces), bool) if single_sided is None else single_sided
         hidden_face, hidden_depth = (side, near) if behind is None else (behind.face, behind.depth)
 
@@ -77,8 +79,8 @@ class CpuRasterizer:
 
         def draw(image: int, first: int, last: int) -> None:
             rasterize_rows(
-                clip[image], faces, one_sided, snapped[image], depths[image], outcode[image], first, last, side[image],
-                near[image % len(near)], behind is not None, hidden_face[image],
+                clip[image], corners, one_sided, snapped[image], depths[image], outcode[image], first, last,
+                side[image], near[image % len(near)], behind is not None, hidden_face[image],
                 hidden_depth[image % len(hidden_depth)],
             )  # fmt: skip
 

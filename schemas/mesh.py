@@ -97,6 +97,8 @@ class Texture:
     wrap_v: Wrap = Wrap.REPEAT
     nearest: bool = False
     """Nearest instead of bilinear magnification."""
+    file: bytes | None = None
+    """The image as its file has it, where originals were asked for and it is used as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,9 @@ class Shading:
     normal_map: int | None = None
     """Index into `TexturedMesh.textures`: tangent-space normal, 8-bit linear."""
     normal_scale: float = 1.0
+    occlusion_map: int | None = None
+    """Index into `TexturedMesh.textures`: ambient occlusion in R, linear, where originals were asked for."""
+    occlusion_strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +169,10 @@ class MaterialLayers:
     tangents: Float32[np.ndarray, "f 3 4"]
     """Unit tangent of every corner, and the sign of cross(normal, tangent) that makes it the bitangent; 0 where the
     material has no normal map."""
+    occlusion: Layer | None = None
+    """Linear: ambient occlusion in R, factor 1; None where originals were not asked for."""
+    occlusion_strength: Float32[np.ndarray, " m"] | None = None
+    """Share of the occlusion that counts, per material."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,11 +16,11 @@ from geometry.cameras import RigConfig, rig_cameras
 from geometry.frames import Frame, bounding_box
 from geometry.nearest import Surface
 from geometry.raster_cpu import CpuRasterizer
-from pipeline.executor.mesh_file import open_mesh_file
+from pipeline.executor.mesh_file import OpenedMesh, open_mesh_file
 from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.preflight import UpAxis
 from pipeline.mesh_io.problems import AssetError
-from pipeline.mesh_io.write_glb import write_glb
+from pipeline.mesh_io.write_glb import KeptMaterials, Map, plain_materials, write_glb
 from pipeline.render.uv_maps import bake_geometry
 from pipeline.render.views import render_geometry
 from pipeline.unwrap.unwrap import UnwrapConfig
@@ -58,6 +58,8 @@ class PreparedMesh:
     cameras: Cameras
     """The cameras of the views."""
     input: TexturingInput
+    kept: KeptMaterials | None = None
+    """What the mesh file's materials have beside the base colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +74,26 @@ class MeshTexture(PreparedMesh):
     """What else the checkpoint generates (`model.maps`), packed as glTF's textures."""
 
     def save(self, path: str | Path) -> None:
-        """Write the textured mesh as .glb, at its place and size in the mesh file, with all generated maps."""
+        """Write the textured mesh as .glb, at its place and size in the mesh file, with generated maps, and its other ones
+        and factors."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_glb(Path(path), self.mesh, self.uv, self.frame, maps=self.maps)
+        kept = with_maps(self.kept or plain_materials(self.mesh), self.maps) if self.maps else self.kept
+        write_glb(Path(path), self.mesh, self.uv, self.frame, kept=kept)
+
+
+def with_maps(kept: KeptMaterials, maps: Mapping[str, UInt8[np.ndarray, "uv_h uv_w 3"]]) -> KeptMaterials:
+    """Put generated maps in place of those that every material of a mesh has. maps: by name (`model.maps`)."""
+    textures = {name: Map(image=image) for name, image in maps.items()}
+    changes: dict[str, Any] = {}
+    if found := textures.get("metallic_roughness"):
+        changes |= {"metallic_roughness": found, "metallic": 1.0, "roughness": 1.0}
+    if found := textures.get("normal_tangent"):
+        changes |= {"normal": found, "normal_scale": 1.0}
+    if found := textures.get("emissive"):
+        changes |= {"emissive_map": found, "emissive": (1.0, 1.0, 1.0)}
+    materials = tuple(replace(material, **changes) for material in kept.materials)
+    # without tangents of a file readers compute MikkTSpace's, which generated normals are in
+    return replace(kept, materials=materials, tangents=None if "normal" in changes else kept.tangents)
 
 
 def texture(
@@ -102,7 +121,7 @@ def texture(
 
     Args:
         mesh: a file (.glb, .gltf, .obj), a `trimesh.Trimesh` with glTF's axes (Y up), or a `UvMesh` in the dataset
-            frame; an existing texture is ignored
+            frame; an existing base colour is replaced, other maps of a file are kept
         image: what view `view` shows, or pictures of several views by their numbers
         view: 0 is the front (azimuth -90 degrees), then each a quarter turn on
         prompt: text, for checkpoints trained with a text encoder; alone or with images
@@ -175,9 +194,10 @@ def prepare_mesh(
         if not 0 <= view < card.views:
             raise UsageError(f"view {view}: the checkpoint has views 0 to {card.views - 1}")
     images = {view: read_image(picture) for view, picture in (pictures or {}).items()}
-    frame = Frame(center=np.zeros(3), scale=1.0)
+    frame, kept = Frame(center=np.zeros(3), scale=1.0), None
     if not isinstance(mesh, UvMesh):
-        mesh, frame = open_mesh(mesh, card.uv_resolution, max_unwrap_faces, up_axis)
+        opened = open_mesh(mesh, card.uv_resolution, max_unwrap_faces, up_axis)
+        mesh, frame, kept = opened.mesh, opened.frame, opened.kept
     cameras = cameras or rig_cameras(RigConfig(**card.rig), *bounding_box(mesh.vertices, mesh.faces))
     rasterizer = CpuRasterizer(threads=2)
     position, normal, _ = render_geometry(mesh, cameras, card.view_resolution, rasterizer)
@@ -189,12 +209,12 @@ def prepare_mesh(
         prompt=prompt,
         seed=seed,
     )
-    return PreparedMesh(mesh=mesh, frame=frame, cameras=cameras, input=subject)
+    return PreparedMesh(mesh=mesh, frame=frame, cameras=cameras, input=subject, kept=kept)
 
 
 def open_mesh(
     mesh: str | Path | Exportable, uv_resolution: int, max_unwrap_faces: int, up_axis: UpAxis = "y"
-) -> tuple[UvMesh, Frame]:
+) -> OpenedMesh:
     """Load, normalise and unwrap a mesh, in a sandboxed process. Raises UserError if that is not possible."""
     if isinstance(mesh, Exportable):
         with TemporaryDirectory() as folder:

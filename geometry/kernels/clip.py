@@ -1,4 +1,5 @@
-"""Compiled arithmetic between vertices and pixels: projection, snapping, clipping, weights of a face's corners."""
+"""Compiled arithmetic between vertices and pixels: projection, snapping, clipping, weights of a face's corners, small
+faces."""
 
 # mypy: disable-error-code="arg-type, return-value, assignment"
 # (scalars are numba's, annotated as the Python types they stand for)
@@ -12,6 +13,14 @@ SUBPIXEL = 256
 """Fixed-point steps per pixel (8 bits)."""
 GUARD_PIXELS = 1 << 20
 """Vertices further than this from the image centre are clipped: 2^28 steps, so edge functions stay below 2^60."""
+
+FAR_AWAY = 1 << 30
+"""Fixed-point position of a vertex with an outcode: a face with such a corner is longer than any other."""
+
+QUEUE = 512
+"""Faces that are worked on together: their lanes stay in a processor's innermost cache."""
+LONG = 1 << 14
+"""Length of a face, in fixed-point steps, from which on 32 bits may not hold its edge functions."""
 
 OUT_NEAR, OUT_LEFT, OUT_RIGHT, OUT_TOP, OUT_BOTTOM, NOT_FINITE = 1, 2, 4, 8, 16, 32
 MAX_CORNERS = 9
@@ -31,7 +40,7 @@ def project_points(points: np.ndarray, matrices: np.ndarray, out: np.ndarray) ->
                 )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@njit(forceinline=True, **BORROWING)
 def snap(coordinate: float, w: float, size: int) -> int:
     """Clip coordinate to fixed-point pixels: pixel i spans [256 i, 256 i + 256], its centre is 256 i + 128."""
     return np.int64(np.rint((coordinate / w * 0.5 + 0.5) * size * SUBPIXEL))
@@ -52,29 +61,24 @@ def plane_distance(plane: int, polygon: np.ndarray, corner: int, guard_x: float,
     return guard_y * w - y
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWING)
 def snap_vertices(
     clip: np.ndarray, height: int, width: int, snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray,
     first: int, last: int,
 ) -> None:  # fmt: skip
     """Fixed-point position, depth and outcode of vertices `first:last`: clip [v, 4] -> snapped [v, 2], depths [v],
-    outcode [v]; the depth of what is clipped away is that of the nearest."""
+    outcode [v]; the depth of what is clipped away is that of the nearest. Without branches, for vector instructions."""
     guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
     for vertex in range(first, last):
         x, y = np.float64(clip[vertex, 0]), np.float64(clip[vertex, 1])
         z, w = np.float64(clip[vertex, 2]), np.float64(clip[vertex, 3])
-        if not np.isfinite(x + y + z + w):
-            outcode[vertex] = NOT_FINITE
-            continue
-        code = OUT_NEAR if z + w < 0.0 or w <= 0.0 else 0
-        code |= OUT_LEFT if guard_x * w + x < 0.0 else 0
-        code |= OUT_RIGHT if guard_x * w - x < 0.0 else 0
-        code |= OUT_TOP if guard_y * w + y < 0.0 else 0
-        code |= OUT_BOTTOM if guard_y * w - y < 0.0 else 0
+        code = OUT_NEAR * np.int32((z + w < 0.0) | (w <= 0.0))
+        code |= OUT_LEFT * np.int32(guard_x * w + x < 0.0) | OUT_RIGHT * np.int32(guard_x * w - x < 0.0)
+        code |= OUT_TOP * np.int32(guard_y * w + y < 0.0) | OUT_BOTTOM * np.int32(guard_y * w - y < 0.0)
+        code = code if np.isfinite(x + y + z + w) else NOT_FINITE
         outcode[vertex] = code
-        if code == 0:
-            snapped[vertex, 0] = snap(x, w, width)
-            snapped[vertex, 1] = snap(y, w, height)
+        snapped[vertex, 0] = np.int32(snap(x, w, width)) if code == 0 else FAR_AWAY
+        snapped[vertex, 1] = np.int32(snap(y, w, height)) if code == 0 else FAR_AWAY
         depths[vertex] = z / w if code == 0 else -np.inf
 
 
@@ -138,3 +142,77 @@ def clamped_weights(
     if not weight0 + weight1 + weight2 > 0.0:  # seen edge-on: any point of the face will do
         return 1.0, 1.0, 1.0
     return weight0, weight1, weight2
+
+
+@njit(forceinline=True, **BORROWING)
+def owns_points(x: int, y: int) -> int:
+    """0 for a left edge (goes up) or a top edge (goes right), which own their points; the others lose one unit: -1."""
+    return np.int64((y < 0) | ((y == 0) & (x > 0))) - 1
+
+
+@njit(**BORROWING)
+def load_corners(faces: np.ndarray, first: int, last: int, snapped: np.ndarray, lanes: np.ndarray) -> None:
+    """Write the fixed-point corners of faces `first:last` to the lanes."""
+    for face in range(first, last):
+        for corner in range(3):
+            entry, vertex = np.uint64(face - first + corner * QUEUE), faces[face, corner]
+            lanes[entry], lanes[entry + np.uint64(3 * QUEUE)] = snapped[vertex, 0], snapped[vertex, 1]
+
+
+@njit(forceinline=True, **BORROWING)
+def outside_bits(e_ab: int, e_bc: int, e_ca: int, ab: int, bc: int, ca: int) -> int:
+    """Bits 0 to 3 of the pixels of a row that lie outside: edge functions at the first one, and what they lose a
+    pixel."""
+    bits = ((e_ab | e_bc | e_ca) >> 31) & 1
+    bits |= (np.int32(np.int32(e_ab - ab) | np.int32(e_bc - bc) | np.int32(e_ca - ca)) >> 31) & 2
+    bits |= (np.int32(np.int32(e_ab - 2 * ab) | np.int32(e_bc - 2 * bc) | np.int32(e_ca - 2 * ca)) >> 31) & 4
+    bits |= (np.int32(np.int32(e_ab - 3 * ab) | np.int32(e_bc - 3 * bc) | np.int32(e_ca - 3 * ca)) >> 31) & 8
+    return np.int32(bits)
+
+
+@njit(**BORROWING)
+def cover_small(lanes: np.ndarray, count: int, width: int, row_first: int, row_last: int) -> None:
+    """Work out which pixels small faces cover, with 32 bits and without branches, for vector instructions.
+
+    Row r of the lanes [10, QUEUE] starts at r x QUEUE: x of corners 0, 1 and 2, then y (`load_corners`). Written are 6:
+    bit 4 y + x for each covered pixel of a box of 4 x 4, or -1 for faces that may not fit into it; 7 and 8: the first
+    column and row of the box; 9: 1 where the corners run clockwise."""
+    last_column, last_row = np.int32(width - 1), np.int32(row_last - 1)
+    top = np.int32(row_first)
+    for face in range(count):
+        ax, bx, cx = lanes[face], lanes[face + QUEUE], lanes[face + 2 * QUEUE]
+        ay, by, cy = lanes[face + 3 * QUEUE], lanes[face + 4 * QUEUE], lanes[face + 5 * QUEUE]
+        low_x, high_x, low_y, high_y = min(ax, bx, cx), max(ax, bx, cx), min(ay, by, cy), max(ay, by, cy)
+        column, row = max(np.int32((low_x + 127) >> 8), np.int32(0)), max(np.int32((low_y + 127) >> 8), top)
+        columns = np.int32(min(np.int32((high_x - 128) >> 8), last_column) - column + 1)
+        rows = np.int32(min(np.int32((high_y - 128) >> 8), last_row) - row + 1)
+        abx, aby, bcx, bcy = np.int32(bx - ax), np.int32(by - ay), np.int32(cx - bx), np.int32(cy - by)
+        cax, cay = np.int32(ax - cx), np.int32(ay - cy)
+        area = np.int32(np.int32(cax * aby) - np.int32(abx * cay))
+        turned = np.int32(area < 0)
+        sign = np.int32(1 - 2 * turned)
+        abx, aby, bcx, bcy = np.int32(abx * sign), np.int32(aby * sign), np.int32(bcx * sign), np.int32(bcy * sign)
+        cax, cay = np.int32(cax * sign), np.int32(cay * sign)
+        px, py = np.int32((column << 8) + 128), np.int32((row << 8) + 128)
+        e_ab = np.int32(np.int32(abx * np.int32(py - ay)) - np.int32(aby * np.int32(px - ax)))
+        e_bc = np.int32(np.int32(bcx * np.int32(py - by)) - np.int32(bcy * np.int32(px - bx)))
+        e_ca = np.int32(np.int32(cax * np.int32(py - cy)) - np.int32(cay * np.int32(px - cx)))
+        e_ab = np.int32(e_ab + owns_points(abx, aby))
+        e_bc = np.int32(e_bc + owns_points(bcx, bcy))
+        e_ca = np.int32(e_ca + owns_points(cax, cay))
+        abx, aby, bcx, bcy = np.int32(abx << 8), np.int32(aby << 8), np.int32(bcx << 8), np.int32(bcy << 8)
+        cax, cay = np.int32(cax << 8), np.int32(cay << 8)
+        bits = outside_bits(e_ab, e_bc, e_ca, aby, bcy, cay)
+        e_ab, e_bc, e_ca = np.int32(e_ab + abx), np.int32(e_bc + bcx), np.int32(e_ca + cax)
+        bits |= np.int32(outside_bits(e_ab, e_bc, e_ca, aby, bcy, cay) << 4)
+        e_ab, e_bc, e_ca = np.int32(e_ab + abx), np.int32(e_bc + bcx), np.int32(e_ca + cax)
+        bits |= np.int32(outside_bits(e_ab, e_bc, e_ca, aby, bcy, cay) << 8)
+        e_ab, e_bc, e_ca = np.int32(e_ab + abx), np.int32(e_bc + bcx), np.int32(e_ca + cax)
+        bits |= np.int32(outside_bits(e_ab, e_bc, e_ca, aby, bcy, cay) << 12)
+        is_long = (np.int32(high_x - low_x) >= LONG) | (np.int32(high_y - low_y) >= LONG) | (high_x == FAR_AWAY)
+        too_large = is_long | (((columns > 4) | (rows > 4)) & (columns > 0) & (rows > 0))
+        box = np.int32((0xF >> (4 - min(max(columns, np.int32(0)), np.int32(4)))) * 0x1111)
+        box = np.int32(box & (0xFFFF >> (16 - 4 * min(max(rows, np.int32(0)), np.int32(4)))))
+        covered = np.int32(~bits & box) if area != 0 else np.int32(0)
+        lanes[face + 6 * QUEUE] = np.int32(-1) if too_large else covered
+        lanes[face + 7 * QUEUE], lanes[face + 8 * QUEUE], lanes[face + 9 * QUEUE] = column, row, turned

@@ -17,9 +17,16 @@ VIEW_TEXELS = 2.0
 
 
 @njit(forceinline=True, **BORROWING)
+def face_corners(surface: Any, f: int) -> tuple[int, int, int]:
+    """Vertices of a face, unsigned: numba looks at the sign of an index each time."""
+    face = np.uint32(f)
+    return np.uint32(surface.faces[face, 0]), np.uint32(surface.faces[face, 1]), np.uint32(surface.faces[face, 2])
+
+
+@njit(forceinline=True, **BORROWING)
 def face_uv(surface: Any, f: int, b0: float, b1: float) -> tuple[float, float]:
     """Texture coordinates at a point of a face, in float64: they may be large."""
-    i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
+    i, j, k = face_corners(surface, f)
     uv = surface.uv
     weight0, weight1 = np.float64(b0), np.float64(b1)
     weight2 = np.float64(np.float32(1.0) - b0 - b1)
@@ -32,7 +39,7 @@ def face_uv(surface: Any, f: int, b0: float, b1: float) -> tuple[float, float]:
 @njit(forceinline=True, **BORROWING)
 def frame_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, frame: np.ndarray) -> None:
     """`fill_frame` for face `f` of a surface whose corners lie at `clip`."""
-    i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
+    i, j, k = face_corners(surface, f)
     uv = surface.uv
     fill_frame(
         clip, clip_faces[f, 0], clip_faces[f, 1], clip_faces[f, 2],
@@ -44,7 +51,7 @@ def frame_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, fra
 @njit(forceinline=True, **BORROWING)
 def corners_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, frame: np.ndarray) -> None:
     """`fill_corners`, likewise."""
-    i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
+    i, j, k = face_corners(surface, f)
     uv = surface.uv
     fill_corners(
         clip, clip_faces[f, 0], clip_faces[f, 1], clip_faces[f, 2],
@@ -56,7 +63,7 @@ def corners_of(surface: Any, f: int, clip: np.ndarray, clip_faces: np.ndarray, f
 @njit(forceinline=True, **BORROWING)
 def has_texture(surface: Any, f: int) -> bool:
     """Return whether a face shows a texture."""
-    return surface.material_sampler[surface.face_material[f]] >= 0 and surface.face_has_uv[f]
+    return surface.material_sampler[np.uint32(surface.face_material[f])] >= 0 and surface.face_has_uv[np.uint32(f)]
 
 
 @njit(forceinline=True, **BORROWING)
@@ -66,12 +73,12 @@ def face_color(
 ) -> tuple[float, float, float, float]:  # fmt: skip
     """Linear RGBA at a point of a face: factor x vertex colour x texture over a footprint of step_x x step_y in
     normalised device coordinates; without size: at the point."""
-    material = surface.face_material[f]
+    material = np.uint32(surface.face_material[f])
     factors = surface.factors
     red, green, blue, alpha = factors[material, 0], factors[material, 1], factors[material, 2], factors[material, 3]
     if surface.has_colors:
         colors = surface.colors
-        i, j, k = surface.faces[f, 0], surface.faces[f, 1], surface.faces[f, 2]
+        i, j, k = face_corners(surface, f)
         b2 = np.float32(1.0) - b0 - b1
         red *= b0 * colors[i, 0] + b1 * colors[j, 0] + b2 * colors[k, 0]
         green *= b0 * colors[i, 1] + b1 * colors[j, 1] + b2 * colors[k, 1]
@@ -86,8 +93,9 @@ def face_color(
             u, v = face_uv(surface, f, b0, b1)
         t_red, t_green, t_blue, t_alpha = area_mean(
             u, v, ux * step_x, vx * step_x, uy * step_y, vy * step_y,
-            surface.texels, surface.mips, surface.levels, surface.samplers, surface.material_sampler[material],
-            surface.decode, surface.cutoffs[material] >= 0.0, minor_texels,
+            surface.texels, surface.mips, surface.levels, surface.samplers,
+            np.uint64(surface.material_sampler[material]), surface.decode, surface.cutoffs[material] >= 0.0,
+            minor_texels,
         )  # fmt: skip
         red, green, blue, alpha = red * t_red, green * t_green, blue * t_blue, alpha * t_alpha
     return red, green, blue, alpha

@@ -5,14 +5,22 @@
 
 import numpy as np
 from numba import njit
+from numba.cpython.unsafe.numbers import trailing_zeros
 
-from geometry.kernels.clip import MAX_CORNERS, NOT_FINITE, clamped_weights, clip_face
+from geometry.kernels.clip import (
+    MAX_CORNERS,
+    NOT_FINITE,
+    QUEUE,
+    clamped_weights,
+    clip_face,
+    cover_small,
+    load_corners,
+    owns_points,
+)
 from geometry.kernels.jit import BORROWING
 
-QUEUE = 1024
-"""Triangles collected before they are drawn together: a call per triangle would cost more than drawing a small one."""
-FEW_PIXELS = 6
-"""Pixels in the box around a triangle up to which setting up a plane takes longer than it saves."""
+WIDE = 9
+"""Columns from which on it is quicker to reckon where an edge crosses a row than to try every pixel."""
 FAR_NDC, FAR_NDEPTH = 16.0, 4.0
 """Coordinates and depths of corners up to which the rounding errors of a plane stay below 1e-8 wherever it is used."""
 DEPTH_SLACK = 2e-6
@@ -90,12 +98,6 @@ def is_in_front(
 
 
 @njit(forceinline=True, **BORROWING)
-def owns_points(x: int, y: int) -> int:
-    """0 for a left edge (goes up) or a top edge (goes right), which own their points; the others lose one unit: -1."""
-    return np.int64((y < 0) | ((y == 0) & (x > 0))) - 1
-
-
-@njit(forceinline=True, **BORROWING)
 def keep_nearer(
     side: int, row: int, column: int, here: float, clip: np.ndarray, faces: np.ndarray, out_side: np.ndarray,
     near: np.ndarray, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
@@ -112,29 +114,42 @@ def keep_nearer(
         out_side[row, column] = side
 
 
-@njit(**BORROWING)
-def draw_fragments(
-    fragments: np.ndarray, count: int, clip: np.ndarray, faces: np.ndarray, depths: np.ndarray, out_side: np.ndarray,
-    near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
-) -> None:  # fmt: skip
-    """Sides at single pixels (side, row, column), as `draw_queue` collects them."""
-    step_x, step_y = 2.0 / out_side.shape[1], 2.0 / out_side.shape[0]
-    for entry in range(count):
-        side, row, column = np.int64(fragments[entry, 0]), fragments[entry, 1], fragments[entry, 2]
-        if flat:
-            out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
-        elif not lowest_depth(depths, faces, side) > near[row, column] + HIDDEN_SLACK:
-            here = exact_depth(clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0)
-            keep_nearer(
-                side, row, column, np.float64(here), clip, faces, out_side, near, peel, peel_face, peel_depth
-            )  # fmt: skip
-
-
 @njit(forceinline=True, **BORROWING)
 def lowest_depth(depths: np.ndarray, faces: np.ndarray, side: int) -> float:
     """Depth of the nearest corner of a side."""
     i, j, k = faces[side >> 1, 0], faces[side >> 1, 1], faces[side >> 1, 2]
     return min(depths[i], depths[j], depths[k])
+
+
+@njit(**BORROWING)
+def draw_fragments(
+    fragments: np.ndarray, count: int, here: np.ndarray, clip: np.ndarray, faces: np.ndarray, out_side: np.ndarray,
+    near: np.ndarray, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """Sides at single pixels (side, row, column), as `draw_covered` collects them; `here` [n] is scratch for depths."""
+    step_x, step_y = 2.0 / out_side.shape[1], 2.0 / out_side.shape[0]
+    for entry in range(count):
+        side, row, column = np.int64(fragments[entry, 0]), fragments[entry, 1], fragments[entry, 2]
+        here[entry] = exact_depth(clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0)
+    for entry in range(count):
+        side, row, column = np.int64(fragments[entry, 0]), fragments[entry, 1], fragments[entry, 2]
+        keep_nearer(
+            side, row, column, np.float64(here[entry]), clip, faces, out_side, near, peel, peel_face, peel_depth
+        )
+
+
+@njit(forceinline=True, **BORROWING)
+def edge_bound(edge: float, scale: float, goes_up: bool) -> tuple[float, float]:
+    """First and last column, counted from where the edge function is 256 (edge - 0.5), on the inner side of an edge of
+    height 1 / scale: half a unit keeps quotients of integers away from where rounding would tip them."""
+    last = np.floor(edge * scale)
+    return (-last if goes_up else -np.inf), (np.inf if goes_up else last)
+
+
+@njit(forceinline=True, **BORROWING)
+def edge_scale(rise: int) -> float:
+    """1 / height of an edge, in steps; 2^20 for a level one, which bounds no row, or all of it."""
+    return 1.0 / np.float64(abs(rise)) if rise != 0 else 1048576.0
 
 
 @njit(forceinline=True, **BORROWING)
@@ -144,7 +159,7 @@ def draw_large(
     depths: np.ndarray, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray,
     peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
-    """A side whose edge functions are those of `draw_queue` at (x_first, y_first), pixel by pixel of its box."""
+    """A side whose edge functions at pixel (x_first, y_first) are given, row by row of its box."""
     step_x, step_y = 2.0 / out_side.shape[1], 2.0 / out_side.shape[0]
     lowest = np.float32(0.0) if flat else lowest_depth(depths, faces, side) - HIDDEN_SLACK
     planar, level, slope_x, slope_y = False, 0.0, 0.0, 0.0
@@ -157,89 +172,135 @@ def draw_large(
             (x_first + 0.5) * step_x - 1.0, (y_first + 0.5) * step_y - 1.0,
         )  # fmt: skip
         slope_x, slope_y = slope_x * step_x, slope_y * step_y
+    columns, scale_ab, scale_bc, scale_ca = np.float64(x_last - x_first), 0.0, 0.0, 0.0
+    if columns >= WIDE:
+        scale_ab, scale_bc, scale_ca = edge_scale(aby), edge_scale(bcy), edge_scale(cay)
+    along_ab, along_bc, along_ca = (edge_ab >> 8) + 0.5, (edge_bc >> 8) + 0.5, (edge_ca >> 8) + 0.5
     # Snapping moves an edge by less than a step, so that far within the unsnapped face is inside, too.
     rim_ab, rim_bc, rim_ca = abs(abx) + abs(aby), abs(bcx) + abs(bcy), abs(cax) + abs(cay)
     for row in range(y_first, y_last + 1):
-        e_ab, e_bc, e_ca, depth = edge_ab, edge_bc, edge_ca, level
-        entered = False
-        for column in range(x_first, x_last + 1):
-            if (e_ab | e_bc | e_ca) >= 0:
-                entered = True
-                if flat:
-                    out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
-                elif not lowest > near[row, column]:
-                    here = depth
-                    if not (planar and ((e_ab - rim_ab) | (e_bc - rim_bc) | (e_ca - rim_ca)) >= 0):
-                        here = np.float64(
-                            exact_depth(clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0)
-                        )
-                    keep_nearer(side, row, column, here, clip, faces, out_side, near, peel, peel_face, peel_depth)
-            elif entered:
-                break
-            e_ab -= aby << 8
-            e_bc -= bcy << 8
-            e_ca -= cay << 8
-            depth += slope_x
-        edge_ab += abx << 8
-        edge_bc += bcx << 8
-        edge_ca += cax << 8
+        left, right = x_first, x_last
+        if columns >= WIDE:
+            first_ab, last_ab = edge_bound(along_ab, scale_ab, aby < 0)
+            first_bc, last_bc = edge_bound(along_bc, scale_bc, bcy < 0)
+            first_ca, last_ca = edge_bound(along_ca, scale_ca, cay < 0)
+            left = x_first + np.int64(min(max(first_ab, first_bc, first_ca, 0.0), columns + 1.0))
+            right = x_first + np.int64(max(min(last_ab, last_bc, last_ca, columns), -1.0))
+            along_ab, along_bc, along_ca = along_ab + abx, along_bc + bcx, along_ca + cax
+        if flat and columns >= WIDE:
+            for column in range(left, right + 1):
+                out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
+        else:
+            skipped = (left - x_first) << 8
+            e_ab, e_bc, e_ca = edge_ab - skipped * aby, edge_bc - skipped * bcy, edge_ca - skipped * cay
+            depth = level + np.float64(left - x_first) * slope_x
+            entered = False
+            for column in range(left, right + 1):
+                if (e_ab | e_bc | e_ca) >= 0:
+                    entered = True
+                    if flat:
+                        out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
+                    elif not lowest > near[row, column]:
+                        here = depth
+                        if not (planar and ((e_ab - rim_ab) | (e_bc - rim_bc) | (e_ca - rim_ca)) >= 0):
+                            here = np.float64(
+                                exact_depth(
+                                    clip, faces, side, (column + 0.5) * step_x - 1.0, (row + 0.5) * step_y - 1.0
+                                )
+                            )
+                        keep_nearer(side, row, column, here, clip, faces, out_side, near, peel, peel_face, peel_depth)
+                elif entered:
+                    break
+                e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
+                depth += slope_x
+        edge_ab, edge_bc, edge_ca = edge_ab + (abx << 8), edge_bc + (bcx << 8), edge_ca + (cax << 8)
         level += slope_y
 
 
-@njit(**BORROWING)
-def draw_queue(
-    queue: np.ndarray, count: int, fragments: np.ndarray, clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray,
-    depths: np.ndarray, row_first: int, row_last: int, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool,
-    peel_face: np.ndarray, peel_depth: np.ndarray,
+@njit(forceinline=True, **BORROWING)
+def draw_face(
+    face: int, fixed: np.ndarray, polygon: np.ndarray, spare: np.ndarray, clip: np.ndarray, faces: np.ndarray,
+    single_sided: np.ndarray, snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray, row_first: int,
+    row_last: int, out_side: np.ndarray, near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray,
+    peel_depth: np.ndarray,
 ) -> None:  # fmt: skip
-    """Queued fixed-point triangles (face, ax, ay, bx, by, cx, cy) into rows `row_first:row_last` of out_side [h, w].
+    """A face of any size, clipped where need be, in 64-bit arithmetic; `fixed`, `polygon` and `spare` are scratch."""
+    height, width = out_side.shape
+    i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
+    corners, outside = np.int64(3), outcode[i] | outcode[j] | outcode[k]
+    if outside == 0:
+        fixed[0, 0], fixed[0, 1] = snapped[i, 0], snapped[i, 1]
+        fixed[1, 0], fixed[1, 1] = snapped[j, 0], snapped[j, 1]
+        fixed[2, 0], fixed[2, 1] = snapped[k, 0], snapped[k, 1]
+    elif outside & NOT_FINITE or outcode[i] & outcode[j] & outcode[k]:
+        return
+    else:
+        corners = clip_face(clip, i, j, k, height, width, polygon, spare, fixed)
+    for piece in range(1, corners - 1):
+        ax, ay, bx, by = fixed[0, 0], fixed[0, 1], fixed[piece, 0], fixed[piece, 1]
+        cx, cy = fixed[piece + 1, 0], fixed[piece + 1, 1]
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
+        y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
+        if area == 0 or (area > 0 and single_sided[face]) or x_first > x_last or y_first > y_last:
+            continue
+        side = 2 * np.int64(face) + np.int64(area < 0)
+        turn = 1 - 2 * np.int64(area < 0)  # the edges of a triangle that is drawn from behind run the other way
+        px, py = (x_first << 8) + 128, (y_first << 8) + 128
+        abx, aby, bcx, bcy = turn * (bx - ax), turn * (by - ay), turn * (cx - bx), turn * (cy - by)
+        cax, cay = turn * (ax - cx), turn * (ay - cy)
+        draw_large(
+            side, x_first, x_last, y_first, y_last,
+            abx * (py - ay) - aby * (px - ax) + owns_points(abx, aby),
+            bcx * (py - by) - bcy * (px - bx) + owns_points(bcx, bcy),
+            cax * (py - cy) - cay * (px - cx) + owns_points(cax, cay),
+            abx, aby, bcx, bcy, cax, cay, clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth,
+        )  # fmt: skip
+
+
+@njit(**BORROWING)
+def draw_covered(
+    lanes: np.ndarray, start: int, count: int, fixed: np.ndarray, polygon: np.ndarray, spare: np.ndarray,
+    fragments: np.ndarray, here: np.ndarray, clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray,
+    snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray, row_first: int, row_last: int, out_side: np.ndarray,
+    near: np.ndarray, flat: bool, peel: bool, peel_face: np.ndarray, peel_depth: np.ndarray,
+) -> None:  # fmt: skip
+    """Faces from `start` on, as `cover_small` leaves them, into rows `row_first:row_last` of out_side [h, w].
 
     Coverage is exact integer arithmetic with the top-left rule. Depth is that of `exact_depth`, from the unsnapped clip
     coordinates of the *face*: a piece of a clipped face needs nothing else. It is worked out only where it decides:
     surely inside the unsnapped face a plane gives depth to within `DEPTH_SLACK`, and so does `near` [h, w]. In a flat
-    image all depths are equal: who comes first stays. The pixels of small triangles are collected in fragments [n, 3]
-    without a branch on whether they are covered.
+    image all depths are equal: who comes first stays. The pixels of small faces are collected in fragments [n, 3].
     """
-    width, collected = out_side.shape[1], np.int64(0)
+    shown, collected = np.int64(0), np.int64(0)
     for entry in range(count):
-        face = queue[entry, 0]
-        ax, ay = np.int64(queue[entry, 1]), np.int64(queue[entry, 2])
-        bx, by = np.int64(queue[entry, 3]), np.int64(queue[entry, 4])
-        cx, cy = np.int64(queue[entry, 5]), np.int64(queue[entry, 6])
-        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if (area == 0) | ((area > 0) & single_sided[face]):
-            continue
-        side = 2 * np.int64(face) + np.int64(area < 0)
-        turn = 1 - 2 * np.int64(area < 0)  # the edges of a triangle that is drawn from behind run the other way
-        x_first, x_last = first_centre(ax, bx, cx, 0), last_centre(ax, bx, cx, width - 1)
-        y_first, y_last = first_centre(ay, by, cy, row_first), last_centre(ay, by, cy, row_last - 1)
-        px, py = (x_first << 8) + 128, (y_first << 8) + 128
-        abx, aby, bcx, bcy = turn * (bx - ax), turn * (by - ay), turn * (cx - bx), turn * (cy - by)
-        cax, cay = turn * (ax - cx), turn * (ay - cy)
-        edge_ab = abx * (py - ay) - aby * (px - ax) + owns_points(abx, aby)
-        edge_bc = bcx * (py - by) - bcy * (px - bx) + owns_points(bcx, bcy)
-        edge_ca = cax * (py - cy) - cay * (px - cx) + owns_points(cax, cay)
-        is_small = (x_last - x_first + 1) * (y_last - y_first + 1) <= FEW_PIXELS
-        if collected > QUEUE - FEW_PIXELS or (flat and not is_small):
-            draw_fragments(
-                fragments, collected, clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth
+        covered, turned = lanes[entry + 6 * QUEUE], lanes[entry + 9 * QUEUE]
+        lanes[shown] = entry
+        shown += np.int64((covered != 0) & ((covered < 0) | (turned != 0) | (not single_sided[start + entry])))
+    for which in range(shown):
+        entry = lanes[which]
+        covered, side = lanes[entry + 6 * QUEUE], 2 * (start + entry) + lanes[entry + 9 * QUEUE]
+        if covered < 0:
+            draw_face(
+                start + entry, fixed, polygon, spare, clip, faces, single_sided, snapped, depths, outcode, row_first,
+                row_last, out_side, near, flat, peel, peel_face, peel_depth,
             )  # fmt: skip
+            continue
+        left, top = np.uint32(lanes[entry + 7 * QUEUE]), np.uint32(lanes[entry + 8 * QUEUE])
+        lowest = np.float32(0.0) if flat else lowest_depth(depths, faces, side)
+        while covered != 0:
+            bit = trailing_zeros(covered)  # type: ignore[call-arg, var-annotated]
+            row, column = np.uint32(top + (bit >> 2)), np.uint32(left + (bit & 3))
+            covered &= covered - 1
+            if flat:
+                out_side[row, column] = side if out_side[row, column] < 0 else out_side[row, column]
+            else:
+                fragments[collected, 0], fragments[collected, 1], fragments[collected, 2] = side, row, column
+                collected += np.int64(not lowest > near[row, column] + HIDDEN_SLACK)
+        if collected > QUEUE - 16:
+            draw_fragments(fragments, collected, here, clip, faces, out_side, near, peel, peel_face, peel_depth)
             collected = np.int64(0)
-        if not is_small:
-            draw_large(
-                side, x_first, x_last, y_first, y_last, edge_ab, edge_bc, edge_ca, abx, aby, bcx, bcy, cax, cay,
-                clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth,
-            )  # fmt: skip
-            continue
-        for row in range(y_first, y_last + 1):
-            e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
-            for column in range(x_first, x_last + 1):
-                fragment = fragments[collected]
-                fragment[0], fragment[1], fragment[2] = side, row, column
-                collected += np.int64((e_ab | e_bc | e_ca) >= 0)
-                e_ab, e_bc, e_ca = e_ab - (aby << 8), e_bc - (bcy << 8), e_ca - (cay << 8)
-            edge_ab, edge_bc, edge_ca = edge_ab + (abx << 8), edge_bc + (bcx << 8), edge_ca + (cax << 8)
-    draw_fragments(fragments, collected, clip, faces, depths, out_side, near, flat, peel, peel_face, peel_depth)
+    draw_fragments(fragments, collected, here, clip, faces, out_side, near, peel, peel_face, peel_depth)
 
 
 @njit(**BORROWING)
@@ -280,21 +341,6 @@ def resolve_rows(
             )
 
 
-@njit(forceinline=True, **BORROWING)
-def enqueue(
-    queue: np.ndarray, count: int, face: int, ax: int, ay: int, bx: int, by: int, cx: int, cy: int,
-    row_first: int, row_last: int, width: int,
-) -> int:  # fmt: skip
-    """Append a fixed-point triangle to the queue if a pixel's centre may lie in it, and return how many it holds. Most
-    faces of a fine mesh end here, at random: a branch on it would be mispredicted, a row that is overwritten is not."""
-    entry = queue[count]
-    entry[0], entry[1], entry[2], entry[3] = face, ax, ay, bx
-    entry[4], entry[5], entry[6] = by, cx, cy
-    in_columns = first_centre(ax, bx, cx, 0) <= last_centre(ax, bx, cx, width - 1)
-    in_rows = first_centre(ay, by, cy, row_first) <= last_centre(ay, by, cy, row_last - 1)
-    return count + np.int64(in_columns & in_rows)
-
-
 @njit(nogil=True, cache=True)
 def rasterize_rows(
     clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, snapped: np.ndarray, depths: np.ndarray,
@@ -303,39 +349,18 @@ def rasterize_rows(
 ) -> None:  # fmt: skip
     """All faces of one image into rows `row_first:row_last`: the side in front at every pixel -> out_side [h, w], its
     rough depth -> near [h, w]. Of single-sided faces [f] the side whose corners run clockwise, y up, alone counts."""
-    height, width = out_side.shape
     out_side[row_first:row_last] = -1
     flat = not peel and not clip[:, 2].any()
     if not flat:
         near[row_first:row_last] = np.inf
     polygon, spare = np.empty((MAX_CORNERS, 4), np.float64), np.empty((MAX_CORNERS, 4), np.float64)
     fixed = np.empty((MAX_CORNERS, 2), np.int64)
-    queue, fragments = np.empty((QUEUE, 7), np.int32), np.empty((QUEUE, 3), np.int32)
-    count = np.int64(0)
-    for face in range(faces.shape[0]):
-        i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
-        outside = outcode[i] | outcode[j] | outcode[k]
-        if outside == 0:
-            count = enqueue(
-                queue, count, face, np.int64(snapped[i, 0]), np.int64(snapped[i, 1]), np.int64(snapped[j, 0]),
-                np.int64(snapped[j, 1]), np.int64(snapped[k, 0]), np.int64(snapped[k, 1]), row_first, row_last, width,
-            )  # fmt: skip
-        elif outside & NOT_FINITE or outcode[i] & outcode[j] & outcode[k]:
-            continue
-        else:
-            corners = clip_face(clip, i, j, k, height, width, polygon, spare, fixed)
-            for piece in range(1, corners - 1):
-                count = enqueue(
-                    queue, count, face, fixed[0, 0], fixed[0, 1], fixed[piece, 0], fixed[piece, 1],
-                    fixed[piece + 1, 0], fixed[piece + 1, 1], row_first, row_last, width,
-                )  # fmt: skip
-        if count > QUEUE - MAX_CORNERS:
-            draw_queue(
-                queue, count, fragments, clip, faces, single_sided, depths, row_first, row_last, out_side, near, flat,
-                peel, peel_face, peel_depth,
-            )  # fmt: skip
-            count = np.int64(0)
-    draw_queue(
-        queue, count, fragments, clip, faces, single_sided, depths, row_first, row_last, out_side, near, flat, peel,
-        peel_face, peel_depth,
-    )  # fmt: skip
+    lanes, fragments, here = np.empty(10 * QUEUE, np.int32), np.empty((QUEUE, 3), np.int32), np.empty(QUEUE, np.float32)
+    for start in range(0, faces.shape[0], QUEUE):
+        count = min(QUEUE, faces.shape[0] - start)
+        load_corners(faces, start, start + count, snapped, lanes)
+        cover_small(lanes, count, out_side.shape[1], row_first, row_last)
+        draw_covered(
+            lanes, start, count, fixed, polygon, spare, fragments, here, clip, faces, single_sided, snapped, depths,
+            outcode, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth,
+        )  # fmt: skip

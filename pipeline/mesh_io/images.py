@@ -148,11 +148,22 @@ class TextureStore(Generic[Key]):
         except AssetError:
             return None
 
-    def textures(self) -> list[Texture]:
+    def textures(self, *, originals: bool = False) -> list[Texture]:
+        """Return the textures. `originals`: with the encoded files of those that are used as they are."""
         return [
-            Texture(image=self._image(slot), wrap_u=slot.wrap_u, wrap_v=slot.wrap_v, nearest=slot.nearest)
+            Texture(
+                image=self._image(slot),
+                wrap_u=slot.wrap_u,
+                wrap_v=slot.wrap_v,
+                nearest=slot.nearest,
+                file=self._file(slot) if originals else None,
+            )
             for slot in self._slots
         ]
+
+    def _file(self, slot: _Slot[Key]) -> bytes | None:
+        changed = slot.image is None or slot.mask is not None or slot.glossiness is not None
+        return None if changed or slot.image is None else bytes(self._fetch(slot.image)[0])
 
     def _image(self, slot: _Slot[Key]) -> UInt8[np.ndarray, "height width 4"]:
         pixels = None if slot.image is None else self._pixels[slot.image]

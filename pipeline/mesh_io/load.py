@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool
@@ -27,6 +28,11 @@ from schemas.mesh import AlphaMode, Material, Shading, Texture, TexturedMesh, Wr
 
 BLACK = 4
 """8-bit sRGB levels below which a colour counts as black: JPEG leaves some noise (ours)."""
+
+
+Detail = Literal["none", "layers", "originals"]
+"""What is loaded of materials beside the base colour: nothing, `TexturedMesh.layers`, or these with occlusion and
+`Texture.file`, for those who write the mesh again."""
 
 
 def load_mesh(
@@ -61,21 +67,24 @@ def load_asset(
     *,
     shading: bool = False,
     materials: bool = False,
+    originals: bool = False,
     up_axis: UpAxis = "y",
 ) -> tuple[AssetFacts, TexturedMesh | Rejected] | Rejected:
     """Check and load an asset, parsing its file once: facts and mesh, or why the preflight refused it. `root`: the
-    folder that the files it refers to must lie in; None: its own, and none for a .glb. `up_axis`: of formats that do
-    not say which it is (OBJ, OFF, PLY, STL)."""
+    folder that the files it refers to must lie in; None: its own, and none for a .glb. `originals`: materials with
+    occlusion and `Texture.file`, for those who write the mesh again. `up_axis`: of formats that do not say which it is
+    (OBJ, OFF, PLY, STL)."""
     notes = Notes()
+    detail: Detail = "originals" if originals else "layers" if materials else "none"
     try:
         facts, content = open_checked(path, cfg, root, notes, up_axis)
     except AssetError as error:
         return error.rejected
     try:
         if isinstance(content, ObjFile):
-            mesh = _from_obj(content, cfg, notes, shading, materials)
+            mesh = _from_obj(content, cfg, notes, shading, detail)
         else:
-            facts, mesh = _from_scene(content, facts, cfg, shading, materials)
+            facts, mesh = _from_scene(content, facts, cfg, shading, detail)
     except AssetError as error:
         return replace(facts, notes=notes.found()), error.rejected
     facts = replace(facts, notes=notes.found())
@@ -103,18 +112,23 @@ def _without_extent(mesh: TexturedMesh) -> Rejected | None:
 
 
 def _from_scene(
-    scene: Scene, facts: AssetFacts, cfg: PreflightConfig, shading: bool, layered: bool
+    scene: Scene, facts: AssetFacts, cfg: PreflightConfig, shading: bool, detail: Detail
 ) -> tuple[AssetFacts, TexturedMesh]:
     """The drawn scene, and its facts without parts that turn out to be damaged and images that are replaced."""
     images = scene.container.images
     store = TextureStore[int](lambda image: _encoded(images[image], cfg), cfg.max_image_bytes)
     if cfg.emissive_as_base:
         scene = _glowing(scene, store)
-    parts, lost = scene_parts(scene, _maps(scene) if layered else None)
+    layered = detail != "none"
+    parts, lost = scene_parts(scene, _maps(scene, detail) if layered else None)
     if (error := scene.container.notes.first_error) and not any(len(part.faces) for part in parts):
         raise error
     sources = [scene.materials[number - 1] if number else SceneMaterial() for number in _used(parts)]
     found = [read_shading(source, scene.container) for source in sources] if shading or layered else []
+    if detail == "originals":  # glTF's default material is a metal, which nobody asks for who gives none
+        found = [
+            replace(one, metallic=one.metallic if used else 0.0) for one, used in zip(found, _used(parts), strict=True)
+        ]
     if lost or any(source.glows_instead for source in sources):
         used = {source.texture.image for source in sources if source.texture is not None}
         facts = replace(facts, faces=facts.faces - lost, images=len(used))
@@ -138,17 +152,27 @@ def _from_scene(
         ]
     if not layered:
         return facts, merge(parts, materials, store.textures())
-    return facts, _layered(scene, parts, materials, found, store)
+    return facts, _layered(scene, parts, materials, found, store, detail)
 
 
 def _layered(
-    scene: Scene, parts: list[Part], materials: list[Material], answers: list[SceneShading], store: TextureStore[int]
+    scene: Scene,
+    parts: list[Part],
+    materials: list[Material],
+    answers: list[SceneShading],
+    store: TextureStore[int],
+    detail: Detail,
 ) -> TexturedMesh:
     """The mesh with the layers of its materials, each of which answers to light as `answers` has it."""
-    notes, mapped = scene.container.notes, _with_uv(parts, len(materials))
+    notes, mapped, originals = scene.container.notes, _with_uv(parts, len(materials)), detail == "originals"
     shadings = [_noted_shading(answer, store, notes) for answer in answers]
+    if originals:
+        shadings = [
+            replace(shading, occlusion_map=_noted_slot(answer.occlusion, store, notes))
+            for shading, answer in zip(shadings, answers, strict=True)
+        ]
     glosses = [_noted_slot(answer.glossiness, store, notes) for answer in answers]
-    textures = store.textures()
+    textures = store.textures(originals=originals)
     for number, (answer, gloss) in enumerate(zip(answers, glosses, strict=True)):
         if answer.specular is not None:
             sharing = gloss is None or answer.glossiness_shared
@@ -156,7 +180,7 @@ def _layered(
             materials[number], shadings[number] = _metal(
                 materials[number], answer, shadings[number], image, sharing, textures
             )
-    return with_layers(merge(parts, materials, textures), parts, shadings)
+    return with_layers(merge(parts, materials, textures), parts, shadings, originals=originals)
 
 
 def _glowing(scene: Scene, store: TextureStore[int]) -> Scene:
@@ -199,7 +223,7 @@ def _decodable(use: TextureUse, store: TextureStore[int], notes: Notes) -> Textu
     return use
 
 
-def _maps(scene: Scene) -> Maps:
+def _maps(scene: Scene, detail: Detail) -> Maps:
     """The textures of every material's layers; a converted one lies where gloss or colour do."""
     answers = {number: read_shading(material, scene.container) for number, material in scene.materials.items()}
     return {
@@ -209,6 +233,7 @@ def _maps(scene: Scene) -> Maps:
             or (None if answer.specular is None else scene.materials[number].texture),
             answer.normal_map,
             answer.emissive_texture,
+            answer.occlusion if detail == "originals" else None,
         )
         for number, answer in answers.items()
     }
@@ -250,6 +275,7 @@ def _shading_of(
         emissive_texture=emissive,
         normal_map=normal,
         normal_scale=found.normal_scale,
+        occlusion_strength=found.occlusion_strength,
     )
 
 
@@ -280,7 +306,7 @@ def _metal(
         answer.specular,
         1.0 - answer.roughness,
     )
-    textures += [replace(model, image=image) for image in images]
+    textures += [replace(model, image=image, file=None) for image in images]
     shading = replace(shading, metallic=1.0, roughness=1.0, metallic_roughness=len(textures) - 1)
     if not sharing:
         return material, shading
@@ -305,8 +331,9 @@ def _renumbered(parts: list[Part]) -> list[Part]:
     return [replace(part, face_material=np.searchsorted(used, part.face_material)) for part in parts]
 
 
-def _from_obj(obj: ObjFile, cfg: PreflightConfig, notes: Notes, shading: bool, layered: bool) -> TexturedMesh:
+def _from_obj(obj: ObjFile, cfg: PreflightConfig, notes: Notes, shading: bool, detail: Detail) -> TexturedMesh:
     """Every material that faces use, the corners of all faces made vertices."""
+    layered, originals = detail != "none", detail == "originals"
     part = obj_part(with_coordinates(obj, notes, layered=layered), layered=layered)
     sources = [obj.materials[number] for number in _used([part])]
     (part,) = _renumbered([part])
@@ -318,7 +345,7 @@ def _from_obj(obj: ObjFile, cfg: PreflightConfig, notes: Notes, shading: bool, l
 
     store = TextureStore[Path](fetch, cfg.max_image_bytes)
     materials = [_obj_material(source, _obj_texture(source, store, notes)) for source in sources]
-    textures = store.textures()
+    textures = store.textures(originals=originals)
     shadings = [Shading(roughness=source.roughness) for source in sources]
     if layered and obj.folders is not None:
         reader = PhysicalReader(part, obj.folders, store, notes, len(textures), names=names)
@@ -330,7 +357,7 @@ def _from_obj(obj: ObjFile, cfg: PreflightConfig, notes: Notes, shading: bool, l
             for material, one, source in zip(materials, shadings, sources, strict=True)
         ]
     mesh = merge([part], materials, textures)
-    return with_layers(mesh, [part], shadings) if layered else mesh
+    return with_layers(mesh, [part], shadings, originals=originals) if layered else mesh
 
 
 def _obj_texture(material: ObjMaterial, store: TextureStore[Path], notes: Notes) -> int | None:

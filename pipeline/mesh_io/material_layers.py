@@ -14,8 +14,11 @@ FARTHEST = 1e30
 """Coordinates beyond count as missing."""
 
 
-def with_layers(mesh: TexturedMesh, parts: Sequence[Part], shadings: Sequence[Shading]) -> TexturedMesh:
+def with_layers(
+    mesh: TexturedMesh, parts: Sequence[Part], shadings: Sequence[Shading], *, originals: bool = False
+) -> TexturedMesh:
     """A mesh with the layers that the shadings of its materials make, merged from `parts`, all of which have `map_uv`.
+    `originals`: occlusion among them.
 
     A map counts where all faces of its material have its coordinates; else the factor stands alone."""
     maps = [part.map_uv for part in parts if part.map_uv is not None]
@@ -27,6 +30,7 @@ def with_layers(mesh: TexturedMesh, parts: Sequence[Part], shadings: Sequence[Sh
         "metallic_roughness": [shading.metallic_roughness for shading in shadings],
         "normal": [shading.normal_map for shading in shadings],
         "emissive": [shading.emissive_texture for shading in shadings],
+        "occlusion": [shading.occlusion_map for shading in shadings],
     }
     usable = {name: _covered(mesh, known[layer], len(shadings)) for layer, name in enumerate(LAYERS)}
     found = {
@@ -37,6 +41,7 @@ def with_layers(mesh: TexturedMesh, parts: Sequence[Part], shadings: Sequence[Sh
         "metallic_roughness": [(1.0, shading.roughness, shading.metallic) for shading in shadings],
         "normal": [FLAT if texture is None else (1.0, 1.0, 1.0) for texture in found["normal"]],
         "emissive": emissive / strength,
+        "occlusion": np.ones((len(shadings), 3)),
     }
     layers = {
         name: Layer(
@@ -45,11 +50,20 @@ def with_layers(mesh: TexturedMesh, parts: Sequence[Part], shadings: Sequence[Sh
             uv=np.where(known[layer, :, None], uv[layer], 0.0).astype(np.float32),
         )
         for layer, name in enumerate(LAYERS)
+        if originals or name != "occlusion"
     }
+    shares = np.array([shading.occlusion_strength for shading in shadings], np.float32)
     scale = np.array([shading.normal_scale for shading in shadings], np.float32)
     tangents = _tangents(mesh, parts, layers["normal"])
     return replace(
-        mesh, layers=MaterialLayers(**layers, normal_scale=scale, emissive_strength=strength, tangents=tangents)
+        mesh,
+        layers=MaterialLayers(
+            **layers,
+            normal_scale=scale,
+            emissive_strength=strength,
+            tangents=tangents,
+            occlusion_strength=shares if originals else None,
+        ),
     )
 
 

@@ -33,7 +33,7 @@ class Part:
     """Tangent and sign of the bitangent, as the file has them."""
 
 
-LAYERS = ("metallic_roughness", "normal", "emissive")
+LAYERS = ("metallic_roughness", "normal", "emissive", "occlusion")
 """The layers of `schemas.mesh.MaterialLayers`, in the order of `Part.map_uv`."""
 
 

@@ -140,9 +140,7 @@ def _normal_map(tangent: Float32[np.ndarray, "height width 3"]) -> UInt8[np.ndar
     """Tangent-space normals as a normal map: of one texel where none is bent."""
     if not tangent[..., :2].any():
         tangent = tangent[:1, :1]
-    bump = tangent + np.float32(1.0)
-    bump *= np.float32(127.5)
-    return np.rint(bump, out=bump).astype(np.uint8)
+    return normal_image(tangent)
 
 
 def wear_materials(
@@ -189,6 +187,34 @@ def wear_materials(
             tangents=frames,
         ),
     )
+
+
+def normal_image(normals: Float32[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Unit normals as a normal map of 8 bits."""
+    scaled = normals + np.float32(1.0)
+    scaled *= np.float32(127.5)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
+
+
+def baked_materials(
+    uv_mesh: UvMesh,
+    maps: UvMaps,
+    frames: Tangents,
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    sight: Sight | None = None,
+) -> tuple[MaterialViews, Bool[np.ndarray, "views h w"]]:
+    """Render the baked materials of a mesh, of tangents `frames`: their views, and the pixels that it covers. `sight`:
+    what views of the source show, if it is at hand and the mesh lies in the same place."""
+    assert maps.materials is not None
+    worn = wear_materials(uv_mesh, maps, maps.materials, frames)
+    surface = pack_surface(worn, mips=False)
+    if sight is None or surface.has_holes():
+        sight = see(worn, surface, cameras, cfg, rasterizer)
+    assert worn.layers is not None
+    _, normal = interpolate_geometry(sight.centres, worn)
+    return material_views(worn, worn.layers, sight.centres, cameras, normal), sight.centres.face >= 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

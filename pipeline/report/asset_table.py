@@ -20,6 +20,8 @@ GROUP_STARTS = {
     "layout": "Layout and map",
 }
 """The first measurement of each group, in the order of `Measurements`."""
+NO_LIMIT = {"max_normal_error_deg": 180.0}
+"""Thresholds of `most` that every asset keeps; of `least` it is 0."""
 DIGITS = 6
 """Significant digits of a measurement."""
 
@@ -66,11 +68,12 @@ def title_of(asset: Listed) -> str:
 
 
 def limits(thresholds: FilterConfig) -> dict[str, list[tuple[str, int | float]]]:
-    """Return the thresholds by measurement: ("least" or "most", value) each."""
+    """Return the thresholds by measurement: ("least" or "most", value) each; those that every asset keeps are none."""
     found: dict[str, list[tuple[str, int | float]]] = {}
     for rule in RULES:
-        side = "least" if rule.name.startswith("min_") else "most"
-        found.setdefault(rule.measurement, []).append((side, getattr(thresholds, rule.name)))
+        side, bound = "least" if rule.name.startswith("min_") else "most", getattr(thresholds, rule.name)
+        if NO_LIMIT.get(rule.name) != bound:
+            found.setdefault(rule.measurement, []).append((side, bound))
     return found
 
 

@@ -11,12 +11,13 @@ from jaxtyping import Float64, UInt8
 
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.render.views import RenderConfig, render_baked
+from pipeline.report.channels import channel_maps, channels
 from pipeline.report.images import as_rgb, cut_out, data_uri, error_colors, seen_surface, side_by_side, webp
 from pipeline.report.packed_mesh import pack_mesh
 from schemas.codec import decode, decode_field
 from schemas.sample import Cameras, TextureSample, Views
 
-FORM = 2
+FORM = 3
 """Version of these files: another number draws all of them again."""
 THUMBNAIL_PX = 192
 VIEW_PX = 256
@@ -50,6 +51,8 @@ def draw_sample(sample: TextureSample, supersample: int) -> SampleFiles:
         "maps": _maps(sample),
         "mesh": _mesh(sample),
     }
+    if sample.views.materials is not None:
+        entry |= {"strength": sample.meta["materials"]["emissive_strength"]}
     return SampleFiles(thumbnail=thumbnail(sample.views), script=script("sample", entry))
 
 
@@ -93,15 +96,31 @@ def _strips(sample: TextureSample, supersample: int) -> dict[str, str]:
         for name, images in shown.items()
         if images is not None
     }
+    cfg = RenderConfig(resolution=mask.shape[1], supersample=supersample)
+    if views.materials is not None:
+        strips |= _channel_strips(sample, cfg)
     if sample.uv is None or sample.mesh is None or mask.shape[1] != mask.shape[2]:  # views are rendered square
         return strips
-    cfg = RenderConfig(resolution=mask.shape[1], supersample=supersample)
     baked = render_baked(sample.mesh, sample.uv.rgb, sample.cameras, cfg, CpuRasterizer(), sample.uv.opacity)
     either = mask | baked.mask
     error = np.abs(views.rgb.astype(np.int16) - baked.rgb).max(axis=-1).astype(np.uint8)
     pairs = zip(baked.rgb, baked.mask, strict=True)
     strips["baked"] = _strip(np.stack([cut_out(*pair) for pair in pairs]))
     strips["error"] = _strip(np.stack([error_colors(*pair, VIEW_PX) for pair in zip(error, either, strict=True)]))
+    return strips
+
+
+def _channel_strips(sample: TextureSample, cfg: RenderConfig) -> dict[str, str]:
+    """Draw the views of materials: `roughness_source`, `roughness_baked`, `roughness_error` and so on."""
+    strips, (found, either) = dict[str, str](), channels(sample, cfg)
+    for channel in found:
+        for name, images in (("source", channel.source), ("baked", channel.baked)):
+            if images is not None:
+                pairs = zip(images, sample.views.mask if name == "source" else either, strict=True)
+                strips[f"{channel.name}_{name}"] = _strip(np.stack([cut_out(*pair) for pair in pairs]))
+        if channel.error is not None:
+            errors = zip(channel.error, either, strict=True)
+            strips[f"{channel.name}_error"] = _strip(np.stack([error_colors(*pair, VIEW_PX) for pair in errors]))
     return strips
 
 
@@ -121,6 +140,10 @@ def _maps(sample: TextureSample) -> dict[str, str]:
         maps["opacity"] = data_uri(np.repeat(uv.opacity[..., None], 3, axis=-1), MAP_PX)
     maps["normal"] = data_uri(cut_out(as_rgb(uv.normal), uv.mask), MAP_PX)
     maps["position"] = data_uri(cut_out(as_rgb(uv.position), uv.mask), MAP_PX)
+    if uv.materials is not None:
+        sizes = {"normal_detail": MAP_PX}  # the others are textures of the 3D view
+        shown = channel_maps(uv.materials)
+        maps |= {name: data_uri(image, sizes.get(name, TEXTURE_PX)) for name, image in shown.items()}
     return maps
 
 

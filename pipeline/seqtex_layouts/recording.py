@@ -6,6 +6,8 @@
 | `cameras/0` | pose and lens of view 0; `color`, `normal`, `lit` below it are its images |
 | `points/view_0`, `points/uv` | position and colour of every pixel or texel that a face covers |
 | `uv/color`, `uv/position`, `uv/normal`, `uv/opacity` | the maps as images |
+| `metallic`, `roughness`, `normal_detail`, `emissive` | below a camera and `uv`, where samples hold materials |
+| `uv/normal_tangent` | the normal map of the mesh, green up, where samples hold materials |
 | `caption`, `source`, `measurements` | texts; `measurements` has each ledger value as a component, too |
 
 World is the dataset frame: Z up, largest side 2."""
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 APPLICATION = "seqtex"
 POINT_UI_SIZE = 1.5
 """Radius of points in pixels of the viewer, whatever the zoom."""
+MATERIAL_IMAGES = ("metallic", "roughness", "normal_detail", "emissive")
 FRUSTUM = 0.75
 """Distance of a camera's image from it in the scene, world units."""
 
@@ -103,6 +106,10 @@ def _entities(sample: TextureSample) -> Iterator[tuple[Any, ...]]:
         yield "uv/normal", _image(_unit_rgb(uv.normal, uv.mask))
         if uv.opacity is not None:
             yield "uv/opacity", _image(uv.opacity)
+        if uv.materials is not None:
+            own = uv.materials
+            yield from _materials("uv", own.metallic_roughness, own.normal_detail, own.emissive, uv.mask)
+            yield "uv/normal_tangent", _image(_unit_rgb(own.normal_tangent, uv.mask))
     measured = {name: value for name, value in sample.meta["measurements"].items() if value is not None}
     yield "caption", _text([sample.meta.get("caption", ""), *sample.meta.get("captions", {}).values()])
     yield "source", _text(f"{name}: {value}" for name, value in sample.meta["source"].items())
@@ -136,7 +143,24 @@ def _cameras(sample: TextureSample) -> Iterator[tuple[Any, ...]]:
         yield f"{entity}/normal", _image(_unit_rgb(views.normal[number], views.mask[number]))
         if views.lit is not None:
             yield f"{entity}/lit", _image(views.lit[number])
+        if views.materials is not None:
+            own = views.materials
+            parts = own.metallic_roughness[number], own.normal_detail[number], own.emissive[number]
+            yield from _materials(entity, *parts, views.mask[number])
         yield f"points/view_{number}", _points(views.position[number], views.rgb[number], views.mask[number])
+
+
+def _materials(
+    entity: str,
+    metallic_roughness: UInt8[np.ndarray, "h w 2"],
+    normal_detail: Float32[np.ndarray, "h w 3"],
+    emissive: UInt8[np.ndarray, "h w 3"],
+    mask: Bool[np.ndarray, "h w"],
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the channels of a material as images below an entity."""
+    grey = (np.ascontiguousarray(metallic_roughness[..., place]) for place in range(2))
+    for name, image in zip(MATERIAL_IMAGES, (*grey, _unit_rgb(normal_detail, mask), emissive), strict=True):
+        yield f"{entity}/{name}", _image(image)
 
 
 def _points(
@@ -174,7 +198,8 @@ def _panels(sample: TextureSample) -> "rerun.blueprint.Blueprint":
     views = len(sample.views.rgb)
     images = [rrb.Spatial2DView(origin=f"cameras/{number}", contents="$origin/color", name=f"view {number}")
               for number in range(views)]  # fmt: skip
-    maps = [rrb.Spatial2DView(origin=f"uv/{name}", name=name) for name in ("color", "position", "normal")]
+    names = ("color", "position", "normal", *(MATERIAL_IMAGES if sample.views.materials is not None else ()))
+    maps = [rrb.Spatial2DView(origin=f"uv/{name}", name=name) for name in names]
     tabs = [rrb.Grid(*images, name="views"), *([rrb.Grid(*maps, name="UV maps")] if sample.uv is not None else [])]
     texts = [rrb.TextDocumentView(origin=name, name=name) for name in ("caption", "measurements", "source")]
     lenses = [number for number in range(views) if sample.cameras.projection[number, 3, 2] != 0]

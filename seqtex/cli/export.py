@@ -10,6 +10,7 @@ from pipeline.dataset.attribution import attribution_csv
 from pipeline.dataset.verify import verify
 from pipeline.seqtex_layouts.export import export as write_layout
 from pipeline.seqtex_layouts.layout import Layout
+from pipeline.seqtex_layouts.material_maps import export_maps
 from pipeline.seqtex_layouts.recording import export_recordings
 from schemas.dataset import read_ledger
 from schemas.errors import UsageError, UserError
@@ -21,17 +22,20 @@ from seqtex.cli.terminal.console import bar, log_event
 
 def export(
     dataset: Location,
-    layout: Literal["seqtex-3d", "seqtex-images", "rerun"],
+    layout: Literal["seqtex-3d", "seqtex-images", "maps", "rerun"],
     out: Path,
     uid: list[str] = [],  # noqa: B006
 ) -> int:
-    """Write a dataset in a layout that SeqTex's own training code reads, or as recordings for the Rerun viewer.
+    """Write a dataset in a layout that SeqTex's own training code reads, as maps and models for Blender and three.js,
+    or as recordings for the Rerun viewer.
 
     Args:
         dataset: folder that `seqtex build` wrote
         layout: seqtex-3d (a textured model.glb and its model.jpeg for every textured sample), seqtex-images (the
-            views of every sample as colour, depth and normal images with their cameras), or rerun (<uid>.rrd for every
-            sample: cameras with images, points, mesh, UV maps, texts; `rerun OUT/*.rrd` shows them)
+            views of every sample as colour, depth and normal images with their cameras), maps (<uid>/ for every
+            textured sample: base_color.png, with materials metallic, roughness, normal_gl and emissive, and a model.glb
+            with all of them), or rerun (<uid>.rrd for every sample: cameras with images, points, mesh, UV maps, texts;
+            `rerun OUT/*.rrd` shows them)
         out: folder to write, new or empty
         uid: a sample to export instead of all; may be given several times
     """
@@ -41,6 +45,8 @@ def export(
         with bar("exporting", planned, "samples") as update:
             if layout == "rerun":
                 count = export_recordings(dataset, out, update, uids)
+            elif layout == "maps":
+                count = export_maps(dataset, out, update, uids)
             else:
                 count = write_layout(dataset, out, Layout(layout), update, uids)
     except OSError as error:

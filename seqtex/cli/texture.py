@@ -82,7 +82,7 @@ def texture(
     """Texture a mesh (.glb, .gltf, .obj) so that it looks like one image, several views, or a text.
 
     Args:
-        mesh: the mesh, with or without texture coordinates; an existing texture is ignored
+        mesh: the mesh, with or without texture coordinates; its base colour is replaced, its other maps are kept
         out: the textured mesh to write (.glb)
         checkpoint: folder `checkpoint` of a training run, a trainer state of one (states/step-00001000.ckpt), or a
             folder in the layout of the released weights
@@ -236,4 +236,6 @@ def texture_group(
             folder.mkdir(parents=True, exist_ok=True)
             for number, rgb in enumerate(result.views):
                 Image.fromarray(rgb).save(folder / VIEW_FILE.format(number))
+        for text in () if result.kept is None else result.kept.skipped:
+            log_event("warning", detail=f"{item.mesh}: skipped in {item.out.name}: {text}")
         log_event("textured", mesh=str(item.mesh), out=str(item.out), layout=result.mesh.layout)

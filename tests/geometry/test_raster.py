@@ -36,8 +36,9 @@ def test_coverage_is_exact_with_the_top_left_rule():
     size, step = 16, 256
     rng = np.random.default_rng(1)
     right, down = Fraction(1, 2**40), Fraction(1, 2**80)
-    for case in range(150):
-        corners = rng.integers(-4 * step, (size + 4) * step, (3, 2))
+    for case in range(300):
+        extent = (size + 8, 10, 4, 2)[case // 2 % 4] * step  # some for each of the ways to draw a face
+        corners = rng.integers(-4 * step, (size + 4) * step - extent + 1, 2) + rng.integers(0, extent, (3, 2))
         if case % 2:  # corners and edges through pixel centres: ties
             corners = corners // 128 * 128
         points = corners / (size * step / 2) - 1.0  # exact in float32
@@ -162,6 +163,11 @@ def test_huge_coordinates_are_clipped_not_overflown(reach):
     clear = np.abs(np.abs(dx) - np.abs(dy)) > (0.01 if reach > 1e5 else 0.1)
     assert (face >= 0).all()
     assert (face[clear] == quarter[clear]).all()
+
+
+def test_a_face_whose_corners_all_lie_beyond_the_guard_band_is_drawn():
+    around = flat_clip(np.array([[-1e6, -1e6], [3e6, -1e6], [-1e6, 3e6]]))
+    assert (RASTERIZER.rasterize(around, np.array([[0, 1, 2]], np.int32), 16, 32).face == 0).all()
 
 
 def test_a_vertex_that_is_no_number_takes_only_its_own_faces():

@@ -28,6 +28,7 @@ from schemas.sample import TextureSample
 from seqtex.cli.main import main
 from seqtex.cli.texture import weights_dtype
 from seqtex.texturing import prepare_mesh, read_image, texture, texture_meshes
+from tests.pipeline.executor.test_kept_materials import everything
 from tests.support.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint
 from training.diffusion.encoders import NullTextEncoder
 from training.diffusion.sampler import SamplerConfig
@@ -335,3 +336,18 @@ def test_photos_stand_upright_as_their_exif_orientation_says(form, orientation, 
     turned = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.T,
               6: np.rot90(pixels, -1), 7: np.rot90(pixels.T, 2), 8: np.rot90(pixels)}[orientation]  # fmt: skip
     np.testing.assert_allclose(read_image(path)[..., 0].astype(int), turned, atol=6)
+
+
+def test_other_maps_of_the_mesh_are_kept_and_a_lost_one_is_named(checkpoint, tmp_path, capsys):
+    builder, files = everything()
+    builder.tree["textures"][2]["source"] = builder.image(b"\x89PNG\r\n\x1a\n damaged")
+    (tmp_path / "asset.glb").write_bytes(builder.glb())
+    assert command(checkpoint, tmp_path / "asset.glb", "--out", tmp_path / "out.glb", "--prompt", "x") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (warning,) = [event["detail"] for event in events if event["event"] == "warning"]
+    assert "asset.glb: skipped in out.glb: images[5]" in warning
+    written = (tmp_path / "out.glb").read_bytes()
+    assert [file in written for file in files] == [True, False, True, True]
+    found = load_mesh(tmp_path / "out.glb", materials=True)
+    assert isinstance(found, TexturedMesh) and found.layers is not None
+    assert found.layers.metallic_roughness.textures[0] is not None and found.layers.emissive_strength == 3.0

@@ -7,6 +7,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
 from pipeline.dataset.plan import plan_bytes, plan_jobs
@@ -19,6 +21,7 @@ from schemas.dataset import DatasetInfo, code_version, dataset_json, index_json
 from schemas.ledger import Measurements, Outcome, Reason, Status
 from schemas.mesh import Attribution, MeshRef
 from schemas.sample import Regime, TextureSample
+from tests.pipeline.render.test_materials import coded, flat, halves, sample_of, square, tilted
 
 HOSTILE = (
     "</script><script>window.broken = 1</script>",
@@ -70,17 +73,21 @@ def synthetic_outcome(number: int, job: int) -> Outcome:
     )
 
 
-def write_dataset(out: Path, assets: int, assets_per_job: int = 64) -> Path:
-    """`assets` assets in `out`; all samples of a regime have one set of pictures."""
+def write_dataset(
+    out: Path, assets: int, assets_per_job: int = 64, sample: TextureSample | None = None, **measured: float
+) -> Path:
+    """`assets` assets in `out`; all samples of a regime have one set of pictures, `sample`'s. `measured`: further
+    measurements of all assets."""
     for name in ("shards", "ledger", "fields"):
         (out / name).mkdir(parents=True)
     jobs = plan_jobs((synthetic_ref(number) for number in range(assets)), assets_per_job)
-    shared = {regime: _common_fields(out / "fields" / regime, regime) for regime in Regime}
+    shared = {regime: _common_fields(out / "fields" / regime, regime, sample or real_sample()) for regime in Regime}
     number, parts = 0, []
     for job in jobs:
         outcomes, samples = [], dict[Regime, list[tuple[str, list[Path]]]]()
         for ref in job.refs:
             outcome = synthetic_outcome(number, job.index)
+            outcome = dataclasses.replace(outcome, measurements=dataclasses.replace(outcome.measurements, **measured))
             outcomes.append(outcome)
             if outcome.regime:
                 own = _own_json(out / "fields", ref, outcome.regime)
@@ -111,9 +118,8 @@ def real_sample() -> TextureSample:
     return result
 
 
-def _common_fields(folder: Path, regime: Regime) -> list[Path]:
+def _common_fields(folder: Path, regime: Regime, sample: TextureSample) -> list[Path]:
     folder.mkdir()
-    sample = real_sample()
     if regime is Regime.MV_ONLY:
         sample = dataclasses.replace(
             sample, regime=regime, uv=None, mesh=None, meta=sample.meta | {"regime": str(regime)}
@@ -131,3 +137,16 @@ def _own_json(folder: Path, ref: MeshRef, regime: Regime) -> Path:
     path.parent.mkdir()
     path.write_text(json.dumps(common | {"uid": ref.uid, "caption": ref.caption, "source": source}))
     return path
+
+
+def glowing_square(directory: Path) -> TextureSample:
+    """A square with every map of a material, each of two halves, whose asset is written to a folder."""
+    rough = halves((0, 40, 255), (0, 230, 0))
+    bumps = np.concatenate([flat(coded(tilted((1, 0)))), flat(coded(tilted((-1, 0.5))))], axis=1)
+    material = {
+        "pbrMetallicRoughness": {"metallicRoughnessTexture": {"index": 1}},
+        "normalTexture": {"index": 2},
+        "emissiveTexture": {"index": 3},
+        "emissiveFactor": [0.5, 0.5, 0.5],
+    }
+    return sample_of(directory, square(material, [rough, bumps, halves((0, 0, 0), (255, 90, 0))]))

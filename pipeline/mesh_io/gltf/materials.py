@@ -68,6 +68,8 @@ class SceneShading:
     """The glossiness texture lies on the coordinates of the base colour."""
     emissive_texture: TextureUse | None
     normal_map: TextureUse | None
+    occlusion: TextureUse | None
+    occlusion_strength: float
 
     def shared(self, material: SceneMaterial) -> "SceneShading":
         """The same without textures on other coordinates than the base colour's."""
@@ -127,6 +129,7 @@ def read_shading(material: SceneMaterial, container: Container) -> SceneShading:
     rough = _lenient(lambda: entry.object("pbrMetallicRoughness"), None) or Json({}, entry.at("pbrMetallicRoughness"))
     strength = _lenient(lambda: entry.extension("KHR_materials_emissive_strength"), None) or Json({}, entry.where)
     normal = _lenient(lambda: entry.object("normalTexture"), None) or Json({}, entry.at("normalTexture"))
+    shade = _lenient(lambda: entry.object("occlusionTexture"), None) or Json({}, entry.at("occlusionTexture"))
     if unlit is not None:
         metallic, roughness = 0.0, 1.0
     elif gloss is not None:
@@ -150,6 +153,8 @@ def read_shading(material: SceneMaterial, container: Container) -> SceneShading:
         specular=_color(gloss, "specularFactor") if gloss and not unlit else None,
         emissive_texture=None if material.glows_instead else _use_or_none(entry, "emissiveTexture", container),
         normal_map=_use_or_none(entry, "normalTexture", container) if unlit is None else None,
+        occlusion=_use_or_none(entry, "occlusionTexture", container) if unlit is None else None,
+        occlusion_strength=_share(shade, "strength"),
     )
 
 

@@ -5,7 +5,18 @@ const dialog = document.getElementById("sample");
 const VIEW_LOOKS = {
   compare: "Source | baked", error: "Error", source: "Source", baked: "Baked", lit: "Lit", normal: "Normal", position: "Position",
 };
-const MAP_LOOKS = { color: "Colour", normal: "Normal", position: "Position", opacity: "Opacity" };
+const MAP_LOOKS = {
+  color: "Colour", metallic: "Metallic", roughness: "Roughness", normal_detail: "Normal detail", normal_tangent: "Normal map",
+  emissive: "Emission", normal: "Normal", position: "Position", opacity: "Opacity",
+};
+/* Channels of a material in views: label, and the measurement that proves its map with words before and after it. */
+const CHANNELS = {
+  color: ["Colour", "round_trip_psnr", "colour PSNR", "dB"],
+  metallic: ["Metallic", "metallic_psnr", "metallic PSNR", "dB"],
+  roughness: ["Roughness", "roughness_psnr", "roughness PSNR", "dB"],
+  normal_detail: ["Normal detail", "normal_error_deg", "mean error of normals", "degrees"],
+  emissive: ["Emission", "emissive_psnr", "emission PSNR", "dB"],
+};
 let opened = [];
 let choices = 0;
 
@@ -57,8 +68,8 @@ function segmented(legend, labels, value, onchange) {
   return element("div", { className: "tabs small", role: "radiogroup", ariaLabel: legend }, ...Object.entries(labels).map(radio));
 }
 
-function checkbox(label, onchange) {
-  const box = element("input", { type: "checkbox", onchange: () => onchange(box.checked) });
+function checkbox(label, onchange, checked = false) {
+  const box = element("input", { type: "checkbox", checked, onchange: () => onchange(box.checked) });
   return element("label", { className: "check" }, box, element("span", {}, label));
 }
 
@@ -105,18 +116,34 @@ class SamplePanel {
       this.model.remove();
       return;
     }
-    const image = element("img", { src: entry.mesh.texture === "map" ? entry.maps.color : entry.strips.source });
-    await image.decode();
+    const decoded = async (src) => {
+      const image = element("img", { src });
+      await image.decode();
+      return image;
+    };
+    const image = await decoded(entry.mesh.texture === "map" ? entry.maps.color : entry.strips.source);
+    const parts = Object.keys(PARTS).filter((part) => part !== "color" && entry.maps[part]);
+    const maps = {};
+    for (const part of parts) maps[part] = await decoded(entry.maps[part]);
     if (!opened.includes(this)) return;
     this.view = new MeshView(mesh, image, {
       front: entry.front, cut: Boolean(entry.maps.opacity), label: `${titleOf(this.index)} in 3D; arrow keys turn it, plus and minus zoom`,
+      maps, strength: entry.strength,
     });
-    const looks = entry.maps.color ? LOOKS : { texture: "Colour", normals: "Normals", clay: "Clay" };
+    const { material, ...plain } = LOOKS;
+    const looks = !entry.maps.color ? { texture: "Colour", normals: "Normals", clay: "Clay" } : parts.length ? { texture: plain.texture, material, ...plain } : plain;
+    const switches = element("div", { className: "bar switches", hidden: true, role: "group", ariaLabel: "Parts of the material" },
+      ...["color", ...parts].map((part) => checkbox(PARTS[part], (on) => this.view.show({ on: { ...this.view.on, [part]: on } }), true)));
+    const choose = (look) => {
+      switches.hidden = look !== "material";
+      this.view.show({ look });
+    };
     this.model.replaceChildren(
       this.view.canvas,
       element("div", { className: "bar" },
-        segmented("Look of the mesh", looks, "texture", (look) => this.view.show({ look })),
+        segmented("Look of the mesh", looks, "texture", choose),
         checkbox("Wireframe", (wire) => this.view.show({ wire }))),
+      ...(parts.length ? [switches] : []),
       element("p", {}, `${entry.mesh.title}: ${shortNumber(entry.mesh.faces)} faces${entry.maps.color ? `, ${shortNumber(gallery.value("layout_charts", this.index))} charts` : ""}. Drag to turn it.`),
     );
     this.view.draw();
@@ -125,21 +152,26 @@ class SamplePanel {
   // views
 
   views(entry) {
-    const { strips } = entry, looks = { ...VIEW_LOOKS };
-    for (const look of Object.keys(looks)) if (!strips[look] && !(look === "compare" && strips.baked)) delete looks[look];
-    const first = Object.keys(looks)[0];
+    const { strips } = entry, channels = Object.keys(CHANNELS).filter((name) => name === "color" || strips[`${name}_source`]);
+    let channel = "color", shown = "";
+    const strip = (look) => strips[channel === "color" ? look : `${channel}_${look}`];
+    const available = () => Object.fromEntries(Object.entries(VIEW_LOOKS).filter(([look]) => strip(look === "compare" ? "baked" : look)));
     const grid = element("div", { className: "cells", style: `--views: ${entry.views}; --aspect: ${entry.aspect}` });
     const cut = element("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: "Share of the source, from the left" });
     const slide = element("label", { className: "slide" }, "source ", cut, " baked");
-    const legend = element("p", { className: "legend" }, "0 ", element("i", {}), " 64 of 255 or more, largest channel");
+    const bound = element("span", {});
+    const legend = element("p", { className: "legend" }, "0 ", element("i", {}), " ", bound);
+    const proof = element("p", { className: "note proof", hidden: channels.length === 1 });
+    const tabs = element("span", {});
     const setCut = (share) => {
       cut.value = share;
       grid.style.setProperty("--cut", `${share}%`);
       grid.style.setProperty("--share", share / 100);
     };
     const picture = (name, view, extra = "") =>
-      element("img", { src: strips[name], className: extra, alt: `${titleOf(this.index)}, view ${view + 1}, ${name}`, style: `--view: ${view}`, draggable: false });
+      element("img", { src: strip(name), className: extra, alt: `${titleOf(this.index)}, view ${view + 1}, ${name}`, style: `--view: ${view}`, draggable: false });
     const show = (look) => {
+      shown = look;
       grid.replaceChildren(
         ...Array.from({ length: entry.views }, (_, view) =>
           element("div", { className: "cell" },
@@ -154,12 +186,22 @@ class SamplePanel {
       if (!cell || slide.hidden || (event.pointerType === "mouse" && !event.buttons)) return;
       setCut(Math.max(0, Math.min(100, (100 * (event.clientX - cell.left)) / cell.width)));
     });
+    const turnTo = (name) => {
+      channel = name;
+      const looks = available();
+      tabs.replaceChildren(segmented("Look of the views", looks, shown in looks ? shown : Object.keys(looks)[0], show));
+      bound.textContent = name === "normal_detail" ? "16 degrees or more" : "64 of 255 or more, largest channel";
+      proof.textContent = proofOf(this.index, name);
+      show(shown in looks ? shown : Object.keys(looks)[0]);
+    };
     setCut(50);
-    show(first);
+    turnTo("color");
+    const names = Object.fromEntries(channels.map((name) => [name, CHANNELS[name][0]]));
+    const choice = channels.length > 1 ? [element("div", { className: "bar" }, segmented("Channel of the views", names, "color", turnTo))] : [];
     const note = entry.shading ? [element("p", { className: "note" }, `Lit views: ${entry.shading.renderer || JSON.stringify(entry.shading)}`)] : [];
     return [
       element("h3", {}, "Views"),
-      element("div", { className: "bar" }, segmented("Look of the views", looks, first, show), slide, legend), grid, ...note,
+      ...choice, element("div", { className: "bar" }, tabs, slide, legend), proof, grid, ...note,
     ];
   }
 
@@ -229,6 +271,14 @@ function result(index, alone) {
   };
   parts.push(element("dl", { className: "figures" }, ...figures.flatMap(row)));
   return parts;
+}
+
+/* The proof of a channel's map in words: "roughness PSNR 34.5 dB (at least 30)". */
+function proofOf(index, channel) {
+  const [, column, before, unit] = CHANNELS[channel], value = gallery.value(column, index);
+  if (value === null) return "";
+  const { words: bounds } = gallery.limit(column, value);
+  return `Views of the baked map: ${before} ${value.toFixed(unit === "dB" ? 1 : 2)} ${unit}${bounds ? ` (${bounds})` : ""}`;
 }
 
 function described(rows, index) {

@@ -3,7 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from geometry.mesh import corner_vectors
-from pipeline.mesh_io.write_glb import Material, Primitive, encode_glb
+from pipeline.mesh_io.write_glb import Map, Material, Primitive, encode_glb
 from pipeline.sources.procedural.atlas import Cell, Part, layout, paint, part
 from pipeline.sources.procedural.finishes import FINISHES, draw_finishes, finished
 from pipeline.sources.procedural.objects import BUILDERS, HARD_EDGED
@@ -219,11 +219,11 @@ def _one_layout(design: Design) -> tuple[list[Primitive], list[Material]]:
 
 def _painted(design: Design, patches: Sequence[Patch], arrangement: Sequence[Cell], surface: Pattern) -> Material:
     """A material with a texture of its colours, and one of its finishes if there are any."""
-    rough = finished(surface, design.finishes) if design.finishes else None
-    return Material(
-        image=paint(patches, arrangement, surface, TEXTURE_SIZE),
-        metallic_roughness=paint(patches, arrangement, rough, TEXTURE_SIZE) if rough else None,
-    )
+    material = Material(image=paint(patches, arrangement, surface, TEXTURE_SIZE))
+    if not design.finishes:
+        return material
+    rough = Map(image=paint(patches, arrangement, finished(surface, design.finishes), TEXTURE_SIZE))
+    return replace(material, metallic=1.0, roughness=1.0, metallic_roughness=rough)
 
 
 def _two_materials(design: Design) -> tuple[list[Primitive], list[Material]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geometry.image_metrics import compare_pixels
+from geometry.image_metrics import capped_psnr, compare_pixels
 from geometry.raster_cpu import CpuRasterizer
 from pipeline.asset import process_asset
 from pipeline.config import BuildConfig
@@ -23,9 +23,10 @@ from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
 from pipeline.render.views import RenderConfig, render_baked
 from pipeline.report.asset_table import measurement_groups
+from pipeline.report.channels import NORMAL_ERROR_DEG, channels
 from pipeline.report.charts import histogram
 from pipeline.report.gallery import STATIC, write_gallery
-from pipeline.report.images import GRID, error_colors, seen_surface, side_by_side
+from pipeline.report.images import ERROR_LEVELS, GRID, error_colors, seen_surface, side_by_side
 from pipeline.report.packed_mesh import pack_mesh
 from pipeline.report.sample_files import draw_sample, draw_stored, quick_thumbnail
 from pipeline.sources.procedural import procedural
@@ -37,7 +38,7 @@ from schemas.sample import Regime, TextureSample, Views
 from schemas.shards import read_shard
 from seqtex.cli.main import main
 from tests.schemas.test_codec import make_sample
-from tests.support.gallery_dataset import HOSTILE, synthetic_outcome, synthetic_ref, write_dataset
+from tests.support.gallery_dataset import HOSTILE, glowing_square, synthetic_outcome, synthetic_ref, write_dataset
 
 ASSETS = 24
 
@@ -353,3 +354,36 @@ def test_thumbnails_are_see_through_outside_the_mask(dataset):
     picture = Image.open(next((dataset / "report" / "samples" / "textured-000000").glob("*.webp")))
     assert picture.mode == "RGBA"
     assert {0, 255} <= set(np.unique(np.asarray(picture)[..., 3]))
+
+
+def test_channels_of_a_material_are_drawn_with_their_proofs(tmp_path):
+    """Views of the baked maps, drawn again from what a shard holds, reach the PSNR that the build measured."""
+    built = glowing_square(tmp_path)
+    sample = decode(encode(built))
+    cfg = RenderConfig(resolution=sample.views.mask.shape[1])
+    found, either = channels(sample, cfg)
+    assert [channel.name for channel in found] == ["metallic", "roughness", "normal_detail", "emissive"]
+    measured = built.meta["measurements"]
+    for channel in found[:2]:
+        both = sample.views.mask & either
+        psnr = capped_psnr(channel.source[..., 0], channel.baked[..., 0], both)
+        assert psnr == pytest.approx(measured[f"{channel.name}_psnr"], abs=0.3)
+        difference = np.abs(channel.source.astype(int) - channel.baked).max(axis=-1)
+        np.testing.assert_array_equal(channel.error, difference)
+    degrees = found[2].error[sample.views.mask].mean() * NORMAL_ERROR_DEG / ERROR_LEVELS
+    assert degrees == pytest.approx(measured["normal_error_deg"], abs=0.5)
+    entry = json.loads(draw_sample(sample, cfg.supersample).script[len("gallery.sample(") : -3])
+    names = [f"{channel.name}_{kind}" for channel in found for kind in ("source", "baked", "error")]
+    assert list(entry["strips"]) == ["source", "normal", "position", *names, "baked", "error"]
+    assert list(entry["maps"])[:3] == ["color", "normal", "position"]
+    assert list(entry["maps"])[3:] == ["metallic", "roughness", "normal_detail", "normal_tangent", "emissive"]
+    assert abs(int(picture(entry["maps"]["metallic"])[64, 10, 0]) - 255) < 4 and entry["strength"] == 1.0
+    roughness = picture(entry["strips"]["roughness_source"])[..., 0][np.concatenate(list(sample.views.mask), axis=1)]
+    assert abs(np.quantile(roughness, 0.05) - 40) < 8 and abs(np.quantile(roughness, 0.95) - 230) < 8
+
+
+def test_a_channel_without_a_map_has_its_source_alone(tmp_path):
+    sample = glowing_square(tmp_path)
+    sample = replace(sample, regime=Regime.MV_ONLY, uv=None, mesh=None)
+    entry = json.loads(draw_sample(sample, 2).script[len("gallery.sample(") : -3])
+    assert [name for name in entry["strips"] if name.startswith("metallic")] == ["metallic_source"]

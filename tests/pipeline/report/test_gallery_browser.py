@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from seqtex.cli.build import listed_uids
 from tests.support.gallery_dataset import (
     HOSTILE,
     OUTCOMES,
+    glowing_square,
     outcome_of,
     synthetic_outcome,
     synthetic_ref,
@@ -96,6 +98,16 @@ def report(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def materials(tmp_path_factory) -> Path:
+    """The gallery of a square with all maps of a material."""
+    directory = tmp_path_factory.mktemp("materials")
+    sample = glowing_square(directory)
+    dataset = write_dataset(directory / "dataset", 6, sample=sample, roughness_psnr=34.54, normal_error_deg=0.25)
+    write_gallery(dataset, FilterConfig(min_roughness_db=30.0), 10, 1, lambda done, total: None)
+    return dataset / "report"
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator["playwright.Browser"]:
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
@@ -105,8 +117,12 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture
 def visit(report, browser, request) -> Iterator[Visit]:
+    yield from visited(report, browser, {"viewport": {"width": 1280, "height": 900}} | getattr(request, "param", {}))
+
+
+def visited(report: Path, browser: "playwright.Browser", options: dict[str, Any]) -> Iterator[Visit]:
     """Ends with the promises that hold for every visit: no error, no request outside the page's folder."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | getattr(request, "param", {}))
+    context = browser.new_context(**options)
     context.set_default_timeout(1000 * PATIENCE_S)
     visit = Visit(context.new_page(), report)
     visit.page.on("console", lambda message: visit.messages.append(f"{message.type}: {message.text}"))
@@ -305,6 +321,86 @@ def test_rejected_and_failed_assets_open_with_reason_and_detail(visit):
         source = page.text_content("dialog .source") or ""
         assert f"asset-{number:06d}" in source and HOSTILE[2] in source
         page.keyboard.press("Escape")
+
+
+@pytest.fixture
+def material_visit(materials, browser) -> Iterator[Visit]:
+    yield from visited(materials, browser, {"viewport": {"width": 390, "height": 900}})
+
+
+def test_materials_are_lit_and_each_part_can_be_switched_off(material_visit):
+    opened_textured(material_visit)
+    assert not material_visit.page.locator(".switches").is_visible()
+    choose(material_visit, "Look of the mesh", "Material")
+    whole, seen = material_visit.picture("canvas.view"), 0
+    for label in ("Colour", "Metallic", "Roughness", "Normals", "Emission"):
+        switch = material_visit.page.locator(".switches label", has_text=label).locator("input")
+        switch.uncheck()
+        changed = np.abs(material_visit.picture("canvas.view") - whole).max(axis=-1) > 4
+        assert changed.mean() > 0.01, label
+        switch.check()
+        seen += 1
+    assert seen == 5
+    np.testing.assert_allclose(material_visit.picture("canvas.view"), whole, atol=2)
+    choose(material_visit, "Look of the mesh", "Texture")
+    assert not material_visit.page.locator(".switches").is_visible()
+
+
+def test_a_normal_map_bends_the_light_to_its_own_side(material_visit):
+    """The lamp stands above on the left: the left half, which leans away, is darker, the right half brighter."""
+    opened_textured(material_visit)
+    choose(material_visit, "Look of the mesh", "Material")
+    for label in ("Colour", "Metallic", "Roughness", "Emission"):
+        material_visit.page.locator(".switches label", has_text=label).locator("input").uncheck()
+    bent = material_visit.picture("canvas.view").mean(axis=-1)
+    material_visit.page.locator(".switches label", has_text="Normals").locator("input").uncheck()
+    plain = material_visit.picture("canvas.view").mean(axis=-1)
+    rows, columns = np.nonzero(np.abs(bent - plain) > 4)
+    left, right, middle = columns.min(), columns.max(), slice(*np.quantile(rows, [0.3, 0.7]).astype(int))
+    third = (right - left) // 3
+    change = bent[middle] - plain[middle]
+    assert change[:, left + 5 : left + third].mean() < -8, "leans away from the lamp"
+    assert change[:, right - third : right - 5].mean() > 8, "leans towards it"
+
+
+def test_every_channel_has_its_views_proof_and_error(material_visit):
+    opened_textured(material_visit)
+    pictures = {}
+    for channel in ("Colour", "Metallic", "Roughness", "Normal detail", "Emission"):
+        choose(material_visit, "Channel of the views", channel)
+        choose(material_visit, "Look of the views", "Source")
+        pictures[channel] = cell(material_visit)
+        choose(material_visit, "Look of the views", "Baked")
+        assert np.abs(cell(material_visit) - pictures[channel]).mean() < 6, channel
+    names = list(pictures)
+    for i, one in enumerate(names):
+        assert all(np.abs(pictures[one] - pictures[other]).max() > 30 for other in names[:i]), one
+    choose(material_visit, "Channel of the views", "Roughness")
+    proof = material_visit.page.locator(".proof")
+    assert (proof.text_content() or "").endswith("roughness PSNR 34.5 dB (at least 30)")
+    choose(material_visit, "Channel of the views", "Normal detail")
+    assert (proof.text_content() or "").endswith("mean error of normals 0.25 degrees")
+    choose(material_visit, "Look of the views", "Error")
+    assert "16 degrees" in (material_visit.page.text_content(".legend") or "")
+    choose(material_visit, "Map", "Normal map")
+    material_visit.until("document.querySelector('.map img').naturalWidth > 0")
+    assert material_visit.page.evaluate("dialog.scrollWidth <= dialog.clientWidth"), "nothing scrolls sideways"
+
+
+def test_views_alone_show_channels_of_the_source(material_visit):
+    material_visit.open("#open=asset-000003")
+    material_visit.until("opened[0]?.view")
+    choose(material_visit, "Channel of the views", "Metallic")
+    looks = material_visit.page.locator('[aria-label="Look of the views"] span').all_text_contents()
+    assert looks == ["Source"]
+
+
+def test_a_dataset_without_materials_offers_none(visit):
+    opened_textured(visit)
+    for group in ("Channel of the views", "Parts of the material"):
+        assert visit.page.locator(f'[aria-label="{group}"]').count() == 0
+    assert "Material" not in (visit.page.text_content('[aria-label="Look of the mesh"]') or "")
+    assert not visit.page.locator(".proof").is_visible()
 
 
 def test_an_address_opens_an_asset(visit):

@@ -15,10 +15,12 @@ from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
 from seqtex.cli.main import main
 from seqtex.dataset import Dataset
+from tests.support.gallery_dataset import glowing_square
 from tests.support.small_dataset import small_sample, write_dataset, write_samples
 
 chunks = pytest.importorskip("rerun.chunk", reason="rerun-sdk is not installed (extra rerun)")
 
+FIELDS = ("metallic_roughness", "normal_detail", "emissive")
 JOBS = [[("vase", Regime.TEXTURED), ("bowl", Regime.MV_ONLY)], [("chair", Regime.TEXTURED)]]
 
 
@@ -101,6 +103,25 @@ def test_the_mesh_has_its_texture_with_row_zero_at_the_top(dataset, tmp_path):
     assert found["/mesh:Mesh3D:triangle_indices"] == sample.mesh.faces.tolist()
     np.testing.assert_allclose(found["/mesh:Mesh3D:vertex_texcoords"], sample.mesh.uv * (1, -1) + (0, 1))
     assert bytes(found["/mesh:Mesh3D:albedo_texture_buffer"][0]) == sample.uv.rgb.tobytes()
+
+
+def test_materials_are_images_beside_the_colour(tmp_path):
+    sample = glowing_square(tmp_path)
+    path = tmp_path / f"{sample.uid}.rrd"
+    path.write_bytes(recording(sample))
+    found, views, uv = read(path), sample.views, sample.uv
+    assert uv is not None and uv.materials is not None and views.materials is not None
+    for entity, own, mask in (
+        ("/cameras/2", {name: getattr(views.materials, name)[2] for name in FIELDS}, views.mask[2]),
+        ("/uv", {name: getattr(uv.materials, name) for name in FIELDS}, uv.mask),
+    ):
+        metallic, roughness = (pixels(found, f"{entity}/{name}") for name in ("metallic", "roughness"))
+        np.testing.assert_array_equal(np.dstack([metallic, roughness]), own["metallic_roughness"])
+        np.testing.assert_array_equal(pixels(found, f"{entity}/emissive"), own["emissive"])
+        normal = pixels(found, f"{entity}/normal_detail")[mask] / 127.5 - 1
+        np.testing.assert_allclose(normal, own["normal_detail"][mask], atol=1 / 255)
+    tangent = pixels(found, "/uv/normal_tangent")[uv.mask] / 127.5 - 1
+    np.testing.assert_allclose(tangent, uv.materials.normal_tangent[uv.mask], atol=1 / 255)
 
 
 def test_texts_are_plain_and_measurements_are_values(tmp_path):
