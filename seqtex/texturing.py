@@ -74,8 +74,8 @@ class MeshTexture(PreparedMesh):
     """What else the checkpoint generates (`model.maps`), packed as glTF's textures."""
 
     def save(self, path: str | Path) -> None:
-        """Write the textured mesh as .glb, at its place and size in the mesh file, with generated maps, and its other ones
-        and factors."""
+        """Write the textured mesh as .glb, at its place and size in the mesh file, with generated maps, and its other
+        ones and factors."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         kept = with_maps(self.kept or plain_materials(self.mesh), self.maps) if self.maps else self.kept
         write_glb(Path(path), self.mesh, self.uv, self.frame, kept=kept)

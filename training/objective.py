@@ -181,8 +181,9 @@ class HeldOutModel:
 def flow_errors(
     parts: HeldOutModel, sample: TextureSample, number: int, task: str, *, lit: bool = False
 ) -> dict[str, float]:
-    """Return flow_mv and flow_uv of a sample, and of each of several UV maps, those that the task generates: mean squared errors of the flow, means
-    over noise levels. lit: the views under light are given. number: that of the sample, which seeds its noise and given views."""
+    """Return flow_mv and flow_uv of a sample, and of each of several UV maps, those that the task generates: mean
+    squared errors of the flow, means over noise levels. number: that of the sample, which seeds its noise and given
+    views. lit: the views under light are given."""
     tasks = TaskConfig(textured={task: 1.0}, mv_only={task: 1.0} if not TASKS[task].needs_uv else {})
     images = (GIVEN_VIEW.name,) * lit + parts.extras.images
     views, extras, found = len(sample.views.rgb), parts.extras, dict[str, list[float]]()
@@ -192,7 +193,9 @@ def flow_errors(
         seeded_by = number * len(QUARTERS) * DRAWS + nth
         given = views_given(tasks, sample.regime, 0, 0, seeded_by, views) if extras.follow_views else ()
         if given not in encoded:
-            batch = to_device(to_model(sample, given, images, extras.maps, sample.views.lit if lit else None), parts.device)
+            batch = to_device(
+                to_model(sample, given, images, extras.maps, sample.views.lit if lit else None), parts.device
+            )
             encoded[given] = encode_batch(batch, parts.codec, TASKS[task].needs_uv)
         losses = flow_losses(
             replace(encoded[given], samples=(seeded_by,)), TASKS[task], parts.model, parts.encode_text,

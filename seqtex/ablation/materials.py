@@ -67,8 +67,8 @@ def material_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
         return f"{interval.value:{sign}.2f} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
 
     lines = [
-        f"Metallic and roughness over covered texels, PSNR in dB, means over {len(runs)} seeds and {len(runs[0])} meshes "
-        "with 95 % bootstrap intervals over meshes; differences mesh by mesh.",
+        f"Metallic and roughness over covered texels, PSNR in dB, means over {len(runs)} seeds and {len(runs[0])} "
+        "meshes with 95 % bootstrap intervals over meshes; differences mesh by mesh.",
         "",
         "| map | generated | " + " | ".join(f"{title} | generated, against it" for title in OTHERS.values()) + " |",
         "|" + " --- |" * (2 + 2 * len(OTHERS)),

@@ -272,9 +272,7 @@ def measure(cfg: AblateConfig, out: Path, cell: Cell, checkpoint: Path) -> list[
             for row, loss in zip(rows, losses, strict=True)]  # fmt: skip
 
 
-def textured(
-    cfg: AblateConfig, network: Checkpoint, samples: Sequence[TextureSample], lit: bool
-) -> Iterator[Measured]:
+def textured(cfg: AblateConfig, network: Checkpoint, samples: Sequence[TextureSample], lit: bool) -> Iterator[Measured]:
     """Texture samples from their front view and measure the results; sample i with noise i. lit: under light."""
     for first in range(0, len(samples), BATCH):
         group = list(samples[first : first + BATCH])

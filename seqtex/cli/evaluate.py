@@ -133,6 +133,7 @@ def measure_group(
     device: str,
     perceptual: PerceptualDistance | None = None,
     page: EvaluationPage | None = None,
+    lit: bool = False,
 ) -> list[Measured]:
     """Texture samples together, measure the results, and add their pictures to a page."""
     meshes = []
@@ -157,7 +158,9 @@ def given_views(sample: TextureSample, task: str, lit: bool) -> UInt8[np.ndarray
     """Return the pictures that a task gives. Raises UserError if they are to be lit and the sample has none."""
     pictures = sample.views.lit if lit else sample.views.rgb
     if pictures is None:
-        raise UserError(f"sample {sample.uid} has no lit views; build its dataset with --views.lit pbr, or leave out lit")
+        raise UserError(
+            f"sample {sample.uid} has no lit views; build its dataset with --views.lit pbr, or leave out lit"
+        )
     return pictures[: GIVEN[task]]
 
 

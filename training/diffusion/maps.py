@@ -1,5 +1,5 @@
-"""Maps that the UV branch generates: the base colour, and materials as further frames beside it. Each is an image for the
-same codec, packed as glTF packs its textures, so that what is generated can be used as a texture as it is."""
+"""Maps that the UV branch generates: the base colour, and materials as further frames beside it. Each is an image for
+the same codec, packed as glTF packs its textures, so that what is generated can be used as a texture as it is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -78,8 +78,8 @@ class ModelConfig:
     """Further images that the network gets beside every view and the UV map, by name, such as `mask` (ours;
     `training.conditions.images`). Layers that are added to weights start at zero."""
     maps: tuple[str, ...] = RELEASED_MAPS
-    """Maps that the UV branch generates, `base_color` first: also `metallic_roughness`, `normal_tangent`, `emissive`, of
-    datasets with materials (ours; `training.diffusion.maps`)."""
+    """Maps that the UV branch generates, `base_color` first; of datasets with materials also `metallic_roughness`,
+    `normal_tangent` and `emissive` (ours; `training.diffusion.maps`)."""
     position_rope: bool = False
     """Tokens turn with their mean 3D position instead of their place in the image (ours; off in the released
     weights)."""
@@ -123,8 +123,8 @@ class ModelConfig:
 
 def with_architecture(cfg: ModelConfig) -> ModelConfig:
     """Take over sizes and positions of the weights that it starts from, whatever the options say; a view hint,
-    condition images and maps may be added to them. Those of known backbones are known; any other hub repository is fetched for
-    it."""
+    condition images and maps may be added to them. Those of known backbones are known; any other hub repository is
+    fetched for it."""
     if cfg.start == "scratch":
         return cfg
     found = {**asdict(ModelConfig(lora_rank=0)), **WAN21_1P3B.transformer}
@@ -210,8 +210,8 @@ def check_switches(model: SeqTexTransformer3DModel, cfg: ModelConfig) -> None:
         )
     if tuple(model.config["maps"] or RELEASED_MAPS) != cfg.maps:
         raise UserError(
-            f"{cfg.start_path} generates {', '.join(model.config['maps'])}; set model.maps so, with others behind them, or "
-            "start from wan"
+            f"{cfg.start_path} generates {', '.join(model.config['maps'])}; set model.maps so, with others behind "
+            "them, or start from wan"
         )
     for name in ("geometry_attention", "uv_branch", "view_hint", "position_rope"):
         if model.config[name] != getattr(cfg, name):

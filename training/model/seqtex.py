@@ -46,14 +46,12 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     never (`off`, which leaves the model without geometry). uv_branch [decoupled]: UV tokens have weights of their own,
     or go through those of the views, LoRA included (`shared`), as further tokens that the views do not see.
 
-    Two more are ours, off in the released model. view_hint: colours of the given views that geometry has carried to
+    Three more are ours, off in the released model. view_hint: colours of the given views that geometry has carried to
     every image (`training.conditions.view_hint`) are added to its RGB tokens through a layer of their own, which is
-    zero where it is added to weights that did not know it. position_rope:
-    queries and keys turn with the mean position of a token's surface points instead of its row and column.
-
-    maps: names of the maps that the UV branch generates, each a frame with the next time index; None: the base colour
-    alone (released). An embedding of each further one, zero at first, is added to its tokens: with position_rope two maps
-    of one mesh differ in nothing but the turn of a few channels.
+    zero where it is added to weights that did not know it. position_rope: queries and keys turn with the mean position
+    of a token's surface points instead of its row and column. maps: names of the maps that the UV branch generates,
+    each a frame with the next time index (None: the base colour); an embedding of each further one, zero at first, is
+    added to its tokens.
     """
 
     _supports_gradient_checkpointing = True
@@ -154,15 +152,11 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         views, grid = mv.shape[2], self._token_grid(mv)
         maps = len(self.config["maps"] or ("base_color",))
         if timestep.shape[1] != views + maps or (uv is not None and uv.shape[2] != maps):
-            raise ValueError(
-                f"{timestep.shape[1]} timesteps for {views} views and {maps} UV maps; give {views + maps}, and "
-                f"{maps} frames of the UV branch"
-            )
+            found = f"{timestep.shape[1]} timesteps for {views} views and {maps} UV maps"
+            raise ValueError(f"{found}; give {views + maps}, and {maps} frames of the UV branch")
         geometry = self.config["geometry_attention"]
         embedding, modulation = self.condition_embedder.time(timestep)
-        text = self.condition_embedder.text(text)
-        mv_rope = self._rope(mv, 0, grid)
-        x_mv = self._embed_rgb(mv)
+        text, mv_rope, x_mv = self.condition_embedder.text(text), self._rope(mv, 0, grid), self._embed_rgb(mv)
         mv_branch = BranchInputs(
             self._embed_geometry(mv) if geometry != "off" else None, modulation[:, :views], mv_rope
         )
@@ -242,12 +236,10 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _embed_maps(self, latents: Tensor) -> Tensor:
         """Tokens of the UV maps, as `_embed_rgb`, with the embedding of each further map."""
-        tokens = self._embed_rgb(latents)
-        if not self.config["maps"] or len(self.config["maps"]) == 1:
-            return tokens
-        further = [self.uv_map_embeddings[name] for name in self.config["maps"][1:]]
-        own = torch.stack([torch.zeros_like(further[0]), *further])
-        return (tokens.unflatten(1, (len(own), -1)) + own[:, None].to(tokens.dtype)).flatten(1, 2)
+        color, *others = self._embed_rgb(latents).chunk(latents.shape[2], dim=1)
+        names = (self.config["maps"] or ())[1:]
+        further = [x + self.uv_map_embeddings[name].to(x) for name, x in zip(names, others, strict=True)]
+        return torch.cat([color, *further], dim=1) if further else color
 
     def _embed_geometry(self, latents: Tensor) -> Tensor:
         """The same of position and normal latents, added up."""
@@ -296,10 +288,9 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         Norms, time embedder and modulation tables stay float32 at any dtype. add_view_hint: where the weights have no
         view hint, add its layer with zeros, which leaves the output the same until it is trained;
-        add_condition_channels, add_maps: the same for condition images and maps, by name. options: `revision`, `token`, `cache_dir`,
-        `local_files_only` and `force_download` of the hub; `device_map`, `low_cpu_mem_usage` and all others of
-        diffusers' `ModelMixin.from_pretrained`. Raises UserError where the directory holds no such model, naming
-        tensors that are missing, unexpected or of another shape.
+        add_condition_channels, add_maps: the same for condition images and maps, by name. options: those of the hub
+        (`revision`, `token`, `cache_dir`, ...) and of diffusers' `ModelMixin.from_pretrained`. Raises UserError where
+        the directory holds no such model, naming tensors that are missing, unexpected or of another shape.
         """
         if use_safetensors is False:
             raise UserError(f"{pretrained_model_name_or_path}: pickled weights are never read; give safetensors")
@@ -326,16 +317,16 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def with_inputs(
         self, view_hint: bool, condition_channels: Mapping[str, int], maps: Sequence[str] = ()
     ) -> "SeqTexTransformer3DModel":
-        """Return a model of the same weights that also takes a view hint and condition images and generates `maps`, whose
-        layers and embeddings are zero; itself if it does."""
-        own = dict(self.config["condition_channels"] or {})
-        own_maps = list(self.config["maps"] or [])
+        """Return a model of the same weights that also takes a view hint and condition images and generates `maps`,
+        whose layers and embeddings are zero; itself if it does."""
+        channels, own = dict(self.config["condition_channels"] or {}), list(self.config["maps"] or [])
+        had = {"view_hint": self.config["view_hint"], "condition_channels": channels, "maps": own}
         inputs = {
             "view_hint": view_hint or self.config["view_hint"],
-            "condition_channels": {**own, **condition_channels},
-            "maps": list(dict.fromkeys([*own_maps, *maps])),
+            "condition_channels": {**channels, **condition_channels},
+            "maps": list(dict.fromkeys([*own, *maps])),
         }
-        if inputs == {"view_hint": self.config["view_hint"], "condition_channels": own, "maps": own_maps}:
+        if inputs == had:
             return self
         hinted, state = self.empty(dict(self.config) | inputs), self.state_dict()
         added = shapes_of(hinted.state_dict()).items() - shapes_of(state).items()

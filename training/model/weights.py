@@ -80,8 +80,9 @@ def from_wan(
     """A SeqTex model at the start of training: its view output is Wan's own for the same frames and timestep.
 
     wan is diffusers' WanTransformer3DModel, its state with its config, its directory, or a hub repository (there,
-    subfolder "transformer"). The UV branch and the geometry embeddings are copies of their twins, the geometry casters,
-    the layers of view hint and condition images, the embeddings of further maps and LoRA's B zero; seed draws LoRA's A. The weights are copied.
+    subfolder "transformer"). The UV branch and the geometry embeddings are copies of their twins; the geometry casters,
+    the layers of view hint and condition images, the embeddings of further maps and LoRA's B are zero; seed draws
+    LoRA's A. The weights are copied.
     """
     if isinstance(wan, str | os.PathLike):
         directory = find_directory(wan, subfolder)

@@ -52,6 +52,10 @@ def stored(uid: str = "a", regime: Regime = Regime.TEXTURED, seed: int = 4) -> T
     return with_materials(small_sample(uid, regime, seed, uv_size=32))
 
 
+def kill() -> None:
+    raise RuntimeError("killed")
+
+
 def textured_input(one: TextureSample) -> TexturingInput:
     assert one.uv is not None
     return TexturingInput(
@@ -87,7 +91,7 @@ def test_maps_are_packed_as_textures_of_gltf() -> None:
     latents = encode_batch(to_model(one, maps=ALL), CODEC).uv
     assert latents is not None and latents.rgb.shape[2] == 4 and latents.geometry.shape[2] == 1
     decoded = [uv_to_image(frame[None]) for frame in CODEC.decode(latents.rgb)[0]]
-    assert map_psnr({"metallic_roughness": decoded[1]}, one.uv)["roughness_psnr"] > 35, "each frame is the map of its name"
+    assert map_psnr({"metallic_roughness": decoded[1]}, one.uv)["roughness_psnr"] > 35, "a frame is the map of its name"
     assert np.abs(decoded[0].astype(int) - color)[4:-4, 4:-4].mean() < 3
 
 
@@ -140,13 +144,16 @@ def test_a_network_is_told_apart_which_map_a_frame_is() -> None:
         model(mv, uv[:, :, :1], *rest)
 
 
-def test_a_run_resumes_to_the_same_weights_and_its_checkpoint_generates_both_maps(dataset: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_exactly_and_its_checkpoint_generates_both_maps(dataset: Path, tmp_path: Path) -> None:
     whole = train(config(dataset, tmp_path / "whole"))
-    paused = config(dataset, tmp_path / "resumed")
-    train(replace(paused, run=replace(paused.run, max_steps=2)))
-    (tmp_path / "resumed" / "losses.jsonl").read_text()
-    resumed = train(paused)
-    assert [row["loss"] for row in resumed.losses[2:]] != [] and len(whole.losses) == 4
+    cfg = config(dataset, tmp_path / "resumed")
+    with pytest.raises(RuntimeError, match="killed"):  # behind the state of step 2
+        train(cfg, lambda row: kill() if row["step"] == 3 else None)
+    assert not (tmp_path / "resumed" / "checkpoint").exists()
+    resumed = train(cfg)
+    assert [row["loss"] for row in resumed.losses] == [row["loss"] for row in whole.losses]
+    first, second = (load_checkpoint(each.checkpoint).model.state_dict() for each in (whole, resumed))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
     names = {name for row in whole.losses for name in row if name.startswith("loss_")}
     assert names == {"loss_mv", "loss_uv", "loss_base_color", "loss_metallic_roughness"}
     network = load_checkpoint(whole.checkpoint)
@@ -195,7 +202,9 @@ def test_data_without_materials_is_refused_by_name(dataset: Path, tmp_path: Path
     write_samples(plain, [[small_sample("t0", Regime.TEXTURED, 0, uv_size=32)]])
     cfg = config(dataset, tmp_path / "run")
     mixed = replace(cfg, data=replace(cfg.data, directories={str(dataset): 1.0, str(plain): 1.0}))
-    with pytest.raises(UserError, match=rf"{plain} has no materials, and the model generates metallic_roughness; build"):
+    with pytest.raises(
+        UserError, match=rf"{plain} has no materials, and the model generates metallic_roughness; build"
+    ):
         train(mixed)
     train(replace(mixed, model=replace(mixed.model, maps=MAPS[:1])))  # one map asks for no materials
     with pytest.raises(UserError, match="sample t0 has no materials"):
@@ -223,7 +232,7 @@ def test_maps_are_added_to_weights_and_recorded_with_them(tmp_path: Path) -> Non
     save_model(model, tmp_path / "two")
     wider = make_model(replace(asked, start_path=str(tmp_path / "two"), maps=ALL), 0)
     assert Extras.of(wider.config).maps == ALL
-    with pytest.raises(UserError, match="generates base_color, metallic_roughness; set model.maps so"):
+    with pytest.raises(UserError, match=r"generates base_color, metallic_roughness; set model\.maps so"):
         make_model(replace(asked, start_path=str(tmp_path / "two"), maps=MAPS[:1]), 0)
     with pytest.raises(UserError, match="one UV map, this model generates base_color, metallic_roughness"):
         export_released(model, tmp_path / "out")
