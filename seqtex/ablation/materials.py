@@ -23,6 +23,7 @@ OTHERS = {
     "codec": "the true map through the codec",
 }
 """Prefixes of figures that generated maps are compared with."""
+COLORS = {"uv_psnr": "Base colour over covered texels, dB", "flow_uv": "Flow loss of the base colour"}
 
 
 def true_map(sample: TextureSample) -> UInt8[np.ndarray, "height width 3"]:
@@ -60,11 +61,16 @@ def over_meshes(runs: Sequence[Sequence[dict[str, Any]]], figure: str, less: str
     return bootstrap(np.mean(rows, axis=0))
 
 
-def material_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """Write a table in Markdown of the runs of one variant, each the figures of its meshes."""
+def material_lines(runs: Sequence[Sequence[dict[str, Any]]], alone: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """Write a table in Markdown of runs, each the figures of its meshes. alone: runs of the same seeds without further
+    maps."""
+    both = [
+        [row | {f"alone_{name}": other[name] for name in COLORS} for row, other in zip(*pair, strict=True)]
+        for pair in zip(runs, alone, strict=True)
+    ]
 
     def words(interval: Interval, sign: str = "") -> str:
-        return f"{interval.value:{sign}.2f} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+        return f"{interval.value:{sign}.3g} [{interval.low:{sign}.3g}, {interval.high:{sign}.3g}]"
 
     lines = [
         f"Metallic and roughness over covered texels, PSNR in dB, means over {len(runs)} seeds and {len(runs[0])} "
@@ -79,4 +85,8 @@ def material_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
             cells += [words(over_meshes(runs, f"{prefix}_{figure}")),
                       words(over_meshes(runs, figure, f"{prefix}_{figure}"), "+")]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+    for name, title in COLORS.items():
+        found = [words(over_meshes(both, each)) for each in (name, f"alone_{name}")]
+        gap = words(over_meshes(both, name, f"alone_{name}"), "+")
+        lines += ["", f"{title}: {found[0]} with metallic and roughness beside it, {found[1]} alone, difference {gap}."]
     return [*lines, ""]

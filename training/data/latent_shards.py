@@ -3,9 +3,9 @@ last and without which they do not count. Tensors are safetensors, nothing is un
 
 A sample has `mean.safetensors` and `log_variance.safetensors` (`mv_rgb`, `mv_position`, `mv_normal` [z, V, h, w] and
 `uv_*` [z, 1, H, W], normalised; `uv_NAME` for each further map), the first of them `mv_points` and `uv_points` too
-(`BranchLatents.points`), `json` (uid, regime, caption), `text.safetensors` if captions were encoded, and `NAME.safetensors` for each
-condition image that was: `mv` and `uv`, or, where it follows the given views, `mv_GIVEN` and `uv_GIVEN` for each view
-given alone, and for all."""
+(`BranchLatents.points`), `json` (uid, regime, caption), `text.safetensors` if captions were encoded, and
+`NAME.safetensors` for each condition image that was: `mv` and `uv`, or, where it follows the given views, `mv_GIVEN`
+and `uv_GIVEN` for each view given alone, and for all."""
 
 import hashlib
 import json
