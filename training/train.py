@@ -131,7 +131,7 @@ def train(
     with (
         closing(RunLock(cfg.run.directory)) as lock,
         arithmetic(cfg.run.threads, device_type),
-        attention(cfg.run.attention),
+        attention(cfg.run.attention, device_type),
     ):
         return train_as_planned(plan, lock, report, validation)
 
