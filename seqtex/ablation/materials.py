@@ -12,7 +12,7 @@ from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.latents import uv_to_image, uv_to_model
-from training.diffusion.maps import MATERIAL_MAPS, map_psnr
+from training.maps import MATERIAL_MAPS, map_psnr
 from training.metrics.distribution import Interval, bootstrap
 
 NAME = "metallic_roughness"

@@ -28,9 +28,9 @@ from seqtex.cli.evaluate import Measured, measure_group
 from seqtex.cli.terminal.console import bar, build_progress, log_event, training_note
 from training.config import TrainConfig, preset
 from training.diffusion.latents import Extras
-from training.diffusion.maps import RELEASED_MAPS
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
+from training.maps import RELEASED_MAPS
 from training.objective import HeldOutModel, flow_errors
 from training.train import train
 

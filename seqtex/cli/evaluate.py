@@ -27,9 +27,9 @@ from seqtex.texturing import (
     texture_meshes,
 )
 from training.arithmetic import find_device
-from training.diffusion.maps import map_psnr
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
+from training.maps import map_psnr
 from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
 from training.metrics.features import ImageFeatures, load_features
 from training.metrics.images import baselines, ssim

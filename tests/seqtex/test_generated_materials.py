@@ -25,9 +25,9 @@ from tests.seqtex.test_ablate import SMALL, build_here
 from tests.support.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint
 from tests.support.small_dataset import write_samples
 from training.diffusion.encoders import DctCodec
-from training.diffusion.maps import MATERIAL_MAPS
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import load_checkpoint
+from training.maps import MATERIAL_MAPS
 
 MAPS = ("base_color", "metallic_roughness", "normal_tangent", "emissive")
 TEXTURES = {"metallic_roughness": "metallicRoughnessTexture", "normal_tangent": "normalTexture",

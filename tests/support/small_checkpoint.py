@@ -8,8 +8,8 @@ from torch import Tensor
 from schemas.sample import TextureSample
 from training.data.batch import encode_batch, to_model
 from training.diffusion.encoders import DctCodec
-from training.diffusion.maps import RELEASED_MAPS
 from training.loop.checkpoints import Card, latent_statistics, save_checkpoint
+from training.maps import RELEASED_MAPS
 from training.model.seqtex import SeqTexTransformer3DModel
 
 VIEW, UV = 64, 128

@@ -17,7 +17,7 @@ from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.flow import CPU
 from training.diffusion.latents import AnyBranch, BranchLatents, Maps, concatenate, encode_branch, map_tensors, stack
-from training.diffusion.maps import RELEASED_MAPS, packed
+from training.maps import RELEASED_MAPS, packed
 
 STEP = float(np.float32(1 / POSITION_STEPS))
 """One step of stored positions, as `schemas.images` reads them."""

@@ -28,8 +28,8 @@ from training.data.order import Schedule, WeightedDraws
 from training.data.shard_reader import SkipBudget
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.latents import Extras
-from training.diffusion.maps import RELEASED_MAPS
 from training.diffusion.tasks import TaskConfig, views_given
+from training.maps import RELEASED_MAPS
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals at which a run saves its state: a scheduler's last warning (SLURM's --signal=USR1@120, Kubernetes' SIGTERM),

@@ -35,7 +35,7 @@ from training.data.mixture import shards_by_regime
 from training.data.shard_reader import ShardReader
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.latents import surface_points
-from training.diffusion.maps import RELEASED_MAPS, check_maps
+from training.maps import RELEASED_MAPS, check_maps
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -28,7 +28,7 @@ from training.data.dataset_files import DatasetFiles, read_json
 from training.diffusion.encoders import KEPT, RGB_TO_YCBCR, ZIGZAG, LatentCodec, Posterior, WanCodec
 from training.diffusion.flow import seeded
 from training.diffusion.latents import BranchLatents, map_tensors
-from training.diffusion.maps import BASE_COLOR, RELEASED_MAPS, check_maps
+from training.maps import BASE_COLOR, RELEASED_MAPS, check_maps
 
 FORMAT = 3
 """Version of latent shards; 3: made from samples of schema version 3."""

@@ -18,8 +18,8 @@ from training.data.latent_shards import LatentDecoder, LatentHeader, codec_heade
 from training.data.order import SampleOrder
 from training.data.shard_reader import Sample, ShardReader, SkipBudget
 from training.diffusion.encoders import DctCodec, LatentCodec
-from training.diffusion.maps import RELEASED_MAPS, without_materials
 from training.diffusion.tasks import MAX_VIEWS
+from training.maps import RELEASED_MAPS, without_materials
 
 TOKEN = DctCodec.layout.token
 """Pixels a side of what becomes one token of the codec `dct` or Wan2.1's VAE."""

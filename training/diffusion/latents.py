@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.conditions.images import HINT, IMAGES, find_image
 from training.diffusion.encoders import LatentCodec
-from training.diffusion.maps import RELEASED_MAPS, check_maps
+from training.maps import RELEASED_MAPS, check_maps
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Maps:
     is."""
 
     rgb: Float[Tensor, "*batch images h w 3"] | UInt8[Tensor, "*batch images h w 3"]
-    """sRGB, [0, 1]; bytes on the way. Of a UV map the images of all generated maps (`training.diffusion.maps`), which
+    """sRGB, [0, 1]; bytes on the way. Of a UV map the images of all generated maps (`training.maps`), which
     share the rest."""
     position: Float[Tensor, "*batch frames h w 3"] | Int16[Tensor, "*batch frames h w 3"]
     """Dataset frame, [-1, 1]; in steps of `schemas.images.POSITION_STEPS` on the way."""

@@ -19,8 +19,8 @@ from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.flow import SHIFT, FlowModel, Slope, inference_sigmas, interpolate, seeded, solver_step
 from training.diffusion.latents import BranchLatents, Extras, encode_branch, stack, to_uint8, uv_to_image
-from training.diffusion.maps import BASE_COLOR, without_noise
 from training.diffusion.tasks import CONDITION_SIGMA, Task, plan_frames, sampling_task
+from training.maps import BASE_COLOR, without_noise
 
 RELEASED_INPUT = Extras()
 
@@ -52,7 +52,7 @@ class TexturingResult:
     uv: UInt8[np.ndarray, "uv_h uv_w 3"] | None
     """Image orientation, row 0 at v = 1."""
     maps: dict[str, UInt8[np.ndarray, "uv_h uv_w 3"]] = field(default_factory=dict)
-    """Maps beside the base colour by name, each a texture as glTF packs it (`training.diffusion.maps`)."""
+    """Maps beside the base colour by name, each a texture as glTF packs it (`training.maps`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

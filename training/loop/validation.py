@@ -15,11 +15,11 @@ from geometry.nearest import Surface
 from schemas.sample import TextureSample
 from training.config import TrainConfig
 from training.data.batch import Prepared
-from training.diffusion.maps import BASE_COLOR, map_psnr, packed
 from training.diffusion.sampler import SamplerConfig, TexturingInput, TexturingResult, sample
 from training.loop.callbacks import AveragedWeights
 from training.loop.loggers import Curves
 from training.loop.throughput import Meter
+from training.maps import BASE_COLOR, map_psnr, packed
 from training.metrics.images import baselines
 from training.module import TextureModule
 from training.steps import StepCallback

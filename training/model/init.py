@@ -8,7 +8,7 @@ import torch
 
 from schemas.errors import UsageError, UserError, require_between
 from training.conditions.images import HINT, find_image
-from training.diffusion.maps import RELEASED_MAPS, check_maps
+from training.maps import RELEASED_MAPS, check_maps
 from training.model.backbones.find import FOLDER, check_fixed, known, transformer_config
 from training.model.backbones.wan import WAN21_1P3B
 from training.model.files import find_directory, read_architecture
@@ -79,7 +79,7 @@ class ModelConfig:
     `training.conditions.images`). Layers that are added to weights start at zero."""
     maps: tuple[str, ...] = RELEASED_MAPS
     """Maps that the UV branch generates, `base_color` first; of datasets with materials also `metallic_roughness`,
-    `normal_tangent` and `emissive` (ours; `training.diffusion.maps`)."""
+    `normal_tangent` and `emissive` (ours; `training.maps`)."""
     position_rope: bool = False
     """Tokens turn with their mean 3D position instead of their place in the image (ours; off in the released
     weights)."""

@@ -20,10 +20,10 @@ from training.data.datamodule import BatchStream
 from training.data.mixture import ImageSizes
 from training.diffusion.encoders import DctCodec, NullTextEncoder
 from training.diffusion.latents import Extras, uv_to_image
-from training.diffusion.maps import MATERIAL_MAPS, check_maps, map_psnr, packed
 from training.diffusion.sampler import SamplerConfig, TexturingInput, sample
 from training.diffusion.tasks import TASKS, TaskConfig
 from training.loop.checkpoints import load_checkpoint
+from training.maps import MATERIAL_MAPS, check_maps, map_psnr, packed
 from training.model.init import ModelConfig, make_model
 from training.model.optimizers import make_optimizer, part_of, trained_parameters
 from training.model.seqtex import SeqTexTransformer3DModel
@@ -120,9 +120,9 @@ def test_two_maps_of_one_sample_are_learnt_by_heart_together() -> None:
     assert errors["flow_uv"] == pytest.approx((errors["flow_base_color"] + errors["flow_metallic_roughness"]) / 2)
 
 
-def test_a_network_is_told_apart_which_map_a_frame_is() -> None:
+def test_a_network_knows_which_map_a_frame_is() -> None:
     """With positions in space two frames of one mesh are alike but for the turn of the time channels; their embedding
-    alone, too, tells them apart."""
+    keeps them apart, too."""
     model = make_model(config(Path(), Path()).model, 0)
     with torch.no_grad():
         model.proj_out.weight.normal_(std=0.1)
