@@ -200,7 +200,8 @@ def validation_of(cfg: TrainConfig) -> Validation | None:
         return None
     chosen = cfg.validation.directory
     data = replace(cfg.data, directory=chosen, directories={}) if chosen else cfg.data
-    textured = (readable_samples(files, Regime.TEXTURED) for files in open_datasets(data))
+    materials = len(cfg.model.maps) > 1
+    textured = (readable_samples(files, Regime.TEXTURED, materials) for files in open_datasets(data))
     samples = list(islice(chain.from_iterable(textured), cfg.validation.samples))
     if chosen and not samples:
         raise UsageError(f"validation.directory {chosen}: no textured sample; name another dataset or leave it out")
