@@ -81,7 +81,9 @@ def map_psnr(made: Mapping[str, Texels], uv: UvMaps) -> dict[str, float]:
     """Return `metallic_psnr`, `roughness_psnr`, ... of generated material maps in dB over covered texels; nothing where
     the truth has no materials."""
     found = {}
-    for name, image in made.items() if uv.materials else ():
+    for name, image in made.items():
+        if uv.materials is None:
+            break
         truth = MATERIAL_MAPS[name].pack(uv.materials)
         for figure, channels in MATERIAL_MAPS[name].figures.items():
             found[f"{figure}_psnr"] = capped_psnr(image[..., channels], truth[..., channels], uv.mask)

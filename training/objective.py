@@ -95,11 +95,12 @@ def flow_losses(
         for predicted, branch, noise, at, count in zip(flows, branches, draws.noise, frames, counts, strict=False)
         if predicted is not None
     ]
+    of_uv = flows[1]
     return Losses(
         loss=losses[0] + flow.uv_weight * losses[1] if len(losses) == 2 else losses[0],
         mv=losses[0] if generates_views else None,
         uv=losses[1] if len(losses) == 2 else None,
-        maps=map_losses(flows[1], velocity(branches[1].rgb, draws.noise[1]), extras.maps) if len(losses) == 2 else {},
+        maps={} if of_uv is None else map_losses(of_uv, velocity(branches[1].rgb, draws.noise[1]), extras.maps),
     )
 
 

@@ -138,8 +138,8 @@ def with_materials(sample: TextureSample) -> TextureSample:
             uv,
             materials=MaterialMaps(
                 metallic_roughness=np.round(255 * np.stack([x > 0.5, 0.2 + 0.6 * y], axis=-1)).astype(np.uint8),
-                normal_detail=np.broadcast_to(np.float32([0, 0, 1]), uv.rgb.shape),
-                normal_tangent=np.broadcast_to(np.float32([0.6, 0, 0.8]), uv.rgb.shape),
+                normal_detail=np.broadcast_to(np.array([0, 0, 1], np.float32), uv.rgb.shape),
+                normal_tangent=np.broadcast_to(np.array([0.6, 0, 0.8], np.float32), uv.rgb.shape),
                 emissive=uv.rgb // 2,
             ),
         )

@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass, fields, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -118,14 +118,13 @@ def draw_caption(cfg: AugmentConfig, sample: TextureSample, seed: int, number: i
 
 def rolled(arrays: Arrays, shift: int) -> Arrays:
     """Roll each array along its first axis, those of materials too."""
-    found = {f.name: value for f in fields(arrays) if (value := getattr(arrays, f.name)) is not None}
-    return replace(
-        arrays,
-        **{
-            name: rolled(value, shift) if isinstance(value, MaterialViews) else np.roll(value, shift, axis=0)
-            for name, value in found.items()
-        },
-    )
+    changed: dict[str, Any] = {}
+    for each in fields(arrays):
+        value = getattr(arrays, each.name)
+        if value is not None:
+            is_group = isinstance(value, MaterialViews)
+            changed[each.name] = rolled(value, shift) if is_group else np.roll(value, shift, axis=0)
+    return replace(arrays, **changed)
 
 
 def condition_images(views: Views, drawn: Augmentation) -> UInt8[np.ndarray, "views height width 3"]:
