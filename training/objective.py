@@ -26,7 +26,7 @@ from training.diffusion.flow import (
     shift_sigma,
     velocity,
 )
-from training.diffusion.latents import Extras
+from training.diffusion.latents import ExtraInputs
 from training.diffusion.tasks import TASKS, Task, TaskConfig, given_views, plan_frames, views_given
 
 EncodeText = Callable[[list[str]], Tensor]
@@ -59,7 +59,7 @@ def flow_losses(
     encode_text: EncodeText,
     *,
     flow: FlowConfig,
-    extras: Extras,
+    extras: ExtraInputs,
     seed: int,
     drops_images: bool = True,
 ) -> Losses:
@@ -161,7 +161,7 @@ class HeldOutModel:
     model: FlowModel
     codec: LatentCodec
     encode_text: EncodeText
-    extras: Extras
+    extras: ExtraInputs
     shift: float
     device: torch.device
 

@@ -24,7 +24,7 @@ from seqtex.ablation.table import COMPARED, Outcome, write_results
 from seqtex.cli.evaluate import measure_group
 from seqtex.cli.terminal.console import bar, build_progress, log_event, training_note
 from training.config import TrainConfig, preset
-from training.diffusion.latents import Extras
+from training.diffusion.latents import ExtraInputs
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
 from training.objective import HeldOutModel, flow_errors
@@ -259,7 +259,7 @@ def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task:
         model=network.model,
         codec=network.codec,
         encode_text=network.text_encoder.encode,
-        extras=Extras.of(network.model.config),
+        extras=ExtraInputs.of(network.model.config),
         shift=network.card.shift,
         device=next(network.model.parameters()).device,
     )

@@ -32,7 +32,7 @@ class Maps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extras:
+class ExtraInputs:
     """Inputs that a model takes beyond those of the released one."""
 
     images: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Extras:
     position_rope: bool = False
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Extras":
+    def of(cls, config: Mapping[str, Any]) -> "ExtraInputs":
         """Read them from the configuration of a `SeqTexTransformer3DModel`. Raises UsageError if its weights take a
         condition image that is not registered."""
         names = (HINT.name,) * config["view_hint"] + tuple(config["condition_channels"] or ())
@@ -65,7 +65,7 @@ class BranchLatents:
     conditions: dict[str, Float[Tensor, "batch _ frames h w"]] = field(default_factory=dict)
     """Latents of condition images by name, those that the model takes."""
 
-    def beside(self, extras: Extras) -> Float[Tensor, "batch channels frames h w"]:
+    def beside(self, extras: ExtraInputs) -> Float[Tensor, "batch channels frames h w"]:
         """Join what a model gets beside the noisy colour: geometry, and the extras that it takes."""
         names = [name for name in extras.images if find_image(name).place == "beside"]
         wanted = {name: self.conditions.get(name) for name in names}
