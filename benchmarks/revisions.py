@@ -2,7 +2,7 @@
 
 OTHER is a checkout of another revision (`git worktree add OTHER REVISION`). One process a checkout trains the preset on
 64-pixel views and 128-texel maps with one thread. The two take turns of a few steps, and the one whose turn it is not
-waits. Processor time counts all that the process did since its last turn, wall time the turn alone, and the row
+waits. Processor time counts all that the process did since its last turn, elapsed time the turn alone, and the row
 "ratio" compares the two turns of a round, so that other work on the machine meets both. Medians of all rounds with
 quartiles."""
 
@@ -65,7 +65,7 @@ def start(checkout: Path, dataset: Path, run: Path, log: Path) -> subprocess.Pop
 
 
 def next_turn(process: subprocess.Popen[str], log: Path, go: bool) -> tuple[float, float]:
-    """Return processor and wall milliseconds a step of the next turn.
+    """Return processor and elapsed milliseconds a step of the next turn.
 
     Raises:
         RuntimeError: the training ended.
@@ -114,7 +114,7 @@ def main() -> None:
             print(f"{time.perf_counter() - began:5.0f} s, round {number}: {row}", file=sys.stderr, flush=True)
     counted = {name: turns[WARM_UP:] for name, turns in times.items()}
     counted["ratio"] = [(a / c, b / d) for (a, b), (c, d) in zip(counted["this"], counted["other"], strict=True)]
-    print("| checkout | turns | processor, ms a step | wall, ms a step |\n|---|---:|---:|---:|")
+    print("| checkout | turns | processor, ms a step | elapsed, ms a step |\n|---|---:|---:|---:|")
     for name, turns in counted.items():
         processor, wall = (spread(list(values), 3 if name == "ratio" else 1) for values in zip(*turns, strict=True))
         print(f"| {name} | {len(turns)} | {processor} | {wall} |")
