@@ -29,7 +29,7 @@ from schemas.ledger import LAYOUT_FAULTS, Rejected
 from schemas.mesh import UvMesh
 from schemas.sample import Cameras
 from training.data.mixture import require_tokens
-from training.diffusion.latents import Extras
+from training.diffusion.latents import Extensions
 from training.diffusion.sampler import SamplerConfig, TexturingInput, sample
 from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
 
@@ -290,7 +290,7 @@ def texture_meshes(
         [one.input for one in meshes],
         cfg,
         shift=network.card.shift,
-        extras=Extras.of(network.model.config),
+        extras=Extensions.of(network.model.config),
         device=device,
         offload=offload,
         progress=progress,

@@ -55,7 +55,8 @@ class RunConfig:
     """Kept besides: so many with the lowest validation loss (none with `validation.every` 0)."""
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the model's matrix products (autocast); weights and everything else stay float32. On a device without fast
+    """Of the model's matrix products (autocast); weights and everything else stay float32 (but see
+    `model.frozen_dtype`). On a device without fast
     bfloat16 products, `bfloat16` means float32 too: `environment.json` says what was decided."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
@@ -163,7 +164,7 @@ LOG_EVERY = 10
 """`run.log_every` of the presets that are made for a GPU."""
 
 FULL = TrainConfig(
-    model=ModelConfig(activation_checkpointing="full", compile_blocks=True),
+    model=ModelConfig(activation_checkpointing="full", compile_blocks=True, frozen_dtype="bfloat16"),
     data=DataConfig(batch_size=16, workers=4),
     run=RunConfig(precision="bfloat16", log_every=LOG_EVERY),
 )

@@ -19,7 +19,7 @@ from training.model.backbones.backbone import PATCH
 from training.model.init import ModelConfig
 from training.model.optimizers import is_block_matrix, part_of
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import mark_trained
+from training.model.weights import frozen_matrices, mark_trained
 
 TEXT_TOKENS = {"none": 1, "umt5": 512}
 TEXT_PARAMETERS = {"none": 0, "umt5": 5_680_910_336}
@@ -85,7 +85,8 @@ class Memory:
     """Bytes on one GPU."""
 
     weights: int
-    """float32, and the copies that autocast makes of matrices."""
+    """float32, and the copies that autocast makes of matrices; of frozen ones, where they are narrow, the copies
+    alone."""
     gradients: int
     optimizer: int
     """Its state, and the averaged weights."""
@@ -342,6 +343,15 @@ def optimizer_bytes(cfg: TrainConfig) -> int:
     return 4 * by_muon + (2 if cfg.optimizer.eight_bit else 8) * by_adamw
 
 
+def narrow_parameters(cfg: ModelConfig) -> int:
+    """Count the parameters that are kept in bfloat16 where products are made in it."""
+    if cfg.frozen_dtype == "float32":
+        return 0
+    model = SeqTexTransformer3DModel.empty(cfg.architecture())
+    mark_trained(model, cfg.trained)
+    return sum(parameter.numel() for parameter in frozen_matrices(model).values())
+
+
 def _memory(
     cfg: TrainConfig, parameters: dict[str, tuple[int, int]], tokens: Tokens, policy: str, codec: int, state: int
 ) -> Memory:
@@ -352,7 +362,7 @@ def _memory(
     text_encoder = "none" if cfg.data.latents else cfg.latents.text_encoder
     encoders = codec + TEXT_PARAMETERS[text_encoder]
     return Memory(
-        weights=total * (6 if half else 4),
+        weights=total * (6 if half else 4) - 4 * (narrow_parameters(cfg.model) if half else 0),
         gradients=4 * trained,
         optimizer=state + 4 * trained,
         encoders=4 * encoders,

@@ -19,9 +19,9 @@ from training.data.datamodule import TextureDataModule
 from training.data.held_out import HeldOutSample
 from training.diffusion.encoders import TextEncoder, check_channels, make_codec, make_text_encoder
 from training.diffusion.flow import FlowConfig
-from training.diffusion.latents import Extras
+from training.diffusion.latents import Extensions
 from training.diffusion.tasks import TaskConfig, draw_task
-from training.model.fsdp import check_whole, shard
+from training.model.fsdp import check_whole, shard, whole_model
 from training.model.init import ModelConfig, make_model
 from training.model.optimizers import (
     OptimizerConfig,
@@ -31,7 +31,8 @@ from training.model.optimizers import (
     trained_parameters,
 )
 from training.model.schedule import WarmupCosine
-from training.model.weights import KEY, check_frozen, frozen_fingerprint
+from training.model.seqtex import SeqTexTransformer3DModel
+from training.model.weights import FINGERPRINT, check_frozen, frozen_fingerprint, narrow_frozen
 from training.objective import HeldOutModel, flow_errors, flow_losses
 from training.steps import check_epochs, count_batches_anew
 
@@ -63,13 +64,15 @@ class TextureModule(lightning.LightningModule):
         self.save_hyperparameters(plain | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.strict_loading = False
         self.latents, self.flow, self.tasks, self.optimizer_cfg, self.seed = latents, flow, tasks, optimizer, seed
-        self.model = make_model(model, seed, empty=empty)
-        self.extras = Extras.of(self.model.config)
+        self.model, self.frozen_dtype = make_model(model, seed, empty=empty), model.frozen_dtype
+        self.extras = Extensions.of(self.model.config)
         self.codec = make_codec(latents.codec, latents.codec_path, "cpu")
         check_channels(self.codec.layout, latents.codec, self.model.config["in_channels"])
         trained = trained_parameters(self).keys()
         self._frozen_names = self.state_dict().keys() - trained
-        self.frozen = "" if empty else frozen_fingerprint(self.model)
+        self.frozen = "" if empty else frozen_fingerprint(self.model)  # of what is loaded, before any is narrowed
+        self._loaded: dict[str, Tensor] = {}
+        """Frozen weights as they were loaded, in main memory, where the model has them narrow: for checkpoints."""
         self.autocast: torch.dtype | None = None
         """Of the model's products, by the trainer's precision; None: that of the weights."""
         self.progress: Callable[[int], float] = self._progress_by_steps
@@ -91,6 +94,9 @@ class TextureModule(lightning.LightningModule):
         plugin = self.trainer.precision_plugin
         mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
         self.autocast = mixed.get(plugin.precision) if isinstance(plugin, MixedPrecision) else None
+        if self.frozen_dtype == "bfloat16" and self.autocast == torch.bfloat16:
+            wide = {} if self._loaded else narrow_frozen(self.model, torch.bfloat16)
+            self._loaded |= wide if self.trainer.is_global_zero else {}
         self.codec.to(self.trainer.strategy.root_device)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TextureDataModule):
@@ -219,6 +225,16 @@ class TextureModule(lightning.LightningModule):
             count_batches_anew(self.trainer)
             self._counts_anew = False
 
+    def finished_model(self) -> SeqTexTransformer3DModel:
+        """Return the model with all of its weights, the frozen ones as they were loaded; shares memory with the one
+        that trains. On rank 0 alone, if it is sharded: every rank calls this."""
+        model = whole_model(self.model)
+        if not self._loaded:
+            return model
+        finished = SeqTexTransformer3DModel.empty(model.config)
+        finished.load_state_dict(model.state_dict() | self._loaded, assign=True)
+        return finished
+
     def saved_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint, by name, sharded or not: all but those that its fingerprint stands for,
         which were frozen from the start and are still."""
@@ -229,7 +245,7 @@ class TextureModule(lightning.LightningModule):
         """Leave the frozen weights out of a checkpoint, and add their fingerprint."""
         saved = self.saved_tensors().keys()
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in saved}
-        checkpoint[KEY] = self.frozen
+        checkpoint[FINGERPRINT] = self.frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise UserError if a checkpoint belongs to other weights or another optimizer."""

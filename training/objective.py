@@ -26,7 +26,7 @@ from training.diffusion.flow import (
     shift_sigma,
     velocity,
 )
-from training.diffusion.latents import Extras
+from training.diffusion.latents import Extensions
 from training.diffusion.tasks import TASKS, Task, TaskConfig, given_views, plan_frames, views_given
 
 EncodeText = Callable[[list[str]], Tensor]
@@ -61,7 +61,7 @@ def flow_losses(
     encode_text: EncodeText,
     *,
     flow: FlowConfig,
-    extras: Extras,
+    extras: Extensions,
     seed: int,
     drops_images: bool = True,
 ) -> Losses:
@@ -173,7 +173,7 @@ class HeldOutModel:
     model: FlowModel
     codec: LatentCodec
     encode_text: EncodeText
-    extras: Extras
+    extras: Extensions
     shift: float
     device: torch.device
 

@@ -53,6 +53,8 @@ from training.loop.validation import Pictures, Validation
 from training.model.init import with_architecture
 from training.module import TextureModule, check_text
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
@@ -83,8 +85,6 @@ def plan_run(cfg: TrainConfig, sizes: ImageSizes | None = None) -> RunPlan:
     strategy = choose(cfg, cost, memory_of(own_device(cfg.run.accelerator)))
     return RunPlan(cfg=cfg, sizes=sizes, token=layout.token, cost=cost, strategy=strategy)
 
-
-log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 MAX_ROLLBACKS = 3
@@ -157,9 +157,9 @@ def train_as_planned(
         saves=(cfg.run.state_every, cfg.run.weights_every),
     )
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, meter)
-    card = partial(make_card, cfg, module.codec, plan.sizes)
-    finish = Finish(cfg.run.directory / CHECKPOINT, card, average, signals)
-    snapshots = [Snapshots(cfg.run, card, average, shown, curves, meter)] if cfg.run.weights_every else []
+    card_at = partial(make_card, cfg, module.codec, plan.sizes)
+    finish = Finish(cfg.run.directory / CHECKPOINT, card_at, average, signals)
+    snapshots = [Snapshots(cfg.run, card_at, average, shown, curves, meter)] if cfg.run.weights_every else []
     threads = [ThreadChoice(cfg.run.directory)] if cfg.run.threads == 0 else []
     pictures = [Pictures(cfg, shown, average, curves, meter)] if shown is not None else []
     profile = [Profile(cfg.run.directory, cfg.run.profiled, meter)] if cfg.run.profiled else []

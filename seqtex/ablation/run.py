@@ -27,7 +27,7 @@ from seqtex.ablation.table import COMPARED, Outcome, write_results
 from seqtex.cli.evaluate import Measured, measure_group
 from seqtex.cli.terminal.console import bar, build_progress, log_event, training_note
 from training.config import TrainConfig, preset
-from training.diffusion.latents import Extras
+from training.diffusion.latents import Extensions
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
 from training.maps import RELEASED_MAPS
@@ -288,7 +288,7 @@ def held_out_losses(
         model=network.model,
         codec=network.codec,
         encode_text=network.text_encoder.encode,
-        extras=Extras.of(network.model.config),
+        extras=Extensions.of(network.model.config),
         shift=network.card.shift,
         device=next(network.model.parameters()).device,
     )

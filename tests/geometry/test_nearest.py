@@ -7,7 +7,7 @@ from geometry.nearest import NORMAL_WEIGHT, Surface, VisibleColors
 from training.conditions.images import HINT
 from training.conditions.view_hint import REACH, view_hint
 from training.diffusion.encoders import DctCodec
-from training.diffusion.latents import Extras, surface_points, uv_to_model
+from training.diffusion.latents import Extensions, surface_points, uv_to_model
 from training.diffusion.sampler import TexturingInput, encode_condition
 
 torch = pytest.importorskip("torch")
@@ -176,5 +176,5 @@ def test_sampling_and_training_have_the_same_hint_of_a_map():
     _, trained = view_hint(image[None].astype(np.float32) / 255, views, (0,), uv)
     one, text = TexturingInput(views=views, uv=uv, images={0: image}), torch.zeros(1, 1, 8)
     codec = DctCodec()
-    sampled = encode_condition(codec, [one], text, text, Extras(images=("hint",))).branches[1][:, 32:]
+    sampled = encode_condition(codec, [one], text, text, Extensions(images=("hint",))).branches[1][:, 32:]
     assert torch.equal(sampled, HINT.encode(uv_to_model(trained)[None], codec))

@@ -104,6 +104,16 @@ def test_the_full_preset_has_the_released_sizes():
     assert cost.gpu_needed("full", shards=8) < cost.gpu_needed("full")
 
 
+def test_narrow_frozen_matrices_take_two_bytes_instead_of_six():
+    sizes, full = ImageSizes(views=4, view_resolution=512, uv_resolution=1024), PRESETS["full"]
+    wide = replace(full, model=replace(full.model, frozen_dtype="float32"))
+    in_float32 = replace(full, run=replace(full.run, precision="float32"))
+    weights = [estimate(cfg, sizes).memory["full"].weights for cfg in (full, wide, in_float32)]
+    frozen = sum(count - trained for count, trained in estimate(full, sizes).parameters.values())
+    assert 0.98 * 4 * frozen < weights[1] - weights[0] < 4 * frozen  # all but norms, tables and the time embedding
+    assert weights[2] == weights[1] / 6 * 4
+
+
 def test_the_official_preset_fits_where_the_full_one_does():
     sizes = ImageSizes(views=4, view_resolution=512, uv_resolution=1024)
     full, official = (choose(PRESETS[name], estimate(PRESETS[name], sizes), None) for name in ("full", "official"))

@@ -19,7 +19,7 @@ from training.data.batch import encode_batch, to_model
 from training.data.datamodule import BatchStream
 from training.data.mixture import ImageSizes
 from training.diffusion.encoders import DctCodec, NullTextEncoder
-from training.diffusion.latents import Extras, uv_to_image
+from training.diffusion.latents import Extensions, uv_to_image
 from training.diffusion.sampler import SamplerConfig, TexturingInput, sample
 from training.diffusion.tasks import TASKS, TaskConfig
 from training.loop.checkpoints import load_checkpoint
@@ -157,11 +157,11 @@ def test_a_run_resumes_exactly_and_its_checkpoint_generates_both_maps(dataset: P
     names = {name for row in whole.losses for name in row if name.startswith("loss_")}
     assert names == {"loss_mv", "loss_uv", "loss_base_color", "loss_metallic_roughness"}
     network = load_checkpoint(whole.checkpoint)
-    assert Extras.of(network.model.config).maps == MAPS
+    assert Extensions.of(network.model.config).maps == MAPS
     text = NullTextEncoder(network.model.config["text_dim"])
     (result,) = sample(
         network.model, CODEC, text, [textured_input(stored())], SamplerConfig(steps=2),
-        extras=Extras.of(network.model.config),
+        extras=Extensions.of(network.model.config),
     )  # fmt: skip
     assert result.uv is not None and result.uv.shape == result.maps["metallic_roughness"].shape == (32, 32, 3)
     assert list(result.maps) == ["metallic_roughness"] and not result.maps["metallic_roughness"][..., 0].any()
@@ -231,7 +231,7 @@ def test_maps_are_added_to_weights_and_recorded_with_them(tmp_path: Path) -> Non
     assert plain.config["maps"] is None and not hasattr(plain, "uv_map_embeddings"), "one map is the released model"
     save_model(model, tmp_path / "two")
     wider = make_model(replace(asked, start_path=str(tmp_path / "two"), maps=ALL), 0)
-    assert Extras.of(wider.config).maps == ALL
+    assert Extensions.of(wider.config).maps == ALL
     with pytest.raises(UserError, match=r"generates base_color, metallic_roughness; set model\.maps so"):
         make_model(replace(asked, start_path=str(tmp_path / "two"), maps=MAPS[:1]), 0)
     with pytest.raises(UserError, match="one UV map, this model generates base_color, metallic_roughness"):

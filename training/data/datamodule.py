@@ -27,7 +27,7 @@ from training.data.mixture import DataConfig, open_sources
 from training.data.order import Schedule, WeightedDraws
 from training.data.shard_reader import SkipBudget
 from training.diffusion.encoders import LatentCodec
-from training.diffusion.latents import Extras
+from training.diffusion.latents import Extensions
 from training.diffusion.tasks import TaskConfig, views_given
 from training.maps import RELEASED_MAPS
 
@@ -98,7 +98,7 @@ class BatchStream(Dataset[AnyBatch]):
         self.share = cfg.batch_size // parts
         self.first_slot = rank * accumulate_grad_batches * self.share
         self.tasks, self.images, self.maps = tasks, images, maps
-        self.follows_views = Extras(images=images).follow_views
+        self.follows_views = Extensions(images=images).follow_views
         self.codec = codec if cfg.keep_latents and not cfg.latents and not cfg.augment.renews else None
         """Encodes samples whose latents are kept."""
         self._kept: dict[SamplePlace, StoredLatents] = {}

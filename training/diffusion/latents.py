@@ -34,8 +34,8 @@ class Maps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extras:
-    """Inputs that a model takes, and maps that it generates, beyond those of the released one."""
+class Extensions:
+    """What a model has beyond the released one: further inputs, and further maps that it generates."""
 
     images: tuple[str, ...] = ()
     """Names of condition images, in the order of their channels."""
@@ -44,7 +44,7 @@ class Extras:
     """Names of the maps that the UV branch generates, in the order of its frames."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Extras":
+    def of(cls, config: Mapping[str, Any]) -> "Extensions":
         """Read them from the configuration of a `SeqTexTransformer3DModel`. Raises UsageError if its weights take a
         condition image that is not registered, or generate a map that is not known."""
         names = (HINT.name,) * config["view_hint"] + tuple(config["condition_channels"] or ())
@@ -74,7 +74,7 @@ class BranchLatents:
     conditions: dict[str, Float[Tensor, "batch _ frames h w"]] = field(default_factory=dict)
     """Latents of condition images by name, those that the model takes."""
 
-    def beside(self, extras: Extras) -> Float[Tensor, "batch channels images h w"]:
+    def beside(self, extras: Extensions) -> Float[Tensor, "batch channels images h w"]:
         """Join what a model gets beside the noisy images: geometry, and the extras that it takes."""
         names = [name for name in extras.images if find_image(name).place == "beside"]
         wanted = {name: self.conditions.get(name) for name in names}

@@ -18,11 +18,11 @@ from schemas.errors import require_between
 from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.flow import SHIFT, FlowModel, Slope, inference_sigmas, interpolate, seeded, solver_step
-from training.diffusion.latents import BranchLatents, Extras, encode_branch, stack, to_uint8, uv_to_image
+from training.diffusion.latents import BranchLatents, Extensions, encode_branch, stack, to_uint8, uv_to_image
 from training.diffusion.tasks import CONDITION_SIGMA, Task, plan_frames, sampling_task
 from training.maps import BASE_COLOR, without_noise
 
-RELEASED_INPUT = Extras()
+RELEASED_INPUT = Extensions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def sample(
     cfg: SamplerConfig,
     *,
     shift: float = SHIFT,
-    extras: Extras = RELEASED_INPUT,
+    extras: Extensions = RELEASED_INPUT,
     device: torch.device | str = "cpu",
     offload: bool = False,
     progress: Callable[[int], None] = lambda step: None,
@@ -110,7 +110,7 @@ def sample(
 
     Args:
         inputs: meshes of equal sizes that give the same views
-        extras: what the model takes beyond the released one's input (`Extras.of` its configuration)
+        extras: what the model takes beyond the released one's input (`Extensions.of` its configuration)
         device: where model, codec and text encoder are, or with `offload` where they work
         offload: text encoder, codec and model are on the device one at a time, for small GPUs
         progress: called with the number of steps done
@@ -148,7 +148,7 @@ def resident(part: Any, device: torch.device | str) -> Iterator[None]:
 
 
 def encode_condition(
-    codec: LatentCodec, inputs: Sequence[TexturingInput], prompt: Tensor, empty: Tensor, extras: Extras
+    codec: LatentCodec, inputs: Sequence[TexturingInput], prompt: Tensor, empty: Tensor, extras: Extensions
 ) -> Condition:
     """Encode geometry, given views and the condition images that the model takes, on the device of the prompts."""
     given, shape = sorted(inputs[0].images), inputs[0].views.position.shape
@@ -192,7 +192,7 @@ def encode_condition(
 
 
 def condition_images(
-    one: TexturingInput, colors: Float32[np.ndarray, "views h w 3"], extras: Extras
+    one: TexturingInput, colors: Float32[np.ndarray, "views h w 3"], extras: Extensions
 ) -> dict[str, Pixels]:
     """Return the condition images beside the noisy colours of a mesh by name: its own, or made of what is given."""
     scene = Scene(views=one.views, uv=one.uv, colors=colors, given=tuple(sorted(one.images)))

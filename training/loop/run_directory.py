@@ -21,10 +21,12 @@ from training.arithmetic import decisions
 from training.config import TrainConfig, as_json
 from training.data.mixture import open_datasets
 
+log = logging.getLogger(__name__)
+
 LOCK = ".lock"
 """In the run directory; holds the name of who trains there, or trained last."""
-
-log = logging.getLogger(__name__)
+PACKAGES = ("torch", "lightning", "numpy", "diffusers", "transformers", "peft", "safetensors", "webdataset", "pyarrow")
+"""Whose versions a run records."""
 
 
 class RunLock(lightning.Callback):
@@ -61,9 +63,6 @@ class RunLock(lightning.Callback):
 
     def close(self) -> None:
         self._lock.release(force=True)
-
-
-PACKAGES = ("torch", "lightning", "numpy", "diffusers", "transformers", "peft", "safetensors", "webdataset", "pyarrow")
 
 
 def write_record(cfg: TrainConfig, device: torch.device) -> None:

@@ -19,7 +19,6 @@ from training.loop.signals import StopSignals
 from training.loop.throughput import Meter
 from training.loop.validation import Validation
 from training.model.files import remove_leftovers
-from training.model.fsdp import whole_model
 from training.module import TextureModule
 from training.steps import StepCallback
 
@@ -33,10 +32,10 @@ class Finish(StepCallback):
     to be sampled."""
 
     def __init__(
-        self, directory: Path, card: Callable[[int], Card], average: AveragedWeights, signals: StopSignals
+        self, directory: Path, card_at: Callable[[int], Card], average: AveragedWeights, signals: StopSignals
     ) -> None:
         self.directory = directory
-        self.card = card
+        self.card_at = card_at
         self.average = average
         self.signals = signals
 
@@ -50,14 +49,14 @@ class Finish(StepCallback):
             return
         assert isinstance(pl_module, TextureModule)
         with self.average.applied():
-            model = whole_model(pl_module.model)
+            model = pl_module.finished_model()
             if trainer.is_global_zero:
-                save_checkpoint(self.directory, model, self.card(trainer.global_step))
+                save_checkpoint(self.directory, model, self.card_at(trainer.global_step))
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[CARD_ENTRY] = card_entries(self.card(trainer.global_step))
+        checkpoint[CARD_ENTRY] = card_entries(self.card_at(trainer.global_step))
 
 
 class Snapshots(StepCallback):
@@ -67,16 +66,17 @@ class Snapshots(StepCallback):
     def __init__(
         self,
         cfg: RunConfig,
-        card: Callable[[int], Card],
+        card_at: Callable[[int], Card],
         average: AveragedWeights,
         validation: Validation | None,
         curves: Curves,
         meter: Meter,
     ) -> None:
-        """validation: the samples that are measured; None: none, and no checkpoint is better than another."""
+        """card_at: the card of a checkpoint after so many steps. validation: the samples that are measured; None:
+        none, and no checkpoint is better than another."""
         self.cfg = cfg
         self.directory = cfg.directory / SNAPSHOTS
-        self.card = card
+        self.card_at = card_at
         self.average = average
         self.validation = validation
         self.curves = curves
@@ -100,9 +100,9 @@ class Snapshots(StepCallback):
         assert isinstance(pl_module, TextureModule)
         with self.average.applied():
             loss = self._validation_loss(pl_module)
-            model = whole_model(pl_module.model)
+            model = pl_module.finished_model()
             if trainer.is_global_zero:
-                card = replace(self.card(trainer.global_step), validation_loss=loss)
+                card = replace(self.card_at(trainer.global_step), validation_loss=loss)
                 save_checkpoint(self.directory / f"step-{trainer.global_step:08d}", model, card)
                 self.delete_others()
         if loss is not None:

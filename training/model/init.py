@@ -40,6 +40,7 @@ NOT_ARCHITECTURE = {
     "compile_blocks",
     "condition_images",
     "maps",
+    "frozen_dtype",
 }
 """Fields of `ModelConfig` that do not describe the network."""
 
@@ -91,6 +92,9 @@ class ModelConfig:
     """Of so many successive blocks one is computed again."""
     compile_blocks: bool = False
     """torch.compile for each block: faster steps after some minutes; needs a C++ compiler on a CPU."""
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of frozen matrices on the device that trains. `bfloat16` takes effect where products are made in it
+    (`run.precision`): the same losses in less memory. What trains stays float32; do not unfreeze weights later."""
 
     def __post_init__(self) -> None:
         require_between("model.activation_checkpoint_every", self.activation_checkpoint_every, 1, 1000)

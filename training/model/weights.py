@@ -29,8 +29,8 @@ from training.model.files import shapes as shapes_of
 from training.model.lora import check_unmerged, merged_state
 from training.model.seqtex import SeqTexTransformer3DModel
 
-KEY = "frozen_sha256"
-"""Entry of a trainer state."""
+FINGERPRINT = "frozen_sha256"
+"""Entry of a trainer state: the fingerprint of the frozen weights."""
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
@@ -48,7 +48,7 @@ def tensor_sha256(tensor: Tensor) -> str:
 
 def check_frozen(state: Mapping[str, Any], fingerprint: str) -> None:
     """Raises UserError where a trainer state was made from other frozen weights than those that are loaded."""
-    if state.get(KEY) != fingerprint:
+    if state.get(FINGERPRINT) != fingerprint:
         raise UserError(
             "the trainer state was made from other frozen weights than those that are loaded: give model.start_path "
             "(and run.seed, where LoRA starts from it) as they were, or another run.directory"
@@ -128,6 +128,28 @@ def mark_trained(model: nn.Module, mode: Literal["released", "all"]) -> dict[str
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(mode == "all" or not trained_parts.isdisjoint(name.split(".")))
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def frozen_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the frozen weights and biases that enter matrix products alone, by name: not those of norms, nor of the
+    time embedding, which stays in full precision."""
+    return {
+        f"{name}.{own}": parameter
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv3d) and not {"time_embedder", "time_proj"} & set(name.split("."))
+        for own, parameter in layer.named_parameters(recurse=False)
+        if not parameter.requires_grad
+    }
+
+
+def narrow_frozen(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Keep the frozen matrices in a narrow dtype, in place, and return them as they were. Under autocast to that dtype,
+    which would narrow them for every product, no result changes by a bit."""
+    wide = {}
+    for name, parameter in frozen_matrices(model).items():
+        wide[name] = parameter.data
+        parameter.data = parameter.data.to(dtype)
+    return wide
 
 
 def is_released(directory: Path) -> bool:

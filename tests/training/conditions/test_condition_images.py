@@ -21,7 +21,7 @@ from training.data.batch import LatentBatch, encode_batch, to_model
 from training.data.datamodule import BatchStream
 from training.data.mixture import ImageSizes
 from training.diffusion.encoders import DctCodec, NullTextEncoder
-from training.diffusion.latents import Extras
+from training.diffusion.latents import Extensions
 from training.diffusion.sampler import SamplerConfig, TexturingInput, TexturingResult, sample
 from training.loop.checkpoints import load_checkpoint
 from training.model.init import ModelConfig, make_model
@@ -86,7 +86,7 @@ def textured(model: SeqTexTransformer3DModel, **pictures: Pixels) -> TexturingRe
         condition_images=pictures,
     )
     text = NullTextEncoder(model.config["text_dim"])
-    (result,) = sample(model.eval(), CODEC, text, [one], SamplerConfig(steps=2), extras=Extras.of(model.config))
+    (result,) = sample(model.eval(), CODEC, text, [one], SamplerConfig(steps=2), extras=Extensions.of(model.config))
     return result
 
 
@@ -182,14 +182,17 @@ def test_weights_without_it_give_the_same_output_before_training(tmp_path: Path)
     for found, expected in zip(model(*wide, *rest), plain(mv, uv, *rest), strict=True):
         assert torch.equal(found, expected)
     save_model(model, tmp_path / "own")
-    assert Extras.of(SeqTexTransformer3DModel.from_pretrained(tmp_path / "own").config).images == ("mask", "sketch")
+    assert Extensions.of(SeqTexTransformer3DModel.from_pretrained(tmp_path / "own").config).images == (
+        "mask",
+        "sketch",
+    )
     with pytest.raises(UserError, match="takes the condition images sketch"):
         make_model(replace(asked, start_path=str(tmp_path / "own"), condition_images=("mask",)), 0)
     with pytest.raises(UserError, match="no condition images, this model takes mask, sketch"):
         export_released(model, tmp_path / "out")
     IMAGES.pop("sketch")
     with pytest.raises(UsageError, match="'sketch' is no condition image; there are hint, given_view, mask: register"):
-        Extras.of(model.config)
+        Extensions.of(model.config)
 
 
 def test_costs_count_its_layer() -> None:

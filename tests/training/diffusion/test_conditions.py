@@ -9,7 +9,7 @@ from einops import rearrange
 from schemas.errors import UserError
 from tests.support.tiny_transformer import TINY
 from training.config import PRESETS
-from training.diffusion.latents import BranchLatents, Extras
+from training.diffusion.latents import BranchLatents, Extensions
 from training.model.init import ModelConfig, make_model
 from training.model.rope import mean_points, rope_of_points, rotate
 from training.model.seqtex import SeqTexTransformer3DModel
@@ -147,7 +147,7 @@ def test_a_token_is_where_its_covered_cells_are():
 
 def test_a_batch_without_what_the_model_takes_is_refused():
     branch = BranchLatents(rgb=torch.zeros(1, 16, 1, 2, 2), geometry=torch.zeros(1, 32, 1, 2, 2))
-    assert branch.beside(Extras()) is not None
+    assert branch.beside(Extensions()) is not None
     for name in ("hint", "points"):
         with pytest.raises(ValueError, match=name):
-            branch.beside(Extras(images=("hint",) * (name == "hint"), position_rope=name == "points"))
+            branch.beside(Extensions(images=("hint",) * (name == "hint"), position_rope=name == "points"))

@@ -12,7 +12,7 @@ from schemas.sample import Regime, TextureSample
 from tests.support.small_dataset import VIEW_SIZE, small_sample
 from training.data.batch import LatentBatch, encode_batch, to_model
 from training.diffusion.encoders import DctCodec, NullTextEncoder
-from training.diffusion.latents import Extras, to_uint8, uv_to_image
+from training.diffusion.latents import Extensions, to_uint8, uv_to_image
 from training.diffusion.sampler import (
     RELEASED_INPUT,
     FlowModel,
@@ -92,7 +92,7 @@ def denoised(
 ) -> list[Tensor]:
     """Latents of the views and the UV map."""
     text = NO_TEXT.encode([""] * len(seeds))
-    condition = encode_condition(CODEC, [subject(stored, views)] * len(seeds), text, text, Extras())
+    condition = encode_condition(CODEC, [subject(stored, views)] * len(seeds), text, text, Extensions())
     return denoise(model, condition, SamplerConfig(**({"steps": 6} | options)), seeds=seeds)
 
 
@@ -226,7 +226,7 @@ def seen_by(
     model: FlowModel,
     views: Sequence[int],
     word: float,
-    extras: Extras = RELEASED_INPUT,
+    extras: Extensions = RELEASED_INPUT,
     **options: Any,
 ) -> list[Tensor]:
     """Latents after two steps with a prompt."""
@@ -255,7 +255,10 @@ def test_image_guidance_moves_away_from_the_answer_without_the_given_views(
 
 def test_without_the_given_views_nothing_of_them_is_left(stored: TextureSample, latents: LatentBatch) -> None:
     """Neither their colours nor their hint: what the model gets then does not change with the picture."""
-    extras, other = Extras(images=("hint",)), replace(stored, views=replace(stored.views, rgb=255 - stored.views.rgb))
+    extras, other = (
+        Extensions(images=("hint",)),
+        replace(stored, views=replace(stored.views, rgb=255 - stored.views.rgb)),
+    )
     runs = [Seer(latents) for _ in range(2)]
     for model, sample_ in zip(runs, (stored, other), strict=True):
         seen_by(sample_, model, (1, 2), 0.2, extras, image_guidance=0.0)

@@ -13,7 +13,8 @@ from tests.training.test_training import load_state, small_config, weights
 from training.config import TrainConfig
 from training.model.init import make_model
 from training.model.seqtex import SeqTexTransformer3DModel
-from training.model.weights import frozen_fingerprint, mark_trained, save_model
+from training.model.weights import frozen_fingerprint, frozen_matrices, mark_trained, save_model
+from training.module import TextureModule
 from training.train import train
 
 FROZEN = "blocks.1.attn1.to_q.base_layer.weight"
@@ -77,3 +78,43 @@ def test_a_run_does_not_go_on_with_another_model(dataset: Path, tmp_path: Path) 
     for change in ({"num_layers": 1}, {"ffn_dim": 32}):
         with pytest.raises(UserError, match=r"another model.*config\.json"):
             train(replace(cfg, model=replace(cfg.model, **change)))
+
+
+def losses_of(cfg: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], dict[str, torch.Tensor], int]:
+    """Train with products in bfloat16, whatever the processor; losses, final weights, and bytes of the model's own."""
+    monkeypatch.setattr("training.train.autocast_dtype", lambda device, precision: torch.bfloat16)
+    sizes: list[int] = []
+    checked = TextureModule.on_train_start
+
+    def measure(module: TextureModule) -> None:
+        sizes.append(sum(p.nbytes for p in module.model.parameters()))
+        assert {p.dtype for p in module.model.parameters() if p.requires_grad} == {torch.float32}
+        checked(module)
+
+    monkeypatch.setattr(TextureModule, "on_train_start", measure)
+    result = train(replace(cfg, run=replace(cfg.run, precision="bfloat16")))
+    monkeypatch.setattr(TextureModule, "on_train_start", checked)
+    return [row["loss"] for row in result.losses], weights(result), sizes[-1]
+
+
+def test_narrow_frozen_weights_change_nothing_but_memory(
+    dataset: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same losses and finished weights, bit for bit, the frozen ones as they were loaded; a run goes on from a
+    state of the other kind."""
+    wide = config(dataset, tmp_path / "wide", start)
+    narrow = replace(wide, model=replace(wide.model, frozen_dtype="bfloat16"))
+    losses, final, size = losses_of(wide, monkeypatch)
+    first = config(dataset, tmp_path / "narrow", start, steps=2)
+    losses_of(first, monkeypatch)
+    rest, resumed, narrow_size = losses_of(replace(narrow, run=replace(first.run, max_steps=4)), monkeypatch)
+    assert rest == losses
+    assert final.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in final.items())
+    assert not torch.equal(final[FROZEN], final[FROZEN].bfloat16().float())
+    matrices = frozen_matrices(make_model(narrow.model, seed=0))
+    assert FROZEN in matrices
+    assert size - narrow_size == 2 * sum(p.numel() for p in matrices.values())
+    state = load_state(tmp_path / "narrow", 4)
+    assert {tensor.dtype for tensor in state["state_dict"].values()} == {torch.float32}
+    assert state["frozen_sha256"] == frozen_fingerprint(make_model(wide.model, seed=0))
