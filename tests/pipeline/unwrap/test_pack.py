@@ -41,7 +41,7 @@ def test_tables_of_a_row_after_charts_were_placed(padding: int) -> None:
     for _ in range(25):
         mask = rng.random((rng.integers(1, 7), rng.integers(1, 15))) < 0.6
         x, y = rng.integers(0, width - mask.shape[1] + 1), rng.integers(0, height - mask.shape[0] + 1)
-        for row, column in np.argwhere(mask) + [y, x]:
+        for row, column in np.argwhere(mask) + np.array([y, x]):
             top, left = max(0, row - padding), max(0, column - padding)
             taken[top : row + padding + 1, left : column + padding + 1] = True
         occupy(next_taken, next_free, rng.permutation(runs_of(mask)), x, y, padding)
