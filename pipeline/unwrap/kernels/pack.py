@@ -9,7 +9,7 @@ from numba import njit
 ROWS_PER_STEP = 24
 """Height of a chart from which on every second row is tried, and so on: slopes make each row slow."""
 WIDE = 8
-"""Columns less one from which on it is quicker to halve the span that a face touches than to try each texel of a row."""
+"""Columns less one from which on it is quicker to halve the span that a face touches than to try every texel."""
 TURNS = 18
 """Angles tried, over a quarter turn, for the smallest bounding box of a chart."""
 
