@@ -5,7 +5,9 @@ rates are options. A step of a rank is its work at `--mfu` of the peak, the part
 beside it, and the waits of the slowest rank. Fully sharded weights (FSDP2) are gathered for forward and backward and
 gradients reduced, as bytes over the slower of the two networks; `--mesh hybrid` shards within a node and reduces
 between nodes. `--state_writers` ranks write a state. GPUs fail at random (`--hours_to_failure` of one); each failure
-costs the work since the last state, the reading of a state and a start. Prints a row for each number of GPUs, and the
+costs the work since the last state, the reading of a state and a start. `--staging 20e9` is for states that are written
+while training goes on (`run.state_format sharded`): a step waits for a copy to the memory of the host, and for what is
+not written by the next state. Prints a row for each number of GPUs, and the
 part that breaks first: the first, by growing number, whose share of the time passes a tenth, or whose rate passes what
 the store gives.
 """
@@ -20,6 +22,7 @@ from training.config import PRESETS
 from training.cost import attention_flops, block_activations, block_products, count_tokens, estimate, mean_flops
 from training.data.mixture import ImageSizes
 from training.diffusion.encoders import codec_layout
+from training.model.init import make_model
 
 GPUS = (8, 64, 512, 1024)
 LIMIT = 0.1
@@ -35,6 +38,8 @@ class Parts:
     """Operations of one sample, repeated ones included."""
     parameters: float
     trained: float
+    outside: float = 0.0
+    """Parameters outside of the blocks, which are gathered in float32."""
     peak: float = 989e12
     """Peak of one GPU: dense bfloat16 of an H100 (data sheet)."""
     memory: float = 3.35e12
@@ -52,7 +57,7 @@ class Parts:
     collectives: int = 31
     """Blocks, and what is outside of them."""
     parameter_bytes: int = 2
-    """Bytes of a gathered parameter: bfloat16; 4 without mixed-precision sharding."""
+    """Bytes of a gathered parameter of a block: bfloat16; 4 with `run.precision` float32."""
     gradient_bytes: int = 4
     overlap: float = 0.8
     """Share of the work that communication runs beside."""
@@ -71,6 +76,8 @@ class Parts:
     """Ranks that write a state: 1 gathers it; as many as GPUs with sharded states."""
     disk: float = 2e9
     """Bytes a second of one writer."""
+    staging: float = 0.0
+    """Bytes a second from one GPU to its host; 0: training waits until a state is written."""
     state_every: int = 1000
     start_seconds: float = 300.0
     """From a failure to the first step: scheduling, imports, compilation."""
@@ -112,7 +119,8 @@ def ring(ranks: int, data: float, rate: float, latency: float) -> float:
 
 def communication(parts: Parts, gpus: int, hybrid: bool) -> float:
     """Seconds of all collectives of a step: two gathers of all parameters, one reduction of the gradients."""
-    node, gathered = min(gpus, parts.gpus_per_node), parts.parameters * parts.parameter_bytes
+    node = min(gpus, parts.gpus_per_node)
+    gathered = (parts.parameters - parts.outside) * parts.parameter_bytes + parts.outside * 4
     gradients, hops = parts.trained * parts.gradient_bytes, parts.collectives * parts.latency
     inside, shards = gpus <= parts.gpus_per_node, node if hybrid else gpus
     rate = parts.link if inside or hybrid else parts.network
@@ -131,7 +139,11 @@ def simulate(parts: Parts, gpus: int, *, hybrid: bool, steps: int = 100_000, see
     times = random.normal(1.0, parts.jitter, (200, gpus)).clip(min=1.0 - 2 * parts.jitter)
     slowest = compute * (float(times.max(axis=1).mean()) - 1.0)
     step = compute + exposed + slowest
-    writing = parts.state_bytes / (parts.disk * min(parts.state_writers, gpus))
+    writers = min(parts.state_writers, gpus)
+    writing = parts.state_bytes / (parts.disk * writers)
+    if parts.staging:
+        copying = parts.state_bytes / (parts.staging * writers)
+        writing = copying + max(0.0, writing - parts.state_every * step)
     between = parts.state_every * step + writing
     read = parts.state_bytes / parts.disk
     useful = steps * step + steps / parts.state_every * writing
@@ -195,9 +207,11 @@ def parts_of(preset: str) -> Parts:
     cfg = PRESETS[preset]
     cost = estimate(cfg, SIZES)
     total, trained = (sum(column) for column in zip(*cost.parameters.values(), strict=True))
+    blocks = sum(p.numel() for p in make_model(cfg.model, seed=0, empty=True).blocks.parameters())
     return Parts(
-        flops=mean_flops(cfg, cost.flops), parameters=total, trained=trained, collectives=cfg.model.num_layers + 1
-    )
+        flops=mean_flops(cfg, cost.flops), parameters=total, trained=trained, outside=total - blocks,
+        collectives=cfg.model.num_layers + 1,
+    )  # fmt: skip
 
 
 def main() -> None:

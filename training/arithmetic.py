@@ -101,9 +101,13 @@ def arithmetic(threads: int, device_type: str) -> Iterator[None]:
 
 
 @contextmanager
-def attention(kernel: Attention) -> Iterator[None]:
+def attention(kernel: Attention, device_type: str) -> Iterator[None]:
     """Let one kernel do all attentions of this process, those that are computed again in backward passes included.
-    Where it cannot, torch raises RuntimeError: no other takes its place."""
+    Where a GPU cannot, torch raises RuntimeError: no other takes its place. Raises UsageError for a processor."""
+    if device_type == "cpu" and kernel in ("cudnn", "efficient"):
+        raise UsageError(
+            f"run.attention {kernel}: that kernel needs a GPU; a processor has flash and math, or set auto"
+        )
     if kernel == "auto":
         yield
         return

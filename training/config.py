@@ -64,6 +64,12 @@ class RunConfig:
     strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
     """`ddp`: a copy of everything per device. `fsdp`: weights, gradients and optimiser state sharded over all of them.
     `auto`: one device alone; several with ddp where a GPU holds it, else fsdp."""
+    shard_size: int = 0
+    """With `fsdp`: devices that hold one copy of the model together, such as those of a node; groups of so many average
+    their gradients. 0: all devices, which sends most and takes least memory."""
+    state_format: Literal["one_file", "sharded"] = "one_file"
+    """Trainer states: `one_file`, which rank 0 writes while all wait, or `sharded`: folders, of which each rank writes
+    its part while training goes on. Either resumes from the other."""
     accumulate_grad_batches: int = 1
     """Parts that a device's share of a batch is worked through in, for batches that memory does not hold: equal steps,
     less memory."""
@@ -88,6 +94,7 @@ class RunConfig:
         require_between("run.weights_best", self.weights_best, 0, 1000)
         require_between("run.accumulate_grad_batches", self.accumulate_grad_batches, 1, MOST_STEPS)
         require_between("run.devices", self.devices, 1, 1024)
+        require_between("run.shard_size", self.shard_size, 0, MOST_STEPS)
         require_between("run.nodes", self.nodes, 1, 100_000)
         require_between("run.log_every", self.log_every, 1, 1000)
         require_between("run.threads", self.threads, 0, 4096)

@@ -15,7 +15,8 @@ from schemas.errors import UserError
 from schemas.sample import TextureSample
 from training.config import LatentConfig, TrainConfig, as_json
 from training.data.batch import Batch, LatentBatch, encode_batch, widened
-from training.data.datamodule import HeldOutSample, TextureDataModule
+from training.data.datamodule import TextureDataModule
+from training.data.held_out import HeldOutSample
 from training.diffusion.encoders import TextEncoder, check_channels, make_codec, make_text_encoder
 from training.diffusion.flow import FlowConfig
 from training.diffusion.latents import Extras
@@ -47,8 +48,11 @@ class TextureModule(lightning.LightningModule):
         tasks: TaskConfig = TaskConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         seed: int = 0,
+        *,
+        empty: bool = False,
     ) -> None:
-        """The sections of a `TrainConfig`. seed: of the weights from scratch, of tasks, noise and noise levels.
+        """The sections of a `TrainConfig`. seed: of the weights from scratch, of tasks, noise and noise levels. empty:
+        on the meta device, without weights, which a sharded run then brings from rank 0.
 
         Raises:
             UserError: weights to start from are missing, damaged or of another architecture.
@@ -59,11 +63,13 @@ class TextureModule(lightning.LightningModule):
         self.save_hyperparameters(plain | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         self.strict_loading = False
         self.latents, self.flow, self.tasks, self.optimizer_cfg, self.seed = latents, flow, tasks, optimizer, seed
-        self.model = make_model(model, seed)
+        self.model = make_model(model, seed, empty=empty)
         self.extras = Extras.of(self.model.config)
         self.codec = make_codec(latents.codec, latents.codec_path, "cpu")
         check_channels(self.codec.layout, latents.codec, self.model.config["in_channels"])
-        self.frozen = frozen_fingerprint(self.model)
+        trained = trained_parameters(self).keys()
+        self._frozen_names = self.state_dict().keys() - trained
+        self.frozen = "" if empty else frozen_fingerprint(self.model)
         self.autocast: torch.dtype | None = None
         """Of the model's products, by the trainer's precision; None: that of the weights."""
         self.progress: Callable[[int], float] = self._progress_by_steps
@@ -75,9 +81,9 @@ class TextureModule(lightning.LightningModule):
         """Whether a trainer is there to log to."""
 
     @classmethod
-    def of(cls, cfg: TrainConfig) -> "TextureModule":
-        """Make the module of a run."""
-        return cls(cfg.model, cfg.latents, cfg.flow, cfg.tasks, cfg.optimizer, cfg.run.seed)
+    def of(cls, cfg: TrainConfig, *, empty: bool = False) -> "TextureModule":
+        """Make the module of a run. empty: see `__init__`."""
+        return cls(cfg.model, cfg.latents, cfg.flow, cfg.tasks, cfg.optimizer, cfg.run.seed, empty=empty)
 
     def setup(self, stage: str) -> None:
         """Take precision and device from the trainer, and give the DataModule what it encodes and draws with."""
@@ -121,10 +127,11 @@ class TextureModule(lightning.LightningModule):
         self._log_held_out(batch, "test")
 
     def _log_held_out(self, held_out: HeldOutSample, stage: str) -> None:
+        options: Any = {"on_epoch": True, "sync_dist": True, "batch_size": held_out.weight}
         for task, losses in self.held_out_losses(held_out.sample, held_out.number).items():
             named = {f"{stage}/{name}/task {task}": value for name, value in losses.items() if name != "loss"}
-            self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=1)
-            self.log(f"{stage}/loss", losses["loss"], on_epoch=True, sync_dist=True, batch_size=1, prog_bar=True)
+            self.log_dict(named, **options)
+            self.log(f"{stage}/loss", losses["loss"], prog_bar=True, **options)
 
     def held_out_losses(self, sample: TextureSample, number: int) -> dict[str, dict[str, float]]:
         """Measure a sample that is not trained on, at fixed noise levels. number: its own, which seeds the noise.
@@ -196,9 +203,10 @@ class TextureModule(lightning.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_model(self) -> None:
-        """Shard the model, if the strategy does."""
+        """Shard the model, if the strategy does, from the weights of rank 0."""
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh["data_parallel"])
+            shard(self.model, self.device_mesh, self.autocast)
+            self.frozen = self.trainer.strategy.broadcast(self.frozen)
 
     def on_train_start(self) -> None:
         """Refuse epochs that end within a step, and let the first batch correct Lightning's counts."""
@@ -211,16 +219,23 @@ class TextureModule(lightning.LightningModule):
             count_batches_anew(self.trainer)
             self._counts_anew = False
 
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint, by name, sharded or not: all but those that its fingerprint stands for,
+        which were frozen from the start and are still."""
+        known = self._frozen_names - trained_parameters(self).keys()
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in known}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out of a checkpoint, and add their fingerprint."""
-        trained = trained_parameters(self)
-        checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
+        saved = self.saved_tensors().keys()
+        checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in saved}
         checkpoint[KEY] = self.frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise UserError if a checkpoint belongs to other weights or another optimizer."""
         check_frozen(checkpoint, self.frozen)
-        check_whole(trained_parameters(self), checkpoint["state_dict"])
+        if "state_dict" in checkpoint:  # Lightning's own strategy of shards has loaded it before
+            check_whole(self.saved_tensors(), checkpoint["state_dict"])
         if type(self).configure_optimizers is TextureModule.configure_optimizers:  # a subclass may have its own
             for state in checkpoint.get("optimizer_states", [])[:1]:
                 check_optimizer(self.optimizer_cfg, state)

@@ -23,12 +23,13 @@ from training.cost import Cost, estimate
 from training.data.datamodule import TextureDataModule
 from training.data.mixture import ImageSizes, image_sizes, leading_dataset, open_datasets, stored_text
 from training.diffusion.encoders import LatentCodec, check_channels, codec_layout
-from training.loop.callbacks import AveragedWeights, Clock, LossLog, SavedStates, read_losses
+from training.loop.callbacks import AveragedWeights, Clock, LossLog, OlderState, SavedStates, read_losses
 from training.loop.checkpoints import (
     CARD,
     JITTER,
     AtomicCheckpointIO,
     Card,
+    ShardedCheckpointIO,
     latent_statistics,
     newest_state,
     read_card,
@@ -38,7 +39,15 @@ from training.loop.profile import Profile
 from training.loop.run_directory import RunLock
 from training.loop.signals import Diverged, FiniteGuard, StopSignals
 from training.loop.snapshots import Finish, Snapshots
-from training.loop.strategies import Choice, check_run, choose, make_strategy, memory_of, own_device
+from training.loop.strategies import (
+    Choice,
+    check_run,
+    choose,
+    is_first_process,
+    make_strategy,
+    memory_of,
+    own_device,
+)
 from training.loop.throughput import Meter, Work
 from training.loop.validation import Pictures, Validation
 from training.model.init import with_architecture
@@ -122,7 +131,7 @@ def train(
     with (
         closing(RunLock(cfg.run.directory)) as lock,
         arithmetic(cfg.run.threads, device_type),
-        attention(cfg.run.attention),
+        attention(cfg.run.attention, device_type),
     ):
         return train_as_planned(plan, lock, report, validation)
 
@@ -132,7 +141,8 @@ def train_as_planned(
 ) -> TrainResult:
     cfg, device = plan.cfg, own_device(plan.cfg.run.accelerator)
     shown = validation if cfg.validation.every else None
-    module = make_module(cfg, device, shows=shown is not None)
+    empty = plan.strategy.name == "fsdp" and not is_first_process()
+    module = make_module(cfg, device, shows=shown is not None, empty=empty)
     data = TextureDataModule(cfg.data)
     clock = Clock(cfg.run.max_steps, cfg.run.max_seconds, cfg.run.pause_seconds)
     module.progress = clock.progress
@@ -153,10 +163,12 @@ def train_as_planned(
     threads = [ThreadChoice(cfg.run.directory)] if cfg.run.threads == 0 else []
     pictures = [Pictures(cfg, shown, average, curves, meter)] if shown is not None else []
     profile = [Profile(cfg.run.directory, cfg.run.profiled, meter)] if cfg.run.profiled else []
-    for rollbacks in range(MAX_ROLLBACKS + 1):
+    rollbacks = 0
+    while True:
         callbacks = [lock, clock, average, guard, signals, curves, *threads, loss_log, finish, *snapshots, states,
                      *pictures, *profile, meter]  # fmt: skip
-        trainer = make_trainer(cfg, make_strategy(plan.strategy.name, device, cfg.run.ranks), callbacks)
+        strategy = make_strategy(plan.strategy.name, device, cfg.run.ranks, cfg.run.shard_size)
+        trainer = make_trainer(cfg, strategy, callbacks)
         if trainer.is_global_zero:
             lock.take()
         state = states.newest()
@@ -167,9 +179,12 @@ def train_as_planned(
             if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning makes an exit with 1
                 raise KeyboardInterrupt from end
             raise
+        except OlderState:
+            continue
         except Diverged as end:
             if rollbacks == MAX_ROLLBACKS or newest_state(states.directory) is None:
                 raise
+            rollbacks += 1
             data.skip_failed(end.step)
     if trainer.is_global_zero:  # alone, so that the exit code is that of one process
         signals.check(trainer)
@@ -199,13 +214,14 @@ def check_finished(checkpoint: Path, trainer: lightning.Trainer) -> None:
         )
 
 
-def make_module(cfg: TrainConfig, device: torch.device, shows: bool) -> TextureModule:
+def make_module(cfg: TrainConfig, device: torch.device, shows: bool, empty: bool = False) -> TextureModule:
     """Make the module of a run on its device. shows: samples are textured on the way, whose captions must be encoded.
+    empty: without weights, which come from rank 0.
 
     Raises:
         UserError: features of captions do not fit the model, or stored latents the run.
     """
-    module = TextureModule.of(cfg)
+    module = TextureModule.of(cfg, empty=empty)
     module.codec.to(device)
     with_latents = open_datasets(cfg.data) if cfg.data.latents else []
     stored = stored_text(with_latents, module.codec, cfg.latents.text_encoder)
@@ -252,7 +268,7 @@ def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning
         gradient_clip_val=cfg.optimizer.gradient_clip,
         log_every_n_steps=cfg.run.log_every,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[ShardedCheckpointIO() if cfg.run.state_format == "sharded" else AtomicCheckpointIO()],
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,

@@ -109,12 +109,15 @@ def start(
     return process
 
 
-def start_ranks(cfg: TrainConfig, ranks: int, configs: list[TrainConfig] | None = None) -> list[BaseProcess]:
-    """configs: one for each rank, where they differ."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
+        return str(free.getsockname()[1])
+
+
+def start_ranks(cfg: TrainConfig, ranks: int, configs: list[TrainConfig] | None = None) -> list[BaseProcess]:
+    """configs: one for each rank, where they differ."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
     each = configs or [cfg] * ranks
     return [start(each[rank], shared | {"LOCAL_RANK": str(rank)}) for rank in range(ranks)]
 

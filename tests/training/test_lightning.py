@@ -310,6 +310,37 @@ def test_a_subclass_with_an_optimiser_of_its_own_resumes(dataset: Path, tmp_path
     assert trainer.global_step == 4
 
 
+class Counting(TextureModule):
+    """A subclass with a buffer, which freezes a layer that has trained."""
+
+    def __init__(self, *sections: Any, **options: Any) -> None:
+        super().__init__(*sections, **options)
+        self.register_buffer("batches", torch.zeros(2))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.batches += 1
+        self.model.proj_out.requires_grad_(self.global_step < 2)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_checkpoint_holds_buffers_and_weights_that_were_frozen_later(dataset: Path, tmp_path: Path) -> None:
+    cfg = small_config(dataset, tmp_path)
+    cfg = replace(cfg, optimizer=replace(cfg.optimizer, warmup_steps=0))
+    module = Counting.of(cfg)
+    saves = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=4)
+    trainer = lightning.Trainer(max_steps=4, callbacks=[saves], logger=False, limit_val_batches=0, **QUIET)
+    trainer.fit(module, TextureDataModule(cfg.data))
+    assert not module.model.proj_out.weight.requires_grad and module.model.proj_out.weight.any()
+    loaded = Counting.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert torch.equal(loaded.batches, torch.full((2,), 4.0))
+    assert same(dict(loaded.state_dict()), dict(module.state_dict()))
+    again = lightning.Trainer(max_steps=5, callbacks=[saves], logger=False, limit_val_batches=0, **QUIET)
+    resumed = Counting.of(cfg)
+    again.fit(resumed, TextureDataModule(cfg.data), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert torch.equal(resumed.batches, torch.full((2,), 5.0))
+    assert torch.equal(resumed.model.proj_out.weight, module.model.proj_out.weight), "frozen"
+
+
 def test_the_first_rate_after_a_resume_counts_the_time_before() -> None:
     """The scheduler is restored before training starts, right after the clock."""
     cfg, weight = OptimizerConfig(learning_rate=1.0, warmup_steps=1, final_share=0.0), torch.nn.Parameter(torch.ones(1))
@@ -359,7 +390,7 @@ def test_the_script_of_the_guide_trains_is_killed_and_resumes_to_equal_weights(d
 def test_a_module_alone_is_quiet(dataset: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Its step is plain torch: outside a trainer it has nothing to log to, and does not complain."""
     module, data = parts(dataset)
-    data.follow(module.seed, module.codec, module.tasks)
+    data.follow(module.seed, module.codec, module.tasks, module.extras.images)
     batch = next(iter(data.train_dataloader()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "log", lambda *args, **options: pytest.fail("logged"))

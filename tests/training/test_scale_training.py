@@ -23,6 +23,8 @@ def test_communication_by_hand():
     quick = replace(PARTS, latency=0.0)
     inside = 7 / 8 * (2 * 2.7e9 * 2 + 1.3e9 * 4) / 300e9
     assert communication(quick, 8, False) == communication(quick, 8, True) == pytest.approx(inside)
+    wide = replace(quick, outside=1e8)
+    assert communication(wide, 8, False) == pytest.approx(inside + 7 / 8 * 2 * 1e8 * 2 / 300e9), "float32"
     between = 2 * 7 / 8 * (1.3e9 * 4 / 8) / 35e9
     assert communication(quick, 64, True) == pytest.approx(inside + between)
     assert communication(quick, 64, False) > communication(quick, 64, True)
@@ -32,6 +34,16 @@ def test_failures_and_slow_ranks_grow_with_the_number_of_gpus():
     few, many = (simulate(replace(PARTS, hours_to_failure=500.0), gpus, hybrid=True) for gpus in (8, 1024))
     assert few.slowest < many.slowest and few.failures < many.failures and few.efficiency > many.efficiency
     assert many == simulate(replace(PARTS, hours_to_failure=500.0), 1024, hybrid=True)
+
+
+def test_states_that_are_written_meanwhile_cost_their_copies_and_what_is_not_done_in_time():
+    often = replace(CALM, state_every=100, state_writers=8)
+    waits, goes_on = simulate(often, 8, hybrid=False), simulate(replace(often, staging=20e9), 8, hybrid=False)
+    step = waits.compute + waits.communication + waits.slowest
+    for row, writing in ((waits, 16 * 1.3e9 / 16e9), (goes_on, 16 * 1.3e9 / 160e9)):
+        assert row.state == pytest.approx(writing / (writing + 100 * step))
+    slow = simulate(replace(often, staging=20e9, disk=1e7), 8, hybrid=False)
+    assert slow.state == pytest.approx(1 - 100 * step / (16 * 1.3e9 / 8e7 + 16 * 1.3e9 / 160e9))
 
 
 def test_what_breaks_first_is_named():

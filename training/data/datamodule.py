@@ -21,8 +21,9 @@ from training.conditions.images import GIVEN_VIEW
 from training.data.augment import condition_images, draw_augmentation, draw_caption, rotate_views
 from training.data.batch import Batch, LatentBatch, Prepared, encode_batch, join, stack_samples, to_device, to_model
 from training.data.dataset_files import REMEDY, ShardError
+from training.data.held_out import HeldOut, HeldOutSample
 from training.data.latent_shards import StoredLatents, codec_header, rotate_latents, stored_name
-from training.data.mixture import DataConfig, open_datasets, open_sources, readable_samples
+from training.data.mixture import DataConfig, open_sources
 from training.data.order import Schedule, WeightedDraws
 from training.data.shard_reader import SkipBudget
 from training.diffusion.encoders import LatentCodec
@@ -241,32 +242,6 @@ class BatchLoader:
         """Do nothing."""
 
 
-class HeldOutSample:
-    """A stored sample that is validated on, and its number. (No dataclass: Lightning would look for tensors in it.)"""
-
-    def __init__(self, number: int, sample: TextureSample) -> None:
-        self.number = number
-        self.sample = sample
-
-
-class HeldOut(Dataset[HeldOutSample]):
-    """The first samples of each regime of a dataset, read once."""
-
-    def __init__(self, location: Path, cfg: DataConfig, count: int) -> None:
-        """count: samples of each regime at most. Raises UserError where there is none."""
-        (files,) = open_datasets(replace(cfg, directory=location, directories={}))
-        of_each = (itertools.islice(readable_samples(files, regime), count) for regime in Regime)
-        self.samples = [HeldOutSample(number, one) for number, one in enumerate(itertools.chain.from_iterable(of_each))]
-        if not self.samples:
-            raise UserError(f"{location}: no readable sample to validate on; name another dataset as held_out")
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, number: int) -> HeldOutSample:
-        return self.samples[number]
-
-
 class TextureDataModule(lightning.LightningDataModule):
     """The training stream of a run, and held-out samples. Its state is the number of samples that optimizer steps have
     consumed, so a run resumes within an epoch from any checkpoint of Lightning's."""
@@ -322,7 +297,8 @@ class TextureDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> Any:
         """Make the loader of held-out samples; without any, none, and `Trainer.validate` raises UsageError."""
         if self.held_out is not None:
-            return DataLoader(HeldOut(self.held_out, self.cfg, self.held_out_samples), batch_size=None)
+            place = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+            return HeldOut(self.held_out, self.cfg, self.held_out_samples, *place)
         if self.trainer and self.trainer.state.fn != TrainerFn.FITTING:
             raise UsageError("no dataset to validate on: give TextureDataModule held_out (data.held_out)")
         return []

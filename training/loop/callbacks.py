@@ -18,10 +18,12 @@ from torch import Tensor
 from schemas.errors import UserError
 from schemas.storage import write_file
 from training.agreement import mean_over_ranks
-from training.loop.checkpoints import newest_state, sum_path, trainer_states
+from training.loop.checkpoints import is_complete, newest_state, trainer_states, verified
+from training.loop.sharded_states import sum_path
 from training.loop.signals import Diverged, FiniteGuard
+from training.loop.strategies import is_first_process
 from training.loop.throughput import Meter
-from training.model.fsdp import gathered, local, part_of_whole
+from training.model.fsdp import as_shards, gathered, local, part_of_whole
 from training.model.optimizers import trained_parameters
 from training.module import TextureModule
 from training.steps import StepCallback, is_step_end
@@ -86,8 +88,11 @@ class AveragedWeights(StepCallback):
         self._narrow: dict[str, Tensor] = {}
         """Trained weights of another dtype than the average, while the average is in their place."""
         self._swapped = ExitStack()
+        self._keeps_shards = False
+        """Whether the trainer's strategy saves each rank's part by itself."""
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._keeps_shards = getattr(trainer.strategy, "keeps_shards", False)
         if stage == "fit":
             self._average = {}
 
@@ -127,7 +132,8 @@ class AveragedWeights(StepCallback):
         self._swapped.close()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return gathered(self._average, self._parameters)
+        shards = as_shards(self._average, self._parameters)
+        return shards if self._keeps_shards else gathered(shards)
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         self._restored = dict(state_dict)
@@ -289,6 +295,10 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+class OlderState(Exception):
+    """Rank 0 found the newest state damaged, and all ranks are to go on from an older one."""
+
+
 class SavedStates(StepCallback):
     """A trainer state every so many steps and at the end; the newest `keep` are kept."""
 
@@ -297,29 +307,54 @@ class SavedStates(StepCallback):
         self.directory = directory
         self.every_steps = every_steps
         self.keep = keep
-        self._found = ""
+        self._found: Path | None = None
+        self._is_agreed = False
 
     def newest(self) -> Path | None:
-        """The newest state that verifies, from which the run goes on; `setup` asks whether all ranks have the same."""
-        path = newest_state(self.directory)
-        self._found = sum_path(path).read_text() if path else "none"
-        return path
+        """The newest state that verifies, from which the run goes on. Rank 0 alone reads states for that, as large as
+        they are; the others take the newest that is complete, and `setup` asks whether it is the same one."""
+        if not self._is_agreed:
+            is_good = verified if is_first_process() else is_complete
+            self._found = newest_state(self.directory, is_good)
+        self._is_agreed = False  # a run that goes back looks again
+        return self._found
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if not trainer.strategy.reduce_boolean_decision(self._found == trainer.strategy.broadcast(self._found)):
+        def sum_of(path: Path | None) -> str:
+            return sum_path(path).read_text() if path and is_complete(path) else "none"
+
+        own = self._found
+        name, text = trainer.strategy.broadcast((own.name if own else None, sum_of(own)))
+        self._found = self.directory / name if name else None
+        if not trainer.strategy.reduce_boolean_decision(sum_of(self._found) == text):
             raise UserError(
                 f"{self.directory}: the processes of this run do not find the same trainer states there; give a "
                 "run.directory that all of them see, or start again"
             )
+        if not trainer.strategy.reduce_boolean_decision(self._found == own):
+            self._is_agreed = True
+            raise OlderState
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps
         if is_last or trainer.global_step % self.every_steps == 0:
             self._save(trainer)
 
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        trainer.strategy.checkpoint_io.teardown()
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io.teardown()  # a state may be on its way in the background
+        self._delete_others(trainer)
+
     def _save(self, trainer: lightning.Trainer) -> None:
         self.meter.exclude()
         trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
+        self._delete_others(trainer)
+
+    def _delete_others(self, trainer: lightning.Trainer) -> None:
         if trainer.is_global_zero:
             for path in trainer_states(self.directory)[: -self.keep]:
                 trainer.strategy.checkpoint_io.remove_checkpoint(path)

@@ -1,13 +1,15 @@
 """Trainer states that survive a crash, and the finished checkpoint that sampling needs.
 
 A trainer state is `step-00000123.ckpt` with `step-00000123.ckpt.sha256` beside it, written last: without it, or with
-another sum in it, the state does not count. A finished checkpoint is a model directory in the released layout plus
-`seqtex.json`, in its place as a whole."""
+another sum in it, the state does not count. It is one file, or a folder (`training.loop.sharded_states`). A finished
+checkpoint is a model directory in the released layout plus `seqtex.json`, in its place as a whole."""
 
 import json
 import os
 import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,15 @@ from training.diffusion.encoders import (
     make_text_encoder,
 )
 from training.diffusion.flow import SHIFT
+from training.loop.sharded_states import (
+    delete_state,
+    is_sharded,
+    read_state_folder,
+    staged_copy,
+    sum_path,
+    sums_match,
+    write_state,
+)
 from training.model.backbones.wan import WAN21_1P3B
 from training.model.files import replaced_directory
 from training.model.fsdp import check_whole, load_whole
@@ -39,7 +50,6 @@ CARD_ENTRY = "card"
 """Entry of a trainer state: the card of the checkpoint that its averaged weights make."""
 AVERAGE = "AveragedWeights"
 """Entry of the averaged weights among those of the callbacks."""
-SUM = ".sha256"
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -49,9 +59,8 @@ class AtomicCheckpointIO(CheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(".step-*.tmp"):  # as large as a state, of a run that was killed while it saved
-            left.unlink(missing_ok=True)
-        sidecar = sum_path(path)
-        sidecar.unlink(missing_ok=True)
+            delete_state(left)
+        delete_state(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             temporary.unlink(missing_ok=True)
@@ -64,7 +73,7 @@ class AtomicCheckpointIO(CheckpointIO):
         finally:
             temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
-        write_file(sidecar, f"{digest}  {path.name}\n".encode())
+        write_file(sum_path(path), f"{digest}  {path.name}\n".encode())
 
     def load_checkpoint(
         self,
@@ -72,6 +81,8 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Any = None,
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
+        if is_sharded(Path(path)):
+            return read_state_folder(Path(path))
         # mapped, so that the ranks of a node share its pages
         try:
             return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
@@ -85,22 +96,46 @@ class AtomicCheckpointIO(CheckpointIO):
             ) from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        path = Path(path)
-        sum_path(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        delete_state(Path(path))
 
 
-def sum_path(path: Path) -> Path:
-    """The file beside a trainer state that holds its sum and name."""
-    return path.with_name(path.name + SUM)
+class ShardedCheckpointIO(AtomicCheckpointIO):
+    """Saves states as folders, in the background: a state is copied to the memory of the host, and training goes on
+    while each rank writes its own part. The next save, and the end of training, wait for it. Every rank saves."""
+
+    def __init__(self) -> None:
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # where one process is meant
+        self._writer = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self._group: torch.distributed.ProcessGroup | None = None
+        """Of its own, so that what it sends does not mix with what training sends."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        self.wait()
+        if torch.distributed.is_initialized() and self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")
+        self._pending = self._writer.submit(write_state, *staged_copy(checkpoint), Path(path), self._group)
+
+    def wait(self) -> None:
+        """Wait until the state that was handed over last is there. Raises UserError if it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def teardown(self) -> None:
+        self.wait()
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a trainer state was written to its end, of which this reads no more than names."""
+    return path.exists() and sum_path(path).is_file()
 
 
 def verified(path: Path) -> bool:
     """Return whether a trainer state is there, whole, and as it was saved."""
-    sidecar = sum_path(path)
-    if not path.is_file() or not sidecar.is_file():
+    if not is_complete(path):
         return False
-    return sidecar.read_text().split()[:1] == [file_sha256(path)]
+    return sums_match(path) if path.is_dir() else sum_path(path).read_text().split()[:1] == [file_sha256(path)]
 
 
 def trainer_states(directory: Path) -> list[Path]:
@@ -108,9 +143,10 @@ def trainer_states(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*.ckpt"))
 
 
-def newest_state(directory: Path) -> Path | None:
-    """The newest trainer state that verifies."""
-    return next((path for path in reversed(trainer_states(directory)) if verified(path)), None)
+def newest_state(directory: Path, is_good: Callable[[Path], bool] | None = None) -> Path | None:
+    """The newest trainer state that verifies, or of which `is_good` returns so."""
+    is_good = is_good or verified
+    return next((path for path in reversed(trainer_states(directory)) if is_good(path)), None)
 
 
 JITTER = ("jitter_azimuth_deg", "jitter_elevation_deg", "jitter_fov_deg")
@@ -193,7 +229,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a finished checkpoint, a directory of released weights, which has no card, or a trainer state.
 
-    path: a directory, or the file of a trainer state. wan: where VAE and text encoder are, if not where the card says.
+    path: a directory, or a trainer state. wan: where VAE and text encoder are, if not where the card says.
     Raises UserError naming the file that is missing, damaged, or of another codec."""
     model, card = load_weights(path, dtype, with_card=True)
     assert card is not None
@@ -229,7 +265,11 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path}: damaged, or cut off (it has not the sum in {sum_path(path).name}); give another state"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = (
+            read_state_folder(path)
+            if path.is_dir()
+            else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        )
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -246,14 +286,17 @@ def model_of_state(path: Path, state: Mapping[str, Any]) -> SeqTexTransformer3DM
     frozen weights are read from where the run started. Raises UserError if they are missing or others."""
     options = state["hyper_parameters"]
     try:
-        cfg = ModelConfig(**options["model"])
-        average = state.get("callbacks", {}).get(AVERAGE, {}) or state["state_dict"]
+        plain = options["model"].items()  # sequences are lists in it
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain}
+        cfg = ModelConfig(**given)
+        saved = {**state["state_dict"], **state.get("callbacks", {}).get(AVERAGE, {})}
         seed = int(options["seed"])
     except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: damaged, or of another version ({error!r}); give another trainer state") from error
     model = make_model(replace(cfg, compile_blocks=False, activation_checkpointing="none"), seed)
     check_frozen(state, frozen_fingerprint(model))
     trained = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    average = {name: saved[name] for name in saved.keys() & trained.keys()}
     check_whole(trained, average)
     load_whole(trained, average)
     return model
@@ -264,10 +307,10 @@ def load_weights(
 ) -> tuple[SeqTexTransformer3DModel, Card | None]:
     """Load a model, and with_card its card, without which it cannot be sampled.
 
-    path: a checkpoint, a directory or hub repository of weights, or the file of a trainer state. Raises UserError as
+    path: a checkpoint, a directory or hub repository of weights, or a trainer state. Raises UserError as
     `read_state`, `model_of_state` and `read_card`, and if a card is missing."""
     place = Path(path)
-    if not place.is_file():
+    if not place.is_file() and not is_sharded(place):
         card = read_card(place) if with_card else None
         check_weights(place, card)
         return SeqTexTransformer3DModel.from_pretrained(path, torch_dtype=dtype), card

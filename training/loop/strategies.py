@@ -1,5 +1,5 @@
 """Strategies that spread a run over devices: one, copies that average their gradients (DDP), or shards of one model
-(FSDP2)."""
+(FSDP2), in one group or in several (HSDP)."""
 
 import os
 from collections.abc import Mapping
@@ -10,13 +10,18 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from schemas.errors import UsageError
 from training.config import TrainConfig
 from training.cost import USABLE, Cost
-from training.model.fsdp import gathered, load_whole, load_whole_optimizer_state, local, whole_optimizer_state
-from training.model.optimizers import import_torchao, trained_parameters
+from training.loop.checkpoints import ShardedCheckpointIO
+from training.loop.sharded_states import Layout, is_sharded, read_state_folder
+from training.model.fsdp import HYBRID, gathered, load_whole, load_whole_optimizer_state, whole_optimizer_state
+from training.model.optimizers import import_torchao
+from training.module import TextureModule
 
 Name = Literal["single", "ddp", "fsdp"]
 
@@ -71,6 +76,13 @@ def check_run(cfg: TrainConfig) -> None:
         raise UsageError("Muon needs whole matrices: leave optimizer.muon_learning_rate out with run.strategy fsdp")
     if name == "fsdp" and cfg.optimizer.eight_bit:
         raise UsageError("optimizer.eight_bit is for whole weights; run.strategy fsdp spreads the moments instead")
+    if cfg.run.shard_size and (name != "fsdp" or ranks % cfg.run.shard_size):
+        raise UsageError(
+            f"run.shard_size {cfg.run.shard_size} is for run.strategy fsdp, and must divide its {ranks} devices into "
+            "equal groups; leave it out, or give the GPUs of a node"
+        )
+    if cfg.optimizer.eight_bit and cfg.run.state_format == "sharded":
+        raise UsageError("optimizer.eight_bit has moments that run.state_format sharded cannot hold; use one_file")
     if cfg.optimizer.eight_bit:
         import_torchao()
     if cfg.data.keep_latents and not cfg.data.latents and cfg.latents.codec == "wan":
@@ -90,47 +102,103 @@ def bytes_needed(cfg: TrainConfig, cost: Cost, name: str, ranks: int) -> int:
     memory = cost.memory[cfg.model.activation_checkpointing]
     fixed = memory.fixed
     if name == "fsdp":
-        fixed = (memory.fixed - memory.encoders) // ranks + memory.encoders
+        fixed = (memory.fixed - memory.encoders) // (cfg.run.shard_size or ranks) + memory.encoders
     return fixed + cost.batch_per_gpu * memory.activations_per_sample
 
 
-def make_strategy(name: Name, device: torch.device, ranks: int) -> Strategy:
+def make_strategy(name: Name, device: torch.device, ranks: int, shard_size: int = 0) -> Strategy:
+    """shard_size: ranks that hold one copy of the model together, with fsdp; 0: all of them."""
     if name == "single":
         return SingleDeviceStrategy(device=device)
     if name == "ddp":
         # Batches of views alone leave out the UV branch, captionless ones text attention. DDP then finds what takes no
         # part and leaves its gradient unset, as on one device: no decay, no momentum.
-        return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
-    return Sharded(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        return Copies(find_unused_parameters=True, gradient_as_bucket_view=True)
+    return Sharded(ranks, shard_size or ranks)
+
+
+class Copies(DDPStrategy):
+    """DDP whose ranks all write a part of a sharded state."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if self.is_global_zero or isinstance(self.checkpoint_io, ShardedCheckpointIO):
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
 
 class Sharded(ModelParallelStrategy):
-    """FSDP2; rank 0 saves whole tensors, through the same checked and atomic files, so that any strategy and number of
-    ranks can go on from them. (Lightning's own reads past the checks, and refuses parameters that no batch has used
-    yet.)"""
+    """FSDP2, over all ranks or over groups of them that hold copies (HSDP). Rank 0 saves whole tensors, or each rank
+    its own, through the same checked and atomic files, so that any strategy and number of ranks can go on from them.
+    (Lightning's own reads past the checks, and refuses parameters that no batch has used yet.)"""
+
+    def __init__(self, ranks: int, shard_size: int) -> None:
+        super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.groups = (ranks // shard_size, shard_size)
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        if self.groups[0] > 1:
+            self._device_mesh = init_device_mesh(self.root_device.type, self.groups, mesh_dim_names=HYBRID)
+            assert self.lightning_module is not None
+            self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    @property
+    def keeps_shards(self) -> bool:
+        """True if each rank writes its own part of a state."""
+        return isinstance(self.checkpoint_io, ShardedCheckpointIO)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        assert self.lightning_module is not None
-        trained = trained_parameters(self.lightning_module)
-        return gathered({name: local(p.detach()) for name, p in trained.items()}, trained)
+        assert isinstance(self.lightning_module, TextureModule)
+        tensors = self.lightning_module.saved_tensors()
+        return dict(tensors) if self.keeps_shards else gathered(tensors)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        assert self.lightning_module is not None
-        load_whole(trained_parameters(self.lightning_module), checkpoint["state_dict"])
+        assert isinstance(self.lightning_module, TextureModule)
+        load_whole(self.lightning_module.saved_tensors(), checkpoint["state_dict"])
 
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        if is_sharded(Path(checkpoint_path)):
+            return read_state_folder(Path(checkpoint_path), self._layout())
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=True)
 
+    def _layout(self) -> Layout:
+        """Weights, their averages and moments lie where the weights do."""
+        assert isinstance(self.lightning_module, TextureModule)
+        named = self.lightning_module.saved_tensors()
+        numbered = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+
+        def layout(place: str) -> Tensor | None:
+            parts = place.split("/")
+            return numbered[int(parts[3])] if parts[0] == "optimizer_states" else named.get(parts[-1])
+
+        return layout
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if self.is_global_zero or self.keeps_shards:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return whole_optimizer_state(optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
+        optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return optimizer.state_dict() if self.keeps_shards else whole_optimizer_state(optimizer)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             load_whole_optimizer_state(optimizer, state)
+
+    def teardown(self) -> None:
+        self.checkpoint_io.teardown()
+        super().teardown()
 
 
 def own_device(accelerator: str) -> torch.device:

@@ -1,4 +1,5 @@
-"""One model over many GPUs: fully sharded blocks (FSDP2), and whole tensors from shards and back.
+"""One model over many GPUs: fully sharded blocks (FSDP2), in one group or in several that hold copies of each other
+(HSDP), and whole tensors from shards and back.
 
 Every function here is called by all ranks together."""
 
@@ -7,24 +8,36 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from schemas.errors import UserError
 from training.model.seqtex import SeqTexTransformer3DModel
 
+HYBRID = ("replicate", "shard")
+"""Dimensions of the mesh of groups that hold copies of each other: the groups, and the ranks of each."""
 
-def shard(model: SeqTexTransformer3DModel, mesh: DeviceMesh) -> None:
-    """Spreads weights, gradients and optimiser state over the ranks of the mesh, block by block. Weights stay float32:
-    autocast narrows what is computed, as on one GPU. Batches that leave the UV branch out reduce no gradient of it:
-    which ones do is known to every rank. Does nothing the second time."""
+
+def shard(model: SeqTexTransformer3DModel, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
+    """Spreads weights, gradients and optimiser state over the ranks of the mesh, block by block, from the weights of
+    rank 0; on the others the model may be on the meta device. Does nothing the second time.
+
+    mesh: Lightning's, or one with the dimensions `HYBRID`. dtype: blocks are gathered in it, their gradients reduced in
+    float32; what is outside of them stays float32, and so does every shard. None: all of it is float32. Batches that
+    leave the UV branch out reduce no gradient of it: which ones do is known to every rank."""
     if isinstance(model, FSDPModule):
         return
+    ranks = mesh if mesh.mesh_dim_names == HYBRID else mesh["data_parallel"]
+    whole = model.state_dict() if torch.distributed.get_rank() == 0 else {}
+    nn.Module.to(model, "meta")
+    narrow = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # so that sampling, too, leaves shards behind
+        fully_shard(block, mesh=ranks, mp_policy=narrow)
+    fully_shard(model, mesh=ranks, reshard_after_forward=True)  # so that sampling, too, leaves shards behind
+    model.to_empty(device=mesh.device_type)
+    set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -32,26 +45,36 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(parts: Mapping[str, Tensor], likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The full tensors whose parts on this rank, by the layout of `likes`, these are: as they are where nothing is
-    sharded, else on rank 0 in its memory, and none on the others."""
-    full = {}
-    for name, part in parts.items():
-        like = likes[name]
-        if not isinstance(like, DTensor):
-            full[name] = part
-            continue
-        sharded = DTensor.from_local(
+def as_shards(parts: Mapping[str, Tensor], likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of which this rank holds these parts, in the layout of `likes`. Shares memory."""
+    return {
+        name: DTensor.from_local(
             part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
-        tensor = sharded.full_tensor()
+        if isinstance(like := likes[name], DTensor)
+        else part
+        for name, part in parts.items()
+    }
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Assembles whole tensors: those that are sharded on rank 0 in its memory, and none of them on the others."""
+    full = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, DTensor):
+            full[name] = tensor
+            continue
+        whole = tensor.full_tensor()
         if torch.distributed.get_rank() == 0:
-            full[name] = tensor.cpu()
+            full[name] = whole.cpu()
     return full
 
 
 def part_of_whole(full: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `gathered` for one tensor that every rank holds."""
+    """The inverse of `gathered` for one tensor that every rank holds; of one that is sharded like it, this rank's
+    part."""
+    if isinstance(full, DTensor):
+        return full.to_local()
     if not isinstance(like, DTensor):
         return full.to(like.device)
     full = full.to(like.device_mesh.device_type)
@@ -68,8 +91,8 @@ def check_whole(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
         )
 
 
-def load_whole(targets: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    """Fills parameters, sharded or not, from whole tensors that every rank holds."""
+def load_whole(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Fills parameters, sharded or not, from whole tensors that every rank holds, or from tensors in their layout."""
     with torch.no_grad():
         for name, target in targets.items():
             local(target).copy_(part_of_whole(state[name], target))
@@ -79,16 +102,8 @@ def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimiser's state as one device would have it, on rank 0; on the others without its tensors. What never had a
     gradient has none here either."""
     state = optimizer.state_dict()
-    full = {
-        number: {name: value for name, value in entries.items() if not isinstance(value, DTensor)}
-        | gathered_tensors({name: value for name, value in entries.items() if isinstance(value, DTensor)})
-        for number, entries in state["state"].items()
-    }
+    full = {number: gathered(entries) for number, entries in state["state"].items()}
     return state | {"state": full}
-
-
-def gathered_tensors(tensors: Mapping[str, DTensor]) -> dict[str, Tensor]:
-    return gathered({name: tensor.to_local() for name, tensor in tensors.items()}, tensors)
 
 
 def load_whole_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -96,7 +111,8 @@ def load_whole_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def spread(value: Any, like: Tensor) -> Any:
-        if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+        if not isinstance(like, DTensor) or not is_whole or value.shape != like.shape:
             return value
         full = value.to(like.device_mesh.device_type)
         return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)

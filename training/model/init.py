@@ -130,9 +130,12 @@ def with_architecture(cfg: ModelConfig) -> ModelConfig:
     return replace(cfg, view_hint=cfg.view_hint or found["view_hint"], condition_images=images, **kept)
 
 
-def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
-    """The model at the start of training, with the parameters that train marked. From scratch, `seed` draws it."""
-    if cfg.start == "scratch":
+def make_model(cfg: ModelConfig, seed: int, *, empty: bool = False) -> SeqTexTransformer3DModel:
+    """The model at the start of training, with the parameters that train marked. From scratch, `seed` draws it. empty:
+    on the meta device, of which no file of weights is opened."""
+    if empty:
+        model = SeqTexTransformer3DModel.empty(full_architecture(cfg))
+    elif cfg.start == "scratch":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = SeqTexTransformer3DModel(**cfg.architecture())
@@ -156,12 +159,29 @@ def make_model(cfg: ModelConfig, seed: int) -> SeqTexTransformer3DModel:
         model = SeqTexTransformer3DModel.from_pretrained(
             cfg.start_path, add_view_hint=cfg.view_hint, add_condition_channels=cfg.condition_channels
         )
+    if cfg.start == "seqtex":
         check_switches(model, cfg)
     mark_trained(model, cfg.trained)
     model.checkpoint_blocks(cfg.activation_checkpointing, cfg.activation_checkpoint_every)
     if cfg.compile_blocks:
         model.compile_repeated_blocks()
     return model.train()
+
+
+def full_architecture(cfg: ModelConfig) -> dict[str, Any]:
+    """Arguments of `SeqTexTransformer3DModel` at the start of training, read from files of settings alone."""
+    if cfg.start == "scratch":
+        return cfg.architecture()
+    if cfg.start == "wan":
+        switches = (*LORA, "geometry_attention", "uv_branch", "rope_max_seq_len", "view_hint", "condition_channels")
+        found, own = dict(transformer_config(cfg.start_path)), cfg.architecture()
+        return found | {name: own[name] for name in switches}
+    found = read_architecture(find_directory(cfg.start_path))
+    channels = {**(found.get("condition_channels") or {}), **(cfg.condition_channels or {})}
+    return found | {
+        "view_hint": cfg.view_hint or found.get("view_hint", False),
+        "condition_channels": channels or None,
+    }
 
 
 def check_switches(model: SeqTexTransformer3DModel, cfg: ModelConfig) -> None:

@@ -25,7 +25,7 @@ from tests.support.small_dataset import write_dataset
 from training.data.datamodule import BatchStream, TextureDataModule
 from training.data.latent_shards import LatentDecoder, codec_header
 from training.data.mixture import DataConfig, decode_pixels
-from training.data.order import Draws, SampleOrder
+from training.data.order import SampleOrder, WeightedDraws
 from training.diffusion.encoders import DctCodec
 from training.diffusion.tasks import TaskConfig, draw_task
 
@@ -65,7 +65,7 @@ def uids(cfg: DataConfig, numbers: range, seed: int = 1) -> list[tuple[str, ...]
 
 @pytest.mark.parametrize("weights", [(1.0,), (0.2, 0.8), (3.0, 1.0, 2.0)])
 def test_draws_count_what_came_before_and_keep_their_shares(weights: tuple[float, ...]) -> None:
-    draws = Draws((4, 1), weights)
+    draws = WeightedDraws((4, 1), weights)
     kinds = [draws(number) for number in range(9000)]
     seen = Counter[int]()
     for kind, earlier in kinds:
@@ -74,7 +74,7 @@ def test_draws_count_what_came_before_and_keep_their_shares(weights: tuple[float
     for kind, weight in enumerate(weights):
         share = weight / sum(weights)
         assert abs(seen[kind] - 9000 * share) <= Z99 * (9000 * share * (1 - share)) ** 0.5
-    late = Draws((4, 1), weights)  # as after a resume
+    late = WeightedDraws((4, 1), weights)  # as after a resume
     assert [late(number) for number in (8999, 4095, 4096, 0)] == [kinds[number] for number in (8999, 4095, 4096, 0)]
 
 

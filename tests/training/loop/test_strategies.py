@@ -152,7 +152,7 @@ def together(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         for rank in range(2)
     ]
     try:
-        errors = [rank.communicate(timeout=200)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=250)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
