@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from schemas.errors import UsageError, UserError
-from seqtex.cli.terminal.console import log_event
+from seqtex.cli.terminal.console import log, log_event
 from seqtex.cli.texture import weights_dtype
 from seqtex.texturing import (
     MAX_UNWRAP_FACES,
@@ -133,6 +133,7 @@ def app(
         )
         blocks = page(bench, checkpoint)
         serve(blocks, port)
+        log.at_rest()
         log_event("app", url=f"http://{HOST}:{port}/", checkpoint=str(checkpoint))
         try:
             Event().wait()

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ from pipeline.executor.mesh_file import OpenedMesh, open_mesh_file
 from pipeline.mesh_io.images import decode_image
 from pipeline.mesh_io.preflight import UpAxis
 from pipeline.mesh_io.problems import AssetError
-from pipeline.mesh_io.write_glb import KeptMaterials, write_glb
+from pipeline.mesh_io.write_glb import KeptMaterials, Map, plain_materials, write_glb
 from pipeline.render.uv_maps import bake_geometry
 from pipeline.render.views import render_geometry
 from pipeline.unwrap.unwrap import UnwrapConfig
@@ -70,11 +70,30 @@ class MeshTexture(PreparedMesh):
     """Given views come back as the codec keeps them."""
     uv: UInt8[np.ndarray, "uv_h uv_w 3"]
     """The texture in image orientation (row 0 is v = 1)."""
+    maps: dict[str, UInt8[np.ndarray, "uv_h uv_w 3"]] = field(default_factory=dict)
+    """What else the checkpoint generates (`model.maps`), packed as glTF's textures."""
 
     def save(self, path: str | Path) -> None:
-        """Write the textured mesh as .glb, at its place and size in the mesh file, with its other maps and factors."""
+        """Write the textured mesh as .glb, at its place and size in the mesh file, with generated maps, and its other
+        ones and factors."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_glb(Path(path), self.mesh, self.uv, self.frame, kept=self.kept)
+        kept = with_maps(self.kept or plain_materials(self.mesh), self.maps) if self.maps else self.kept
+        write_glb(Path(path), self.mesh, self.uv, self.frame, kept=kept)
+
+
+def with_maps(kept: KeptMaterials, maps: Mapping[str, UInt8[np.ndarray, "uv_h uv_w 3"]]) -> KeptMaterials:
+    """Put generated maps in place of those that every material of a mesh has. maps: by name (`model.maps`)."""
+    textures = {name: Map(image=image) for name, image in maps.items()}
+    changes: dict[str, Any] = {}
+    if found := textures.get("metallic_roughness"):
+        changes |= {"metallic_roughness": found, "metallic": 1.0, "roughness": 1.0}
+    if found := textures.get("normal_tangent"):
+        changes |= {"normal": found, "normal_scale": 1.0}
+    if found := textures.get("emissive"):
+        changes |= {"emissive_map": found, "emissive": (1.0, 1.0, 1.0)}
+    materials = tuple(replace(material, **changes) for material in kept.materials)
+    # without tangents of a file readers compute MikkTSpace's, which generated normals are in
+    return replace(kept, materials=materials, tangents=None if "normal" in changes else kept.tangents)
 
 
 def texture(
@@ -280,5 +299,5 @@ def texture_meshes(
     for one, result in zip(meshes, results, strict=True):
         assert result.uv is not None
         prepared = {f.name: getattr(one, f.name) for f in fields(one)}
-        textures.append(MeshTexture(**prepared, views=result.views, uv=result.uv))
+        textures.append(MeshTexture(**prepared, views=result.views, uv=result.uv, maps=result.maps))
     return textures

@@ -39,7 +39,7 @@ class Tokens:
     """Tokens of one sample."""
 
     frames: int
-    """Views and UV map."""
+    """Views and UV maps."""
     mv: int
     uv: int
     """0 where the UV branch is skipped."""
@@ -97,11 +97,13 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.encoders
 
 
-def count_tokens(sizes: ImageSizes, text_encoder: str, needs_uv: bool = True, token: int = TOKEN) -> Tokens:
-    """token: pixels a side of one token, by the codec's layout."""
-    uv = (sizes.uv_resolution // token) ** 2 if needs_uv and sizes.uv_resolution else 0
+def count_tokens(
+    sizes: ImageSizes, text_encoder: str, needs_uv: bool = True, token: int = TOKEN, maps: int = 1
+) -> Tokens:
+    """token: pixels a side of one token, by the codec's layout. maps: that the UV branch generates."""
+    uv = maps * (sizes.uv_resolution // token) ** 2 if needs_uv and sizes.uv_resolution else 0
     mv = sizes.views * (sizes.view_resolution // token) ** 2
-    return Tokens(frames=sizes.views + 1, mv=mv, uv=uv, text=TEXT_TOKENS[text_encoder])
+    return Tokens(frames=sizes.views + maps, mv=mv, uv=uv, text=TEXT_TOKENS[text_encoder])
 
 
 def block_products(cfg: ModelConfig, tokens: Tokens, first: bool) -> list[Product]:
@@ -299,11 +301,11 @@ class Cost:
 
 def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
     """The cost of a run on samples of these sizes."""
-    text = cfg.latents.text_encoder
+    text, maps = cfg.latents.text_encoder, len(cfg.model.maps)
     layout = codec_layout(cfg.latents.codec, cfg.latents.codec_path)
-    tokens = count_tokens(sizes, text, token=layout.token)
+    tokens = count_tokens(sizes, text, token=layout.token, maps=maps)
     names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
-    by_task = {name: count_tokens(sizes, text, TASKS[name].needs_uv, layout.token) for name in names}
+    by_task = {name: count_tokens(sizes, text, TASKS[name].needs_uv, layout.token, maps) for name in names}
     flops = {name: count_flops(cfg.model, counted) for name, counted in by_task.items()}
     parameters, state = count_parameters(cfg.model), optimizer_bytes(cfg)
     return Cost(

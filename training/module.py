@@ -94,15 +94,15 @@ class TextureModule(lightning.LightningModule):
         self.codec.to(self.trainer.strategy.root_device)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TextureDataModule):
-            data.follow(self.seed, self.codec, self.tasks, self.extras.images)
+            data.follow(self.seed, self.codec, self.tasks, self.extras.images, self.extras.maps)
 
     def teardown(self, stage: str) -> None:
         """Log no more."""
         self._logs = False
 
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> dict[str, Any]:
-        """Return the losses of a batch, and log them under a trainer: `loss`, `loss_mv` and `loss_uv` where views, or a
-        UV map, are generated; with its task and regime."""
+        """Return the losses of a batch, and log them under a trainer: `loss`, `loss_mv` and `loss_uv` where views, or
+        UV maps, are generated, `loss_NAME` of each of several maps; with its task and regime."""
         task = draw_task(self.tasks, batch.regime, self.seed, batch.number)
         with torch.autocast(self.device.type, enabled=False):  # `predict_flow` alone is narrow
             latents = encode_batch(batch, self.codec, task.needs_uv) if isinstance(batch, Batch) else widened(batch)
@@ -155,7 +155,7 @@ class TextureModule(lightning.LightningModule):
     def predict_flow(
         self,
         mv: Float[Tensor, "b c views h w"],
-        uv: Float[Tensor, "b c 1 uv_h uv_w"] | None,
+        uv: Float[Tensor, "b c maps uv_h uv_w"] | None,
         timestep: Float[Tensor, "b frames"],
         text: Float[Tensor, "b l d"],
     ) -> tuple[Tensor, Tensor | None]:

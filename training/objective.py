@@ -3,7 +3,7 @@ noise levels, for held-out samples at fixed ones."""
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from schemas.sample import TextureSample
-from training.conditions.images import find_image
+from training.conditions.images import GIVEN_VIEW, find_image
 from training.data.batch import LatentBatch, encode_batch, to_device, to_model
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.flow import (
@@ -44,11 +44,13 @@ class Losses:
     mv: Float[Tensor, ""] | None
     """Of the views; None: the task generates none."""
     uv: Float[Tensor, ""] | None
-    """Of the UV map; None: the task generates none."""
+    """Of the UV maps, their mean; None: the task generates none."""
+    maps: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Of each UV map by name, where there are several."""
 
     def parts(self) -> dict[str, Tensor]:
         """Return the parts that there are, by their names in logs."""
-        found = {"loss_mv": self.mv, "loss_uv": self.uv}
+        found = {"loss_mv": self.mv, "loss_uv": self.uv} | {f"loss_{name}": part for name, part in self.maps.items()}
         return {name: part.detach() for name, part in found.items() if part is not None}
 
 
@@ -70,7 +72,7 @@ def flow_losses(
     branches = [latents.mv, latents.uv] if task.needs_uv and latents.uv else [latents.mv]
     draws = draw(seed, latents.samples, [branch.rgb.shape[1:] for branch in branches], device)
     dropped = draws.drop_image < flow.image_dropout
-    plan = plan_frames(task, given_views(task, draws.view_order), flow.sigma(draws.level), dropped)
+    plan = plan_frames(task, given_views(task, draws.view_order), flow.sigma(draws.level), dropped, len(extras.maps))
     views = latents.mv.rgb.shape[2]
     generates_views = bool(plan.generated[:, :views].any())  # on the CPU, as all that decides: no GPU is waited for
     without = dropped_images(extras.images, dropped, seed, latents.samples, drops_images)
@@ -97,7 +99,16 @@ def flow_losses(
         loss=losses[0] + flow.uv_weight * losses[1] if len(losses) == 2 else losses[0],
         mv=losses[0] if generates_views else None,
         uv=losses[1] if len(losses) == 2 else None,
+        maps=map_losses(flows[1], velocity(branches[1].rgb, draws.noise[1]), extras.maps) if len(losses) == 2 else {},
     )
+
+
+def map_losses(
+    predicted: Float[Tensor, "b c maps h w"], target: Float[Tensor, "b c maps h w"], names: Sequence[str]
+) -> dict[str, Float[Tensor, ""]]:
+    """Return the mean squared error of each map, by name; nothing where there is one alone."""
+    errors = (predicted.detach().float() - target.float()).square().mean(dim=(0, 1, 3, 4))
+    return dict(zip(names, errors, strict=True)) if len(names) > 1 else {}
 
 
 def dropped_images(
@@ -167,10 +178,14 @@ class HeldOutModel:
 
 
 @torch.no_grad()
-def flow_errors(parts: HeldOutModel, sample: TextureSample, number: int, task: str) -> dict[str, float]:
-    """Return flow_mv and flow_uv of a sample, those that the task generates: mean squared errors of the flow, means
-    over noise levels. number: that of the sample, which seeds its noise and given views."""
+def flow_errors(
+    parts: HeldOutModel, sample: TextureSample, number: int, task: str, *, lit: bool = False
+) -> dict[str, float]:
+    """Return flow_mv and flow_uv of a sample, and of each of several UV maps, those that the task generates: mean
+    squared errors of the flow, means over noise levels. number: that of the sample, which seeds its noise and given
+    views. lit: the views under light are given."""
     tasks = TaskConfig(textured={task: 1.0}, mv_only={task: 1.0} if not TASKS[task].needs_uv else {})
+    images = (GIVEN_VIEW.name,) * lit + parts.extras.images
     views, extras, found = len(sample.views.rgb), parts.extras, dict[str, list[float]]()
     encoded: dict[tuple[int, ...], LatentBatch] = {}
     for nth, level in enumerate(level for level in QUARTERS for _ in range(DRAWS)):
@@ -178,7 +193,9 @@ def flow_errors(parts: HeldOutModel, sample: TextureSample, number: int, task: s
         seeded_by = number * len(QUARTERS) * DRAWS + nth
         given = views_given(tasks, sample.regime, 0, 0, seeded_by, views) if extras.follow_views else ()
         if given not in encoded:
-            batch = to_device(to_model(sample, given, extras.images), parts.device)
+            batch = to_device(
+                to_model(sample, given, images, extras.maps, sample.views.lit if lit else None), parts.device
+            )
             encoded[given] = encode_batch(batch, parts.codec, TASKS[task].needs_uv)
         losses = flow_losses(
             replace(encoded[given], samples=(seeded_by,)), TASKS[task], parts.model, parts.encode_text,

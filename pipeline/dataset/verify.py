@@ -1,6 +1,6 @@
 """Verify a dataset: everything on disk against its commit records."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,16 @@ class Problem:
     """The job to do again; None if that would not help."""
 
 
-def verify(out: Location) -> list[str]:
+Progress = Callable[[int, int], None]
+"""Called with the jobs that are checked, and all."""
+
+
+def verify(out: Location, progress: Progress = lambda done, total: None) -> list[str]:
     """Find everything wrong with a dataset, as `find_problems`: one line each."""
-    return [problem.text for problem in find_problems(out)]
+    return [problem.text for problem in find_problems(out, progress)]
 
 
-def find_problems(out: Location) -> list[Problem]:
+def find_problems(out: Location, progress: Progress = lambda done, total: None) -> list[Problem]:
     """Find everything wrong with a dataset; nothing if it is whole.
 
     Raises UserError where `out` is no dataset at all."""
@@ -61,7 +65,8 @@ def find_problems(out: Location) -> list[Problem]:
     if file_sha256(plan) != info.plan_sha256 and len(read_plan(plan)) == len(jobs):  # else a stopped extension's
         problems.append(Problem(text=f"{plan}: damaged, though it can be read; {by_repair(out)}", job=None))
     parts = []
-    for job in jobs:
+    for done, job in enumerate(jobs):
+        progress(done, len(jobs))
         path = part_path(out, job.index)
         try:
             part = read_ledger_part(path)
@@ -73,6 +78,7 @@ def find_problems(out: Location) -> list[Problem]:
         for shard in part.shards:
             found += _check_shard(out, shard, part)
         problems += [Problem(text=text, job=job.index) for text in found]
+    progress(len(jobs), len(jobs))
     problems += [*_check_files(out, jobs, parts), *_check_index(out, parts)]
     return problems + (list(_check_attribution(out, jobs, parts)) if len(parts) == len(jobs) else [])
 

@@ -68,6 +68,8 @@ class Progress:
     """The assets of a job at work that `counts` holds."""
     _reported: tuple[float, Counts] = field(init=False)
     """Time and counts of the latest event."""
+    _before_the_first: str = "the processes load what they need"
+    """Work that keeps the first assets waiting."""
 
     def __post_init__(self) -> None:
         self._reported = self.clock(), self.counts
@@ -84,7 +86,7 @@ class Progress:
             return
         self.running_at_once, self.dashboard = running_at_once, dashboard
         self._began, self._before = self.clock(), self.counts.total
-        self.report("started", detail=f"room for {running_at_once} jobs at once")
+        self.report("started", detail=f"room for {running_at_once} job{'s' if running_at_once > 1 else ''} at once")
 
     def at_work(self, job: int, counts: Counts) -> None:
         """A job has got so far. One that is started again has to overtake its earlier start before it counts."""
@@ -107,7 +109,12 @@ class Progress:
         """Report the assets that have ended since the latest event, or, now and then, that none has."""
         when, counts = self._reported
         if counts != self.counts or self.clock() - when >= SIGN_OF_LIFE_S:
-            self.report("assets")
+            self.report("assets", detail="" if self._rate() else self._before_the_first)
+
+    def compiles(self, detail: str) -> None:
+        """Kernels are being compiled, which every job waits for."""
+        self._before_the_first = detail
+        self.report("compiling", detail=detail)
 
     def report(
         self,

@@ -60,7 +60,7 @@ def run_jobs(
     Raises UserError where there is no cluster, where a job cannot write, or, once all others are done, where a job was
     given up."""
     progress.report("starting", detail="joining Ray" if address else "starting Ray")
-    here = nullcontext() if address else compiling(lambda detail: progress.report("compiling", detail=detail))
+    here = nullcontext() if address else compiling(progress.compiles)
     with here, _connected(workers, address) as dashboard:
         while jobs:
             crew = _Crew(out, cfg, run, do)

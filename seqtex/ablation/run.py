@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
@@ -20,13 +21,16 @@ from schemas.mesh import MeshRef
 from schemas.sample import Regime, TextureSample
 from schemas.shards import stored_samples
 from schemas.storage import write_file
+from seqtex.ablation.materials import FIGURES as MATERIALS
+from seqtex.ablation.materials import compare, mean_material
 from seqtex.ablation.table import COMPARED, Outcome, write_results
-from seqtex.cli.evaluate import measure_group
+from seqtex.cli.evaluate import Measured, measure_group
 from seqtex.cli.terminal.console import bar, build_progress, log_event, training_note
 from training.config import TrainConfig, preset
 from training.diffusion.latents import Extras
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Checkpoint, load_checkpoint
+from training.maps import RELEASED_MAPS
 from training.objective import HeldOutModel, flow_errors
 from training.train import train
 
@@ -52,6 +56,7 @@ class Cell:
     mv_only_ratio: float = 0.3
     view_hint: bool = True
     position_rope: bool = True
+    maps: tuple[str, ...] = RELEASED_MAPS
 
 
 CELLS = {
@@ -65,15 +70,17 @@ CELLS = {
     "uv-shared": Cell(uv_branch="shared"),
     "mv_only-0": Cell(mv_only_ratio=0.0),
     "mv_only-0.6": Cell(mv_only_ratio=0.6),
+    "materials": Cell(maps=(*RELEASED_MAPS, "metallic_roughness")),
 }
-"""The base, and what differs from it in one thing; `paper`: in both that are ours."""
+"""The base, and what differs from it in one thing; `paper`: in both that are ours. `materials` is for assets that have
+them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblateConfig:
     """Size of the comparison."""
 
-    cells: list[str] = field(default_factory=lambda: list(CELLS))
+    cells: list[str] = field(default_factory=lambda: [name for name in CELLS if name != "materials"])
     """Variants to train, `base` among them."""
     seeds: int = 3
     """Runs of each variant: other weights at the start, another order of the data."""
@@ -93,12 +100,16 @@ class AblateConfig:
     """Denoising steps."""
     workers: int = 2
     """Processes that build."""
+    materials: bool = False
+    """Assets whose metallic and roughness follow from position, with given views under light, which shows both."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.cells if name not in CELLS]:
             raise UsageError(f"cells: there is no {unknown[0]!r}; there are {', '.join(CELLS)}")
         if "base" not in self.cells:
             raise UsageError("cells: base is missing, which the others are compared with")
+        if "materials" in self.cells and not self.materials:
+            raise UsageError("cells: materials needs assets that have them; give --materials true")
         require_between("seeds", self.seeds, 1, 100)
 
 
@@ -153,16 +164,15 @@ def agreed(cfg: AblateConfig, out: Path) -> AblateConfig:
 def build_data(cfg: AblateConfig, out: Path, divisor: int) -> None:
     """The training set and the held-out set at one resolution of the UV map; nothing where they are finished."""
     uv = cfg.uv_resolution // divisor
-    build_cfg = BuildConfig(
-        assets_per_job=16, views=RenderConfig(resolution=cfg.view_resolution), uv=BakeConfig(resolution=uv)
-    )
-    assets = out / "assets"
+    views = RenderConfig(resolution=cfg.view_resolution, lit="pbr" if cfg.materials else "none")
+    build_cfg = BuildConfig(assets_per_job=16, views=views, uv=BakeConfig(resolution=uv), materials=cfg.materials)
+    assets, source = out / "assets", partial(procedural, materials=cfg.materials)
 
     def training() -> Iterator[MeshRef]:
-        return chain(procedural(cfg.mixed_assets, assets), procedural(cfg.clean_assets, assets, clean=True))
+        return chain(source(cfg.mixed_assets, assets), source(cfg.clean_assets, assets, clean=True))
 
     def held_out() -> Iterator[MeshRef]:
-        return procedural(2 * cfg.held_out_meshes, assets / "held_out", seed=HELD_OUT_SEED, clean=True)
+        return source(2 * cfg.held_out_meshes, assets / "held_out", seed=HELD_OUT_SEED, clean=True)
 
     for name, refs in (("training", training()), ("held_out", held_out())):
         with build_progress() as notify:
@@ -197,7 +207,12 @@ def steps_of(cfg: AblateConfig, out: Path, seconds: float) -> int:
 def cell_config(cfg: AblateConfig, out: Path, cell: Cell, directory: Path, seed: int, steps: int) -> TrainConfig:
     """The tiny preset with one thing changed."""
     tiny = preset("tiny")
-    data = replace(tiny.data, directory=dataset(out, "training", cell.uv_divisor), mv_only_ratio=cell.mv_only_ratio)
+    data = replace(
+        tiny.data,
+        directory=dataset(out, "training", cell.uv_divisor),
+        mv_only_ratio=cell.mv_only_ratio,
+        augment=replace(tiny.data.augment, lit=float(cfg.materials)),
+    )
     return replace(
         tiny,
         data=data,
@@ -207,6 +222,7 @@ def cell_config(cfg: AblateConfig, out: Path, cell: Cell, directory: Path, seed:
             uv_branch=cell.uv_branch,
             view_hint=cell.view_hint,
             position_rope=cell.position_rope,
+            maps=cell.maps,
         ),
         run=replace(
             tiny.run,
@@ -227,7 +243,7 @@ def run_cell(cfg: AblateConfig, out: Path, name: str, seed: int, steps: int, tit
             cell_config(cfg, out, cell, directory, seed, steps),
             lambda row: update(int(100 * row["progress"]), training_note(row)),
         )
-    meshes = measure(cfg, dataset(out, "held_out", cell.uv_divisor), trained.checkpoint)
+    meshes = measure(cfg, out, cell, trained.checkpoint)
     names = dict.fromkeys(figure for row in meshes for figure in row if figure != "uid")
     figures = {figure: fmean(row[figure] for row in meshes if figure in row) for figure in names}
     losses = [row["loss"] for row in trained.losses[-len(trained.losses) // 10 :] if row["loss"] is not None]
@@ -238,22 +254,35 @@ def run_cell(cfg: AblateConfig, out: Path, name: str, seed: int, steps: int, tit
     log_event("run", cell=name, seed=seed, **rounded, seconds=round(trained.seconds))
 
 
-def measure(cfg: AblateConfig, held_out: Path, checkpoint: Path) -> list[dict[str, Any]]:
+def measure(cfg: AblateConfig, out: Path, cell: Cell, checkpoint: Path) -> list[dict[str, Any]]:
     """Figures of each held-out mesh, textured from its front view; mesh i with noise i, whatever the variant. Beside
     them the loss of training, at the same noise levels and with the same noise for all variants and seeds."""
     network = load_checkpoint(checkpoint)
+    held_out, training = (dataset(out, name, cell.uv_divisor) for name in ("held_out", "training"))
     samples = list(islice(stored_samples(held_out, Regime.TEXTURED), cfg.held_out_meshes))
-    rows = []
+    rows = [{"uid": one.uid} | one.figures for one in textured(cfg, network, samples, cfg.materials)]
+    losses = held_out_losses(network, samples, TASK, cfg.materials)
+    if len(cell.maps) > 1:
+        constant = mean_material(training)
+        for row, sample, unlit in zip(rows, samples, textured(cfg, network, samples, False), strict=True):
+            row |= compare(sample, constant, network.codec)
+            row |= {f"unlit_{name}": unlit.figures[name] for name in MATERIALS}
+    # the figure of the base colour, beside one that has nothing else
+    return [row | loss | {"flow_uv": loss.get("flow_base_color", loss["flow_uv"])}
+            for row, loss in zip(rows, losses, strict=True)]  # fmt: skip
+
+
+def textured(cfg: AblateConfig, network: Checkpoint, samples: Sequence[TextureSample], lit: bool) -> Iterator[Measured]:
+    """Texture samples from their front view and measure the results; sample i with noise i. lit: under light."""
     for first in range(0, len(samples), BATCH):
-        group = samples[first : first + BATCH]
+        group = list(samples[first : first + BATCH])
         seeds = [first + place for place in range(len(group))]
-        measured = measure_group(group, network, SamplerConfig(steps=cfg.sample_steps), TASK, seeds, "cpu")
-        rows += [{"uid": one.uid} | one.figures for one in measured]
-    losses = held_out_losses(network, samples, TASK)
-    return [row | loss for row, loss in zip(rows, losses, strict=True)]
+        yield from measure_group(group, network, SamplerConfig(steps=cfg.sample_steps), TASK, seeds, "cpu", lit=lit)
 
 
-def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task: str) -> list[dict[str, float]]:
+def held_out_losses(
+    network: Checkpoint, samples: Sequence[TextureSample], task: str, lit: bool = False
+) -> list[dict[str, float]]:
     """Return `flow_errors` of each sample by a finished checkpoint."""
     parts = HeldOutModel(
         model=network.model,
@@ -263,4 +292,4 @@ def held_out_losses(network: Checkpoint, samples: Sequence[TextureSample], task:
         shift=network.card.shift,
         device=next(network.model.parameters()).device,
     )
-    return [flow_errors(parts, sample, number, task) for number, sample in enumerate(samples)]
+    return [flow_errors(parts, sample, number, task, lit=lit) for number, sample in enumerate(samples)]

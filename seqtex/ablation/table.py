@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from schemas.storage import write_file
+from seqtex.ablation.materials import material_lines
 from seqtex.cli.terminal.console import log_event, logs_json, print_table
 from training.metrics.distribution import Interval
 
@@ -197,7 +198,11 @@ def write_results(out: Path, outcomes: Sequence[Outcome], cfg: dict[str, Any]) -
     """table.md, table.json and plot.svg, and the table on the terminal."""
     rows = table_rows(outcomes)
     record = {"config": cfg, "rows": [as_json(row) for row in rows], "runs": [asdict(outcome) for outcome in outcomes]}
-    write_file(out / "table.md", markdown(rows, cfg).encode())
+    meshes = {cell: {one.seed: one.meshes for one in outcomes if one.cell == cell} for cell in ("base", "materials")}
+    seeds = sorted(meshes["base"].keys() & meshes["materials"].keys())
+    runs, alone = ([meshes[cell][seed] for seed in seeds] for cell in ("materials", "base"))
+    written = markdown(rows, cfg) + "\n".join(["", *material_lines(runs, alone)] if runs else [])
+    write_file(out / "table.md", written.encode())
     write_file(out / "table.json", json.dumps(record, indent=1).encode() + b"\n")
     write_file(out / "plot.svg", plot(rows).encode())
     shown = len(COLUMNS) - len(AGAINST)

@@ -59,6 +59,7 @@ COMMANDS = {
     ),
     "verify": Command(
         module="seqtex.cli.inspect",
+        loads="the pipeline",
         group=LOOK,
         summary="check every hash, count and sample of a dataset",
         example="seqtex verify /data/forge",
@@ -113,6 +114,7 @@ COMMANDS = {
     ),
     "merge": Command(
         module="seqtex.cli.build",
+        loads="the pipeline",
         group=MAKE,
         summary="put datasets of one configuration together",
         example="seqtex merge /data/forge /data/other --out /data/both",
@@ -120,6 +122,7 @@ COMMANDS = {
     ),
     "upgrade": Command(
         module="seqtex.cli.build",
+        loads="the pipeline",
         group=MAKE,
         summary="write a dataset of schema version 2 anew in the present version",
         example="seqtex upgrade /data/old --out /data/forge",
@@ -135,6 +138,7 @@ COMMANDS = {
     ),
     "report": Command(
         module="seqtex.cli.gallery",
+        loads="the pipeline",
         group=LOOK,
         summary="write the gallery of a dataset (report/index.html)",
         example="seqtex report /data/forge --workers 8",
@@ -143,6 +147,7 @@ COMMANDS = {
     ),
     "view": Command(
         module="seqtex.cli.gallery",
+        loads="the pipeline",
         group=LOOK,
         summary="serve the gallery of a dataset to a browser on this machine",
         example="seqtex view /data/forge",
@@ -159,6 +164,7 @@ COMMANDS = {
     ),
     "export": Command(
         module="seqtex.cli.export",
+        loads="the pipeline",
         group=SHARE,
         summary="write a dataset in one of SeqTex's own data layouts, or for the Rerun viewer",
         example="seqtex export /data/forge --layout rerun --out /data/recordings --uid chair-0a1b2c3d",
@@ -167,6 +173,7 @@ COMMANDS = {
     ),
     "publish": Command(
         module="seqtex.cli.export",
+        loads="the pipeline",
         group=SHARE,
         summary="upload a dataset to a Hugging Face dataset repository",
         example="seqtex publish /data/forge --repo organisation/forge --private",
@@ -211,6 +218,7 @@ COMMANDS = {
     ),
     "weights": Command(
         module="seqtex.cli.export",
+        loads="PyTorch",
         group=TRAIN,
         summary="write a checkpoint's weights as the released SeqTex code reads them, or its LoRA alone",
         example="seqtex weights /data/run/checkpoint --out /data/seqtex --lora merged",

@@ -18,6 +18,7 @@ def encode(
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     view_hint: bool = False,
     condition_images: tuple[str, ...] = (),
+    maps: tuple[str, ...] = ("base_color",),
     part: int = 0,
     parts: int = 1,
     cache_directory: Path = Path("~/.cache/seqtex"),
@@ -37,6 +38,7 @@ def encode(
         view_hint: also store the hints of each view and of all, for training with model.view_hint; 1.8 times as many
             numbers more
         condition_images: also store these condition images, for training with model.condition_images: '[mask]'
+        maps: the UV maps to store, for training with model.maps: '[base_color, metallic_roughness]'
         part: which of `parts`, counted from 0: every `parts`-th shard is encoded, so that several processes or GPUs
             share the work; the last one to end writes the record
         parts: how many processes share the work
@@ -57,7 +59,7 @@ def encode(
     text = None if text_encoder == "none" else make_text_encoder(text_encoder, text_encoder_path, 0, device)
     try:
         images = (HINT.name,) * view_hint + condition_images
-        encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype, images)
+        encoders = make_encoders(make_codec(codec, codec_path, device), text, device, dtype, images, maps)
     except UserError as error:
         without = "--codec_path FOLDER takes a VAE of this machine, --codec dct needs none"
         raise UserError(f"{error}; {without}") from error

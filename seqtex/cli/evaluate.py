@@ -29,6 +29,7 @@ from seqtex.texturing import (
 from training.arithmetic import find_device
 from training.diffusion.sampler import SamplerConfig
 from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
+from training.maps import map_psnr
 from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
 from training.metrics.features import ImageFeatures, load_features
 from training.metrics.images import baselines, ssim
@@ -62,6 +63,7 @@ def evaluate(
     solver: Literal["euler", "adams"] = "euler",
     guidance: float = 1.0,
     image_guidance: float = 1.0,
+    lit: bool = False,
     seed: int = 0,
     batch_size: int = 4,
     device: str = "auto",
@@ -83,6 +85,7 @@ def evaluate(
         solver: euler or adams
         guidance: classifier-free guidance; 1 is off
         image_guidance: the same over the given views, for checkpoints trained with flow.image_dropout; 1 is off
+        lit: give the views under light, as photos are, for checkpoints trained with data.augment.lit
         seed: of the noise; mesh i has seed + i
         batch_size: meshes sampled together
         device: cpu, cuda, or auto
@@ -104,7 +107,7 @@ def evaluate(
         update(0, "")
         while group := list(islice(samples, batch_size)):
             seeds = [seed + len(measured) + i for i in range(len(group))]
-            measured += measure_group(group, network, cfg, task, seeds, device, perceptual, page)
+            measured += measure_group(group, network, cfg, task, seeds, device, perceptual, page, lit)
             update(len(measured), group[-1].uid)
     if not measured:
         raise UserError(f"{dataset}: no textured sample; build a dataset with textured meshes")
@@ -130,13 +133,14 @@ def measure_group(
     device: str,
     perceptual: PerceptualDistance | None = None,
     page: EvaluationPage | None = None,
+    lit: bool = False,
 ) -> list[Measured]:
     """Texture samples together, measure the results, and add their pictures to a page."""
     meshes = []
     for sample, seed in zip(samples, seeds, strict=True):
         check_size(sample, network.card)
         assert sample.mesh is not None
-        caption, given = str(sample.meta.get("caption", "")), dict(enumerate(sample.views.rgb[: GIVEN[task]]))
+        caption, given = str(sample.meta.get("caption", "")), dict(enumerate(given_views(sample, task, lit)))
         meshes.append(
             prepare_mesh(sample.mesh, network.card, cameras=sample.cameras, pictures=given, prompt=caption, seed=seed)
         )
@@ -145,9 +149,19 @@ def measure_group(
     for sample, result in zip(samples, results, strict=True):
         measured.append(measure_result(sample, result, task, perceptual))
         if page is not None:
-            pictures = compared(sample, sample.views.rgb[: GIVEN[task]], result.views, result.uv, measured[-1].renders)
+            pictures = compared(sample, given_views(sample, task, lit), result.views, result.uv, measured[-1].renders)
             page.add(sample, measured[-1].figures, pictures)
     return measured
+
+
+def given_views(sample: TextureSample, task: str, lit: bool) -> UInt8[np.ndarray, "given h w 3"]:
+    """Return the pictures that a task gives. Raises UserError if they are to be lit and the sample has none."""
+    pictures = sample.views.lit if lit else sample.views.rgb
+    if pictures is None:
+        raise UserError(
+            f"sample {sample.uid} has no lit views; build its dataset with --views.lit pbr, or leave out lit"
+        )
+    return pictures[: GIVEN[task]]
 
 
 def check_size(sample: TextureSample, card: Card) -> None:
@@ -187,6 +201,7 @@ def measure_result(
         "true_seam_step": seam_step(sample.mesh, uv.rgb),
         "unseen_share": float(unseen.sum() / uv.mask.sum()),
     }
+    figures |= map_psnr(result.maps, uv)
     if unseen.any():
         figures["unseen_psnr"] = capped_psnr(result.uv, uv.rgb, unseen)
     if perceptual and min(uv.mask.shape) >= SMALLEST:

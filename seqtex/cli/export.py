@@ -102,7 +102,8 @@ def publish(
     from pipeline.publish.publication import permitted, published_files
 
     repository = Repository(repo, endpoint)
-    problems = verify(dataset)
+    with bar("verifying", None, "jobs") as update:
+        problems = verify(dataset, lambda done, total: update(done, "", total))
     for problem in problems:
         log_event("problem", detail=problem)
     if problems:

@@ -7,7 +7,7 @@ from pipeline.report.view_server import GalleryServer, Site
 from schemas.errors import UsageError, UserError
 from schemas.storage import Location
 from seqtex.cli.options import built_thresholds
-from seqtex.cli.terminal.console import bar, log_event
+from seqtex.cli.terminal.console import bar, log, log_event
 from seqtex.gallery.pages import write_evaluation_page, write_run_page
 
 
@@ -61,6 +61,7 @@ def view(dataset: Location, assets: int = 100_000, port: int = 0) -> int:
     except OSError as error:
         raise UserError(f"--port {port}: cannot be used ({error.strerror}); give another, or 0 for any") from error
     with server:
+        log.at_rest()
         log_event("view", url=server.url, listed=len(found.assets))
         try:
             server.serve_forever()

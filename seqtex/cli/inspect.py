@@ -22,7 +22,7 @@ from schemas.dataset import read_ledger
 from schemas.errors import UsageError, printable
 from schemas.storage import Location, write_file
 from seqtex.cli.options import ThresholdOptions, built_thresholds, leaves, only_thresholds, threshold_options
-from seqtex.cli.terminal.console import log_event, logs_json, print_table
+from seqtex.cli.terminal.console import bar, log_event, logs_json, print_table
 
 
 def defaults(command: str, arguments: list[str]) -> dict[str, Any]:
@@ -144,7 +144,8 @@ def verify(dataset: Location) -> int:
     Args:
         dataset: folder that `seqtex build` wrote
     """
-    problems = verification.verify(dataset)
+    with bar("verifying", None, "jobs") as update:
+        problems = verification.verify(dataset, lambda done, total: update(done, "", total))
     for problem in problems:
         log_event("problem", detail=problem)
     log_event("verified", dataset=str(dataset), problems=len(problems))

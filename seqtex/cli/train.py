@@ -69,7 +69,6 @@ def train(cfg: TrainConfig, dry_run: bool = False, json: bool = False, tflops: f
         log_event("warning", detail=warning)
     log.progress("starting  reading the samples to show", None)
     validation = validation_of(cfg)
-    log.working_on("training  making the model and the first step", None)
     steps = None if cfg.run.max_seconds else cfg.run.max_steps
     with training_progress(steps) if speaks else nullcontext(lambda row: None) as report:
         result = run_training(cfg, report, validation, plan)
@@ -201,7 +200,8 @@ def validation_of(cfg: TrainConfig) -> Validation | None:
         return None
     chosen = cfg.validation.directory
     data = replace(cfg.data, directory=chosen, directories={}) if chosen else cfg.data
-    textured = (readable_samples(files, Regime.TEXTURED) for files in open_datasets(data))
+    materials = len(cfg.model.maps) > 1
+    textured = (readable_samples(files, Regime.TEXTURED, materials) for files in open_datasets(data))
     samples = list(islice(chain.from_iterable(textured), cfg.validation.samples))
     if chosen and not samples:
         raise UsageError(f"validation.directory {chosen}: no textured sample; name another dataset or leave it out")

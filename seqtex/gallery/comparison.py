@@ -24,6 +24,10 @@ METRICS = {
     "view_ssim": "generated views, SSIM",
     "view_lpips": "generated views, LPIPS over covered pixels",
     "render_psnr": "renders of the texture against the true views, PSNR, dB",
+    "metallic_psnr": "metallic, PSNR over covered texels, dB",
+    "roughness_psnr": "roughness, PSNR over covered texels, dB",
+    "normal_tangent_psnr": "normals in tangent space, PSNR over covered texels, dB",
+    "emissive_psnr": "emitted light, PSNR over covered texels, dB",
     "view_to_uv_psnr": "generated views against renders of the texture, PSNR, dB",
     "cross_view_step": "colour step of a point between two views",
     "true_cross_view_step": "  the same of the true views",
@@ -45,12 +49,12 @@ def evaluation_sections(
 ) -> list[Section]:
     """Show the means of an evaluation, and its meshes, the worst first. links: of a mesh (`Section.links`)."""
     means = [
-        (METRICS.get(name, name).strip(), f"{value:.4g}", f"{low:.4g} to {high:.4g}")
+        (METRICS.get(name, name).strip(), f"{value:#.4g}", f"{low:#.4g} to {high:#.4g}")
         for name, (value, low, high) in summary.items()
     ]
     names = [name for name in FIRST_FIGURES if any(name in row for row in meshes)]
     ordered = sorted(meshes, key=lambda row: row.get("uv_psnr", 0.0))
-    rows = [[str(row["uid"]), *(f"{row[name]:.4g}" if name in row else "" for name in names)] for row in ordered]
+    rows = [[str(row["uid"]), *(f"{row[name]:#.4g}" if name in row else "" for name in names)] for row in ordered]
     legend = "; ".join(f"{name}: {METRICS[name].strip()}" for name in names)
     return [
         Section(title="Means", columns=("metric", "mean", "95 % interval"), rows=means),
@@ -119,7 +123,7 @@ class EvaluationPage:
                 caption: store_picture(self.folder, f"{number:05d}-{index}", picture)
                 for index, (caption, picture) in enumerate(pictures.items())
             }
-        text = "; ".join(f"{name} {figures[name]:.4g}" for name in FIRST_FIGURES if name in figures)
+        text = "; ".join(f"{name} {figures[name]:#.4g}" for name in FIRST_FIGURES if name in figures)
         caption = str(sample.meta.get("caption", ""))
         section = Section(title=sample.uid, anchor=sample.uid, text=f"{caption}. {text}".lstrip(". "), pictures=stored)
         self.meshes.append(({"uid": sample.uid} | dict(figures), section))

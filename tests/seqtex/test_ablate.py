@@ -30,7 +30,8 @@ def build_here(refs, out, cfg, workers, notify):
     """As `pipeline.executor.build.build`, without Ray."""
     if not out.exists():
         found = [process_asset(ref, cfg).result for ref in refs]
-        write_samples(out, [[sample for sample in found if isinstance(sample, TextureSample)]])
+        samples = [sample for sample in found if isinstance(sample, TextureSample)]
+        write_samples(out, [samples], {"materials": cfg.materials})
 
 
 def command(out, *options: str) -> list[str]:

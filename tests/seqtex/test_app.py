@@ -77,8 +77,8 @@ def server(files) -> Iterator[str]:
     environment = os.environ | {"TMPDIR": str(own)}
     with subprocess.Popen(command, cwd=REPO, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert f"http://127.0.0.1:{port}/" in line, line
+        line = next(line for line in process.stdout if "  starting  " not in line)
+        assert f"  app  http://127.0.0.1:{port}/: " in line, line
         yield f"http://127.0.0.1:{port}/"
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0

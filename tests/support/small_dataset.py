@@ -1,6 +1,8 @@
 """Datasets of a few small samples, written as the pipeline writes them."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from schemas.dataset import DatasetInfo, dataset_json
 from schemas.ledger import Measurements, Outcome, Status
 from schemas.mesh import MeshRef, UvMesh
 from schemas.plan import ShardJob
-from schemas.sample import Regime, TextureSample, UvMaps, Views
+from schemas.sample import MaterialMaps, MaterialViews, Regime, TextureSample, UvMaps, Views
 from schemas.storage import write_file
 from tests.support.small_build import CFG
 
@@ -124,11 +126,32 @@ def _commit_samples(out: Path, job: ShardJob) -> None:
     commit(out, job.index, outcomes, {Regime.TEXTURED: samples})
 
 
-def write_samples(out: Path, jobs: list[list[TextureSample]]) -> None:
-    """One job per list of samples."""
+def with_materials(sample: TextureSample) -> TextureSample:
+    """A sample whose metallic and roughness are two ramps, and whose normals and emitted light are those there are."""
+    views, uv = sample.views, sample.uv
+    seen = views.mask[..., None]
+    levels = np.round(255 * (views.position[..., :2] + 1) / 2).astype(np.uint8) * seen
+    of_views = MaterialViews(metallic_roughness=levels, normal_detail=views.normal, emissive=views.rgb)
+    if uv is not None:
+        x, y = np.meshgrid(*[np.linspace(0, 1, len(uv.mask))] * 2)
+        uv = replace(
+            uv,
+            materials=MaterialMaps(
+                metallic_roughness=np.round(255 * np.stack([x > 0.5, 0.2 + 0.6 * y], axis=-1)).astype(np.uint8),
+                normal_detail=np.broadcast_to(np.float32([0, 0, 1]), uv.rgb.shape),
+                normal_tangent=np.broadcast_to(np.float32([0.6, 0, 0.8]), uv.rgb.shape),
+                emissive=uv.rgb // 2,
+            ),
+        )
+    meta = sample.meta | {"materials": {"emissive_strength": 1.0}}
+    return replace(sample, views=replace(views, materials=of_views), uv=uv, meta=meta)
+
+
+def write_samples(out: Path, jobs: list[list[TextureSample]], config: dict[str, Any] | None = None) -> None:
+    """One job per list of samples. config: of the build that the dataset names."""
     for name in ("shards", "ledger", "fields"):
         (out / name).mkdir(parents=True)
-    info = DatasetInfo(config={}, plan_sha256="", planned=sum(map(len, jobs)), jobs=len(jobs))
+    info = DatasetInfo(config=config or {}, plan_sha256="", planned=sum(map(len, jobs)), jobs=len(jobs))
     write_file(out / "dataset.json", dataset_json(info))
     for number, job in enumerate(jobs):
         samples: dict[Regime, list[tuple[str, list[Path]]]] = {}

@@ -10,14 +10,14 @@ from PIL import Image, ImageFilter
 
 from schemas.codec import cameras_json
 from schemas.errors import UsageError, require_between
-from schemas.sample import Cameras, TextureSample, Views
+from schemas.sample import Cameras, MaterialViews, TextureSample, Views
 
 BACKGROUNDS = {"black": 0, "grey": 128, "white": 255}
 STREAM = 7
 """Keeps these draws apart from others by (seed, sample number)."""
 CAPTION_STREAM = 13
 """The same for captions."""
-Arrays = TypeVar("Arrays", Views, Cameras)
+Arrays = TypeVar("Arrays", Views, Cameras, MaterialViews)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +117,14 @@ def draw_caption(cfg: AugmentConfig, sample: TextureSample, seed: int, number: i
 
 
 def rolled(arrays: Arrays, shift: int) -> Arrays:
-    """Roll each array along its first axis."""
-    found = {f.name: getattr(arrays, f.name) for f in fields(arrays)}
+    """Roll each array along its first axis, those of materials too."""
+    found = {f.name: value for f in fields(arrays) if (value := getattr(arrays, f.name)) is not None}
     return replace(
-        arrays, **{name: np.roll(array, shift, axis=0) for name, array in found.items() if array is not None}
+        arrays,
+        **{
+            name: rolled(value, shift) if isinstance(value, MaterialViews) else np.roll(value, shift, axis=0)
+            for name, value in found.items()
+        },
     )
 
 

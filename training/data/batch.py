@@ -17,6 +17,7 @@ from training.conditions.images import Pixels, Scene, find_image
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.flow import CPU
 from training.diffusion.latents import AnyBranch, BranchLatents, Maps, concatenate, encode_branch, map_tensors, stack
+from training.maps import RELEASED_MAPS, packed
 
 STEP = float(np.float32(1 / POSITION_STEPS))
 """One step of stored positions, as `schemas.images` reads them."""
@@ -67,7 +68,8 @@ class SampleBatch(Generic[AnyBranch]):
 
 @dataclass(slots=True, kw_only=True)
 class Batch(SampleBatch[Maps]):
-    """Images: views [B, V, h, w, C] and UV maps [B, 1, H, W, C]; on the way from the loader in narrow numbers."""
+    """Images: views [B, V, h, w, C] and UV maps [B, 1, H, W, C], the colours [B, maps, H, W, 3]; on the way from the
+    loader in narrow numbers."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,6 +99,8 @@ class Prepared:
     """Numbers of the given views, for condition images that follow them."""
     images: tuple[str, ...] = ()
     """Names of its condition images."""
+    maps: tuple[str, ...] = RELEASED_MAPS
+    """Names of the UV maps that are generated."""
 
     def condition_images(self) -> dict[str, Pixels]:
         """Make its condition images of views [V, h, w, c] and UV map [H, W, c], in image orientation, by name."""
@@ -114,9 +118,16 @@ class Prepared:
         return {name: find_image(name).draw(scene) for name in self.images}
 
 
-def to_model(sample: TextureSample, given: tuple[int, ...] = (), images: tuple[str, ...] = ()) -> Batch:
-    """Turn one sample into a batch of one, float32. given, images: see `Prepared`."""
-    return widened(stack_samples([Prepared(sample=sample, given=given, images=images)]))
+def to_model(
+    sample: TextureSample,
+    given: tuple[int, ...] = (),
+    images: tuple[str, ...] = (),
+    maps: tuple[str, ...] = RELEASED_MAPS,
+    colors: UInt8[np.ndarray, "views height width 3"] | None = None,
+) -> Batch:
+    """Turn one sample into a batch of one, float32. given, images, maps, colors: see `Prepared`."""
+    prepared = Prepared(sample=sample, colors=colors, given=given, images=images, maps=maps)
+    return widened(stack_samples([prepared]))
 
 
 def stack_conditions(made: Sequence[dict[str, Pixels]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -131,20 +142,21 @@ def stack_conditions(made: Sequence[dict[str, Pixels]]) -> tuple[dict[str, Tenso
 
 
 def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Batch:
-    """Stack samples of one regime into a batch. All have the same condition images.
+    """Stack samples of one regime into a batch. All have the same condition images and maps.
     Colours of UV maps keep their dilation beyond what faces cover: the loss is that of whole latents (paper), of 8 x 8
     texels each. Colours are bytes and positions steps, a third less to hand over, until `widened` makes them numbers.
 
     datasets: that of each sample, for the message.
 
     Raises:
-        UserError: their images differ in size.
+        UserError: their images differ in size, or one has no materials that are to be generated.
     """
     samples = [part.sample for part in parts]
     uids = tuple(sample.uid for sample in samples)
     check_alike(uids, [(s.views.mask.shape, s.uv.mask.shape if s.uv else ()) for s in samples], datasets)
     maps = [sample.uv for sample in samples if sample.uv]
     views = [sample.views for sample in samples]
+    texels = [image for sample in samples if sample.uv for image in packed(sample, parts[0].maps)]
     mv_conditions, uv_conditions = stack_conditions([part.condition_images() for part in parts])
     mv = Maps(
         rgb=stack_bytes([each.rgb for each in views]),
@@ -153,7 +165,7 @@ def stack_samples(parts: Sequence[Prepared], datasets: Sequence[str] = ()) -> Ba
         conditions=mv_conditions,
     )
     uv = Maps(
-        rgb=stack_bytes([each.rgb[::-1] for each in maps])[:, None],
+        rgb=stack_bytes([image[::-1] for image in texels]).unflatten(0, (len(maps), -1)),
         position=stack_positions([each.position[::-1] for each in maps])[:, None],
         normal=stack([each.normal for each in maps], upside_down=True)[:, None],
         conditions=uv_conditions,

@@ -29,6 +29,7 @@ from training.data.shard_reader import SkipBudget
 from training.diffusion.encoders import LatentCodec
 from training.diffusion.latents import Extras
 from training.diffusion.tasks import TaskConfig, views_given
+from training.maps import RELEASED_MAPS
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals at which a run saves its state: a scheduler's last warning (SLURM's --signal=USR1@120, Kubernetes' SIGTERM),
@@ -63,9 +64,11 @@ class BatchStream(Dataset[AnyBatch]):
         codec: LatentCodec | None = None,
         tasks: TaskConfig = TaskConfig(),
         images: tuple[str, ...] = (),
+        maps: tuple[str, ...] = RELEASED_MAPS,
     ) -> None:
         """codec: that of the run, for `cfg.latents` and `cfg.keep_latents`. tasks: those of the run, for condition
-        images that follow the given views. images: names of the condition images that the model takes."""
+        images that follow the given views. images: names of the condition images that the model takes, maps:
+        of the UV maps that it generates."""
         parts = ranks * accumulate_grad_batches
         if cfg.batch_size % parts:
             raise UserError(
@@ -77,8 +80,8 @@ class BatchStream(Dataset[AnyBatch]):
         self.budget = SkipBudget(cfg.skip_budget)
         header = None
         if cfg.latents and codec:
-            header = codec_header(codec).with_images(images)
-        self.sources = open_sources(cfg, seed, header, self.budget)
+            header = replace(codec_header(codec).with_images(images), maps=maps)
+        self.sources = open_sources(cfg, seed, header, self.budget, maps)
         missing = [regime for regime in Regime if regime not in self.sources]
         ratio = {Regime.MV_ONLY: 0.0, Regime.TEXTURED: 1.0}[missing[0]] if missing else cfg.mv_only_ratio
         self.schedule = Schedule(seed, ratio)
@@ -94,7 +97,7 @@ class BatchStream(Dataset[AnyBatch]):
         self.accumulate_grad_batches = accumulate_grad_batches
         self.share = cfg.batch_size // parts
         self.first_slot = rank * accumulate_grad_batches * self.share
-        self.tasks, self.images = tasks, images
+        self.tasks, self.images, self.maps = tasks, images, maps
         self.follows_views = Extras(images=images).follow_views
         self.codec = codec if cfg.keep_latents and not cfg.latents and not cfg.augment.renews else None
         """Encodes samples whose latents are kept."""
@@ -140,14 +143,14 @@ class BatchStream(Dataset[AnyBatch]):
         if isinstance(stored, TextureSample) and self.codec is None:
             sample = rotate_views(draw_caption(self.cfg.augment, stored, self.seed, number), drawn.shift)
             if not self.cfg.augment.condition:
-                return Prepared(sample=sample, given=given, images=self.images)
+                return Prepared(sample=sample, given=given, images=self.images, maps=self.maps)
             colors, images = condition_images(sample.views, drawn), (GIVEN_VIEW.name, *self.images)
-            return Prepared(sample=sample, colors=colors, given=given, images=images)
+            return Prepared(sample=sample, colors=colors, given=given, images=images, maps=self.maps)
         given = tuple(sorted((view - drawn.shift) % views for view in given))  # their numbers before they are rotated
         if self.codec is not None:
             if isinstance(stored, TextureSample) or not stored.has_conditions(self.images, given):
                 sample = stored if isinstance(stored, TextureSample) else read()
-                self._keep(place, encode_batch(to_model(sample, given, self.images), self.codec), given)
+                self._keep(place, encode_batch(to_model(sample, given, self.images, self.maps), self.codec), given)
             stored = self._kept[place]
         assert isinstance(stored, StoredLatents)
         latents = stored.drawn(self.seed, number) if self.cfg.draw_posterior else stored.batch
@@ -256,15 +259,16 @@ class TextureDataModule(lightning.LightningDataModule):
         codec: LatentCodec | None = None,
         tasks: TaskConfig = TaskConfig(),
         images: tuple[str, ...] = (),
+        maps: tuple[str, ...] = RELEASED_MAPS,
     ) -> None:
         """held_out: a dataset that `validate` and `test` use; None: no validation. held_out_samples: of each regime at
-        most. seed, codec, tasks, images: see `BatchStream`; under a trainer, those of the `TextureModule` that
-        is trained."""
+        most. seed, codec, tasks, images, maps: see `BatchStream`; under a trainer, those of the `TextureModule`
+        that is trained."""
         super().__init__()
         self.cfg = cfg
         self.held_out = held_out
         self.held_out_samples = held_out_samples
-        self.follow(seed, codec, tasks, images)
+        self.follow(seed, codec, tasks, images, maps)
         self.consumed_samples = 0
         self.resume_at = 0
         """The stream goes on no earlier than this sample."""
@@ -273,9 +277,16 @@ class TextureDataModule(lightning.LightningDataModule):
         self._upcoming: tuple[int, int] | None = None
         """Optimizer steps before the batch that is at work, and samples consumed when it has made its own."""
 
-    def follow(self, seed: int, codec: LatentCodec | None, tasks: TaskConfig, images: tuple[str, ...]) -> None:
-        """Take the seed, codec, tasks and condition images of the module that is trained."""
-        self.seed, self.codec, self.tasks, self.images = seed, codec, tasks, images
+    def follow(
+        self,
+        seed: int,
+        codec: LatentCodec | None,
+        tasks: TaskConfig,
+        images: tuple[str, ...],
+        maps: tuple[str, ...] = RELEASED_MAPS,
+    ) -> None:
+        """Take the seed, codec, tasks, condition images and generated maps of the module that is trained."""
+        self.seed, self.codec, self.tasks, self.images, self.maps = seed, codec, tasks, images, maps
 
     def train_dataloader(self) -> BatchLoader:
         """Make the loader of this rank, from the first sample that is not consumed; with `overfit_batches`, from the
@@ -286,7 +297,7 @@ class TextureDataModule(lightning.LightningDataModule):
             overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]
         stream = BatchStream(
             self.cfg, seed=self.seed, rank=rank, ranks=ranks, accumulate_grad_batches=parts,
-            codec=self.codec, tasks=self.tasks, images=self.images,
+            codec=self.codec, tasks=self.tasks, images=self.images, maps=self.maps,
         )  # fmt: skip
 
         def first_item() -> int:
@@ -298,7 +309,7 @@ class TextureDataModule(lightning.LightningDataModule):
         """Make the loader of held-out samples; without any, none, and `Trainer.validate` raises UsageError."""
         if self.held_out is not None:
             place = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-            return HeldOut(self.held_out, self.cfg, self.held_out_samples, *place)
+            return HeldOut(self.held_out, self.cfg, self.held_out_samples, *place, materials=len(self.maps) > 1)
         if self.trainer and self.trainer.state.fn != TrainerFn.FITTING:
             raise UsageError("no dataset to validate on: give TextureDataModule held_out (data.held_out)")
         return []

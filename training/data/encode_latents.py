@@ -29,11 +29,13 @@ from training.data.latent_shards import (
     parse_shard,
     record_json,
     stored_name,
+    uv_name,
 )
 from training.data.mixture import shards_by_regime
 from training.data.shard_reader import ShardReader
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.latents import surface_points
+from training.maps import RELEASED_MAPS, check_maps
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -50,11 +52,16 @@ class Encoders:
 
 
 def make_encoders(
-    codec: LatentCodec, text_encoder: TextEncoder | None, device: str, dtype: str, images: Sequence[str] = ()
+    codec: LatentCodec,
+    text_encoder: TextEncoder | None,
+    device: str,
+    dtype: str,
+    images: Sequence[str] = (),
+    maps: Sequence[str] = RELEASED_MAPS,
 ) -> Encoders:
     """Describe what encodes. images: also these condition images, for models that take them; those that follow the
-    given views for each view and for all."""
-    header = codec_header(codec, dtype).with_images(images)
+    given views for each view and for all. maps: these UV maps, for models that generate them."""
+    header = replace(codec_header(codec, dtype).with_images(images), maps=check_maps(maps))
     if text_encoder is not None:
         length = text_encoder.encode([""]).shape[1]
         header = replace(header, text_encoder=text_encoder.name, text_dim=text_encoder.text_dim, text_length=length)
@@ -161,19 +168,21 @@ def latent_tar(samples: Iterable[Mapping[str, str | bytes]]) -> bytes:
 @torch.no_grad()
 def encode_sample(sample: TextureSample, encoders: Encoders) -> tuple[dict[str, bytes], dict[str, list[int]]]:
     """Encode a sample: fields of its latents, and the shape of each tensor."""
-    batch = to_model(sample)
+    batch = to_model(sample, maps=encoders.header.maps)
     means: dict[str, Tensor] = {}
     spreads: dict[str, Tensor] = {}
     for name, maps in (("mv", batch.mv), ("uv", batch.uv)):
         if maps is None:
             continue
-        images = {"rgb": maps.rgb, "position": (maps.position + 1) / 2, "normal": (maps.normal + 1) / 2}
+        images = {f"{name}_position": (maps.position + 1) / 2, f"{name}_normal": (maps.normal + 1) / 2}
+        names = ["mv_rgb"] if name == "mv" else [uv_name(each) for each in encoders.header.maps]
+        images |= dict(zip(names, maps.rgb.split(maps.position.shape[1], dim=1), strict=True))
         for kind, image in images.items():
             posterior = encoders.codec.posterior(image.to(encoders.device))
-            means[f"{name}_{kind}"] = posterior.mean[0]
+            means[kind] = posterior.mean[0]
             spread = posterior.log_variance[0]
             constant = bool((spread == spread.flatten()[0]).all())  # of a codec without variance: one number suffices
-            spreads[f"{name}_{kind}"] = spread[:1, :1, :1, :1] if constant else spread
+            spreads[kind] = spread[:1, :1, :1, :1] if constant else spread
         means[f"{name}_points"] = surface_points(maps.position, maps.normal, encoders.codec.downscale)[0]
     meta = {"uid": sample.uid, "regime": str(sample.regime), "caption": batch.captions[0]}
     fields = {

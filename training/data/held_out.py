@@ -28,13 +28,15 @@ class HeldOut:
     ones are measured again, and not counted. (No `DataLoader`: Lightning would share samples out in an order of its
     own.)"""
 
-    def __init__(self, location: Path, cfg: DataConfig, count: int, rank: int = 0, ranks: int = 1) -> None:
-        """count: samples of each regime at most. Raises UserError where there is none."""
+    def __init__(
+        self, location: Path, cfg: DataConfig, count: int, rank: int = 0, ranks: int = 1, *, materials: bool = False
+    ) -> None:
+        """count: samples of each regime at most. materials: with theirs. Raises UserError where there is none."""
         (files,) = open_datasets(replace(cfg, directory=location, directories={}))
         self.samples: list[HeldOutSample] = []
         found = 0
         for regime in Regime:
-            of_regime = list(itertools.islice(readable_samples(files, regime), count))
+            of_regime = list(itertools.islice(readable_samples(files, regime, materials), count))
             for place in range(rank, math.ceil(len(of_regime) / ranks) * ranks, ranks):
                 again = place >= len(of_regime)
                 place %= len(of_regime)

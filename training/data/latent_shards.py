@@ -2,10 +2,10 @@
 last and without which they do not count. Tensors are safetensors, nothing is unpickled.
 
 A sample has `mean.safetensors` and `log_variance.safetensors` (`mv_rgb`, `mv_position`, `mv_normal` [z, V, h, w] and
-`uv_*` [z, 1, H, W], normalised), the first of them `mv_points` and `uv_points` too (`BranchLatents.points`), `json`
-(uid, regime, caption), `text.safetensors` if captions were encoded, and `NAME.safetensors` for each condition image
-that was: `mv` and `uv`, or, where it follows the given views, `mv_GIVEN` and `uv_GIVEN` for each view given alone, and
-for all."""
+`uv_*` [z, 1, H, W], normalised; `uv_NAME` for each further map), the first of them `mv_points` and `uv_points` too
+(`BranchLatents.points`), `json` (uid, regime, caption), `text.safetensors` if captions were encoded, and
+`NAME.safetensors` for each condition image that was: `mv` and `uv`, or, where it follows the given views, `mv_GIVEN`
+and `uv_GIVEN` for each view given alone, and for all."""
 
 import hashlib
 import json
@@ -28,6 +28,7 @@ from training.data.dataset_files import DatasetFiles, read_json
 from training.diffusion.encoders import KEPT, RGB_TO_YCBCR, ZIGZAG, LatentCodec, Posterior, WanCodec
 from training.diffusion.flow import seeded
 from training.diffusion.latents import BranchLatents, map_tensors
+from training.maps import BASE_COLOR, RELEASED_MAPS, check_maps
 
 FORMAT = 3
 """Version of latent shards; 3: made from samples of schema version 3."""
@@ -63,6 +64,8 @@ class LatentHeader:
     """View hints were encoded, for models that take them."""
     condition_images: tuple[str, ...] = ()
     """Other condition images that were."""
+    maps: tuple[str, ...] = RELEASED_MAPS
+    """UV maps that were."""
     format: int = FORMAT
 
     @property
@@ -146,7 +149,9 @@ def parse_header(entries: dict[str, Any]) -> LatentHeader:
     """Read a header. Raises KeyError, TypeError or ValueError if it is damaged."""
     mean, std = entries["scaling"]
     images = tuple(entries.get("condition_images", ()))
-    return LatentHeader(**(entries | {"scaling": (tuple(mean), tuple(std)), "condition_images": images}))
+    maps = check_maps(entries.get("maps", RELEASED_MAPS))
+    read = {"scaling": (tuple(mean), tuple(std)), "condition_images": images, "maps": maps}
+    return LatentHeader(**(entries | read))
 
 
 def parse_shard(entries: dict[str, Any]) -> LatentShard:
@@ -186,6 +191,11 @@ def find_latents(
             f"{place}: has no condition image {', '.join(missing)}; {redo} with --condition_images, which encodes all "
             "anew, or train from images"
         )
+    if missing := [name for name in codec.maps if name not in header.maps]:
+        raise UserError(
+            f"{place}: has no map {', '.join(missing)}; {redo} with --maps, which encodes all anew, or train from "
+            "images"
+        )
     for source in sources:
         if source.name not in shards:
             raise UserError(f"{place}: the dataset has new shards, {source.name} is not in it; {again}")
@@ -211,6 +221,8 @@ class LatentDecoder:
     """Read what a draw needs."""
     images: tuple[str, ...] = ()
     """Condition images to read."""
+    maps: tuple[str, ...] = RELEASED_MAPS
+    """UV maps to read."""
 
     def __call__(self, fields: Mapping[str, bytes]) -> "StoredLatents":
         """Raises ValueError naming the field that is missing or damaged."""
@@ -219,20 +231,25 @@ class LatentDecoder:
         branches = ("mv", "uv") if regime is Regime.TEXTURED else ("mv",)
         kinds = dict.fromkeys(("rgb", "position", "normal"), self.header.channels) | {"points": POINTS}
         depths = {f"{branch}_{kind}": depth for branch in branches for kind, depth in kinds.items()}
+        if textured := regime is Regime.TEXTURED:
+            depths |= {uv_name(name): self.header.channels for name in self.header.maps}
         mean = _read_images(fields, "mean.safetensors", depths)
         text = None
         if self.empty is not None:
             own = read_tensors(fields, "text.safetensors")["caption"]
             text = TextFeatures(captions=(own,), empty=self.empty, length=self.header.text_length)
         batch = LatentBatch(
-            mv=_branch(mean, "mv"),
-            uv=_branch(mean, "uv") if "uv_rgb" in mean else None,
+            mv=_branch(mean, "mv", mean["mv_rgb"]),
+            uv=_branch(mean, "uv", torch.cat([mean[uv_name(name)] for name in self.maps], dim=1)) if textured else None,
             regime=regime,
             uids=(meta["uid"],),
             captions=(meta["caption"],),
             text=text,
         )
         spread = read_tensors(fields, "log_variance.safetensors") if self.with_variance else {}
+        if spread and textured:
+            whole = [spread[uv_name(name)].expand_as(mean["uv_rgb"]) for name in self.maps]
+            spread["uv_rgb"] = torch.cat(whole, dim=1)
         conditions: dict[str, Tensor] = {}
         for name in self.images:
             depths = condition_depths(name, branches, mean["mv_rgb"].shape[1], self.header.channels)
@@ -325,10 +342,15 @@ def rotate_latents(batch: LatentBatch, shift: int) -> LatentBatch:
     return replace(batch, mv=map_tensors(batch.mv, lambda x: x.roll(shift, dims=2))) if shift else batch
 
 
-def _branch(mean: dict[str, Tensor], name: str) -> BranchLatents:
+def uv_name(name: str) -> str:
+    """Name the stored latents of a UV map."""
+    return "uv_rgb" if name == BASE_COLOR else f"uv_{name}"
+
+
+def _branch(mean: dict[str, Tensor], name: str, rgb: Tensor) -> BranchLatents:
     geometry = torch.cat([mean[f"{name}_position"], mean[f"{name}_normal"]])
     return BranchLatents(
-        rgb=mean[f"{name}_rgb"][None],
+        rgb=rgb[None],
         geometry=geometry[None],
         points=mean[f"{name}_points"][None],
     )

@@ -19,6 +19,7 @@ from training.data.order import SampleOrder
 from training.data.shard_reader import Sample, ShardReader, SkipBudget
 from training.diffusion.encoders import DctCodec, LatentCodec
 from training.diffusion.tasks import MAX_VIEWS
+from training.maps import RELEASED_MAPS, without_materials
 
 TOKEN = DctCodec.layout.token
 """Pixels a side of what becomes one token of the codec `dct` or Wan2.1's VAE."""
@@ -163,10 +164,11 @@ def require_tokens(name: str, size: int, token: int) -> None:
         raise UserError(f"{name} is {size}; the model takes multiples of {token}")
 
 
-def readable_samples(files: DatasetFiles, regime: Regime) -> Iterator[TextureSample]:
-    """Yield the samples of a regime in ledger order; of a shard that is missing or damaged, those before the error."""
+def readable_samples(files: DatasetFiles, regime: Regime, materials: bool = False) -> Iterator[TextureSample]:
+    """Yield the samples of a regime in ledger order; of a shard that is missing or damaged, those before the error.
+    materials: with theirs."""
     shards = shards_by_regime(files.folder).get(regime, ())
-    reader = ShardReader(files, "shards", shards, 1, decode_pixels)
+    reader = ShardReader(files, "shards", shards, 1, partial(decode_pixels, materials=materials))
     for number, shard in enumerate(shards):
         for index in range(shard.count):
             try:
@@ -186,9 +188,9 @@ def _first(reader: ShardReader[TextureSample]) -> TextureSample:
     raise last
 
 
-def decode_pixels(fields: Mapping[str, bytes], lit: bool = False) -> TextureSample:
-    """Decode a sample without its materials. lit: with the lit views, which cost as much as the others."""
-    unread = MATERIAL_FIELDS if lit else MATERIAL_FIELDS | {LIT}
+def decode_pixels(fields: Mapping[str, bytes], lit: bool = False, materials: bool = False) -> TextureSample:
+    """Decode a sample. lit, materials: with the lit views, which cost as much as the others, and with materials."""
+    unread = (frozenset() if lit else {LIT}) | (frozenset() if materials else MATERIAL_FIELDS)
     return decode({name: fields[name] for name in fields if name not in unread})
 
 
@@ -205,17 +207,21 @@ class _Opened:
 
 
 def open_sources(
-    cfg: DataConfig, seed: int, codec: LatentHeader | None, budget: SkipBudget
+    cfg: DataConfig,
+    seed: int,
+    codec: LatentHeader | None,
+    budget: SkipBudget,
+    maps: tuple[str, ...] = RELEASED_MAPS,
 ) -> dict[Regime, list[Source[Any]]]:
-    """Open the sources of each regime that any dataset has.
+    """Open the sources of each regime that any dataset has. maps: UV maps that are generated.
 
     Raises:
-        UserError: a dataset or its latents are missing or do not fit, two datasets differ in size or rig, or more
-            shards than the budget allows are missing.
+        UserError: a dataset or its latents are missing or do not fit, two datasets differ in size or rig, one has no
+            materials that are to be generated, or more shards than the budget allows are missing.
     """
     sources: dict[Regime, list[Source[Any]]] = {}
     datasets = open_datasets(cfg)
-    opened = [_open(files, cfg, codec) for files in datasets]
+    opened = [_open(files, cfg, codec, maps) for files in datasets]
     _check_alike([files.location for files in datasets], [each.sizes for each in opened])
     for number, (files, each, weight) in enumerate(zip(datasets, opened, cfg.weights.values(), strict=True)):
         for regime, shards in each.shards.items():
@@ -233,18 +239,21 @@ def open_sources(
     return {regime: sources[regime] for regime in Regime if regime in sources}
 
 
-def _open(files: DatasetFiles, cfg: DataConfig, codec: LatentHeader | None) -> _Opened:
-    by_regime, sizes = shards_by_regime(files.folder), built_sizes(files)
+def _open(files: DatasetFiles, cfg: DataConfig, codec: LatentHeader | None, maps: tuple[str, ...]) -> _Opened:
+    by_regime, sizes, materials = shards_by_regime(files.folder), built_sizes(files), len(maps) > 1
+    if materials and Regime.TEXTURED in by_regime and not read_dataset_json(files.folder).config.get("materials"):
+        raise without_materials(str(files.location), maps)
     if not cfg.latents:
-        return _Opened("shards", by_regime, partial(decode_pixels, lit=cfg.augment.lit > 0), sizes)
+        decoder = partial(decode_pixels, lit=cfg.augment.lit > 0, materials=materials)
+        return _Opened("shards", by_regime, decoder, sizes)
     if codec is None:
         raise ValueError("data.latents needs a codec")
     header, made = find_latents(files, codec, [shard for group in by_regime.values() for shard in group])
     shards = {regime: tuple(made[shard.name].record() for shard in group) for regime, group in by_regime.items()}
     shapes = {name: shape for shard in made.values() for name, shape in shard.shapes.items()}
     text = {"text": (header.text_encoder, header.text_dim, header.text_length)}
-    decoder = LatentDecoder(header, read_empty_text(files, header), cfg.draw_posterior, codec.images)
-    return _Opened(header.folder, shards, decoder, sizes | shapes | text)
+    stored = LatentDecoder(header, read_empty_text(files, header), cfg.draw_posterior, codec.images, maps)
+    return _Opened(header.folder, shards, stored, sizes | shapes | text)
 
 
 def stored_text(datasets: list[DatasetFiles], codec: LatentCodec, text_encoder: str) -> LatentHeader | None:

@@ -29,7 +29,7 @@ class FlowModel(Protocol):
     def __call__(
         self,
         mv: Float[Tensor, "b c views h w"],
-        uv: Float[Tensor, "b c 1 uv_h uv_w"] | None,
+        uv: Float[Tensor, "b c maps uv_h uv_w"] | None,
         timestep: Float[Tensor, "b frames"],
         text: Float[Tensor, "b l d"],
     ) -> tuple[Tensor, Tensor | None]: ...

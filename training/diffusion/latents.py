@@ -15,6 +15,7 @@ from torch import Tensor
 
 from training.conditions.images import HINT, IMAGES, find_image
 from training.diffusion.encoders import LatentCodec
+from training.maps import RELEASED_MAPS, check_maps
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,8 +23,9 @@ class Maps:
     """Images of one branch, float32, or as they travel (`training.data.batch.widened`); geometry is 0 where no face
     is."""
 
-    rgb: Float[Tensor, "*batch frames h w 3"] | UInt8[Tensor, "*batch frames h w 3"]
-    """sRGB, [0, 1]; bytes on the way."""
+    rgb: Float[Tensor, "*batch images h w 3"] | UInt8[Tensor, "*batch images h w 3"]
+    """sRGB, [0, 1]; bytes on the way. Of a UV map the images of all generated maps (`training.maps`), which
+    share the rest."""
     position: Float[Tensor, "*batch frames h w 3"] | Int16[Tensor, "*batch frames h w 3"]
     """Dataset frame, [-1, 1]; in steps of `schemas.images.POSITION_STEPS` on the way."""
     normal: Float[Tensor, "*batch frames h w 3"]
@@ -33,18 +35,24 @@ class Maps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """Inputs that a model takes beyond those of the released one."""
+    """Inputs that a model takes, and maps that it generates, beyond those of the released one."""
 
     images: tuple[str, ...] = ()
     """Names of condition images, in the order of their channels."""
     position_rope: bool = False
+    maps: tuple[str, ...] = RELEASED_MAPS
+    """Names of the maps that the UV branch generates, in the order of its frames."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Extras":
         """Read them from the configuration of a `SeqTexTransformer3DModel`. Raises UsageError if its weights take a
-        condition image that is not registered."""
+        condition image that is not registered, or generate a map that is not known."""
         names = (HINT.name,) * config["view_hint"] + tuple(config["condition_channels"] or ())
-        return cls(images=tuple(find_image(name).name for name in names), position_rope=config["position_rope"])
+        return cls(
+            images=tuple(find_image(name).name for name in names),
+            position_rope=config["position_rope"],
+            maps=check_maps(config["maps"] or RELEASED_MAPS),
+        )
 
     @property
     def follow_views(self) -> bool:
@@ -56,7 +64,8 @@ class Extras:
 class BranchLatents:
     """Normalised latents of one branch."""
 
-    rgb: Float[Tensor, "batch z frames h w"]
+    rgb: Float[Tensor, "batch z images h w"]
+    """Of a UV map one frame for each generated map; what follows has one for all of them."""
     geometry: Float[Tensor, "batch 2*z frames h w"]
     """Position, then normal."""
     points: Float[Tensor, "batch 4 frames h w"] | None = None
@@ -65,8 +74,8 @@ class BranchLatents:
     conditions: dict[str, Float[Tensor, "batch _ frames h w"]] = field(default_factory=dict)
     """Latents of condition images by name, those that the model takes."""
 
-    def beside(self, extras: Extras) -> Float[Tensor, "batch channels frames h w"]:
-        """Join what a model gets beside the noisy colour: geometry, and the extras that it takes."""
+    def beside(self, extras: Extras) -> Float[Tensor, "batch channels images h w"]:
+        """Join what a model gets beside the noisy images: geometry, and the extras that it takes."""
         names = [name for name in extras.images if find_image(name).place == "beside"]
         wanted = {name: self.conditions.get(name) for name in names}
         wanted |= {"points": self.points} if extras.position_rope else {}
@@ -75,7 +84,7 @@ class BranchLatents:
             if part is None:
                 raise ValueError(f"the model takes {name}, the batch has none")
             parts.append(part)
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1).expand(-1, -1, self.rgb.shape[2], -1, -1)
 
     def without(self, dropped: Mapping[str, Bool[Tensor, " batch"]]) -> "BranchLatents":
         """Make condition images, by name, of these samples zero, as where they have none."""
@@ -115,17 +124,19 @@ def concatenate(branches: Sequence[AnyBranch]) -> AnyBranch:
 
 
 def encode_branch(
-    rgb: Float[Tensor, "batch z frames lat_h lat_w"] | None,
+    rgb: Float[Tensor, "batch z images lat_h lat_w"] | None,
     position: Float[Tensor, "batch frames h w 3"],
     normal: Float[Tensor, "batch frames h w 3"],
     conditions: Mapping[str, Float[Tensor, "batch frames h w _"]],
     codec: LatentCodec,
+    images: int = 1,
 ) -> BranchLatents:
-    """Encode the geometry and the condition images of a branch. rgb: latents of its colours; None: zeros."""
+    """Encode the geometry and the condition images of a branch. rgb: latents of its images; None: zeros, of `images` of
+    them for each frame of geometry."""
     # geometry enters the codec mapped from [-1, 1] to [0, 1]
     geometry = torch.cat([codec.encode((position + 1) / 2), codec.encode((normal + 1) / 2)], dim=1)
     return BranchLatents(
-        rgb=torch.zeros_like(geometry[:, : codec.channels]) if rgb is None else rgb,
+        rgb=torch.zeros_like(geometry[:, : codec.channels]).repeat(1, 1, images, 1, 1) if rgb is None else rgb,
         geometry=geometry,
         points=surface_points(position, normal, codec.downscale),
         conditions={name: find_image(name).encode(pixels, codec) for name, pixels in conditions.items()},

@@ -20,6 +20,7 @@ from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.flow import SHIFT, FlowModel, Slope, inference_sigmas, interpolate, seeded, solver_step
 from training.diffusion.latents import BranchLatents, Extras, encode_branch, stack, to_uint8, uv_to_image
 from training.diffusion.tasks import CONDITION_SIGMA, Task, plan_frames, sampling_task
+from training.maps import BASE_COLOR, without_noise
 
 RELEASED_INPUT = Extras()
 
@@ -44,12 +45,14 @@ class TexturingInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TexturingResult:
-    """Generated colours of one mesh, sRGB."""
+    """Generated colours of one mesh, sRGB, and what else its model generates."""
 
     views: UInt8[np.ndarray, "views h w 3"]
     """Given views come back as the codec keeps them."""
     uv: UInt8[np.ndarray, "uv_h uv_w 3"] | None
     """Image orientation, row 0 at v = 1."""
+    maps: dict[str, UInt8[np.ndarray, "uv_h uv_w 3"]] = field(default_factory=dict)
+    """Maps beside the base colour by name, each a texture as glTF packs it (`training.maps`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,8 @@ class Condition:
     clean: Float[Tensor, "batch z views h w"]
     """Latents of the given views, 0 for the others."""
     given: Bool[Tensor, " views"]
+    maps: int
+    """Frames of the UV branch."""
     prompt: Float[Tensor, "batch l d"]
     empty: Float[Tensor, "batch l d"]
     """Features of the empty prompt, for guidance."""
@@ -120,8 +125,14 @@ def sample(
         latents = denoise(model, condition, cfg, seeds=[one.seed for one in inputs], shift=shift, progress=progress)
     with hold(codec):
         mv, *uv = (codec.decode(branch).float() for branch in latents)
-    maps = [uv_to_image(image) for image in uv[0]] if uv else [None] * len(inputs)
-    return [TexturingResult(views=to_uint8(views), uv=image) for views, image in zip(mv, maps, strict=True)]
+    results = []
+    for nth, views in enumerate(to_uint8(mv)):
+        images = [uv_to_image(image[None]) for image in uv[0][nth]] if uv else []
+        maps = dict(zip(extras.maps, images, strict=bool(images)))
+        color = maps.pop(BASE_COLOR, None)
+        further = {name: without_noise(name, image) for name, image in maps.items()}
+        results.append(TexturingResult(views=views, uv=color, maps=further))
+    return results
 
 
 @contextmanager
@@ -157,7 +168,7 @@ def encode_condition(
         position, normal = tensor([each.position for each in surfaces]), tensor([each.normal for each in surfaces])
         pixels = {name: [image for each in made if (image := each[name][nth]) is not None] for name in made[0]}
         conditions = {name: tensor(images) for name, images in pixels.items()}
-        return encode_branch(None, position, normal, conditions, codec)
+        return encode_branch(None, position, normal, conditions, codec, len(extras.maps) if nth == 1 else 1)
 
     branches = [encoded([one.views for one in inputs], 0)]
     if maps := [one.uv for one in inputs if one.uv is not None]:
@@ -174,6 +185,7 @@ def encode_condition(
         blind=[branch.without(follow).beside(extras) for branch in branches],
         clean=clean,
         given=is_given,
+        maps=len(extras.maps),
         prompt=prompt,
         empty=empty,
     )
@@ -255,7 +267,7 @@ def guided_flow(
         latents: list[Tensor], branches: list[Tensor], text: Tensor, dropped: Tensor | None = None
     ) -> list[Tensor]:
         mv, *uv = (torch.cat(pair, dim=1) for pair in zip(latents, branches, strict=True))
-        timestep = plan_frames(task, given, sigma, dropped).timestep
+        timestep = plan_frames(task, given, sigma, dropped, condition.maps).timestep
         return [flow.float() for flow in model(mv, uv[0] if uv else None, timestep, text) if flow is not None]
 
     flows = guided = predict(latents, condition.branches, condition.prompt)

@@ -1,6 +1,7 @@
 """Tasks of the network: which frames are given, which are generated, which are unused.
 
-A sample's frames are its V views followed by the UV map (V + 1 frames, UV last). Each frame has its own noise level: a
+A sample's frames are its V views followed by its UV maps: the base colour, and what else the model generates (V + 1
+frames or more). Each frame has its own noise level: a
 condition frame sits at `CONDITION_SIGMA`, a generated frame at the level drawn for its sample, and a frame that is
 unused (the UV map of some tasks, a given view that is dropped) is pure noise."""
 
@@ -160,10 +161,11 @@ def plan_frames(
     given: Bool[Tensor, "batch views"],
     sigma: Float[Tensor, " batch"],
     dropped: Bool[Tensor, " batch"] | None = None,
+    maps: int = 1,
 ) -> FramePlan:
     """Assign roles and noise levels: the views `given` are the condition, what is generated is at `sigma`. dropped:
-    samples whose given views are neither, but unused; None: no sample."""
-    uv = torch.full_like(given[:, :1], task.needs_uv)
+    samples whose given views are neither, but unused; None: no sample. maps: frames of the UV branch."""
+    uv = torch.full_like(given[:, :1], task.needs_uv).expand(-1, maps)
     seen = given if dropped is None else given & ~dropped[:, None]
     condition, generated = torch.cat([seen, uv & False], dim=1), torch.cat([~given, uv], dim=1)
     level = torch.where(condition, CONDITION_SIGMA, sigma[:, None])

@@ -163,7 +163,8 @@ class AveragedWeights(StepCallback):
 
 class LossLog(lightning.Callback):
     """One JSON line per step in `losses.jsonl`: step, seconds, loss, loss_mv and loss_uv where the task generates views
-    or a UV map, task, regime, learning rate, norm of the gradients before they are clipped (0 where they were skipped).
+    or UV maps, loss_NAME of each of several maps, task, regime, learning rate, norm of the gradients before they are
+    clipped (0 where they were skipped).
     Losses are means over the whole batch, whatever ranks it lay on. Resumed runs go on in the same file, from the step
     they resume at.
 

@@ -67,7 +67,7 @@ def vertex_colors(mesh: UvMesh, texels: UInt8[np.ndarray, "height width 3"]) -> 
 
 EVERY = 10
 """Steps between two points of a curve."""
-FIGURES = ("loss", "loss_mv", "loss_uv", "learning_rate", "gradient_norm", "samples_per_s", "tokens_per_s", "wait",
+FIGURES = ("loss", "learning_rate", "gradient_norm", "samples_per_s", "tokens_per_s", "wait",
            "memory_gb", "mfu")  # fmt: skip
 
 
@@ -89,7 +89,8 @@ class Curves(lightning.Callback):
         """A row of the loss log."""
         self._means.add(row)
         if row["step"] % EVERY == 0:
-            figures = {name: row[name] for name in FIGURES if row.get(name) is not None}
+            named = [*FIGURES, *(name for name in row if name.startswith("loss_"))]
+            figures = {name: row[name] for name in named if row.get(name) is not None}
             self.logger.log_metrics(figures | self._means(), row["step"])
 
     def show(

@@ -48,7 +48,8 @@ class Work:
     def of(cls, cfg: TrainConfig, sizes: ImageSizes, device: torch.device) -> "Work":
         text, token = cfg.latents.text_encoder, codec_layout(cfg.latents.codec, cfg.latents.codec_path).token
         names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
-        tokens = {name: count_tokens(sizes, text, TASKS[name].needs_uv, token) for name in names}
+        maps = len(cfg.model.maps)
+        tokens = {name: count_tokens(sizes, text, TASKS[name].needs_uv, token, maps) for name in names}
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         peak = peak_flops(name, cfg.run.precision)
         return cls(
@@ -139,7 +140,7 @@ class RunningMeans:
 
     def add(self, row: dict[str, Any]) -> None:
         """A row of the loss log."""
-        for name in ("loss", "loss_mv", "loss_uv"):
+        for name in ("loss", *(name for name in row if name.startswith("loss_"))):
             value = row.get(name)
             if value is not None:
                 for group in (f"task {row['task']}", f"regime {row['regime']}"):

@@ -1,7 +1,7 @@
 """Validation during training: texture a few samples with the averaged weights; pictures and PSNR."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import lightning
@@ -19,6 +19,7 @@ from training.diffusion.sampler import SamplerConfig, TexturingInput, TexturingR
 from training.loop.callbacks import AveragedWeights
 from training.loop.loggers import Curves
 from training.loop.throughput import Meter
+from training.maps import BASE_COLOR, map_psnr, packed
 from training.metrics.images import baselines
 from training.module import TextureModule
 from training.steps import StepCallback
@@ -26,6 +27,7 @@ from training.steps import StepCallback
 Render = Callable[[TextureSample, UInt8[np.ndarray, "uv uv 3"]], UInt8[np.ndarray, "h w 3"]]
 """Renders a sample's mesh with a UV map on it from a new viewpoint."""
 FOLDER = "pictures"
+NO_MAPS: Mapping[str, UInt8[np.ndarray, "uv uv 3"]] = {}
 FRAME = 40
 """Grey between the cells of a picture."""
 
@@ -69,13 +71,14 @@ def grid(
     views: UInt8[np.ndarray, "views h w 3"],
     uv: UInt8[np.ndarray, "uv uv 3"],
     render: Render,
+    maps: Mapping[str, UInt8[np.ndarray, "uv uv 3"]] = NO_MAPS,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw two rows, generated and true: condition, views, UV map, and the mesh with it from a new viewpoint."""
-    assert stored.uv is not None
+    """Draw two rows, generated and true: condition, views, UV maps, and the mesh with its colours from a new viewpoint.
+    maps: generated ones beside the colours."""
     size = stored.views.rgb.shape[1]
     rows = []
-    for made, texels in ((views, uv), (stored.views.rgb, stored.uv.rgb)):
-        cells = [stored.views.rgb[0], *made, texels, render(stored, texels)]
+    for made, texels in ((views, [uv, *maps.values()]), (stored.views.rgb, packed(stored, (BASE_COLOR, *maps)))):
+        cells = [stored.views.rgb[0], *made, *texels, render(stored, texels[0])]
         rows.append(np.concatenate([framed(cell, size) for cell in cells], axis=1))
     return np.concatenate(rows)
 
@@ -116,7 +119,7 @@ class Pictures(StepCallback):
         for stored, result in zip(self.shown.samples, made, strict=True):
             views, uv = result.views, result.uv
             assert stored.uv is not None and uv is not None
-            picture = grid(stored, views, uv, self.shown.render)
+            picture = grid(stored, views, uv, self.shown.render, result.maps)
             Image.fromarray(picture).save(self.directory / f"step-{step:08d}-{stored.uid}.png")
             self.curves.show(step, stored, uv, picture)
             if len(views) > 1:  # the first one was given
@@ -124,4 +127,6 @@ class Pictures(StepCallback):
             maps = {"uv": uv} | baselines(stored.views.rgb[:1], stored)
             for name, texels in maps.items():
                 figures[f"validation/{name}_psnr"].append(psnr(texels, stored.uv.rgb, stored.uv.mask))
+            for name, value in map_psnr(result.maps, stored.uv).items():
+                figures[f"validation/{name}"].append(value)
         self.curves.logger.log_metrics({name: float(np.mean(values)) for name, values in figures.items()}, step)

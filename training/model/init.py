@@ -8,6 +8,7 @@ import torch
 
 from schemas.errors import UsageError, UserError, require_between
 from training.conditions.images import HINT, find_image
+from training.maps import RELEASED_MAPS, check_maps
 from training.model.backbones.find import FOLDER, check_fixed, known, transformer_config
 from training.model.backbones.wan import WAN21_1P3B
 from training.model.files import find_directory, read_architecture
@@ -38,6 +39,7 @@ NOT_ARCHITECTURE = {
     "activation_checkpoint_every",
     "compile_blocks",
     "condition_images",
+    "maps",
 }
 """Fields of `ModelConfig` that do not describe the network."""
 
@@ -75,6 +77,9 @@ class ModelConfig:
     condition_images: tuple[str, ...] = ()
     """Further images that the network gets beside every view and the UV map, by name, such as `mask` (ours;
     `training.conditions.images`). Layers that are added to weights start at zero."""
+    maps: tuple[str, ...] = RELEASED_MAPS
+    """Maps that the UV branch generates, `base_color` first; of datasets with materials also `metallic_roughness`,
+    `normal_tangent` and `emissive` (ours; `training.maps`)."""
     position_rope: bool = False
     """Tokens turn with their mean 3D position instead of their place in the image (ours; off in the released
     weights)."""
@@ -89,6 +94,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_between("model.activation_checkpoint_every", self.activation_checkpoint_every, 1, 1000)
+        check_maps(self.maps)
         for name in self.condition_images:
             if find_image(name) is HINT:
                 raise UsageError(f"model.condition_images names {name!r}; set model.view_hint true instead")
@@ -98,6 +104,11 @@ class ModelConfig:
         """Channels that each of `condition_images` adds to the input; None: there are none."""
         return {name: find_image(name).latent_channels(self.latent_channels) for name in self.condition_images} or None
 
+    @property
+    def further_maps(self) -> tuple[str, ...]:
+        """Return all maps where there are several, nothing for the base colour alone, as weights record it."""
+        return self.maps if len(self.maps) > 1 else ()
+
     def architecture(self) -> dict[str, Any]:
         """Arguments of `SeqTexTransformer3DModel`."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ARCHITECTURE}
@@ -106,13 +117,14 @@ class ModelConfig:
             "in_channels": channels,
             "out_channels": channels,
             "condition_channels": self.condition_channels,
+            "maps": list(self.further_maps) or None,
         }
 
 
 def with_architecture(cfg: ModelConfig) -> ModelConfig:
-    """Take over sizes and positions of the weights that it starts from, whatever the options say; a view hint and
-    condition images may be added to them. Those of known backbones are known; any other hub repository is fetched for
-    it."""
+    """Take over sizes and positions of the weights that it starts from, whatever the options say; a view hint,
+    condition images and maps may be added to them. Those of known backbones are known; any other hub repository is
+    fetched for it."""
     if cfg.start == "scratch":
         return cfg
     found = {**asdict(ModelConfig(lora_rank=0)), **WAN21_1P3B.transformer}
@@ -126,8 +138,9 @@ def with_architecture(cfg: ModelConfig) -> ModelConfig:
     if cfg.position_rope and not found[POSITIONS]:
         log.warning("%s turns with rows and columns: model.position_rope is for models from scratch", cfg.start_path)
     images = tuple(dict.fromkeys([*(found.get("condition_channels") or {}), *cfg.condition_images]))
+    maps = tuple(dict.fromkeys([*(found.get("maps") or ()), *cfg.maps]))
     kept = {name: found[name] for name in names}
-    return replace(cfg, view_hint=cfg.view_hint or found["view_hint"], condition_images=images, **kept)
+    return replace(cfg, view_hint=cfg.view_hint or found["view_hint"], condition_images=images, maps=maps, **kept)
 
 
 def make_model(cfg: ModelConfig, seed: int, *, empty: bool = False) -> SeqTexTransformer3DModel:
@@ -153,11 +166,15 @@ def make_model(cfg: ModelConfig, seed: int, *, empty: bool = False) -> SeqTexTra
             rope_max_seq_len=cfg.rope_max_seq_len,
             view_hint=cfg.view_hint,
             condition_channels=cfg.condition_channels,
+            maps=cfg.further_maps,
             seed=seed,
         )
     else:
         model = SeqTexTransformer3DModel.from_pretrained(
-            cfg.start_path, add_view_hint=cfg.view_hint, add_condition_channels=cfg.condition_channels
+            cfg.start_path,
+            add_view_hint=cfg.view_hint,
+            add_condition_channels=cfg.condition_channels,
+            add_maps=cfg.further_maps,
         )
     if cfg.start == "seqtex":
         check_switches(model, cfg)
@@ -190,6 +207,11 @@ def check_switches(model: SeqTexTransformer3DModel, cfg: ModelConfig) -> None:
         raise UserError(
             f"{cfg.start_path} takes the condition images {', '.join(sorted(others))}; name them in "
             "model.condition_images, or start from wan"
+        )
+    if tuple(model.config["maps"] or RELEASED_MAPS) != cfg.maps:
+        raise UserError(
+            f"{cfg.start_path} generates {', '.join(model.config['maps'])}; set model.maps so, with others behind "
+            "them, or start from wan"
         )
     for name in ("geometry_attention", "uv_branch", "view_hint", "position_rope"):
         if model.config[name] != getattr(cfg, name):

@@ -59,10 +59,10 @@ def rope_of_grid(first_frame: int, frames: int, height: int, width: int, head_di
 
 
 @lru_cache(maxsize=64)
-def rope_of_both(views: tuple[int, int, int], uv: tuple[int, int], head_dim: int, device: torch.device) -> Rope:
-    """Rotations of the view tokens (frames, height, width), then of the UV tokens at the next time index."""
+def rope_of_both(views: tuple[int, int, int], uv: tuple[int, int, int], head_dim: int, device: torch.device) -> Rope:
+    """Rotations of the view tokens (frames, height, width), then of the UV tokens at the next time indices."""
     with torch.inference_mode(False):
-        return joined(rope_of_grid(0, *views, head_dim, device), rope_of_grid(views[0], 1, *uv, head_dim, device))
+        return joined(rope_of_grid(0, *views, head_dim, device), rope_of_grid(views[0], *uv, head_dim, device))
 
 
 def joined(first: Rope, second: Rope) -> Rope:

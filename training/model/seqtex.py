@@ -1,7 +1,7 @@
 """The SeqTex transformer: views and one UV map denoised together (https://arxiv.org/abs/2507.04285)."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import signature
 from itertools import accumulate
@@ -46,10 +46,12 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     never (`off`, which leaves the model without geometry). uv_branch [decoupled]: UV tokens have weights of their own,
     or go through those of the views, LoRA included (`shared`), as further tokens that the views do not see.
 
-    Two more are ours, off in the released model. view_hint: colours of the given views that geometry has carried to
+    Three more are ours, off in the released model. view_hint: colours of the given views that geometry has carried to
     every image (`training.conditions.view_hint`) are added to its RGB tokens through a layer of their own, which is
-    zero where it is added to weights that did not know it. position_rope:
-    queries and keys turn with the mean position of a token's surface points instead of its row and column.
+    zero where it is added to weights that did not know it. position_rope: queries and keys turn with the mean position
+    of a token's surface points instead of its row and column. maps: names of the maps that the UV branch generates,
+    each a frame with the next time index (None: the base colour); an embedding of each further one, zero at first, is
+    added to its tokens.
     """
 
     _supports_gradient_checkpointing = True
@@ -84,6 +86,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         view_hint: bool = False,
         position_rope: bool = False,
         condition_channels: dict[str, int] | None = None,
+        maps: tuple[str, ...] | list[str] | None = None,
     ) -> None:
         super().__init__()
         _check_config(patch_size, attention_head_dim, freq_dim, qk_norm)
@@ -100,6 +103,8 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self.hint_patch_embedding = embedding(in_channels + 1)
         if beside := {name: channels for name, channels in (condition_channels or {}).items() if channels}:
             self.condition_patch_embeddings = nn.ModuleDict({name: embedding(n) for name, n in beside.items()})
+        if further := (maps or ())[1:]:
+            self.uv_map_embeddings = nn.ParameterDict({name: nn.Parameter(torch.zeros(dim)) for name in further})
         if geometry_attention != "off":
             self.pos_patch_embedding = embedding()
             self.norm_patch_embedding = embedding()
@@ -134,24 +139,24 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(
         self,
         mv: Float[Tensor, "b c_in views h w"],
-        uv: Float[Tensor, "b c_in 1 uv_h uv_w"] | None,
-        timestep: Float[Tensor, "b views+1"],
+        uv: Float[Tensor, "b c_in maps uv_h uv_w"] | None,
+        timestep: Float[Tensor, "b frames"],
         text: Float[Tensor, "b l text_dim"],
-    ) -> tuple[Float[Tensor, "b c_out views h w"], Float[Tensor, "b c_out 1 uv_h uv_w"] | None]:
-        """Flow of the views and of the UV map.
+    ) -> tuple[Float[Tensor, "b c_out views h w"], Float[Tensor, "b c_out maps uv_h uv_w"] | None]:
+        """Flow of the views and of the UV maps.
 
-        timestep is in [0, 1000], one per view and last the UV map's, which does not count where uv is None. With
+        timestep is in [0, 1000], one per view and last those of the UV maps, which do not count where uv is None. With
         uv=None the UV branch is skipped: the same view flow and the same gradients, in less than half the time, and
         None for the UV flow.
         """
         views, grid = mv.shape[2], self._token_grid(mv)
-        if timestep.shape[1] != views + 1:
-            raise ValueError(f"{timestep.shape[1]} timesteps for {views} views and the UV map; give {views + 1}")
+        maps = len(self.config["maps"] or ("base_color",))
+        if timestep.shape[1] != views + maps or (uv is not None and uv.shape[2] != maps):
+            found = f"{timestep.shape[1]} timesteps for {views} views and {maps} UV maps"
+            raise ValueError(f"{found}; give {views + maps}, and {maps} frames of the UV branch")
         geometry = self.config["geometry_attention"]
         embedding, modulation = self.condition_embedder.time(timestep)
-        text = self.condition_embedder.text(text)
-        mv_rope = self._rope(mv, 0, grid)
-        x_mv = self._embed_rgb(mv)
+        text, mv_rope, x_mv = self.condition_embedder.text(text), self._rope(mv, 0, grid), self._embed_rgb(mv)
         mv_branch = BranchInputs(
             self._embed_geometry(mv) if geometry != "off" else None, modulation[:, :views], mv_rope
         )
@@ -160,13 +165,13 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         both_rope: Rope | None = None
         if uv is not None:
             uv_grid = self._token_grid(uv)
-            x_uv, uv_geometry = self._embed_rgb(uv), self._embed_geometry(uv) if geometry == "mv_uv" else None
+            x_uv, uv_geometry = self._embed_maps(uv), self._embed_geometry(uv) if geometry == "mv_uv" else None
             uv_rope = self._rope(uv, views, uv_grid)
             uv_branch = BranchInputs(uv_geometry, modulation[:, views:], uv_rope)
             if self.config["position_rope"]:
                 both_rope = joined(mv_rope, uv_rope)
             else:  # remembered
-                both_rope = rope_of_both((views, *grid), uv_grid, self.config["attention_head_dim"], mv.device)
+                both_rope = rope_of_both((views, *grid), (maps, *uv_grid), self.config["attention_head_dim"], mv.device)
 
         for block in self.blocks:
             x_mv, x_uv = block(x_mv, x_uv, text, mv_branch, uv_branch, both_rope)
@@ -229,6 +234,13 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             tokens = tokens + _linear(self._patches(latents, name), layer)
         return tokens
 
+    def _embed_maps(self, latents: Tensor) -> Tensor:
+        """Tokens of the UV maps, as `_embed_rgb`, with the embedding of each further map."""
+        color, *others = self._embed_rgb(latents).chunk(latents.shape[2], dim=1)
+        names = (self.config["maps"] or ())[1:]
+        further = [x + self.uv_map_embeddings[name].to(x) for name, x in zip(names, others, strict=True)]
+        return torch.cat([color, *further], dim=1) if further else color
+
     def _embed_geometry(self, latents: Tensor) -> Tensor:
         """The same of position and normal latents, added up."""
         position = _linear(self._patches(latents, "position"), self.pos_patch_embedding)
@@ -269,16 +281,16 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         use_safetensors: bool | None = None,
         add_view_hint: bool = False,
         add_condition_channels: Mapping[str, int] | None = None,
+        add_maps: Sequence[str] = (),
         **options: Any,
     ) -> "SeqTexTransformer3DModel":
         """Load the model of a local directory or hub repository, in our layout or the released one, as diffusers does.
 
         Norms, time embedder and modulation tables stay float32 at any dtype. add_view_hint: where the weights have no
         view hint, add its layer with zeros, which leaves the output the same until it is trained;
-        add_condition_channels: the same for condition images, by name. options: `revision`, `token`, `cache_dir`,
-        `local_files_only` and `force_download` of the hub; `device_map`, `low_cpu_mem_usage` and all others of
-        diffusers' `ModelMixin.from_pretrained`. Raises UserError where the directory holds no such model, naming
-        tensors that are missing, unexpected or of another shape.
+        add_condition_channels, add_maps: the same for condition images and maps, by name. options: those of the hub
+        (`revision`, `token`, `cache_dir`, ...) and of diffusers' `ModelMixin.from_pretrained`. Raises UserError where
+        the directory holds no such model, naming tensors that are missing, unexpected or of another shape.
         """
         if use_safetensors is False:
             raise UserError(f"{pretrained_model_name_or_path}: pickled weights are never read; give safetensors")
@@ -291,7 +303,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         model: SeqTexTransformer3DModel = super().from_pretrained(
             directory, variant=variant, torch_dtype=torch_dtype, use_safetensors=True, **lora, **options
         )
-        return model.with_inputs(add_view_hint, add_condition_channels or {})
+        return model.with_inputs(add_view_hint, add_condition_channels or {}, add_maps)
 
     @classmethod
     def from_config(  # type: ignore[override]
@@ -302,15 +314,19 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         given = {name: value for name, value in config.items() if name in known or name[0] == "_" or value is not None}
         return super().from_config(given, return_unused_kwargs, **options)
 
-    def with_inputs(self, view_hint: bool, condition_channels: Mapping[str, int]) -> "SeqTexTransformer3DModel":
-        """Return a model of the same weights that also takes a view hint and condition images, whose layers are zero;
-        itself if it takes them."""
-        own = dict(self.config["condition_channels"] or {})
+    def with_inputs(
+        self, view_hint: bool, condition_channels: Mapping[str, int], maps: Sequence[str] = ()
+    ) -> "SeqTexTransformer3DModel":
+        """Return a model of the same weights that also takes a view hint and condition images and generates `maps`,
+        whose layers and embeddings are zero; itself if it does."""
+        channels, own = dict(self.config["condition_channels"] or {}), list(self.config["maps"] or [])
+        had = {"view_hint": self.config["view_hint"], "condition_channels": channels, "maps": own}
         inputs = {
             "view_hint": view_hint or self.config["view_hint"],
-            "condition_channels": {**own, **condition_channels},
+            "condition_channels": {**channels, **condition_channels},
+            "maps": list(dict.fromkeys([*own, *maps])),
         }
-        if inputs == {"view_hint": self.config["view_hint"], "condition_channels": own}:
+        if inputs == had:
             return self
         hinted, state = self.empty(dict(self.config) | inputs), self.state_dict()
         added = shapes_of(hinted.state_dict()).items() - shapes_of(state).items()

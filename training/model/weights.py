@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
 from schemas.errors import UserError
-from training.model.backbones.backbone import CONDITIONS, GEOMETRY_EMBEDDINGS, HINT, UV_MODULES, wan_name
+from training.model.backbones.backbone import CONDITIONS, GEOMETRY_EMBEDDINGS, HINT, MAPS, UV_MODULES, wan_name
 from training.model.block import GeometryAttention, UvBranch
 from training.model.files import (
     CONFIG,
@@ -57,7 +57,7 @@ def check_frozen(state: Mapping[str, Any], fingerprint: str) -> None:
 
 RELEASED_LORA_RANK = 128
 OUR_SETTINGS = ("lora_rank", "lora_alpha", "geometry_attention", "uv_branch", "view_hint", "position_rope",
-                "condition_channels")  # fmt: skip
+                "condition_channels", "maps")  # fmt: skip
 """Settings that a released config does not mention."""
 
 
@@ -73,14 +73,16 @@ def from_wan(
     rope_max_seq_len: int = 1024,
     view_hint: bool = False,
     condition_channels: Mapping[str, int] | None = None,
+    maps: Sequence[str] = (),
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> SeqTexTransformer3DModel:
     """A SeqTex model at the start of training: its view output is Wan's own for the same frames and timestep.
 
     wan is diffusers' WanTransformer3DModel, its state with its config, its directory, or a hub repository (there,
-    subfolder "transformer"). The UV branch and the geometry embeddings are copies of their twins, the geometry casters,
-    the layers of view hint and condition images and LoRA's B zero; seed draws LoRA's A. The weights are copied.
+    subfolder "transformer"). The UV branch and the geometry embeddings are copies of their twins; the geometry casters,
+    the layers of view hint and condition images, the embeddings of further maps and LoRA's B are zero; seed draws
+    LoRA's A. The weights are copied.
     """
     if isinstance(wan, str | os.PathLike):
         directory = find_directory(wan, subfolder)
@@ -97,6 +99,7 @@ def from_wan(
         "rope_max_seq_len": rope_max_seq_len,
         "view_hint": view_hint,
         "condition_channels": dict(condition_channels) if condition_channels else None,
+        "maps": list(maps) or None,
     }
     model = SeqTexTransformer3DModel.empty(dict(config) | {"lora_rank": lora_rank, "lora_alpha": lora_alpha} | switches)
     shapes = shapes_of(model.state_dict())
@@ -119,10 +122,9 @@ def mark_trained(model: nn.Module, mode: Literal["released", "all"]) -> dict[str
     """The parameters that training changes, by name; the others are frozen here (requires_grad off).
 
     released: LoRA, the UV branch, the geometry embeddings and casters, as SeqTex was trained from Wan, and the
-    layers of view hint and condition images. all:
-    everything, for models that start from nothing.
+    layers of view hint, condition images and further maps. all: everything, for models that start from nothing.
     """
-    trained_parts = {*UV_MODULES, *GEOMETRY_EMBEDDINGS, "geometry_caster", HINT, CONDITIONS, "lora_A", "lora_B"}
+    trained_parts = {*UV_MODULES, *GEOMETRY_EMBEDDINGS, "geometry_caster", HINT, CONDITIONS, MAPS, "lora_A", "lora_B"}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(mode == "all" or not trained_parts.isdisjoint(name.split(".")))
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -185,6 +187,8 @@ def _check_exportable(model: SeqTexTransformer3DModel, lora: str) -> None:
             raise UserError(f"the released layout has {name}={released} alone, this model {model.config[name]}")
     if names := model.config["condition_channels"]:
         raise UserError(f"the released layout has no condition images, this model takes {', '.join(names)}")
+    if names := model.config["maps"]:
+        raise UserError(f"the released layout has one UV map, this model generates {', '.join(names)}")
     if lora == "separate" and model.config["lora_rank"] > RELEASED_LORA_RANK:
         raise UserError(
             f"the released layout has LoRA of rank {RELEASED_LORA_RANK}, this model {model.config['lora_rank']}; "

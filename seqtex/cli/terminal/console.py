@@ -77,6 +77,10 @@ class Log:
         """Name the work in progress for the next line that is due."""
         self._work = text, share
 
+    def at_rest(self) -> None:
+        """Write no more lines about work: from here on the command waits for others."""
+        self._work = None
+
     def repeat(self) -> None:
         """Write the line about work in progress again if one is due: the time before it moves while nothing else
         does."""
@@ -196,12 +200,18 @@ def training_note(row: dict[str, Any]) -> str:
     return f"step {row['step']}, loss {loss}{rate}"
 
 
+FIRST_STEP = "making the model and the first step"
+"""Work of a training run before it can report."""
+
+
 @contextmanager
 def training_progress(max_steps: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show the rows of `training.train.train` as a bar, as a plain line now and then, or as a JSON line every 50 steps.
     max_steps: None if a time limit may end the run before."""
     steps, shares = plain.Pace(), plain.Pace()
     with terminal_bar("training", 100, "%") as draw:
+        draw(0, FIRST_STEP, 100)
+        log.working_on(f"training  {FIRST_STEP}", None)
 
         def report(row: dict[str, Any]) -> None:
             share = row["progress"]
@@ -237,6 +247,6 @@ def build_progress() -> "Iterator[Callable[[BuildEvent], None]]":
 def build_note(event: "BuildEvent") -> str:
     """Return the note beside the bar of a build."""
     parts = [", ".join([*plain.speed(event.assets_per_s), *plain.left(event.eta_s)]), plain.outcomes(asdict(event))]
-    if event.event not in ENDED:  # which are in these figures
+    if event.event not in ENDED or event.assets_per_s is None:  # else they are in these figures
         parts.append(event.detail)
     return "; ".join(part for part in parts if part)

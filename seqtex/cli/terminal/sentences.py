@@ -154,9 +154,14 @@ def working(description: str, done: float, total: float | None, unit: str, rate:
     return f"{description}  {', '.join(parts)}" + (f"; {note}" if note else "")
 
 
+BEFORE_THE_FIRST = ("compiling", "assets")
+"""Events of a build whose detail says why no asset has ended yet."""
+
+
 def building(event: Facts) -> str:
     """Write the progress of a build, a `BuildEvent`."""
-    return f"building  {assets(event)}"
+    waits = event["event"] in BEFORE_THE_FIRST and event["assets_per_s"] is None and event["detail"]
+    return f"building  {assets(event)}" + (f"; {event['detail']}" if waits else "")
 
 
 def assets(event: Facts) -> str:
@@ -296,6 +301,7 @@ SENTENCES: dict[str, Callable[[Facts], str]] = {
     "report": gallery,
     "page": lambda facts: f"page  {facts['path']}",
     "view": lambda facts: f"gallery  {facts['url']}: {count(facts['listed'], 'asset')} listed; Ctrl-C ends it",
+    "app": lambda facts: f"app  {facts['url']}: textures meshes with {facts['checkpoint']}; Ctrl-C ends it",
     "attribution": lambda facts: f"attribution  {count(facts['samples'], 'sample')} to {facts['out']}",
     "exported": lambda facts: f"exported  {count(facts['samples'], 'sample')} to {facts['out']} ({facts['layout']})",
     "licences": licences,

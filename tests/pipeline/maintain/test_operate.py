@@ -268,6 +268,12 @@ def test_a_repair_redoes_the_damaged_jobs_alone(dataset, capsys):
     assert stamps(dataset, {0, 1, 2}) == whole
 
 
+def test_a_verification_shows_how_far_it_is(dataset, capsys):
+    assert main(["verify", str(dataset)]) == 0
+    first, *_, end = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines())
+    assert re.fullmatch(r"verifying  0 of \d+ jobs \(0%\)", first) and end == f"verified  {dataset}: no problems"
+
+
 @pytest.mark.parametrize("command", ["status", "failures", "repair"])
 def test_a_folder_that_is_no_dataset(command, tmp_path, capsys):
     assert main([command, str(tmp_path)]) == 1

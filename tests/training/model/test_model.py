@@ -221,7 +221,7 @@ def test_rotary_positions_agree_with_wan_and_uv_follows_the_views(views, grid, u
         cos, sin = wan(latents)
         return cos[0, :, 0, ::2].unflatten(0, (frames, -1)), sin[0, :, 0, 1::2].unflatten(0, (frames, -1))
 
-    both = rope_of_both((views, *grid), uv, head_dim, CPU)
+    both = rope_of_both((views, *grid), (1, *uv), head_dim, CPU)
     of_views = views * grid[0] * grid[1]
     for found, of_grid, of_uv_grid in zip(
         (both.cos, both.sin), wan_angles(views, *grid), wan_angles(views + 1, *uv), strict=True

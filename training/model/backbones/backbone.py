@@ -13,6 +13,8 @@ HINT = "hint_patch_embedding"
 """The layer of the view hint, which no released weights have."""
 CONDITIONS = "condition_patch_embeddings"
 """The layers of other condition images."""
+MAPS = "uv_map_embeddings"
+"""The embeddings of generated maps beside the base colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +46,9 @@ class Backbone:
 
 
 def wan_name(name: str) -> str | None:
-    """The backbone's tensor that a SeqTex tensor starts as; None for LoRA, geometry casters and condition images."""
-    if ".lora_" in name or "geometry_caster" in name or name.startswith((HINT, CONDITIONS)):
+    """The backbone's tensor that a SeqTex tensor starts as; None for LoRA, geometry casters, condition images
+    and maps."""
+    if ".lora_" in name or "geometry_caster" in name or name.startswith((HINT, CONDITIONS, MAPS)):
         return None
     twins = UV_MODULES | GEOMETRY_EMBEDDINGS
     return ".".join(twins.get(part, part) for part in name.split(".") if part != "base_layer")
