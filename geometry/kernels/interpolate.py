@@ -37,6 +37,13 @@ def interpolate_rows(
                 )
 
 
+@njit(forceinline=True, **BORROWING)
+def corners_of(faces: np.ndarray, f: int) -> tuple[int, int, int]:
+    """Vertices of a face, unsigned: numba looks at the sign of an index each time."""
+    face = np.uint32(f)
+    return np.uint32(faces[face, 0]), np.uint32(faces[face, 1]), np.uint32(faces[face, 2])
+
+
 @njit(**BORROWING)
 def surface_rows(
     face: np.ndarray, bary: np.ndarray, faces: np.ndarray, vertices: np.ndarray, normals: np.ndarray, shortest: float,
@@ -53,7 +60,7 @@ def surface_rows(
                 for axis in range(3):
                     position[row, column, axis] = normal[row, column, axis] = 0.0
                 continue
-            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            i, j, k = corners_of(faces, f)
             b0, b1 = bary[row, column, 0], bary[row, column, 1]
             b2 = np.float32(1.0) - b0 - b1
             for axis in range(3):

@@ -324,7 +324,8 @@ def resolve_rows(
                 depth[row, column] = np.inf
                 continue
             if s != loaded:
-                i, j, k = faces[s >> 1, 0], faces[s >> 1, 1], faces[s >> 1, 2]
+                shown = np.uint32(s >> 1)  # without a sign, which numba would look at each time
+                i, j, k = faces[shown, 0], faces[shown, 1], faces[shown, 2]
                 x0, y0, z0, w0 = clip[i, 0], clip[i, 1], clip[i, 2], clip[i, 3]
                 x1, y1, z1, w1 = clip[j, 0], clip[j, 1], clip[j, 2], clip[j, 3]
                 x2, y2, z2, w2 = clip[k, 0], clip[k, 1], clip[k, 2], clip[k, 3]
