@@ -35,7 +35,7 @@ class Maps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extensions:
-    """What a model has beyond the released one: further inputs, and further maps that it generates."""
+    """Inputs and generated maps that a model has beyond those of the released one."""
 
     images: tuple[str, ...] = ()
     """Names of condition images, in the order of their channels."""
