@@ -82,7 +82,8 @@ def process_job(
             for number, ref in enumerate(job.refs):
                 if (asset := kept.get(ref.uid)) is None:
                     asset = _run_asset(children, job.index, ref, next(local), cfg, work / f"{number:06d}")
-                    if ref is not todo[-1]:  # the last one goes into the shards at once
+                    # A failure may be of this attempt, which somebody is killing. The last one goes into the shards.
+                    if ref is not todo[-1] and asset.outcome.status is not Status.FAILED:
                         journal.append(asset)
                 done.append(asset)
                 tell(counts_of(asset.outcome for asset in done))

@@ -57,7 +57,8 @@ def test_all_options_are_shown_on_demand(capsys):
         (["build", "--source"], "seqtex build: --source: expected one argument"),
     ],
 )
-def test_wrong_words_are_answered_in_one_line(arguments, answer, capsys):
+def test_wrong_words_are_answered_in_one_line(arguments, answer, capsys, monkeypatch):
+    monkeypatch.setattr("seqtex.cli.terminal.console.FIRST_S", 60.0)
     if arguments[:1] == ["build"] and len(arguments) > 1 and arguments[1] not in ("--out", "--source"):
         arguments = [*arguments, "--source", "procedural:1", "--out", "here"]
     code, out, err = shown(arguments, capsys)

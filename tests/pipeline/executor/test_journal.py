@@ -18,7 +18,7 @@ from pipeline.executor.journal import Journal, counts_ahead
 from pipeline.executor.progress import BuildEvent
 from pipeline.sources.procedural import procedural
 from schemas.dataset import part_path
-from schemas.ledger import Counts, Status
+from schemas.ledger import Counts, Reason, Status
 from schemas.mesh import MeshRef
 from schemas.plan import ShardJob
 from schemas.storage import Location, ObjectPath, working_folder
@@ -128,6 +128,27 @@ def test_a_finished_job_that_is_done_again_takes_nothing_from_before(refs, tmp_p
     process_job(dataclasses.replace(job, only=frozenset({refs[0].uid})), out, CFG)
     assert again == [refs[0].uid]
     assert not list(working_folder(out).iterdir())
+
+
+def test_a_failure_is_not_kept(refs, tmp_path, monkeypatch):
+    """What is killed together with its job looks like an asset that crashes."""
+    out = tmp_path / "out"
+    job = plan_jobs(refs[:3], 6, Path(refs[0].uri).parent)[0]
+    for name in ("shards", "ledger"):
+        (out / name).mkdir(parents=True)
+
+    def run(children, number, ref, *rest):
+        if ref.uid == refs[2].uid:
+            raise KeyboardInterrupt
+        result = run_asset(children, number, ref, *rest)
+        failed = dataclasses.replace(result.outcome, status=Status.FAILED, regime=None, reason=Reason.CRASHED)
+        return AssetResult(outcome=failed) if ref.uid == refs[1].uid else result
+
+    monkeypatch.setattr("pipeline.executor.job._run_asset", run)
+    with pytest.raises(KeyboardInterrupt):
+        process_job(job, out, CFG)
+    with Journal(out, job, CFG) as journal:
+        assert set(journal.results(tmp_path / "kept")) == {refs[0].uid}
 
 
 # records
