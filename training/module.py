@@ -78,7 +78,7 @@ class TextureModule(lightning.LightningModule):
         self.progress: Callable[[int], float] = self._progress_by_steps
         """Share of the run that is done after so many steps, which the learning rate decays with."""
         self.gradient_norm: Tensor | None = None
-        """Of the step at work, before its gradients are clipped; 0 where they are skipped. A guard sets it first."""
+        """Norm of this step's gradients before they are clipped; 0 where they are skipped. A guard sets it first."""
         self._counts_anew = False
         self._logs = False
         """Whether a trainer is there to log to."""

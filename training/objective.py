@@ -44,9 +44,9 @@ class Losses:
     mv: Float[Tensor, ""] | None
     """Of the views; None: the task generates none."""
     uv: Float[Tensor, ""] | None
-    """Of the UV maps, their mean; None: the task generates none."""
+    """Mean of the UV maps; None: the task generates none."""
     maps: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """Of each UV map by name, where there are several."""
+    """Part of each UV map by name, where there are several."""
 
     def parts(self) -> dict[str, Tensor]:
         """Return the parts that there are, by their names in logs."""

@@ -31,7 +31,7 @@ BLACK = 4
 
 
 Detail = Literal["none", "layers", "originals"]
-"""What is loaded of materials beside the base colour: nothing, `TexturedMesh.layers`, or these with occlusion and
+"""Materials that are loaded beside the base colour: none, `TexturedMesh.layers`, or these with occlusion and
 `Texture.file`, for those who write the mesh again."""
 
 

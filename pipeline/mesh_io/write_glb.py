@@ -22,7 +22,7 @@ _VERTICES, _INDICES = 34962, 34963
 _NEAREST, _LINEAR, _MIPMAPS = 9728, 9729, 9987
 _WRAP = {Wrap.REPEAT: 10497, Wrap.MIRROR: 33648, Wrap.CLAMP: 33071}
 _MIME_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "KTX2": "image/ktx2"}
-"""Of the formats that a glTF file may hold."""
+"""Media types of the images that a glTF file may hold."""
 _FORMAT_EXTENSIONS = {"image/webp": "EXT_texture_webp", "image/ktx2": "KHR_texture_basisu"}
 _STRENGTH = "KHR_materials_emissive_strength"
 
@@ -110,7 +110,7 @@ class KeptMaterials:
     """Coordinates of maps that lie elsewhere than the base colour, v up, for the vertices of the `UvMesh`: `Map.uv_set`
     1 and so on."""
     tangents: Float32[np.ndarray, "f 3 4"] | None = None
-    """Of the corners, dataset frame, with the sign of the bitangent; None without normal maps."""
+    """Tangents of the corners, dataset frame, with the sign of the bitangent; None without normal maps."""
     opacity: UInt8[np.ndarray, "height width"] | None = None
     """Alpha in the layout of the `UvMesh`; None: opaque everywhere."""
     skipped: tuple[str, ...] = ()

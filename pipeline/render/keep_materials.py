@@ -17,7 +17,7 @@ from schemas.mesh import AUTHORED, AlphaMode, Layer, MaterialLayers, Texture, Te
 from schemas.sample import UvMaps
 
 DECIMALS = 6
-"""Of a factor in a file: more than single precision has."""
+"""Digits of a factor in a file: more than single precision has."""
 _EMPTY_RED = 255
 """Occlusion of what has none."""
 

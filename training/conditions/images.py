@@ -39,7 +39,7 @@ class Scene:
     """One mesh as condition images are made from it, in training and sampling alike."""
 
     views: Surface
-    """What each view shows [views, h, w, 3]."""
+    """Surface that each view shows [views, h, w, 3]."""
     uv: Surface | None
     """The UV map [uv_h, uv_w, 3], image orientation; None: there is none."""
     colors: Float32[np.ndarray, "views h w 3"]

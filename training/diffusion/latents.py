@@ -65,7 +65,7 @@ class BranchLatents:
     """Normalised latents of one branch."""
 
     rgb: Float[Tensor, "batch z images h w"]
-    """Of a UV map one frame for each generated map; what follows has one for all of them."""
+    """Latents of the images: for a UV map a frame for each generated map; what follows has one for all of them."""
     geometry: Float[Tensor, "batch 2*z frames h w"]
     """Position, then normal."""
     points: Float[Tensor, "batch 4 frames h w"] | None = None

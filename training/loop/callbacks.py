@@ -89,7 +89,7 @@ class AveragedWeights(StepCallback):
         """Trained weights of another dtype than the average, while the average is in their place."""
         self._swapped = ExitStack()
         self._keeps_shards = False
-        """Whether the trainer's strategy saves each rank's part by itself."""
+        """True where the trainer's strategy saves each rank's part by itself."""
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         self._keeps_shards = getattr(trainer.strategy, "keeps_shards", False)

@@ -108,7 +108,7 @@ class ShardedCheckpointIO(AtomicCheckpointIO):
         self._writer = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
         self._group: torch.distributed.ProcessGroup | None = None
-        """Of its own, so that what it sends does not mix with what training sends."""
+        """Group of its own, so that what it sends does not mix with what training sends."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         self.wait()

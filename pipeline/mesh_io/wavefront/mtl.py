@@ -46,7 +46,7 @@ class MapUse:
     """Readings of its file's name, the likeliest first: a name may hold what looks like a comment."""
     where: str
     folder: Path
-    """Of the MTL."""
+    """Folder of the MTL."""
     scale: tuple[float, float] = (1.0, 1.0)
     """-s: a coordinate is multiplied by it, and `offset` (-o) added, as in three.js and Blender; v up."""
     offset: tuple[float, float] = (0.0, 0.0)
@@ -70,7 +70,7 @@ class Statement:
     argument: str
     where: str
     folder: Path
-    """Of the MTL."""
+    """Folder of the MTL."""
 
 
 @dataclass(frozen=True, slots=True)

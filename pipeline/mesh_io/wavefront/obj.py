@@ -40,7 +40,7 @@ class ObjFile:
     face_material: Int64[np.ndarray, " f"]
     materials: list[ObjMaterial]
     folders: Folders | None = None
-    """Of the maps that `ObjMaterial.physical` names; None where there are none."""
+    """Folders of the maps that `ObjMaterial.physical` names; None where there are none."""
     plain_uvs: Float64[np.ndarray, "t 2"] | None = None
     """`uvs` before -s and -o of the base colours; None until `with_coordinates` has applied these."""
 
