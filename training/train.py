@@ -14,31 +14,29 @@ import lightning
 import torch
 from lightning.pytorch.strategies import Strategy
 
-from schemas.dataset import read_dataset_json
 from schemas.errors import UserError
 from schemas.storage import refuse_links
 from training.arithmetic import ThreadChoice, arithmetic, attention, autocast_dtype, find_device
 from training.config import TrainConfig
 from training.cost import Cost, estimate
 from training.data.datamodule import TextureDataModule
-from training.data.mixture import ImageSizes, image_sizes, leading_dataset, open_datasets, stored_text
+from training.data.mixture import (
+    ImageSizes,
+    built_sizes,
+    image_sizes,
+    leading_dataset,
+    open_datasets,
+    stored_text,
+)
 from training.diffusion.encoders import LatentCodec, check_channels, codec_layout
 from training.loop.callbacks import AveragedWeights, Clock, LossLog, OlderState, SavedStates, read_losses
-from training.loop.checkpoints import (
-    CARD,
-    JITTER,
-    AtomicCheckpointIO,
-    Card,
-    ShardedCheckpointIO,
-    latent_statistics,
-    newest_state,
-    read_card,
-)
+from training.loop.checkpoints import CARD, Card, latent_statistics, read_card
 from training.loop.loggers import Curves
 from training.loop.profile import Profile
 from training.loop.run_directory import RunLock
 from training.loop.signals import Diverged, FiniteGuard, StopSignals
 from training.loop.snapshots import Finish, Snapshots
+from training.loop.states import AtomicCheckpointIO, ShardedCheckpointIO, newest_state
 from training.loop.strategies import (
     Choice,
     check_run,
@@ -280,7 +278,6 @@ def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning
 
 
 def make_card(cfg: TrainConfig, codec: LatentCodec, sizes: ImageSizes, steps: int) -> Card:
-    rig = read_dataset_json(leading_dataset(cfg.data).folder).config.get("rig", {})
     mean, std = latent_statistics(codec)
     return Card(
         preset=cfg.preset,
@@ -293,6 +290,6 @@ def make_card(cfg: TrainConfig, codec: LatentCodec, sizes: ImageSizes, steps: in
         latent_mean=mean,
         latent_std=std,
         steps=steps,
-        rig={name: value for name, value in rig.items() if name not in JITTER},
+        rig=built_sizes(leading_dataset(cfg.data)).get("rig", {}),
         **asdict(sizes),
     )

@@ -21,7 +21,7 @@ from schemas.errors import UserError
 from seqtex.cli.main import main
 from tests.training.test_training import small_config
 from training.config import TrainConfig
-from training.loop.checkpoints import AtomicCheckpointIO, newest_state
+from training.loop.states import AtomicCheckpointIO, newest_state
 from training.module import TextureModule
 from training.train import train
 

@@ -19,7 +19,7 @@ from training.cost import count_parameters
 from training.data.mixture import ImageSizes, image_sizes
 from training.diffusion.encoders import DctCodec
 from training.diffusion.latents import to_uint8
-from training.loop.checkpoints import AtomicCheckpointIO
+from training.loop.states import AtomicCheckpointIO
 from training.loop.validation import Validation, texture
 from training.model.init import ModelConfig, make_model, with_architecture
 from training.model.weights import export_released, save_model

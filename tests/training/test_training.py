@@ -20,8 +20,9 @@ from training.data.datamodule import BatchStream
 from training.diffusion.encoders import DctCodec
 from training.diffusion.flow import FlowConfig, draw
 from training.diffusion.tasks import TASKS, given_views
-from training.loop.checkpoints import CARD, AtomicCheckpointIO, load_checkpoint, newest_state, read_card, verified
+from training.loop.checkpoints import CARD, load_checkpoint, read_card
 from training.loop.signals import Diverged
+from training.loop.states import AtomicCheckpointIO, newest_state, verified
 from training.module import TextureModule
 from training.train import TrainResult, train
 

@@ -41,7 +41,8 @@ from training.config import TrainConfig
 from training.data.datamodule import BatchStream
 from training.diffusion.tasks import TaskConfig
 from training.loop.callbacks import read_losses
-from training.loop.checkpoints import load_checkpoint, newest_state, trainer_states, verified
+from training.loop.checkpoints import load_checkpoint
+from training.loop.states import newest_state, trainer_states, verified
 
 STEPS = 14
 COMMAND = [

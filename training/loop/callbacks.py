@@ -18,9 +18,8 @@ from torch import Tensor
 from schemas.errors import UserError
 from schemas.storage import write_file
 from training.agreement import mean_over_ranks
-from training.loop.checkpoints import is_complete, newest_state, trainer_states, verified
-from training.loop.sharded_states import sum_path
 from training.loop.signals import Diverged, FiniteGuard
+from training.loop.states import is_complete, newest_state, sum_path, trainer_states, verified
 from training.loop.strategies import is_first_process
 from training.loop.throughput import Meter
 from training.model.fsdp import as_shards, gathered, local, part_of_whole

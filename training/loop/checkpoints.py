@@ -1,25 +1,17 @@
-"""Trainer states that survive a crash, and the finished checkpoint that sampling needs.
-
-A trainer state is `step-00000123.ckpt` with `step-00000123.ckpt.sha256` beside it, written last: without it, or with
-another sum in it, the state does not count. It is one file, or a folder (`training.loop.sharded_states`). A finished
-checkpoint is a model directory in the released layout plus `seqtex.json`, in its place as a whole."""
+"""Finished checkpoints, which sampling needs: a model directory in the released layout plus `seqtex.json`, in its place
+as a whole. The averaged weights of a trainer state are read as one, too."""
 
 import json
-import os
-import pickle
-import warnings
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
 
 from schemas.dataset import code_version
 from schemas.errors import UserError
-from schemas.storage import file_sha256, sync_directory, write_file
+from schemas.storage import file_sha256, write_file
 from training.diffusion.encoders import (
     DctCodec,
     LatentCodec,
@@ -29,15 +21,7 @@ from training.diffusion.encoders import (
     make_text_encoder,
 )
 from training.diffusion.flow import SHIFT
-from training.loop.sharded_states import (
-    delete_state,
-    is_sharded,
-    read_state_folder,
-    staged_copy,
-    sum_path,
-    sums_match,
-    write_state,
-)
+from training.loop.states import is_sharded, read_state
 from training.model.backbones.wan import WAN21_1P3B
 from training.model.files import replaced_directory
 from training.model.fsdp import check_whole, load_whole
@@ -50,106 +34,6 @@ CARD_ENTRY = "card"
 """Entry of a trainer state: the card of the checkpoint that its averaged weights make."""
 AVERAGE = "AveragedWeights"
 """Entry of the averaged weights among those of the callbacks."""
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Saves beside, flushes, renames; loads what `newest_state` has verified. Nothing is unpickled."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(".step-*.tmp"):  # as large as a state, of a run that was killed while it saved
-            delete_state(left)
-        delete_state(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.unlink(missing_ok=True)
-            with temporary.open("xb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            digest = file_sha256(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(path.parent)
-        write_file(sum_path(path), f"{digest}  {path.name}\n".encode())
-
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Any = None,
-        weights_only: bool | None = True,
-    ) -> dict[str, Any]:
-        if is_sharded(Path(path)):
-            return read_state_folder(Path(path))
-        # mapped, so that the ranks of a node share its pages
-        try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:  # no archive of `torch.save`, such as a plain pickle
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: no trainer state ({reason}); delete it, or give another run.directory") from error
-        except pickle.UnpicklingError as error:  # moments in 8 bits are of a type that their package makes known
-            raise UserError(
-                f"{path}: holds more than plain tensors, as with optimizer.eight_bit: give the options in config.json "
-                "of run.directory, or another run.directory"
-            ) from error
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        delete_state(Path(path))
-
-
-class ShardedCheckpointIO(AtomicCheckpointIO):
-    """Saves states as folders, in the background: a state is copied to the memory of the host, and training goes on
-    while each rank writes its own part. The next save, and the end of training, wait for it. Every rank saves."""
-
-    def __init__(self) -> None:
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # where one process is meant
-        self._writer = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
-        self._group: torch.distributed.ProcessGroup | None = None
-        """Group of its own, so that what it sends does not mix with what training sends."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        self.wait()
-        if torch.distributed.is_initialized() and self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")
-        self._pending = self._writer.submit(write_state, *staged_copy(checkpoint), Path(path), self._group)
-
-    def wait(self) -> None:
-        """Wait until the state that was handed over last is there. Raises UserError if it could not be written."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
-    def teardown(self) -> None:
-        self.wait()
-
-
-def is_complete(path: Path) -> bool:
-    """Return whether a trainer state was written to its end, of which this reads no more than names."""
-    return path.exists() and sum_path(path).is_file()
-
-
-def verified(path: Path) -> bool:
-    """Return whether a trainer state is there, whole, and as it was saved."""
-    if not is_complete(path):
-        return False
-    return sums_match(path) if path.is_dir() else sum_path(path).read_text().split()[:1] == [file_sha256(path)]
-
-
-def trainer_states(directory: Path) -> list[Path]:
-    """Trainer states of a run, oldest first, verified or not."""
-    return sorted(directory.glob("step-*.ckpt"))
-
-
-def newest_state(directory: Path, is_good: Callable[[Path], bool] | None = None) -> Path | None:
-    """The newest trainer state that verifies, or of which `is_good` returns so."""
-    is_good = is_good or verified
-    return next((path for path in reversed(trainer_states(directory)) if is_good(path)), None)
-
-
-JITTER = ("jitter_azimuth_deg", "jitter_elevation_deg", "jitter_fov_deg")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,30 +139,6 @@ def check_weights(directory: Path, card: Card | None) -> None:
                 f"{file}: damaged, or changed since it was written (its sha256 is not the one in {CARD}); copy the "
                 "checkpoint again"
             )
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Read a trainer state of `seqtex train`, or of Lightning's `ModelCheckpoint`, onto the CPU. Nothing is unpickled.
-    Raises UserError if it is damaged or holds anything else."""
-    if sum_path(path).is_file() and not verified(path):
-        raise UserError(
-            f"{path}: damaged, or cut off (it has not the sum in {sum_path(path).name}); give another state"
-        )
-    try:
-        state = (
-            read_state_folder(path)
-            if path.is_dir()
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        )
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{path}: no trainer state of plain tensors ({reason}); give a state without optimizer.eight_bit, or a "
-            "checkpoint's folder"
-        ) from error
-    if not isinstance(state, dict) or not isinstance(state.get("hyper_parameters"), dict):
-        raise UserError(f"{path}: no trainer state of a TextureModule; give one, or a checkpoint's folder")
-    return state
 
 
 def model_of_state(path: Path, state: Mapping[str, Any]) -> SeqTexTransformer3DModel:

@@ -17,8 +17,7 @@ from torch.optim import Optimizer
 from schemas.errors import UsageError
 from training.config import TrainConfig
 from training.cost import USABLE, Cost
-from training.loop.checkpoints import ShardedCheckpointIO
-from training.loop.sharded_states import Layout, is_sharded, read_state_folder
+from training.loop.states import Layout, ShardedCheckpointIO, load_state
 from training.model.fsdp import HYBRID, gathered, load_whole, load_whole_optimizer_state, whole_optimizer_state
 from training.model.optimizers import import_torchao
 from training.module import TextureModule
@@ -144,10 +143,6 @@ class Sharded(ModelParallelStrategy):
             self.lightning_module._device_mesh = self._device_mesh
 
     @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
-
-    @property
     def keeps_shards(self) -> bool:
         """True if each rank writes its own part of a state."""
         return isinstance(self.checkpoint_io, ShardedCheckpointIO)
@@ -166,9 +161,7 @@ class Sharded(ModelParallelStrategy):
         return True
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        if is_sharded(Path(checkpoint_path)):
-            return read_state_folder(Path(checkpoint_path), self._layout())
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=True)
+        return load_state(Path(checkpoint_path), self._layout())
 
     def _layout(self) -> Layout:
         """Weights, their averages and moments lie where the weights do."""
@@ -195,10 +188,6 @@ class Sharded(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             load_whole_optimizer_state(optimizer, state)
-
-    def teardown(self) -> None:
-        self.checkpoint_io.teardown()
-        super().teardown()
 
 
 def own_device(accelerator: str) -> torch.device:

@@ -18,7 +18,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 
 import training.arithmetic
 import training.loop.callbacks
-import training.loop.checkpoints
+import training.loop.states
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
 from tests.support.small_dataset import write_dataset
@@ -26,8 +26,8 @@ from tests.support.training_process import SERVER, SIZE, ended, free_port, minut
 from training.config import TrainConfig, preset
 from training.cost import estimate
 from training.data.mixture import ImageSizes
-from training.loop.checkpoints import ShardedCheckpointIO, load_checkpoint, newest_state, read_state, verified
-from training.loop.sharded_states import is_sharded, sum_path
+from training.loop.checkpoints import load_checkpoint
+from training.loop.states import ShardedCheckpointIO, is_sharded, newest_state, read_state, sum_path, verified
 from training.loop.strategies import bytes_needed, check_run
 from training.model.files import CONFIG
 from training.model.init import make_model
@@ -82,7 +82,7 @@ def scenarios(dataset: Path, runs: Path, env: dict[str, str]) -> None:
     counts: dict[str, int] = {}
     hashed: list[str] = []
     count_gathers(counts)
-    real_sum, real_write = training.loop.callbacks.verified, training.loop.checkpoints.write_state
+    real_sum, real_write = training.loop.callbacks.verified, training.loop.states.write_state
     training.loop.callbacks.verified = lambda path: hashed.append(path.name) or real_sum(path)
     # Rank 0 alone has weights to start from: the folder of the others has none.
     place, found = runs / ("start" if rank == 0 else "settings"), {}
@@ -107,7 +107,7 @@ def scenarios(dataset: Path, runs: Path, env: dict[str, str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real_write(plain, tensors, path, group)
 
-    training.loop.checkpoints.write_state = write
+    training.loop.states.write_state = write
     cfg = config(dataset, runs / "killed", max_steps=6, devices=RANKS, strategy="ddp", state_format="sharded")
     train(from_weights(cfg, runs / "start"))
 
@@ -244,8 +244,8 @@ def test_one_process_resumes_from_shards_bit_for_bit(alone, dataset, start, tmp_
 
 
 def test_training_goes_on_while_a_state_is_written(tmp_path, monkeypatch):
-    gate, real = threading.Event(), training.loop.checkpoints.write_state
-    monkeypatch.setattr(training.loop.checkpoints, "write_state", lambda *given: gate.wait(60) and real(*given))
+    gate, real = threading.Event(), training.loop.states.write_state
+    monkeypatch.setattr(training.loop.states, "write_state", lambda *given: gate.wait(60) and real(*given))
     io, weight = ShardedCheckpointIO(), torch.zeros(4)
     io.save_checkpoint({"step": 1, "weights": [weight, torch.tensor(7.0)]}, tmp_path / "step-00000001.ckpt")
     weight += 1
@@ -263,7 +263,7 @@ def test_a_state_in_shards_that_is_not_as_written_does_not_count(tmp_path):
     io = ShardedCheckpointIO()
     for number in (1, 2):
         io.save_checkpoint({"weights": torch.rand(50)}, tmp_path / f"step-0000000{number}.ckpt")
-    io.wait()
+    io.teardown()
     old, new = tmp_path / "step-00000001.ckpt", tmp_path / "step-00000002.ckpt"
     assert newest_state(tmp_path) == new
     copy, text = shutil.copytree(new, tmp_path / "copy"), sum_path(new).read_text()

@@ -27,9 +27,10 @@ from training.config import TrainConfig
 from training.data.datamodule import TextureDataModule
 from training.data.mixture import ImageSizes
 from training.loop.callbacks import AveragedWeights
-from training.loop.checkpoints import CARD, card_entries, load_checkpoint, load_weights, read_card, sum_path
+from training.loop.checkpoints import CARD, card_entries, load_checkpoint, load_weights, read_card
 from training.loop.loggers import Curves
 from training.loop.snapshots import Snapshots
+from training.loop.states import sum_path
 from training.loop.throughput import Meter, Work
 from training.loop.validation import Validation
 from training.module import TextureModule

@@ -23,7 +23,8 @@ from tests.training.test_training import small_config
 from training.config import TrainConfig, preset
 from training.cost import estimate
 from training.data.mixture import ImageSizes
-from training.loop.checkpoints import load_checkpoint, newest_state
+from training.loop.checkpoints import load_checkpoint
+from training.loop.states import newest_state
 from training.loop.strategies import choose
 from training.model.init import make_model
 from training.model.seqtex import SeqTexTransformer3DModel
