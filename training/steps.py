@@ -14,6 +14,11 @@ def is_step_end(trainer: lightning.Trainer) -> bool:
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
 
 
+def is_last_step(trainer: lightning.Trainer) -> bool:
+    """Return whether training ends behind the current step."""
+    return trainer.should_stop or trainer.global_step >= trainer.max_steps
+
+
 def check_epochs(trainer: lightning.Trainer) -> None:
     """Raise UserError if an epoch would end within a step, which Lightning would then make of fewer batches."""
     limit, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
@@ -42,7 +47,7 @@ def count_batches_anew(trainer: lightning.Trainer) -> None:
 
 
 class StepCallback(lightning.Callback, ABC):
-    """A callback that acts after optimiser steps alone."""
+    """A callback that acts after optimiser steps alone, and ends alike with training and with an error."""
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,3 +58,9 @@ class StepCallback(lightning.Callback, ABC):
     @abstractmethod
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
         """After an optimiser step, which `batch` completed."""
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Do as `teardown`, which Lightning does not call after an error."""
+        self.teardown(trainer, pl_module, "fit")

@@ -35,7 +35,7 @@ from training.loop.loggers import Curves
 from training.loop.profile import Profile
 from training.loop.run_directory import RunLock
 from training.loop.signals import Diverged, FiniteGuard, StopSignals
-from training.loop.snapshots import Finish, Snapshots
+from training.loop.snapshots import Snapshots
 from training.loop.states import AtomicCheckpointIO, ShardedCheckpointIO, newest_state
 from training.loop.strategies import (
     Choice,
@@ -84,7 +84,6 @@ def plan_run(cfg: TrainConfig, sizes: ImageSizes | None = None) -> RunPlan:
     return RunPlan(cfg=cfg, sizes=sizes, token=layout.token, cost=cost, strategy=strategy)
 
 
-CHECKPOINT = "checkpoint"
 MAX_ROLLBACKS = 3
 """How often a run goes back to an older state before it gives up."""
 
@@ -147,24 +146,24 @@ def train_as_planned(
     average, signals = AveragedWeights(cfg.optimizer.ema_decay), StopSignals()
     meter, curves = Meter(Work.of(cfg, plan.sizes, device)), Curves(cfg)
     guard = FiniteGuard(cfg.optimizer.skip_budget)
-    loss_log = LossLog(
-        cfg.run.directory / "losses.jsonl",
-        clock,
-        guard,
-        lambda row: report_row(row | meter.figures(), curves, report),
-        saves=(cfg.run.state_every, cfg.run.weights_every),
-    )
+
+    def report_row(row: dict[str, Any]) -> None:
+        with_figures = row | meter.figures()
+        curves.write(with_figures)
+        report(with_figures)
+
+    saves = (cfg.run.state_every, cfg.run.weights_every)
+    loss_log = LossLog(cfg.run.directory / "losses.jsonl", clock, guard, report_row, saves)
     states = SavedStates(cfg.run.directory / "states", cfg.run.state_every, meter)
     card_at = partial(make_card, cfg, module.codec, plan.sizes)
-    finish = Finish(cfg.run.directory / CHECKPOINT, card_at, average, signals)
-    snapshots = [Snapshots(cfg.run, card_at, average, shown, curves, meter)] if cfg.run.weights_every else []
+    snapshots = Snapshots(cfg.run, card_at, average, signals, shown, curves, meter)
     threads = [ThreadChoice(cfg.run.directory)] if cfg.run.threads == 0 else []
     pictures = [Pictures(cfg, shown, average, curves, meter)] if shown is not None else []
     profile = [Profile(cfg.run.directory, cfg.run.profiled, meter)] if cfg.run.profiled else []
     rollbacks = 0
     while True:
-        callbacks = [lock, clock, average, guard, signals, curves, *threads, loss_log, finish, *snapshots, states,
-                     *pictures, *profile, meter]  # fmt: skip
+        callbacks = [lock, clock, average, guard, signals, curves, *threads, loss_log, snapshots, states, *pictures,
+                     *profile, meter]  # fmt: skip
         strategy = make_strategy(plan.strategy.name, device, cfg.run.ranks, cfg.run.shard_size)
         trainer = make_trainer(cfg, strategy, callbacks)
         if trainer.is_global_zero:
@@ -186,19 +185,14 @@ def train_as_planned(
             data.skip_failed(end.step)
     if trainer.is_global_zero:  # alone, so that the exit code is that of one process
         signals.check(trainer)
-        check_finished(finish.directory, trainer)
+        check_finished(snapshots.finished, trainer)
     return TrainResult(
-        checkpoint=finish.directory,
+        checkpoint=snapshots.finished,
         losses=loss_log.rows or read_losses(loss_log.path),  # of earlier parts, where nothing was left to do
         parameters=sum(p.numel() for p in module.model.parameters()),
         seconds=clock.seconds,
         is_main=trainer.is_global_zero,
     )
-
-
-def report_row(row: dict[str, Any], curves: Curves, report: Callable[[dict[str, Any]], None]) -> None:
-    curves.write(row)
-    report(row)
 
 
 def check_finished(checkpoint: Path, trainer: lightning.Trainer) -> None:
@@ -230,11 +224,11 @@ def make_module(cfg: TrainConfig, device: torch.device, shows: bool, empty: bool
     return module
 
 
-ORDER = (RunLock, Clock, AveragedWeights, FiniteGuard, StopSignals, Curves, ThreadChoice, LossLog, Finish, Snapshots,
+ORDER = (RunLock, Clock, AveragedWeights, FiniteGuard, StopSignals, Curves, ThreadChoice, LossLog, Snapshots,
          SavedStates, Pictures, Profile, Meter)  # fmt: skip
 """The order of the callbacks. The lock comes before anything is written. Clock and StopSignals decide whether a step is
-the last one before Finish and SavedStates ask. AveragedWeights has averaged the step before both save. Curves has its
-logger before LossLog writes to it. Finish and Snapshots write their checkpoints before SavedStates saves the state of
+the last one before Snapshots and SavedStates ask. AveragedWeights has averaged the step before both save. Curves has
+its logger before LossLog writes to it. Snapshots writes the finished checkpoint before SavedStates saves the state of
 that step: a run that finds that state has nothing left to write. Meter is last: the time between its hooks is the
 loader's."""
 

@@ -3,16 +3,13 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from schemas.errors import UserError
@@ -25,7 +22,7 @@ from training.loop.throughput import Meter
 from training.model.fsdp import as_shards, gathered, local, part_of_whole
 from training.model.optimizers import trained_parameters
 from training.module import TextureModule
-from training.steps import StepCallback, is_step_end
+from training.steps import StepCallback, is_last_step, is_step_end
 
 
 class Clock(StepCallback):
@@ -125,10 +122,8 @@ class AveragedWeights(StepCallback):
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        self._swapped.close()
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._swapped.close()  # where validation failed
 
     def state_dict(self) -> dict[str, Tensor]:
         shards = as_shards(self._average, self._parameters)
@@ -188,7 +183,8 @@ class LossLog(lightning.Callback):
         self.rows: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}
         """Of the batches of this step."""
-        self._unread: list[UnreadRow] = []
+        self._unread: list[dict[str, Any]] = []
+        """Rows whose numbers lie on the device, with the share of the run that is done as `progress`."""
         self._rate = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -206,35 +202,24 @@ class LossLog(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        accumulated = trainer.accumulate_grad_batches
         for name, value in outputs.items():
-            if isinstance(
-                value, Tensor
-            ):  # Lightning has divided the loss itself, and it alone, by the number of accumulated batches
-                share = value if name == "loss" else value / accumulated
-                self._sums[name] = self._sums[name] + share if name in self._sums else share
+            if isinstance(value, Tensor):
+                # Lightning has divided the loss itself, and it alone, by the number of accumulated batches
+                share = value if name == "loss" else value / trainer.accumulate_grad_batches
+                self._sums[name] = self._sums.get(name, 0.0) + share
         if not is_step_end(trainer):
             return
         assert isinstance(pl_module, TextureModule) and pl_module.gradient_norm is not None
         means = trainer.strategy.reduce(torch.stack([value.float() for value in self._sums.values()]))
-        row = UnreadRow(
-            start={"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)},
-            names=(*self._sums, "gradient_norm"),
-            numbers=torch.cat([means, pl_module.gradient_norm.to(means)[None]]),
-            words={name: value for name, value in outputs.items() if not isinstance(value, Tensor)},
-            learning_rate=self._rate,
-            progress=self.clock.progress(trainer.global_step),
-        )
-        self._unread.append(row)
+        row: dict[str, Any] = {"step": trainer.global_step, "seconds": round(self.clock.seconds, 3)}
+        row |= dict(zip(self._sums, means, strict=True))
+        row |= {name: value for name, value in outputs.items() if not isinstance(value, Tensor)}
+        row |= {"learning_rate": self._rate, "gradient_norm": pl_module.gradient_norm.to(means)}
+        self._unread.append(row | {"progress": self.clock.progress(trainer.global_step)})
         self._sums = {}
-        if self._is_time(trainer):
-            self.read(trainer)
-
-    def _is_time(self, trainer: lightning.Trainer) -> bool:
-        step = trainer.global_step
-        is_last = trainer.should_stop or step >= trainer.max_steps
         every = (trainer.log_every_n_steps, *self.saves)  # type: ignore[attr-defined]
-        return is_last or any(steps and step % steps == 0 for steps in every)
+        if is_last_step(trainer) or any(steps and trainer.global_step % steps == 0 for steps in every):
+            self.read(trainer)
 
     def read(self, trainer: lightning.Trainer) -> None:
         """Write and report the rows of the steps since the last time. Raises Diverged, with the rows before written,
@@ -243,21 +228,23 @@ class LossLog(lightning.Callback):
         try:
             self.guard.settle()
         except Diverged as end:
-            self._write(trainer, [row for row in unread if row.start["step"] < end.step])
+            self._write(trainer, [row for row in unread if row["step"] < end.step])
             raise
         self._write(trainer, unread)
 
-    def _write(self, trainer: lightning.Trainer, unread: list["UnreadRow"]) -> None:
-        if not unread:
-            return
-        numbers = iter(torch.cat([row.numbers for row in unread]).tolist())
+    def _write(self, trainer: lightning.Trainer, unread: list[dict[str, Any]]) -> None:
+        """Write and report rows; None for what is no number: JSON has no word for it."""
+        on_device = [value for row in unread for value in row.values() if isinstance(value, Tensor)]
+        read = torch.stack(on_device).tolist() if unread else []
+        numbers = iter([number if math.isfinite(number) else None for number in read])
         for row in unread:
-            whole = row.with_numbers(islice(numbers, len(row.names)))
+            whole = {name: next(numbers) if isinstance(value, Tensor) else value for name, value in row.items()}
+            progress = whole.pop("progress")
             self.rows.append(whole)
             if trainer.is_global_zero:
                 with self.path.open("a") as file:
                     file.write(json.dumps(whole) + "\n")
-                self.report(whole | {"progress": row.progress})
+                self.report(whole | {"progress": progress})
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -266,25 +253,6 @@ class LossLog(lightning.Callback):
         if isinstance(exception, UserError | KeyboardInterrupt):
             self._write(trainer, self._unread)
         self._unread = []
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnreadRow:
-    """A row of the loss log whose numbers lie on the device."""
-
-    start: dict[str, Any]
-    """Step and seconds."""
-    names: tuple[str, ...]
-    numbers: Float[Tensor, " names"]
-    words: dict[str, Any]
-    learning_rate: float
-    progress: float
-
-    def with_numbers(self, numbers: Iterable[float]) -> dict[str, Any]:
-        """Return the row; None for what is no number: JSON has no word for it."""
-        found = {name: value if math.isfinite(value) else None for name, value in zip(self.names, numbers, strict=True)}
-        norm = found.pop("gradient_norm")
-        return self.start | found | self.words | {"learning_rate": self.learning_rate, "gradient_norm": norm}
 
 
 def read_losses(path: Path) -> list[dict[str, Any]]:
@@ -336,9 +304,10 @@ class SavedStates(StepCallback):
             raise OlderState
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps
-        if is_last or trainer.global_step % self.every_steps == 0:
-            self._save(trainer)
+        if is_last_step(trainer) or trainer.global_step % self.every_steps == 0:
+            self.meter.exclude()
+            trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
+            self._delete_others(trainer)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -347,11 +316,6 @@ class SavedStates(StepCallback):
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io.teardown()  # a state may be on its way in the background
-        self._delete_others(trainer)
-
-    def _save(self, trainer: lightning.Trainer) -> None:
-        self.meter.exclude()
-        trainer.save_checkpoint(self.directory / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
         self._delete_others(trainer)
 
     def _delete_others(self, trainer: lightning.Trainer) -> None:

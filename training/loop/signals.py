@@ -15,7 +15,7 @@ from training.agreement import any_rank
 from training.data.datamodule import STOP_SIGNALS
 from training.model.optimizers import gradient_norm, skip_next_step
 from training.module import TextureModule
-from training.steps import StepCallback
+from training.steps import StepCallback, is_last_step
 
 SKIP_WINDOW = 1000
 """Steps over which the skip budget counts."""
@@ -65,21 +65,13 @@ class StopSignals(StepCallback):
             os.write(2, b"\nstopping at the end of this step, with its state saved; Ctrl-C again ends at once\n")
 
     def on_step(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        if trainer.should_stop or trainer.global_step >= trainer.max_steps:
+        if is_last_step(trainer):
             return  # it ends here anyway, and with a finished checkpoint
         if any_rank(self.received is not None):
             self.stopped_by = self.received or STOP_SIGNALS[0]
             trainer.should_stop = True
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        self._restore()
-
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

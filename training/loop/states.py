@@ -225,7 +225,8 @@ def load_state(path: Path, layout: Layout = lambda place: None) -> dict[str, Any
         first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         reason = str(first).strip().partition("\n")[0]
         raise UserError(
-            f"{path}: no trainer state of plain tensors ({reason}); delete it, or give another state, or another run.directory"
+            f"{path}: no trainer state of plain tensors ({reason}); delete it, or give another state or "
+            "another run.directory"
         ) from error
     return state
 

@@ -29,6 +29,7 @@ from training.data.mixture import ImageSizes
 from training.loop.callbacks import AveragedWeights
 from training.loop.checkpoints import CARD, card_entries, load_checkpoint, load_weights, read_card
 from training.loop.loggers import Curves
+from training.loop.signals import StopSignals
 from training.loop.snapshots import Snapshots
 from training.loop.states import sum_path
 from training.loop.throughput import Meter, Work
@@ -99,7 +100,7 @@ def test_the_best_are_those_with_the_lowest_loss(dataset: Path, run: Path, tmp_p
         (folder / CARD).write_text(json.dumps(card_entries(replace(card, steps=step, validation_loss=loss))))
     curves = Curves(cfg)
     meter = Meter(Work.of(cfg, ImageSizes(views=4, view_resolution=32, uv_resolution=64), torch.device("cpu")))
-    Snapshots(cfg.run, lambda step: card, AveragedWeights(), shown(cfg), curves, meter).delete_others()
+    Snapshots(cfg.run, lambda step: card, AveragedWeights(), StopSignals(), shown(cfg), curves, meter).delete_others()
     assert names(tmp_path) == ["step-00000004", "step-00000008", "step-00000010"]
 
 
