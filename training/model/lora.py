@@ -1,22 +1,43 @@
-"""LoRA of the view branch: merging it into the weights, and as files of its own for peft and diffusers."""
+"""LoRA of the view branch: its layers, merging it into the weights, and files of its own for peft and diffusers."""
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from schemas.errors import UserError
 from training.model.files import check_tensors, find_directory, read_config, read_tensors, replaced_directory, shapes
-from training.model.seqtex import SeqTexTransformer3DModel, lora_config
 
+LORA_TARGETS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
+"""Layers of the view branch that carry LoRA in the released weights (regular expression on module names)."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def lora_layers(model: SeqTexTransformer3DModel) -> list[Any]:
+def lora_config(rank: int, alpha: int) -> Any:
+    """peft's description of the released LoRA."""
+    from peft import LoraConfig  # seconds to import, and only LoRA models need it
+
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS, lora_dropout=0.0, bias="none")
+
+
+def add_lora(model: nn.Module, rank: int, alpha: int) -> None:
+    """Wrap the layers of LORA_TARGETS in peft's LoRA, with all parameters left trainable (the caller freezes)."""
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    inject_adapter_in_model(lora_config(rank, alpha), model, adapter_name="default")
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False  # autocast narrows what it reads; a wide copy would be made for it
+    model.requires_grad_(True)
+
+
+def lora_layers(model: ModelMixin) -> list[Any]:
     if not model.config["lora_rank"]:
         return []
     from peft.tuners.lora import LoraLayer  # seconds to import, and only LoRA models need it
@@ -24,21 +45,21 @@ def lora_layers(model: SeqTexTransformer3DModel) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def merge_lora(model: SeqTexTransformer3DModel) -> None:
+def merge_lora(model: ModelMixin) -> None:
     """Add each LoRA product to the weight below it, in place: faster sampling. The model cannot be saved meanwhile."""
     for layer in lora_layers(model):
         if not layer.merged:
             layer.merge()
 
 
-def unmerge_lora(model: SeqTexTransformer3DModel) -> None:
+def unmerge_lora(model: ModelMixin) -> None:
     """Undo `merge_lora` (up to rounding)."""
     for layer in lora_layers(model):
         if layer.merged:
             layer.unmerge()
 
 
-def check_unmerged(model: SeqTexTransformer3DModel) -> None:
+def check_unmerged(model: ModelMixin) -> None:
     if any(layer.merged for layer in lora_layers(model)):
         raise ValueError("LoRA is merged into the weights, so saving would count it twice; call unmerge_lora first")
 
@@ -57,7 +78,7 @@ def merged_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]
     return merged
 
 
-def save_lora(model: SeqTexTransformer3DModel, directory: str | os.PathLike[str]) -> None:
+def save_lora(model: ModelMixin, directory: str | os.PathLike[str]) -> None:
     """Write LoRA alone, in two layouts: as a peft adapter, which `peft.PeftModel.from_pretrained` puts onto a Wan
     transformer, and as `pytorch_lora_weights.safetensors`, which `WanPipeline.load_lora_weights` and the transformer's
     `load_lora_adapter` read, rank and alpha with it."""
@@ -82,7 +103,7 @@ def save_lora(model: SeqTexTransformer3DModel, directory: str | os.PathLike[str]
         )
 
 
-def load_lora(model: SeqTexTransformer3DModel, path: str | os.PathLike[str], subfolder: str = "") -> None:
+def load_lora(model: ModelMixin, path: str | os.PathLike[str], subfolder: str = "") -> None:
     """Put a peft adapter of the model's own rank, from a directory or the hub, in the place of its LoRA weights."""
     directory = find_directory(path, subfolder)
     config, tensors = read_config(directory, ADAPTER_CONFIG), read_tensors(directory, ADAPTER_WEIGHTS)

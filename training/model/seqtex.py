@@ -22,12 +22,11 @@ from training.model.block import Block, BranchInputs, GeometryAttention, UvBranc
 from training.model.files import HUB_OPTIONS, check_tensors, find_directory, read_architecture, read_shapes
 from training.model.files import shapes as shapes_of
 from training.model.layers import TimeTextEmbedding, modulated_norm
+from training.model.lora import add_lora
 from training.model.rope import Rope, joined, mean_points, rope_dims, rope_of_both, rope_of_grid, rope_of_points
 
 log = logging.getLogger(__name__)
 
-LORA_TARGETS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
-"""Layers of the view branch that carry LoRA in the released weights (regular expression on module names)."""
 Checkpointing = Literal["none", "selective", "full"]
 """What the backward pass computes again: nothing, all but the attention itself, or all of a block."""
 
@@ -122,7 +121,7 @@ class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self.scale_shift_table_uv = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self._init_weights()
         if lora_rank:
-            _add_lora(self, lora_rank, lora_alpha)
+            add_lora(self, lora_rank, lora_alpha)
 
     def _init_weights(self) -> None:
         """Wan's own initialisation; each geometry caster starts at zero, as the paper's."""
@@ -378,22 +377,3 @@ def _check_config(patch_size: tuple[int, ...] | list[int], head_dim: int, freq_d
         raise ValueError(f"qk_norm is {qk_norm!r}; only 'rms_norm_across_heads' exists")
     if freq_dim % 2 or head_dim % 2 or min(rope_dims(head_dim)) < 2:
         raise ValueError(f"freq_dim {freq_dim} and attention_head_dim {head_dim} must be even, the latter at least 6")
-
-
-def lora_config(rank: int, alpha: int) -> Any:
-    """peft's description of the released LoRA."""
-    from peft import LoraConfig  # seconds to import, and only LoRA models need it
-
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS, lora_dropout=0.0, bias="none")
-
-
-def _add_lora(model: nn.Module, rank: int, alpha: int) -> None:
-    """Wrap the layers of LORA_TARGETS in peft's LoRA, with all parameters left trainable (the caller freezes)."""
-    from peft import inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
-
-    inject_adapter_in_model(lora_config(rank, alpha), model, adapter_name="default")
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False  # autocast narrows what it reads; a wide copy would be made for it
-    model.requires_grad_(True)
