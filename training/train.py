@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import Strategy
 
 from schemas.errors import UserError
 from schemas.storage import refuse_links
-from training.arithmetic import ThreadChoice, arithmetic, attention, autocast_dtype, find_device
+from training.arithmetic import arithmetic, attention, autocast_dtype, find_device
 from training.config import TrainConfig
 from training.cost import Cost, estimate
 from training.data.datamodule import TextureDataModule
@@ -46,6 +46,7 @@ from training.loop.strategies import (
     memory_of,
     own_device,
 )
+from training.loop.threads import ThreadChoice
 from training.loop.throughput import Meter, Work
 from training.loop.validation import Pictures, Validation
 from training.model.init import with_architecture
@@ -99,8 +100,6 @@ class TrainResult:
     rate."""
     parameters: int
     seconds: float
-    is_main: bool
-    """Whether this is the process that speaks for all ranks."""
 
 
 def train(
@@ -191,7 +190,6 @@ def train_as_planned(
         losses=loss_log.rows or read_losses(loss_log.path),  # of earlier parts, where nothing was left to do
         parameters=sum(p.numel() for p in module.model.parameters()),
         seconds=clock.seconds,
-        is_main=trainer.is_global_zero,
     )
 
 

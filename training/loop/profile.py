@@ -7,8 +7,8 @@ import lightning
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from training.arithmetic import StepCallback
 from training.loop.throughput import Meter
+from training.steps import StepCallback
 
 FOLDER = "profile"
 """In a run's directory."""
