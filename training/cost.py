@@ -107,6 +107,13 @@ def count_tokens(
     return Tokens(frames=sizes.views + maps, mv=mv, uv=uv, text=TEXT_TOKENS[text_encoder])
 
 
+def tokens_by_task(cfg: TrainConfig, sizes: ImageSizes) -> dict[str, Tokens]:
+    """Count the tokens of a sample of each task that a run has."""
+    token, maps = codec_layout(cfg.latents.codec, cfg.latents.codec_path).token, len(cfg.model.maps)
+    names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
+    return {name: count_tokens(sizes, cfg.latents.text_encoder, TASKS[name].needs_uv, token, maps) for name in names}
+
+
 def block_products(cfg: ModelConfig, tokens: Tokens, first: bool) -> list[Product]:
     """Linear layers of one block. first: nothing before it trains, unless everything does."""
     dim, ffn, everything = cfg.num_attention_heads * cfg.attention_head_dim, cfg.ffn_dim, cfg.trained == "all"
@@ -265,12 +272,16 @@ class Cost:
         """Return how long the run takes at a speed of all devices together."""
         return self.total_flops / flops_per_second / 3600
 
-    def gpu_needed(self, policy: str, shards: int = 1) -> int | None:
-        """Memory in GB of the smallest common GPU that holds the run; with FSDP, weights, gradients and optimiser are
-        spread over so many GPUs (shards). None: smaller batches are needed."""
+    def bytes_needed(self, policy: str, shards: int = 1) -> int:
+        """Bytes that a GPU takes for its share of the batch; with FSDP, weights, gradients and optimiser are spread
+        over so many GPUs (shards)."""
         memory = self.memory[policy]
-        spread = (memory.fixed - memory.encoders) / shards
-        needed = spread + memory.encoders + self.batch_per_gpu * memory.activations_per_sample
+        fixed = (memory.fixed - memory.encoders) // shards + memory.encoders
+        return fixed + self.batch_per_gpu * memory.activations_per_sample
+
+    def gpu_needed(self, policy: str, shards: int = 1) -> int | None:
+        """Memory in GB of the smallest common GPU that holds the run. None: smaller batches are needed."""
+        needed = self.bytes_needed(policy, shards)
         return next((size for size in GPU_GB if size * 1e9 * USABLE >= needed), None)
 
     def largest_batch(self, policy: str, gpu_gb: int) -> int:
@@ -302,12 +313,9 @@ class Cost:
 
 def estimate(cfg: TrainConfig, sizes: ImageSizes) -> Cost:
     """The cost of a run on samples of these sizes."""
-    text, maps = cfg.latents.text_encoder, len(cfg.model.maps)
     layout = codec_layout(cfg.latents.codec, cfg.latents.codec_path)
-    tokens = count_tokens(sizes, text, token=layout.token, maps=maps)
-    names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
-    by_task = {name: count_tokens(sizes, text, TASKS[name].needs_uv, layout.token, maps) for name in names}
-    flops = {name: count_flops(cfg.model, counted) for name, counted in by_task.items()}
+    tokens = count_tokens(sizes, cfg.latents.text_encoder, token=layout.token, maps=len(cfg.model.maps))
+    flops = {name: count_flops(cfg.model, counted) for name, counted in tokens_by_task(cfg, sizes).items()}
     parameters, state = count_parameters(cfg.model), optimizer_bytes(cfg)
     return Cost(
         sizes=sizes,

@@ -98,11 +98,8 @@ def check_run(cfg: TrainConfig) -> None:
 
 
 def bytes_needed(cfg: TrainConfig, cost: Cost, name: str, ranks: int) -> int:
-    memory = cost.memory[cfg.model.activation_checkpointing]
-    fixed = memory.fixed
-    if name == "fsdp":
-        fixed = (memory.fixed - memory.encoders) // (cfg.run.shard_size or ranks) + memory.encoders
-    return fixed + cost.batch_per_gpu * memory.activations_per_sample
+    shards = (cfg.run.shard_size or ranks) if name == "fsdp" else 1
+    return cost.bytes_needed(cfg.model.activation_checkpointing, shards)
 
 
 def make_strategy(name: Name, device: torch.device, ranks: int, shard_size: int = 0) -> Strategy:

@@ -11,10 +11,8 @@ import lightning
 import torch
 
 from training.config import TrainConfig
-from training.cost import H100_TFLOPS, Flops, Tokens, count_flops, count_tokens
+from training.cost import H100_TFLOPS, Flops, Tokens, count_flops, tokens_by_task
 from training.data.mixture import ImageSizes
-from training.diffusion.encoders import codec_layout
-from training.diffusion.tasks import TASKS
 from training.steps import is_step_end
 
 WINDOW = 50
@@ -46,10 +44,7 @@ class Work:
 
     @classmethod
     def of(cls, cfg: TrainConfig, sizes: ImageSizes, device: torch.device) -> "Work":
-        text, token = cfg.latents.text_encoder, codec_layout(cfg.latents.codec, cfg.latents.codec_path).token
-        names = dict.fromkeys([*cfg.tasks.textured, *cfg.tasks.mv_only])
-        maps = len(cfg.model.maps)
-        tokens = {name: count_tokens(sizes, text, TASKS[name].needs_uv, token, maps) for name in names}
+        tokens = tokens_by_task(cfg, sizes)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         peak = peak_flops(name, cfg.run.precision)
         return cls(
