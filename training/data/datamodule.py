@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime, TextureSample
@@ -164,16 +164,6 @@ class BatchStream(Dataset[AnyBatch]):
                 kept.conditions[stored_name(name, branch, given, latents.mv.rgb.shape[2])] = image
 
 
-class CountFrom(Sampler[int]):
-    """start, start + 1, ... without end."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start)
-
-
 class ErrorsAsValues(Dataset[AnyBatch | UserError]):
     """A stream that returns its errors: DataLoader would bury a worker's message in its traceback."""
 
@@ -222,7 +212,7 @@ class BatchLoader:
         loader = DataLoader(
             ErrorsAsValues(self.stream),
             batch_size=None,
-            sampler=CountFrom(self.start()),
+            sampler=itertools.count(self.start()),
             num_workers=self.workers,
             worker_init_fn=ignore_stop_signals,
             pin_memory=torch.cuda.is_available(),

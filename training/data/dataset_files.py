@@ -102,22 +102,19 @@ class LocalFiles:
         """Open a recorded file. Raises ShardError naming it where it is missing or has other bytes."""
         path = self.folder / name
         with watched(path):
-            return self._opened(path, name, sha256, size)
-
-    def _opened(self, path: Path, name: str, sha256: str, size: int) -> BufferedReader:
-        try:
-            file = path.open("rb")
-        except OSError as error:
-            raise ShardError(f"{path}: its record names this file but it is missing ({error}); {REMEDY}") from error
-        stat = os.fstat(file.fileno())
-        state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if self._verified.get(name) != state:
-            if self._notes is None:
-                _require(file, str(path), sha256, size)
-            else:
-                self._notes.require(file, path, sha256, size)
-            self._verified[name] = state
-        return file
+            try:
+                file = path.open("rb")
+            except OSError as error:
+                raise ShardError(f"{path}: its record names this file but it is missing ({error}); {REMEDY}") from error
+            stat = os.fstat(file.fileno())
+            state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if self._verified.get(name) != state:
+                if self._notes is None:
+                    _require(file, str(path), sha256, size)
+                else:
+                    self._notes.require(file, path, sha256, size)
+                self._verified[name] = state
+            return file
 
     def read(self, name: str) -> bytes:
         """Read a small file. Raises FileNotFoundError."""

@@ -85,22 +85,13 @@ class LatentHeader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LatentShard:
+class LatentShard(ShardRecord):
     """A tar of latents as recorded."""
 
-    name: str
-    regime: Regime
     source_sha256: str
     """Hash of the shard that it was made from."""
-    sha256: str
-    bytes: int
-    count: int
     shapes: dict[str, list[int]]
     """Shape of each tensor of a sample."""
-
-    def record(self) -> ShardRecord:
-        """Return the record that a reader needs."""
-        return ShardRecord(name=self.name, regime=self.regime, sha256=self.sha256, bytes=self.bytes, count=self.count)
 
 
 def codec_header(codec: LatentCodec, dtype: str = "bfloat16") -> LatentHeader:
@@ -186,16 +177,12 @@ def find_latents(
             f"{place}: view_hint is False, this run has True; {redo} with --view_hint, which encodes all anew, or set "
             "model.view_hint false"
         )
-    if missing := [name for name in codec.condition_images if name not in header.condition_images]:
-        raise UserError(
-            f"{place}: has no condition image {', '.join(missing)}; {redo} with --condition_images, which encodes all "
-            "anew, or train from images"
-        )
-    if missing := [name for name in codec.maps if name not in header.maps]:
-        raise UserError(
-            f"{place}: has no map {', '.join(missing)}; {redo} with --maps, which encodes all anew, or train from "
-            "images"
-        )
+    for what, option in (("condition image", "condition_images"), ("map", "maps")):
+        if missing := [name for name in getattr(codec, option) if name not in getattr(header, option)]:
+            raise UserError(
+                f"{place}: has no {what} {', '.join(missing)}; {redo} with --{option}, which encodes all anew, or "
+                "train from images"
+            )
     for source in sources:
         if source.name not in shards:
             raise UserError(f"{place}: the dataset has new shards, {source.name} is not in it; {again}")

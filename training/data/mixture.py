@@ -200,7 +200,7 @@ class _Opened:
 
     folder: str
     """Folder of its shards."""
-    shards: dict[Regime, tuple[ShardRecord, ...]]
+    shards: Mapping[Regime, tuple[ShardRecord, ...]]
     decode: Callable[[Mapping[str, bytes]], Any]
     sizes: dict[str, Any]
     """Recorded sizes, which must be equal for samples to share a batch."""
@@ -249,7 +249,7 @@ def _open(files: DatasetFiles, cfg: DataConfig, codec: LatentHeader | None, maps
     if codec is None:
         raise ValueError("data.latents needs a codec")
     header, made = find_latents(files, codec, [shard for group in by_regime.values() for shard in group])
-    shards = {regime: tuple(made[shard.name].record() for shard in group) for regime, group in by_regime.items()}
+    shards = {regime: tuple(made[shard.name] for shard in group) for regime, group in by_regime.items()}
     shapes = {name: shape for shard in made.values() for name, shape in shard.shapes.items()}
     text = {"text": (header.text_encoder, header.text_dim, header.text_length)}
     stored = LatentDecoder(header, read_empty_text(files, header), cfg.draw_posterior, codec.images, maps)

@@ -28,12 +28,16 @@ WANDB_ID = "wandb_id.txt"
 
 def make_logger(cfg: TrainConfig, first_step: int) -> Logger:
     """Make the logger of a run that begins with this step; rank 0 alone has one that shows something. TensorBoard hides
-    what an earlier process wrote from that step on."""
+    what an earlier process wrote from that step on. Raises UsageError without the package wandb where it is asked for,
+    since we never install it."""
     directory = cfg.run.directory
     if cfg.run.logger == "tensorboard":
         return TensorBoardLogger(directory, TENSORBOARD, version="", purge_step=first_step)
     if cfg.run.logger == "wandb":
-        require_wandb()
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise UsageError("run.logger wandb: it is not installed; pip install wandb, or leave it out") from error
         return WandbLogger(
             project="seqtex", name=directory.name, save_dir=directory, id=wandb_id(directory), resume="allow",
             config=as_json(cfg),
@@ -47,14 +51,6 @@ def wandb_id(directory: Path) -> str:
     if not path.is_file():
         write_file(path, uuid4().hex[:8].encode())
     return path.read_text().strip()
-
-
-def require_wandb() -> None:
-    """Raise UsageError unless the package wandb, which we never install, is there."""
-    try:
-        import wandb  # noqa: F401
-    except ImportError as error:
-        raise UsageError("run.logger wandb: it is not installed; pip install wandb, or leave it out") from error
 
 
 def vertex_colors(mesh: UvMesh, texels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "n 3"]:
