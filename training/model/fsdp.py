@@ -70,15 +70,20 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return full
 
 
-def part_of_whole(full: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `gathered` for one tensor that every rank holds; of one that is sharded like it, this rank's
-    part."""
+def laid_out(full: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that every rank holds, sharded like another one, and on its device; one that is sharded already as
+    it is."""
     if isinstance(full, DTensor):
-        return full.to_local()
+        return full
     if not isinstance(like, DTensor):
         return full.to(like.device)
     full = full.to(like.device_mesh.device_type)
-    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None).to_local()
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def part_of_whole(full: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `gathered` for one tensor: this rank's part of `laid_out`."""
+    return local(laid_out(full, like))
 
 
 def check_whole(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -111,11 +116,7 @@ def load_whole_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def spread(value: Any, like: Tensor) -> Any:
-        is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
-        if not isinstance(like, DTensor) or not is_whole or value.shape != like.shape:
-            return value
-        full = value.to(like.device_mesh.device_type)
-        return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
+        return laid_out(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
 
     sharded = {
         number: {name: spread(value, parameters[number]) for name, value in entries.items()}
