@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
 from tests.support.small_dataset import write_dataset
 from tests.training.test_training import small_config
@@ -27,6 +29,18 @@ def test_the_steps_that_are_named_are_recorded(tmp_path: Path) -> None:
     names = [event["name"] for event in events]
     assert sum(name.startswith("Optimizer.step#MuonAdamW") for name in names) == 2
     assert "aten::linear" in names and any("Backward" in name for name in names)
+
+
+def test_a_recording_ends_with_a_run_that_fails(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", [[("t0", Regime.TEXTURED), ("t1", Regime.TEXTURED)]])
+
+    def fail(row: dict[str, Any]) -> None:
+        assert torch.autograd._profiler_enabled()
+        raise UserError("enough")
+
+    with pytest.raises(UserError, match="enough"):
+        train(small_config(tmp_path / "data", tmp_path / "run", max_steps=4, profile_steps="1:3"), fail)
+    assert not torch.autograd._profiler_enabled()
 
 
 @pytest.mark.parametrize("steps", ["10", "3:2", "0:1", "a:b", "1:500", "1:2:3"])
