@@ -78,9 +78,7 @@ class BatchStream(Dataset[AnyBatch]):
         self.cfg = cfg
         self.seed = seed
         self.budget = SkipBudget(cfg.skip_budget)
-        header = None
-        if cfg.latents and codec:
-            header = replace(codec_header(codec).with_images(images), maps=maps)
+        header = codec_header(codec, images=images, maps=maps) if cfg.latents and codec else None
         self.sources = open_sources(cfg, seed, header, self.budget, maps)
         missing = [regime for regime in Regime if regime not in self.sources]
         ratio = {Regime.MV_ONLY: 0.0, Regime.TEXTURED: 1.0}[missing[0]] if missing else cfg.mv_only_ratio

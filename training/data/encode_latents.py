@@ -35,7 +35,7 @@ from training.data.mixture import shards_by_regime
 from training.data.shard_reader import ShardReader
 from training.diffusion.encoders import LatentCodec, TextEncoder
 from training.diffusion.latents import surface_points
-from training.maps import RELEASED_MAPS, check_maps
+from training.maps import RELEASED_MAPS
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -61,7 +61,7 @@ def make_encoders(
 ) -> Encoders:
     """Describe what encodes. images: also these condition images, for models that take them; those that follow the
     given views for each view and for all. maps: these UV maps, for models that generate them."""
-    header = replace(codec_header(codec, dtype).with_images(images), maps=check_maps(maps))
+    header = codec_header(codec, dtype, images, maps)
     if text_encoder is not None:
         length = text_encoder.encode([""]).shape[1]
         header = replace(header, text_encoder=text_encoder.name, text_dim=text_encoder.text_dim, text_length=length)

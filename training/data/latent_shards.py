@@ -73,11 +73,6 @@ class LatentHeader:
         """Return the names of all encoded condition images."""
         return (HINT.name,) * self.view_hint + self.condition_images
 
-    def with_images(self, names: Sequence[str]) -> "LatentHeader":
-        """Return the header with these condition images."""
-        others = tuple(name for name in dict.fromkeys(names) if name != HINT.name)
-        return replace(self, view_hint=HINT.name in names, condition_images=others)
-
     @property
     def folder(self) -> str:
         """Return the folder of the latents in their dataset."""
@@ -94,8 +89,10 @@ class LatentShard(ShardRecord):
     """Shape of each tensor of a sample."""
 
 
-def codec_header(codec: LatentCodec, dtype: str = "bfloat16") -> LatentHeader:
-    """Describe a codec, without text encoder and view hints."""
+def codec_header(
+    codec: LatentCodec, dtype: str = "bfloat16", images: Sequence[str] = (), maps: Sequence[str] = RELEASED_MAPS
+) -> LatentHeader:
+    """Describe a codec, without text encoder, and the condition images and UV maps that it encodes, by name."""
     digest = hashlib.sha256()
     if isinstance(codec, WanCodec):
         for name, tensor in sorted(codec.vae.state_dict().items()):
@@ -113,6 +110,9 @@ def codec_header(codec: LatentCodec, dtype: str = "bfloat16") -> LatentHeader:
         channels=codec.channels,
         downscale=codec.downscale,
         dtype=dtype,
+        view_hint=HINT.name in images,
+        condition_images=tuple(name for name in dict.fromkeys(images) if name != HINT.name),
+        maps=check_maps(maps),
     )
 
 
