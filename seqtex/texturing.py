@@ -31,7 +31,7 @@ from schemas.sample import Cameras
 from training.data.mixture import require_tokens
 from training.diffusion.latents import Extensions
 from training.diffusion.sampler import SamplerConfig, TexturingInput, sample
-from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
+from training.loop.checkpoints import Checkpoint, CheckpointCard, load_checkpoint
 
 UNWRAP_TIMEOUT_S = 600.0
 """Longer than in a build: here someone waits for one mesh."""
@@ -177,7 +177,7 @@ def for_textures(network: Checkpoint, uv_resolution: int | None) -> Checkpoint:
 
 def prepare_mesh(
     mesh: str | Path | UvMesh | Exportable,
-    card: Card,
+    card: CheckpointCard,
     *,
     pictures: Mapping[int, Picture] | None = None,
     prompt: str = "",
@@ -248,7 +248,7 @@ def upright(data: bytes, name: str) -> UInt8[np.ndarray, "height width _"]:
     return np.asarray(ImageOps.exif_transpose(image))
 
 
-def require_text_encoder(card: Card, prompt: str = "", guidance: float = 1.0) -> None:
+def require_text_encoder(card: CheckpointCard, prompt: str = "", guidance: float = 1.0) -> None:
     """Raise UsageError if a checkpoint without a text encoder is given a prompt or guidance, which it cannot follow."""
     if card.text_encoder != "none":
         return
@@ -261,7 +261,7 @@ def require_text_encoder(card: Card, prompt: str = "", guidance: float = 1.0) ->
         )
 
 
-def require_image_dropout(card: Card, image_guidance: float, has_images: bool = True) -> None:
+def require_image_dropout(card: CheckpointCard, image_guidance: float, has_images: bool = True) -> None:
     """Raise UsageError on image guidance that a checkpoint cannot follow, or without an image."""
     if image_guidance == 1.0:
         return

@@ -30,7 +30,7 @@ from training.data.mixture import (
 )
 from training.diffusion.encoders import LatentCodec, check_channels, codec_layout
 from training.loop.callbacks import AveragedWeights, Clock, LossLog, OlderState, SavedStates, read_losses
-from training.loop.checkpoints import CARD, Card, latent_statistics, read_card
+from training.loop.checkpoints import CARD, CheckpointCard, latent_statistics, read_card
 from training.loop.loggers import Curves
 from training.loop.profile import Profile
 from training.loop.run_directory import RunLock
@@ -110,7 +110,7 @@ def train(
 ) -> TrainResult:
     """Runs to the step or time limit, resuming what is in `run.directory`. `report` gets each step's row of the loss
     log with the share of the run that is done as `progress`, and the figures of `Meter`. `validation`: what is textured
-    every `validation.every` steps. `plan`: what `plan_run(cfg)` said, where the caller has asked.
+    every `validation.every` steps. `plan`: the result of `plan_run(cfg)`, if it is there already.
 
     Raises:
         UsageError: options contradict each other.
@@ -269,9 +269,9 @@ def make_trainer(cfg: TrainConfig, strategy: Strategy, callbacks: list[lightning
     return trainer
 
 
-def make_card(cfg: TrainConfig, codec: LatentCodec, sizes: ImageSizes, steps: int) -> Card:
+def make_card(cfg: TrainConfig, codec: LatentCodec, sizes: ImageSizes, steps: int) -> CheckpointCard:
     mean, std = latent_statistics(codec)
-    return Card(
+    return CheckpointCard(
         preset=cfg.preset,
         codec=cfg.latents.codec,
         codec_path=cfg.latents.codec_path,

@@ -28,7 +28,7 @@ from seqtex.texturing import (
 )
 from training.arithmetic import find_device
 from training.diffusion.sampler import SamplerConfig
-from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
+from training.loop.checkpoints import Checkpoint, CheckpointCard, load_checkpoint
 from training.maps import map_psnr
 from training.metrics.distribution import Interval, bootstrap, frechet_distance, pooled
 from training.metrics.features import ImageFeatures, load_features
@@ -164,7 +164,7 @@ def given_views(sample: TextureSample, task: str, lit: bool) -> UInt8[np.ndarray
     return pictures[: GIVEN[task]]
 
 
-def check_size(sample: TextureSample, card: Card) -> None:
+def check_size(sample: TextureSample, card: CheckpointCard) -> None:
     """Raise UserError if a sample does not have the sizes of the checkpoint."""
     assert sample.uv is not None
     found = (len(sample.views.mask), sample.views.mask.shape[1], len(sample.uv.mask))

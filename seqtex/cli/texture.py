@@ -25,7 +25,7 @@ from seqtex.texturing import (
 )
 from training.arithmetic import autocast_dtype, find_device
 from training.diffusion.sampler import SamplerConfig
-from training.loop.checkpoints import Card, Checkpoint, load_checkpoint
+from training.loop.checkpoints import Checkpoint, CheckpointCard, load_checkpoint
 
 VIEW_FILE = "view_{}.png"
 """Name of a view image in a folder, read and written; views count from 0."""
@@ -187,7 +187,7 @@ def read_batch(path: Path) -> list[Item]:
     return items
 
 
-def prepare(item: Item, card: Card, max_unwrap_faces: int, up_axis: UpAxis) -> PreparedMesh:
+def prepare(item: Item, card: CheckpointCard, max_unwrap_faces: int, up_axis: UpAxis) -> PreparedMesh:
     """Read the mesh and the pictures of an item. Raises UserError naming what is wrong."""
     pictures = {} if item.image is None else {item.view: item.image}
     if item.images is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from schemas.sample import TextureSample
 from training.data.batch import encode_batch, to_model
 from training.diffusion.encoders import DctCodec
-from training.loop.checkpoints import Card, latent_statistics, save_checkpoint
+from training.loop.checkpoints import CheckpointCard, latent_statistics, save_checkpoint
 from training.maps import RELEASED_MAPS
 from training.model.seqtex import SeqTexTransformer3DModel
 
@@ -34,7 +34,7 @@ def write_checkpoint(
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     mean, std = latent_statistics(DctCodec())
-    card = Card(
+    card = CheckpointCard(
         preset="test", codec="dct", views=4, view_resolution=VIEW, uv_resolution=UV, shift=5.0, steps=0,
         latent_mean=mean, latent_std=std, text_encoder=text_encoder, image_dropout=image_dropout,
     )  # fmt: skip

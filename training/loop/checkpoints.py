@@ -37,8 +37,8 @@ AVERAGE = "AveragedWeights"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """`seqtex.json`: what sampling must know beside the weights."""
+class CheckpointCard:
+    """The content of `seqtex.json`: what sampling must know beside the weights. (Not the card of a dataset.)"""
 
     preset: str
     codec: str
@@ -70,7 +70,7 @@ class Card:
     """By file of weights; empty in checkpoints of earlier versions."""
 
 
-RELEASED_CARD = Card(
+RELEASED_CARD = CheckpointCard(
     preset="released",
     codec="wan",
     codec_path=WAN21_1P3B.hub,
@@ -92,10 +92,10 @@ class Checkpoint:
     model: SeqTexTransformer3DModel
     codec: LatentCodec
     text_encoder: TextEncoder
-    card: Card
+    card: CheckpointCard
 
 
-def save_checkpoint(directory: Path, model: SeqTexTransformer3DModel, card: Card) -> None:
+def save_checkpoint(directory: Path, model: SeqTexTransformer3DModel, card: CheckpointCard) -> None:
     """Write a checkpoint, whole or not at all; an earlier one of that name is replaced."""
     with replaced_directory(directory) as fresh:
         write_model(model, fresh)
@@ -130,7 +130,7 @@ def load_checkpoint(
     return Checkpoint(model=model, codec=codec, text_encoder=text_encoder, card=card)
 
 
-def check_weights(directory: Path, card: Card | None) -> None:
+def check_weights(directory: Path, card: CheckpointCard | None) -> None:
     """Raise UserError naming a file of weights that is not as it was written."""
     for name, digest in (card.weights_sha256 if card else {}).items():
         file = directory / Path(name).name
@@ -164,7 +164,7 @@ def model_of_state(path: Path, state: Mapping[str, Any]) -> SeqTexTransformer3DM
 
 def load_weights(
     path: str | Path, dtype: torch.dtype = torch.float32, *, with_card: bool
-) -> tuple[SeqTexTransformer3DModel, Card | None]:
+) -> tuple[SeqTexTransformer3DModel, CheckpointCard | None]:
     """Load a model, and with_card its card, without which it cannot be sampled.
 
     path: a checkpoint, a directory or hub repository of weights, or a trainer state. Raises UserError as
@@ -186,7 +186,7 @@ def load_weights(
     return model.filled(model.state_dict(), dtype), card
 
 
-def read_card(directory: Path) -> Card:
+def read_card(directory: Path) -> CheckpointCard:
     path = directory / CARD
     if not path.is_file() and is_released(directory):
         return RELEASED_CARD
@@ -201,16 +201,16 @@ def read_card(directory: Path) -> Card:
         raise UserError(f"{path}: damaged ({error}); train again or restore the file") from error
 
 
-def card_entries(card: Card) -> dict[str, Any]:
+def card_entries(card: CheckpointCard) -> dict[str, Any]:
     """Return the entries of a card that is written now."""
     return asdict(card) | {"code_version": code_version()}
 
 
-def card_of(entries: Any, path: Path) -> Card:
+def card_of(entries: Any, path: Path) -> CheckpointCard:
     """Make a card from its entries. Raises UserError naming the file if they are none."""
     try:
         lists = {name: tuple(entries[name]) for name in ("latent_mean", "latent_std")}
-        return Card(**(entries | lists))
+        return CheckpointCard(**(entries | lists))
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error}); train again or restore the file") from error
 

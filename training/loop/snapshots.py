@@ -13,7 +13,7 @@ import lightning
 
 from training.config import RunConfig
 from training.loop.callbacks import AveragedWeights
-from training.loop.checkpoints import CARD, CARD_ENTRY, Card, card_entries, read_card, save_checkpoint
+from training.loop.checkpoints import CARD, CARD_ENTRY, CheckpointCard, card_entries, read_card, save_checkpoint
 from training.loop.loggers import Curves
 from training.loop.signals import StopSignals
 from training.loop.throughput import Meter
@@ -37,7 +37,7 @@ class Snapshots(StepCallback):
     def __init__(
         self,
         cfg: RunConfig,
-        card_at: Callable[[int], Card],
+        card_at: Callable[[int], CheckpointCard],
         average: AveragedWeights,
         signals: StopSignals,
         validation: Validation | None,
