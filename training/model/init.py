@@ -151,7 +151,7 @@ def make_model(cfg: ModelConfig, seed: int, *, empty: bool = False) -> SeqTexTra
     """The model at the start of training, with the parameters that train marked. From scratch, `seed` draws it. empty:
     on the meta device, of which no file of weights is opened."""
     if empty:
-        model = SeqTexTransformer3DModel.empty(full_architecture(cfg))
+        model = empty_model(cfg)
     elif cfg.start == "scratch":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -189,20 +189,14 @@ def make_model(cfg: ModelConfig, seed: int, *, empty: bool = False) -> SeqTexTra
     return model.train()
 
 
-def full_architecture(cfg: ModelConfig) -> dict[str, Any]:
-    """Arguments of `SeqTexTransformer3DModel` at the start of training, read from files of settings alone."""
-    if cfg.start == "scratch":
-        return cfg.architecture()
-    if cfg.start == "wan":
-        switches = (*LORA, "geometry_attention", "uv_branch", "rope_max_seq_len", "view_hint", "condition_channels")
-        found, own = dict(transformer_config(cfg.start_path)), cfg.architecture()
-        return found | {name: own[name] for name in switches}
-    found = read_architecture(find_directory(cfg.start_path))
-    channels = {**(found.get("condition_channels") or {}), **(cfg.condition_channels or {})}
-    return found | {
-        "view_hint": cfg.view_hint or found.get("view_hint", False),
-        "condition_channels": channels or None,
-    }
+def empty_model(cfg: ModelConfig) -> SeqTexTransformer3DModel:
+    """Make the model at the start of training on the meta device, from files of settings alone. cfg: as
+    `with_architecture` returns it."""
+    if cfg.start == "seqtex":
+        found = SeqTexTransformer3DModel.empty(read_architecture(find_directory(cfg.start_path)))
+        return found.with_inputs(cfg.view_hint, cfg.condition_channels or {}, cfg.further_maps)
+    others = transformer_config(cfg.start_path) if cfg.start == "wan" else {}
+    return SeqTexTransformer3DModel.empty({**others, **cfg.architecture()})
 
 
 def check_switches(model: SeqTexTransformer3DModel, cfg: ModelConfig) -> None:

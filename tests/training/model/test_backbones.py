@@ -18,6 +18,7 @@ from training.diffusion.encoders import WanCodec, codec_layout
 from training.model.backbones.find import KNOWN, vae_layout
 from training.model.backbones.wan import WAN21_1P3B, WAN21_14B, WAN22_5B
 from training.model.init import ModelConfig, make_model, with_architecture
+from training.model.weights import save_model
 from training.module import TextureModule
 
 WAN21_VAE = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
@@ -151,3 +152,19 @@ def test_two_experts_are_refused_by_name_with_the_reason(tmp_path):
     for refuse in (with_architecture, lambda cfg: make_model(cfg, 0)):
         with pytest.raises(UserError, match="two experts"):
             refuse(ModelConfig(start_path=str(tmp_path)))
+
+
+def test_ranks_without_weights_make_the_model_that_rank_0_loads(tmp_path):
+    pipeline(WAN21_1P3B, tmp_path / "wan")
+    wan = with_architecture(ModelConfig(start_path=str(tmp_path / "wan"), lora_rank=3))
+    save_model(make_model(wan, seed=0), tmp_path / "seqtex")
+    added = {"view_hint": True, "condition_images": ("mask",), "maps": ("base_color", "emissive")}
+    for start, path in (("wan", "wan"), ("seqtex", "seqtex"), ("scratch", "")):
+        cfg = with_architecture(replace(wan, start=start, start_path=str(tmp_path / path), **added))
+        empty, whole = make_model(cfg, 0, empty=True), make_model(cfg, 0)
+        described = [
+            {name: (tensor.shape, tensor.requires_grad) for name, tensor in model.named_parameters()}
+            for model in (empty, whole)
+        ]
+        assert described[0] == described[1] and all(parameter.is_meta for parameter in empty.parameters())
+        assert {"hint_patch_embedding.weight", "uv_map_embeddings.emissive"} < described[0].keys()
