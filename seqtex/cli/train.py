@@ -32,7 +32,7 @@ from training.train import RunPlan, plan_run
 from training.train import train as run_training
 
 NOTABLE = 1.5
-"""So many times the tokens that a preset is made for are worth a warning."""
+"""Multiple of the tokens that a preset is made for above which a warning is given."""
 TWO_CORES = 8e10
 """Operations per second that they reach in the training of `seqtex demo` (docs/benchmarks.md)."""
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1.0, ""))
