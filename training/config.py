@@ -55,7 +55,7 @@ class RunConfig:
     """Kept besides: so many with the lowest validation loss (none with `validation.every` 0)."""
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the model's matrix products (autocast); weights and everything else stay float32 (but see
+    """Precision of the model's matrix products (autocast); weights and everything else stay float32 (but see
     `model.frozen_dtype`). On a device without fast
     bfloat16 products, `bfloat16` means float32 too: `environment.json` says what was decided."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"

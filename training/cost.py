@@ -23,7 +23,7 @@ from training.model.weights import frozen_matrices, mark_trained
 
 TEXT_TOKENS = {"none": 1, "umt5": 512}
 TEXT_PARAMETERS = {"none": 0, "umt5": 5_680_910_336}
-"""Of the frozen text encoder, which shares the GPU with the VAE, both in float32."""
+"""Parameters of the frozen text encoder, which shares the GPU with the VAE, both in float32."""
 MFU = 0.4
 """Share of a GPU's peak that a run is reckoned to reach."""
 H100_TFLOPS = 989.0
@@ -55,7 +55,7 @@ class Product:
     outer: int
     weight_trains: bool
     input_trains: bool = True
-    """Whether a gradient flows on to the layer's input."""
+    """True if a gradient flows on to the layer's input."""
 
     @property
     def forward(self) -> int:
@@ -265,8 +265,8 @@ class Cost:
     """By checkpointing policy."""
     batch_per_gpu: int
     total_flops: float
-    """Of the whole run: `run.max_steps` batches, tasks and regimes by their shares; what activation checkpointing
-    repeats included."""
+    """Operations of the whole run: `run.max_steps` batches, tasks and regimes by their shares; what activation
+    checkpointing repeats included."""
 
     def hours(self, flops_per_second: float) -> float:
         """Return how long the run takes at a speed of all devices together."""

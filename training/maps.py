@@ -15,7 +15,7 @@ from schemas.sample import MaterialMaps, TextureSample, UvMaps
 BASE_COLOR = "base_color"
 """The map that every model generates, the first frame of its UV branch."""
 RELEASED_MAPS = (BASE_COLOR,)
-"""Those of the released model."""
+"""Maps of the released model."""
 Texels = UInt8[np.ndarray, "height width 3"]
 """A packed map, in image orientation."""
 

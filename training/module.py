@@ -74,14 +74,14 @@ class TextureModule(lightning.LightningModule):
         self._loaded: dict[str, Tensor] = {}
         """Frozen weights as they were loaded, in main memory, where the model has them narrow: for checkpoints."""
         self.autocast: torch.dtype | None = None
-        """Of the model's products, by the trainer's precision; None: that of the weights."""
+        """Type of the model's products, by the trainer's precision; None: that of the weights."""
         self.progress: Callable[[int], float] = self._progress_by_steps
         """Share of the run that is done after so many steps, which the learning rate decays with."""
         self.gradient_norm: Tensor | None = None
         """Norm of this step's gradients before they are clipped; 0 where they are skipped. A guard sets it first."""
         self._counts_anew = False
         self._logs = False
-        """Whether a trainer is there to log to."""
+        """True while a trainer is there to log to."""
 
     @classmethod
     def of(cls, cfg: TrainConfig, *, empty: bool = False) -> "TextureModule":

@@ -40,9 +40,9 @@ class Losses:
     """The loss of a batch and its parts, mean squared errors of the flow over generated frames."""
 
     loss: Float[Tensor, ""]
-    """What is minimised: the parts by their weights."""
+    """The number that is minimised: the parts by their weights."""
     mv: Float[Tensor, ""] | None
-    """Of the views; None: the task generates none."""
+    """Mean of the views; None: the task generates none."""
     uv: Float[Tensor, ""] | None
     """Mean of the UV maps; None: the task generates none."""
     maps: dict[str, Float[Tensor, ""]] = field(default_factory=dict)

@@ -86,7 +86,7 @@ def plan_run(cfg: TrainConfig, sizes: ImageSizes | None = None) -> RunPlan:
 
 
 MAX_ROLLBACKS = 3
-"""How often a run goes back to an older state before it gives up."""
+"""Times that a run goes back to an older state before it gives up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from training.agreement import any_rank, gather_if_any, mean_over_ranks
 
 
 def agreed(rank: int) -> list[object]:
-    """What a rank gets: rank 1 alone decides, and has something to say."""
+    """The results of a rank: rank 1 alone decides, and has something to say."""
     mean = mean_over_ranks(float(2 * rank + 1))
     return [
         mean,

@@ -1,4 +1,4 @@
-"""What a run says, refuses and takes over before its first step."""
+"""A run before its first step: its words, its refusals, and the options that it takes over."""
 
 import json
 from dataclasses import asdict, replace
@@ -174,8 +174,8 @@ def test_training_leaves_products_and_threads_as_they_were(dataset, tmp_path):
 
 
 def test_pictures_are_coded_in_full_precision(dataset, tmp_path):
-    """As in training and in `seqtex texture`, whatever the model computes in: the given view comes back as the codec
-    keeps it."""
+    """Full precision as in training and in `seqtex texture`, whatever the model computes in: the given view comes back
+    as the codec keeps it."""
     cfg = small_config(dataset, tmp_path, precision="bfloat16")
     module, stored, codec = TextureModule.of(cfg), small_sample("t0", Regime.TEXTURED, 0), DctCodec()
     module.autocast = torch.bfloat16

@@ -22,7 +22,7 @@ from training.module import TextureModule
 
 RANKS, STEPS = 2, 4
 HELD_OUT = 3
-"""Of each regime: no equal share for two ranks."""
+"""Samples of each regime: no equal share for two ranks."""
 QUIET: dict[str, Any] = {"enable_model_summary": False, "enable_progress_bar": False, "logger": False}
 
 

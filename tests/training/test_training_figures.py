@@ -1,4 +1,4 @@
-"""What is seen of a run while it trains, and what its optimiser and noise levels are made of."""
+"""The figures of a run while it trains, and the parts of its optimiser and noise levels."""
 
 import copy
 import json
@@ -78,7 +78,7 @@ def matrices() -> list[torch.nn.Parameter]:
 
 
 def test_matrices_of_one_shape_together_take_the_steps_of_torchs_muon(monkeypatch):
-    """Which is in bfloat16 everywhere."""
+    """torch's own is in bfloat16 everywhere."""
     monkeypatch.setattr("training.model.optimizers.fast_dtype", lambda device_type: torch.bfloat16)
     ours, torchs, begun = matrices(), matrices(), matrices()
     options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
@@ -145,7 +145,7 @@ def test_noise_levels_follow_the_distribution_that_was_asked_for():
 
 
 class Trainer(lightning.Trainer):
-    """As much of one as a `Meter` looks at: every second batch ends a step."""
+    """The part of a trainer that a `Meter` looks at: every second batch ends a step."""
 
     accumulate_grad_batches = 2
 

@@ -20,7 +20,7 @@ from training.model.backbones.find import layout_of, vae_layout
 from training.model.files import part_directory
 
 MIN_LOG_VARIANCE = -30.0
-"""Where diffusers clamps the log-variance of a posterior."""
+"""Bound at which diffusers clamps the log-variance of a posterior."""
 MAX_CACHED_PROMPTS = 4096
 PIXELS_AT_ONCE = 1024 * 1024
 """Pixels of the frames that a GPU encodes together."""

@@ -109,7 +109,7 @@ class FlowConfig:
     shift: float = SHIFT
     """Shift of the noise levels, in training and sampling (released code)."""
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
-    """How a sample's noise level is drawn before the shift: evenly, or mostly in the middle (Esser 2024)."""
+    """Distribution of a sample's noise level before the shift: evenly, or mostly in the middle (Esser 2024)."""
     logit_mean: float = 0.0
     """Mean of logit_normal: below 0 little noise, above 0 much."""
     logit_std: float = 1.0

@@ -30,7 +30,7 @@ class TexturingInput:
     """Geometry of one mesh, and what its texture should look like."""
 
     views: Surface
-    """What each view shows [views, h, w, 3]; views are square."""
+    """The surface in each view [views, h, w, 3]; views are square."""
     uv: Surface | None
     """The UV map [uv_h, uv_w, 3] in image orientation (row 0 is v = 1); None: only views are generated."""
     images: dict[int, UInt8[np.ndarray, "_ _ _"]] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Condition:
     """Everything that a batch is conditioned on, encoded."""
 
     branches: list[Float[Tensor, "batch channels _ _ _"]]
-    """What the model gets beside the noisy colours of the views and, if it is wanted, of the UV map."""
+    """The model's input beside the noisy colours of the views and, if it is wanted, of the UV map."""
     blind: list[Float[Tensor, "batch channels _ _ _"]]
     """The same without what follows the given views, for image guidance."""
     clean: Float[Tensor, "batch z views h w"]

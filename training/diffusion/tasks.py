@@ -30,8 +30,8 @@ class Task:
 
     name: str
     condition_views: int
-    """How many views are given, drawn at random; at most all of them (`MAX_VIEWS`: always all). The other views are
-    generated."""
+    """Number of views that are given, drawn at random; at most all of them (`MAX_VIEWS`: always all). The other views
+    are generated."""
     needs_uv: bool
     """The UV map is generated; False: the UV branch need not run."""
     draws_count: bool = False

@@ -36,7 +36,7 @@ class Clock(StepCallback):
         self._before = 0.0
         self._start: float | None = None
         self._first_start: float | None = None
-        """Of this process, whatever it rolls back to."""
+        """The start of this process, whatever it rolls back to."""
         self._agreed = 0.0
         """Seconds after the last step, the same on every rank."""
 
@@ -182,7 +182,7 @@ class LossLog(lightning.Callback):
         self.saves = saves
         self.rows: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}
-        """Of the batches of this step."""
+        """Losses of the batches of this step, added up."""
         self._unread: list[dict[str, Any]] = []
         """Rows whose numbers lie on the device, with the share of the run that is done as `progress`."""
         self._rate = 0.0

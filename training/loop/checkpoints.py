@@ -54,7 +54,7 @@ class CheckpointCard:
     uv_resolution: int | None
     """Texels; None where training saw no UV map."""
     shift: float
-    """Of the noise levels."""
+    """Shift of the noise levels."""
     image_dropout: float = 0.0
     """Share of samples that were trained without their given views, for image guidance."""
     latent_mean: tuple[float, ...] = ()
@@ -82,7 +82,7 @@ RELEASED_CARD = CheckpointCard(
     shift=SHIFT,
     steps=0,
 )
-"""What goes with the released weights."""
+"""The card that goes with the released weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 """In the run directory; holds the name of who trains there, or trained last."""
 PACKAGES = ("torch", "lightning", "numpy", "diffusers", "transformers", "peft", "safetensors", "webdataset", "pyarrow")
-"""Whose versions a run records."""
+"""Packages whose versions a run records."""
 
 
 class RunLock(lightning.Callback):

@@ -49,7 +49,7 @@ class StopSignals(StepCallback):
         self.received: int | None = None
         """By this process; the run goes on to the end of the batch."""
         self.stopped_by: int | None = None
-        """What the run was ended by, on every rank."""
+        """The signal that ended the run, on every rank."""
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

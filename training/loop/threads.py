@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 UNTIMED, TIMED = 2, 3
 """Steps before thread counts are compared, which are slow, and steps with each count."""
 SLOWED = 2.5
-"""So many times the duration that steps had, and threads wait for each other rather than work."""
+"""Multiple of the duration that steps had, from which on threads wait for each other rather than work."""
 TRIAL = UNTIMED + 2 * TIMED
 RECENT = 5
 """Steps whose median is compared with that."""
@@ -47,7 +47,7 @@ class ThreadChoice(StepCallback):
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._usual = 0.0
         self._start: float | None = None
-        """Of the step that is at work."""
+        """The start of the step that is at work."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.world_size > 1 or pl_module.device.type != "cpu" or self.most == 1:

@@ -40,7 +40,7 @@ class Work:
     tokens: dict[str, Tokens]
     flops: dict[str, Flops]
     peak: float | None
-    """Of all devices together, operations per second."""
+    """Operations per second of all devices together."""
 
     @classmethod
     def of(cls, cfg: TrainConfig, sizes: ImageSizes, device: torch.device) -> "Work":

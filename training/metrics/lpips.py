@@ -15,7 +15,7 @@ from schemas.errors import UserError
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
-"""Of colours in [-1, 1], before the backbone (lpips 0.1)."""
+"""Divisors of colours in [-1, 1], before the backbone (lpips 0.1)."""
 CHANNELS = (64, 192, 384, 256, 256)
 EPSILON = 1e-10
 SMALLEST = 32

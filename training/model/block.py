@@ -14,7 +14,7 @@ from training.model.layers import FeedForward, LayerNorm, RmsNorm, gated_add, mo
 from training.model.rope import Rope, rotate
 
 GeometryAttention = Literal["off", "mv", "mv_uv"]
-"""Which tokens' queries and keys carry the geometry embedding: none, the views', or all (released)."""
+"""Tokens whose queries and keys carry the geometry embedding: none, the views', or all (released)."""
 UvBranch = Literal["decoupled", "shared"]
 """UV tokens have weights of their own (released), or go through those of the views."""
 SMALL_SCORES = 2**19

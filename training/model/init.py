@@ -57,9 +57,9 @@ class ModelConfig:
     freq_dim: int = 256
     """Width of the timestep's sinusoidal embedding."""
     latent_channels: int = 16
-    """Of the codec: 16, or 48 of Wan2.2-TI2V-5B's."""
+    """Channels of the codec: 16, or 48 of Wan2.2-TI2V-5B's."""
     lora_rank: int = 128
-    """Of the view branch's adapters; 0: none (released code)."""
+    """Rank of the view branch's adapters; 0: none (released code)."""
     lora_alpha: int = 64
     """Released code."""
     start: Literal["scratch", "wan", "seqtex"] = "wan"
@@ -87,13 +87,13 @@ class ModelConfig:
     rope_max_seq_len: int = 1024
     """Longest side of a token grid, and most frames (Wan)."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again to save memory: nothing, a block except its attention, or all of it."""
+    """Parts that the backward pass computes again to save memory: none, a block except its attention, or all of it."""
     activation_checkpoint_every: int = 1
-    """Of so many successive blocks one is computed again."""
+    """Successive blocks of which one is computed again."""
     compile_blocks: bool = False
     """torch.compile for each block: faster steps after some minutes; needs a C++ compiler on a CPU."""
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of frozen matrices on the device that trains. `bfloat16` takes effect where products are made in it
+    """Type of frozen matrices on the device that trains. `bfloat16` takes effect where products are made in it
     (`run.precision`): the same losses in less memory. What trains stays float32; do not unfreeze weights later."""
 
     def __post_init__(self) -> None:

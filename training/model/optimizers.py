@@ -18,7 +18,7 @@ MUON_MOMENTUM = 0.95
 TOGETHER = 8
 """Matrices that Muon takes at once; more leave the caches of a processor (`python -m benchmarks.muon`)."""
 PARTS = ("LoRA", "UV branch", "geometry", "rest")
-"""What may have a learning rate of its own."""
+"""Parts of the model that may have learning rates of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +30,19 @@ class OptimizerConfig:
     lora_factor: float = 1.0
     """Learning rate of LoRA as a multiple of the others (ours)."""
     uv_factor: float = 1.0
-    """Of the UV branch."""
+    """The same of the UV branch."""
     geometry_factor: float = 1.0
-    """Of geometry embeddings and casters, and of view hint and condition images."""
+    """The same of geometry embeddings and casters, and of view hint and condition images."""
     muon_learning_rate: float | None = None
     """Peak for the matrices of the blocks, which Muon then optimises; None: AdamW everywhere (TEXGen)."""
     muon_iterations: int = 5
-    """Of its Newton-Schulz iteration (its authors'); with 3 a small model learns as well, in shorter steps."""
+    """Steps of its Newton-Schulz iteration (its authors'); with 3 a small model learns as well, in shorter steps."""
     eight_bit: bool = False
     """AdamW with its two moments in 8 bits: 6 bytes less per trained weight; needs the `eightbit` extra (torchao)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """TEXGen."""
     weight_decay: float = 0.05
-    """Of matrices (TEXGen); norms, biases, modulation tables and LoRA have none (ours)."""
+    """Decay of matrices (TEXGen); norms, biases, modulation tables and LoRA have none (ours)."""
     gradient_clip: float = 1.0
     """Largest gradient norm (TEXGen). `seqtex train` alone reads it; a trainer of yours takes `gradient_clip_val`."""
     skip_budget: int = 10
@@ -53,7 +53,7 @@ class OptimizerConfig:
     final_share: float = 1.0
     """Learning rate at the end of the run as a share of the peak, reached along a cosine; 1: constant (ours)."""
     ema_decay: float = 0.9999
-    """Of the averaged weights that are sampled and saved (TEXGen). `seqtex train` alone; a trainer of yours takes
+    """Decay of the averaged weights that are sampled and saved (TEXGen). `seqtex train` alone; a trainer of yours takes
     `AveragedWeights`."""
 
     def __post_init__(self) -> None:

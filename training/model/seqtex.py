@@ -28,7 +28,7 @@ from training.model.rope import Rope, joined, mean_points, rope_dims, rope_of_bo
 log = logging.getLogger(__name__)
 
 Checkpointing = Literal["none", "selective", "full"]
-"""What the backward pass computes again: nothing, all but the attention itself, or all of a block."""
+"""Parts that the backward pass computes again: none, all but the attention itself, or all of a block."""
 
 
 class SeqTexTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]

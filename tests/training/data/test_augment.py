@@ -1,4 +1,4 @@
-"""What is drawn for a sample is the same for all its images, on every rank, and reaches nothing that is generated."""
+"""Augmentations of a sample are the same for all its images, on every rank, and reach nothing that is generated."""
 
 from dataclasses import replace
 from pathlib import Path

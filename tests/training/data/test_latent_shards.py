@@ -109,7 +109,7 @@ def test_latent_shards_have_the_bytes_of_image_shards_tars(dataset: Path) -> Non
 
 @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(rotate_views=0.7)])
 def test_view_hints_are_the_same_from_images_from_memory_and_stored(dataset: Path, augment: AugmentConfig) -> None:
-    """Of the views that the training step gives, in its own order."""
+    """Hints of the views that the training step gives, in its own order."""
     codec, tasks, seed = DctCodec(), TaskConfig(), 1
     encode_dataset(LocalFiles(dataset), dct(images=("hint",)))
     pixels, stored = config(dataset, augment=augment), config(dataset, augment=augment, latents=True)

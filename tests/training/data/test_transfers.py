@@ -21,7 +21,7 @@ from training.diffusion.latents import stack
 
 
 def stored(seed: int) -> TextureSample:
-    """As it comes out of a shard."""
+    """A sample as it comes out of a shard."""
     return decode(encode(small_sample("a", Regime.TEXTURED, seed)))
 
 

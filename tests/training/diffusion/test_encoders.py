@@ -170,7 +170,7 @@ def test_wan_codec_encodes_each_frame_alone_as_the_vae_does(vae_dir):
 
 
 def test_a_gpu_encodes_several_frames_at_once(vae_dir, monkeypatch):
-    """Of views of 512^2 four, as many as take the memory of one UV map; a CPU one, to the same result."""
+    """Four views of 512^2, as many as take the memory of one UV map; a CPU one, to the same result."""
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert [frames_at_once(gpu, side * side) for side in (256, 512, 1024, 2048)] == [16, 4, 1, 1]
     assert frames_at_once(cpu, 256 * 256) == 1

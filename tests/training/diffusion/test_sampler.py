@@ -42,7 +42,7 @@ def latents(stored: TextureSample) -> LatentBatch:
 
 
 class TrueFlow:
-    """What a perfect model says: the velocity that leads from what it is given to the one right answer."""
+    """The flow of a perfect model: the velocity that leads from what it is given to the one right answer."""
 
     def __init__(self, latents: LatentBatch) -> None:
         self.latents = latents

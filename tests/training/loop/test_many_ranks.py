@@ -189,7 +189,7 @@ def test_groups_of_shards_and_all_ranks_train_as_one_process_does(alone, togethe
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_rank_0_alone_reads_the_weights_and_verifies_the_states(together):
-    """Those of the other ranks' folder are not there."""
+    """The folder of the other ranks has no weights."""
     runs, ranks = together
     assert not list((runs / "settings").glob("*.safetensors"))
     assert [rank["hashed"] for rank in ranks] == [["step-00000004.ckpt", "step-00000002.ckpt"], [], [], []]

@@ -43,7 +43,7 @@ scenarios(Path(sys.argv[1]), Path(sys.argv[2]))
 
 
 def highest(device_type: str) -> str:
-    """Of float32 layers, so that sums in another order stay close."""
+    """The precision of float32 layers with which sums in another order stay close."""
     return "highest"
 
 
@@ -90,7 +90,7 @@ def recorded(cfg: TrainConfig, stop_at: int = 0, broken: int | None = None) -> l
 
 
 def scenarios(dataset: Path, runs: Path) -> None:
-    """What each of the two ranks does. Blocks are compiled without a compiler of the machine's code."""
+    """The work of each of the two ranks. Blocks are compiled without a compiler of the machine's code."""
     from torch._dynamo.utils import counters
 
     rank = os.environ["LOCAL_RANK"]
@@ -210,7 +210,7 @@ def test_a_state_of_two_ranks_goes_on_with_two_or_one(alone, together, dataset, 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_compiled_blocks_train_alike_on_two_ranks(together, dataset, tmp_path, name):
-    """As preset `full` does it: bfloat16, blocks compiled and computed again. Equal to within bfloat16's rounding, by
+    """The way of preset `full`: bfloat16, blocks compiled and computed again. Equal to within bfloat16's rounding, by
     one graph for all blocks where there is a UV map and one where there is none."""
     runs, ranks = together
     train(config(dataset, tmp_path, precision="bfloat16", max_steps=3))

@@ -1,4 +1,4 @@
-"""Which samples a run textures while it trains: readable ones of its own data, or of the dataset that it was named."""
+"""The samples that a run textures as it trains: readable ones of its own data, or of the dataset that it was named."""
 
 from dataclasses import replace
 from pathlib import Path

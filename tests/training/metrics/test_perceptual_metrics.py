@@ -34,7 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def first_feature(value: int) -> float:
-    """Of a plain picture, after scaling to length 1."""
+    """The first feature of a plain picture, after scaling to length 1."""
     red = max(0.0, (value / 127.5 - 1 - SHIFT[0]) / SCALE[0])
     return red / (red**2 + 1) ** 0.5
 

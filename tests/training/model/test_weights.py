@@ -487,7 +487,7 @@ def test_the_weights_command(tmp_path, capsys, lora):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as a download needs; the repository owner/model is the server's `folder`."""
+    """The part of the hub's protocol that a download needs; the repository owner/model is the server's `folder`."""
 
     def do_HEAD(self):
         self.answer(body=False)

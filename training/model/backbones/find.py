@@ -13,7 +13,7 @@ from training.model.files import find_directory, part_directory, read_config, re
 KNOWN = {each.hub: each for each in (WAN21_1P3B, WAN21_14B, WAN22_5B, WAN22_A14B, WAN22_I2V_A14B)}
 FOLDER = "transformer"
 SECOND_FOLDER = "transformer_2"
-"""Of pipelines with two experts."""
+"""The second transformer of pipelines with two experts."""
 FIXED = {"patch_size": (1, PATCH, PATCH), "image_dim": None, "added_kv_proj_dim": None}
 """Settings that weights must have: one frame a patch, no images beside the text."""
 

@@ -4,7 +4,7 @@ experts are refused."""
 from training.model.backbones.backbone import Backbone, LatentLayout
 
 WAN21_VAE = LatentLayout(channels=16, downscale=8, parameters=126_892_531)
-"""Of Wan2.1, and of Wan2.2's large models."""
+"""The VAE of Wan2.1, and of Wan2.2's large models."""
 
 WAN21_1P3B = Backbone(
     hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
@@ -20,7 +20,7 @@ WAN21_1P3B = Backbone(
         "out_channels": WAN21_VAE.channels,
     },
 )
-"""What the released SeqTex weights were trained from."""
+"""The backbone that the released SeqTex weights were trained from."""
 
 WAN21_14B = Backbone(
     hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
