@@ -39,7 +39,8 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "geometry.kernels.color": (
         ("pixel_rows", "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], i8, f8[::1], f4[:,:,::1]"),
-        ("color_rows", "surface, i4[:,::1], f4[:,:,::1], f4[:,::1], b1, f8[::1], f4[:,:,::1]"),
+        ("color_rows", "surface, i4[:,::1], f4[:,:,::1], f4[:,::1], f8[::1], f4[:,:,::1]"),
+        ("point_rows", "surface, i4[:,::1], f4[:,:,::1], f8[::1], f8[::1], u8[::1], f4[::1], f4[:,:,::1]"),
     ),
     "pipeline.unwrap.kernels.stitch": (
         (
