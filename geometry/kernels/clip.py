@@ -63,13 +63,12 @@ def plane_distance(plane: int, polygon: np.ndarray, corner: int, guard_x: float,
 
 @njit(**BORROWING)
 def snap_vertices(
-    clip: np.ndarray, height: int, width: int, snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray,
-    first: int, last: int,
-) -> None:  # fmt: skip
-    """Fixed-point position, depth and outcode of vertices `first:last`: clip [v, 4] -> snapped [v, 2], depths [v],
+    clip: np.ndarray, height: int, width: int, snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray
+) -> None:
+    """Fixed-point position, depth and outcode of vertices: clip [v, 4] -> snapped [v, 2], depths [v],
     outcode [v]; the depth of what is clipped away is that of the nearest. Without branches, for vector instructions."""
     guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
-    for vertex in range(first, last):
+    for vertex in range(clip.shape[0]):
         x, y = np.float64(clip[vertex, 0]), np.float64(clip[vertex, 1])
         z, w = np.float64(clip[vertex, 2]), np.float64(clip[vertex, 3])
         code = OUT_NEAR * np.int32((z + w < 0.0) | (w <= 0.0))

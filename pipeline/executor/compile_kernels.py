@@ -73,7 +73,7 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "geometry.kernels.clip": (
         ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
-        ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], f4[::1], u1[::1], i8, i8"),
+        ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], f4[::1], u1[::1]"),
     ),
     "pipeline.unwrap.kernels.chart": (
         ("connected_pieces", "i8[::1], i8[::1]"),
