@@ -276,12 +276,11 @@ def draw_covered(
     """
     shown, collected = np.int64(0), np.int64(0)
     for entry in range(count):
-        covered, turned = lanes[entry + 6 * QUEUE], lanes[entry + 9 * QUEUE]
-        lanes[shown] = entry
-        shown += np.int64((covered != 0) & ((covered < 0) | (turned != 0) | (not single_sided[start + entry])))
+        lanes[np.uint32(shown)] = entry
+        shown += np.int64(lanes[entry + 6 * QUEUE] != 0)
     for which in range(shown):
-        entry = lanes[which]
-        covered, side = lanes[entry + 6 * QUEUE], 2 * (start + entry) + lanes[entry + 9 * QUEUE]
+        entry = np.uint32(lanes[which])
+        covered, side = lanes[entry + 6 * QUEUE], np.int64(2 * (start + entry) + lanes[entry + 9 * QUEUE])
         if covered < 0:
             draw_face(
                 start + entry, fixed, polygon, spare, clip, faces, single_sided, snapped, depths, outcode, row_first,
@@ -401,7 +400,7 @@ def rasterize_rows(
     for start in range(0, faces.shape[0], QUEUE):
         count = min(QUEUE, faces.shape[0] - start)
         load_corners(faces, start, start + count, snapped, lanes)
-        cover_small(lanes, count, out_side.shape[1], row_first, row_last)
+        cover_small(lanes, count, single_sided, start, out_side.shape[1], row_first, row_last)
         draw_covered(
             lanes, start, count, fixed, polygon, spare, fragments, here, clip, faces, single_sided, snapped, depths,
             outcode, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth,
