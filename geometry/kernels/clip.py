@@ -171,9 +171,9 @@ def outside_bits(e_ab: int, e_bc: int, e_ca: int, ab: int, bc: int, ca: int) -> 
 
 @njit(**BORROWING)
 def cover_small(
-    lanes: np.ndarray, count: int, single_sided: np.ndarray, start: int, width: int, row_first: int, row_last: int
+    lanes: np.ndarray, count: int, single_sided: np.ndarray, width: int, row_first: int, row_last: int
 ) -> None:
-    """Work out which pixels small faces from `start` on cover, with 32 bits and without branches, for vector
+    """Work out which pixels small faces cover, with 32 bits and without branches, for vector
     instructions.
 
     Row r of the lanes [10, QUEUE] starts at r x QUEUE: x of corners 0, 1 and 2, then y (`load_corners`). Written are 6:
@@ -215,7 +215,7 @@ def cover_small(
         too_large = is_long | (((columns > 4) | (rows > 4)) & (columns > 0) & (rows > 0))
         box = np.int32((0xF >> (4 - min(max(columns, np.int32(0)), np.int32(4)))) * 0x1111)
         box = np.int32(box & (0xFFFF >> (16 - 4 * min(max(rows, np.int32(0)), np.int32(4)))))
-        drawn = (area != 0) & ((turned != 0) | (not single_sided[start + face]))
+        drawn = (area != 0) & ((turned != 0) | (not single_sided[face]))
         covered = np.int32(~bits & box) if drawn else np.int32(0)
         lanes[face + 6 * QUEUE] = np.int32(-1) if too_large else covered
         lanes[face + 7 * QUEUE], lanes[face + 8 * QUEUE], lanes[face + 9 * QUEUE] = column, row, turned

@@ -400,7 +400,7 @@ def rasterize_rows(
     for start in range(0, faces.shape[0], QUEUE):
         count = min(QUEUE, faces.shape[0] - start)
         load_corners(faces, start, start + count, snapped, lanes)
-        cover_small(lanes, count, single_sided, start, out_side.shape[1], row_first, row_last)
+        cover_small(lanes, count, single_sided[start : start + count], out_side.shape[1], row_first, row_last)
         draw_covered(
             lanes, start, count, fixed, polygon, spare, fragments, here, clip, faces, single_sided, snapped, depths,
             outcode, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth,
