@@ -114,7 +114,7 @@ def draw_sides(
     when the faces are drawn: threads that share an image each snap all of them."""
     snapped = np.empty((len(clip), 2), np.int32)
     depths, outcode = np.empty(len(clip), np.float32), np.empty(len(clip), np.uint8)
-    snap_vertices(clip, *side.shape, snapped, depths, outcode)
+    snap_vertices(clip.reshape(-1), *side.shape, snapped.reshape(-1), depths, outcode)
     hidden_face, hidden_depth = (side, near) if behind is None else behind
     rasterize_rows(
         clip, corners, single_sided, snapped, depths, outcode, first, last, side, near, behind is not None,

@@ -29,12 +29,17 @@ MAX_CORNERS = 9
 
 @njit(nogil=True, cache=True)
 def project_points(points: np.ndarray, matrices: np.ndarray, out: np.ndarray) -> None:
-    """points [n, 3], matrices [views, 4, 4] float64 -> out [views, n, 4]: row . (x, y, z, 1)."""
+    """points [3 n], matrices [views, 4, 4] float64 -> out [views, 4 n]: row . (x, y, z, 1). Flat, since only so does
+    the compiler know how far points lie apart, which vector instructions need."""
     for view in range(matrices.shape[0]):
-        for point in range(points.shape[0]):
-            x, y, z = np.float64(points[point, 0]), np.float64(points[point, 1]), np.float64(points[point, 2])
+        for point in range(points.shape[0] // 3):
+            x, y, z = (
+                np.float64(points[3 * point]),
+                np.float64(points[3 * point + 1]),
+                np.float64(points[3 * point + 2]),
+            )
             for row in range(4):
-                out[view, point, row] = (
+                out[view, 4 * point + row] = (
                     matrices[view, row, 0] * x + matrices[view, row, 1] * y + matrices[view, row, 2] * z
                     + matrices[view, row, 3]
                 )  # fmt: skip
@@ -65,20 +70,21 @@ def plane_distance(plane: int, polygon: np.ndarray, corner: int, guard_x: float,
 def snap_vertices(
     clip: np.ndarray, height: int, width: int, snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray
 ) -> None:
-    """Fixed-point position, depth and outcode of vertices: clip [v, 4] -> snapped [v, 2], depths [v],
-    outcode [v]; the depth of what is clipped away is that of the nearest. Without branches, for vector instructions."""
+    """Fixed-point position, depth and outcode of vertices: clip [4 v] -> snapped [2 v], depths [v], outcode [v]; the
+    depth of what is clipped away is that of the nearest. Flat and without branches, for vector instructions."""
     guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
-    for vertex in range(clip.shape[0]):
-        x, y = np.float64(clip[vertex, 0]), np.float64(clip[vertex, 1])
-        z, w = np.float64(clip[vertex, 2]), np.float64(clip[vertex, 3])
+    for vertex in range(depths.shape[0]):
+        x, y = np.float64(clip[4 * vertex]), np.float64(clip[4 * vertex + 1])
+        z, w = np.float64(clip[4 * vertex + 2]), np.float64(clip[4 * vertex + 3])
         code = OUT_NEAR * np.int32((z + w < 0.0) | (w <= 0.0))
         code |= OUT_LEFT * np.int32(guard_x * w + x < 0.0) | OUT_RIGHT * np.int32(guard_x * w - x < 0.0)
         code |= OUT_TOP * np.int32(guard_y * w + y < 0.0) | OUT_BOTTOM * np.int32(guard_y * w - y < 0.0)
         code = code if np.isfinite(x + y + z + w) else NOT_FINITE
+        column, row, depth = np.int32(snap(x, w, width)), np.int32(snap(y, w, height)), np.float32(z / w)
         outcode[vertex] = code
-        snapped[vertex, 0] = np.int32(snap(x, w, width)) if code == 0 else FAR_AWAY
-        snapped[vertex, 1] = np.int32(snap(y, w, height)) if code == 0 else FAR_AWAY
-        depths[vertex] = z / w if code == 0 else -np.inf
+        snapped[2 * vertex] = column if code == 0 else np.int32(FAR_AWAY)
+        snapped[2 * vertex + 1] = row if code == 0 else np.int32(FAR_AWAY)
+        depths[vertex] = depth if code == 0 else np.float32(-np.inf)
 
 
 @njit(nogil=True, cache=True)

@@ -72,8 +72,8 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("resolve_rows", "i4[:,::1], f4[:,::1], u4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
     ),
     "geometry.kernels.clip": (
-        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
-        ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], f4[::1], u1[::1]"),
+        ("project_points", "f4[::1], f8[:,:,::1], f4[:,::1]"),
+        ("snap_vertices", "f4[::1], i8, i8, i4[::1], f4[::1], u1[::1]"),
     ),
     "pipeline.unwrap.kernels.chart": (
         ("connected_pieces", "i8[::1], i8[::1]"),
