@@ -1,4 +1,4 @@
-"""How long the first asset of a build takes on a machine without compiled kernels and on one with them:
+"""Time to the first asset of a build, on a machine without compiled kernels and on one with them:
 `python -m benchmarks.cold_start [--repository DIR]`. For an idle machine; DIR is another checkout to compare with.
 
 Every start is a `seqtex build` of one procedural asset by two workers, with a cache of kernels of its own that is empty
@@ -29,11 +29,11 @@ class Start:
     """Seconds of one build."""
 
     first_row: float
-    """From the command to the ledger row of the asset."""
+    """Seconds from the command to the ledger row of the asset."""
     whole: float
-    """Until the command ends."""
+    """Seconds until the command ends."""
     processor: float
-    """Of all processes."""
+    """Processor seconds of all processes."""
 
 
 def timed_start(repository: Path, out: Path, kernels: Path) -> Start:

@@ -23,16 +23,16 @@ from schemas.sample import Regime
 
 COSTS = Path(__file__).with_name("asset_costs.csv")
 LOOK_S = 60.0
-"""How often slow jobs are looked for once nothing waits."""
+"""Seconds between looks for slow jobs once nothing waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """What single assets took."""
+    """Costs of single assets."""
 
     seconds: np.ndarray
     regimes: list[str]
-    """Or reasons."""
+    """Regimes of the samples, or reasons."""
     sizes: np.ndarray
     """Bytes of the sample; 0 without one, and where the source does not tell."""
 
@@ -42,30 +42,30 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What the machines do."""
+    """Behaviour of the machines."""
 
     cores: int = 16
     """Workers of a node."""
     hours_to_loss: float = 24.0
     """Mean life of a node: preemption and failure together."""
     boot_s: float = 300.0
-    """Until its replacement works."""
+    """Seconds until its replacement works."""
     slow_share: float = 0.002
-    """Of starts that run slow."""
+    """Share of starts that run slow."""
     slow_factor: float = 20.0
     job_overhead_s: float = 0.5
-    """Per job: its files, commit and the way through Ray."""
+    """Seconds a job takes for its files, commit and the way through Ray."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """Of one simulated build."""
+    """Result of one simulated build."""
 
     makespan_s: float = 0.0
     useful_s: float = 0.0
     """Worker seconds of starts that counted."""
     wasted_s: float = 0.0
-    """Of all others."""
+    """Worker seconds of all other starts."""
     lost_nodes: int = 0
     second_starts: int = 0
 

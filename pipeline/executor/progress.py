@@ -25,16 +25,16 @@ class BuildEvent:
     jobs_done: int
     jobs: int
     assets_done: int
-    """Those of earlier runs included, and those that have ended in jobs at work."""
+    """Assets done, in earlier runs too, and those that have ended in jobs at work."""
     planned: int
     """Assets; those found so far while the source is listed."""
     textured: int
-    """Of the assets done; so the next three."""
+    """Textured assets among those done; the next three fields count likewise."""
     mv_only: int
     rejected: int
     failed: int
     assets_per_s: float | None = None
-    """Since the first job of this run was started; None before an asset has ended."""
+    """Rate since the first job of this run was started; None before an asset has ended."""
     eta_s: float | None = None
     """Seconds to go at that rate."""
     running_at_once: int = 0
@@ -42,9 +42,9 @@ class BuildEvent:
     dashboard: str | None = None
     """Address of Ray's dashboard, where there is one."""
     job_seconds: float | None = None
-    """What the job took in its worker."""
+    """Seconds that the job took in its worker."""
     stage_seconds: float | None = None
-    """Of these, those in the stages of its assets: what is left is sandbox and commit."""
+    """Seconds of `job_seconds` in the stages of its assets: what is left is sandbox and commit."""
     detail: str = ""
 
 
