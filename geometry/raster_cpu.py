@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt32
 
 from geometry.kernels.clip import snap_vertices
-from geometry.kernels.interpolate import interpolate_rows
-from geometry.kernels.raster import rasterize_rows, resolve_rows
+from geometry.kernels.interpolate import interpolate_rows, resolve_rows
+from geometry.kernels.raster import rasterize_rows
 from geometry.raster import Fragments
 
 

@@ -126,8 +126,8 @@ def point_rows(
     surface: Any, face: np.ndarray, bary: np.ndarray, u: np.ndarray, v: np.ndarray, at: np.ndarray,
     weights: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """The same with textures at the point: run by run of fragments of one material, each step of the look-up for all
-    of a run, for vector instructions. Scratch: u [RUN], v [RUN], at [4 RUN] and weights [4 RUN]."""
+    """Linear RGBA of the fragments of one image, textures at the point: run by run of fragments of one material, each
+    step of the look-up for all of a run, for vector instructions. Scratch: u [RUN], v [RUN], at [4 RUN] and weights [4 RUN]."""
     height, width = face.shape
     for row in range(height):
         first = np.int64(0)

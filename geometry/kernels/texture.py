@@ -129,7 +129,7 @@ def texel_run(
     texels: np.ndarray, decode: np.ndarray, at: np.ndarray, weights: np.ndarray, with_alpha: bool, row: int, first: int,
     last: int, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """What `look_up` finds, from what `corner_run` leaves -> columns `first:last` of a row of out [h, w, 4]."""
+    """Write what `look_up` finds, from what `corner_run` leaves, to columns `first:last` of a row of out [h, w, 4]."""
     for column in range(first, last):
         point = column - first
         red, green, blue, alpha = weigh_texels(

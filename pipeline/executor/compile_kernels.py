@@ -69,7 +69,6 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
             "f4[:,::1], u4[:,::1], b1[::1], i4[:,::1], f4[::1], u1[::1], i8, i8, i4[:,::1], f4[:,::1], b1, i4[:,::1], "
             "f4[:,::1]",
         ),
-        ("resolve_rows", "i4[:,::1], f4[:,::1], u4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
     ),
     "geometry.kernels.clip": (
         ("project_points", "f4[::1], f8[:,:,::1], f4[:,::1]"),
@@ -107,6 +106,7 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "geometry.kernels.interpolate": (
+        ("resolve_rows", "i4[:,::1], f4[:,::1], u4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
         ("interpolate_rows", "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,:,::1], i8, i8"),
         (
             "surface_rows",
