@@ -127,7 +127,7 @@ def point_rows(
     weights: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
     """Linear RGBA of the fragments of one image, textures at the point: run by run of fragments of one material, each
-    step of the look-up for all of a run, for vector instructions. Scratch: u [RUN], v [RUN], at [4 RUN] and weights [4 RUN]."""
+    step of the look-up for all of a run, for vector instructions. Scratch: u and v [RUN], at and weights [4 RUN]."""
     height, width = face.shape
     for row in range(height):
         first = np.int64(0)
