@@ -1,4 +1,4 @@
-"""How long the first asset of a build takes on a machine without compiled kernels and on one with them:
+"""Time to the first asset of a build, on a machine without compiled kernels and on one with them:
 `python -m benchmarks.cold_start [--repository DIR]`. For an idle machine; DIR is another checkout to compare with.
 
 Every start is a `seqtex build` of one procedural asset by two workers, with a cache of kernels of its own that is empty
@@ -33,7 +33,7 @@ class Start:
     whole: float
     """Until the command ends."""
     processor: float
-    """Of all processes."""
+    """Processor seconds of all processes."""
 
 
 def timed_start(repository: Path, out: Path, kernels: Path) -> Start:

@@ -1,4 +1,4 @@
-"""What assets cost, one by one: `OMP_NUM_THREADS=1 python -m benchmarks.costs > benchmarks/asset_costs.csv`.
+"""Costs of single assets: `OMP_NUM_THREADS=1 python -m benchmarks.costs > benchmarks/asset_costs.csv`.
 
 Processor seconds from the file to the encoded fields, children included, and bytes of the sample. A busy machine does
 not count. Assets: made-up ones, and the folder in $SEQTEX_ASSETS, else ../shared/assets.
@@ -22,7 +22,7 @@ COLUMNS = ("uid", "outcome", "seconds", "bytes")
 
 
 def processor_seconds() -> float:
-    """Of this process and of those it has waited for."""
+    """Return the processor seconds of this process and of those it has waited for."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

@@ -1,4 +1,4 @@
-"""What a plan of many assets costs the process that drives the build: `python -m benchmarks.driver --assets 100000`.
+"""Cost of a plan of many assets to the process that drives the build: `python -m benchmarks.driver --assets 100000`.
 
 Plans, deals jobs out over Ray, looks for duplicates and writes what belongs to the whole, as a build does; the jobs
 write ledger parts of the right size and do nothing else. For the duplicates every asset counts as a sample.
@@ -33,7 +33,7 @@ from schemas.plan import ShardJob
 
 
 def refs(count: int) -> Iterator[MeshRef]:
-    """As Objaverse's are."""
+    """Yield references like Objaverse's."""
     for number in range(count):
         uid = f"{number:032x}"
         page = f"https://example.org/3d-models/{uid}"

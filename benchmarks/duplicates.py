@@ -1,4 +1,4 @@
-"""How far signatures of one asset and of different assets lie apart: `python -m benchmarks.duplicates --assets DIR`.
+"""Distances between signatures of one asset and of different assets: `python -m benchmarks.duplicates --assets DIR`.
 
 Of every asset of the folder and of `--made-up` procedural ones: against its re-exports (faces and vertices in another
 order, turned, scaled and moved, JPEG; textures of half size), against its own mesh with another texture (quarters in

@@ -1,5 +1,5 @@
-"""Which image formats hold the maps of a sample: `python -m benchmarks.formats`. Size, processor time of encoding and
-decoding, and which readers give back every value, over the shared assets (else procedural ones).
+"""Image formats for the maps of a sample, compared: `python -m benchmarks.formats`. Size, processor time of encoding
+and decoding, and which readers give back every value, over the shared assets (else procedural ones).
 
 Readers: Pillow and OpenCV as they open a file, and webdataset's "rgb8", through which "pil" goes as well.
 """

@@ -1,4 +1,4 @@
-"""How fast batches are read, in one process on one thread: `python -m benchmarks.loader DATASET`.
+"""Speed of reading batches, in one process on one thread: `python -m benchmarks.loader DATASET`.
 
 Ours is `BatchStream` with everything that it does: seeded order, sums checked, limits of the decoder, batches in the
 model's form. Plain is `webdataset.WebDataset` over the same shards in their stored order, with the same decoding and

@@ -71,7 +71,7 @@ def one_sample(case: Case) -> None:
 
 
 def whole(case: Case, supersample: int) -> None:
-    """What the pipeline runs per asset."""
+    """Render the views and bake the map of an asset, as the pipeline does."""
     render_views(case.mesh, case.cameras, RenderConfig(supersample=supersample), RASTERIZER)
     bake_uv(case.mesh, case.uv_mesh, BakeConfig(supersample=supersample), RASTERIZER)
 

@@ -23,12 +23,12 @@ from schemas.sample import Regime
 
 COSTS = Path(__file__).with_name("asset_costs.csv")
 LOOK_S = 60.0
-"""How often slow jobs are looked for once nothing waits."""
+"""Seconds between looks for slow jobs once nothing waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """What single assets took."""
+    """Costs of single assets."""
 
     seconds: np.ndarray
     regimes: list[str]
@@ -42,7 +42,7 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What the machines do."""
+    """Behaviour of the machines."""
 
     cores: int = 16
     """Workers of a node."""
@@ -51,7 +51,7 @@ class World:
     boot_s: float = 300.0
     """Until its replacement works."""
     slow_share: float = 0.002
-    """Of starts that run slow."""
+    """Share of starts that run slow."""
     slow_factor: float = 20.0
     job_overhead_s: float = 0.5
     """Per job: its files, commit and the way through Ray."""
@@ -59,13 +59,13 @@ class World:
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """Of one simulated build."""
+    """Result of one simulated build."""
 
     makespan_s: float = 0.0
     useful_s: float = 0.0
     """Worker seconds of starts that counted."""
     wasted_s: float = 0.0
-    """Of all others."""
+    """Worker seconds of all other starts."""
     lost_nodes: int = 0
     second_starts: int = 0
 

@@ -1,4 +1,4 @@
-"""Where a layout cuts the surface."""
+"""Seams, where a layout cuts the surface."""
 
 import numpy as np
 from jaxtyping import Int64

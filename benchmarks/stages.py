@@ -1,4 +1,4 @@
-"""Where the time of an asset goes: every stage of the pipeline on real assets, one core: `python -m benchmarks.stages`.
+"""Processor time of every stage of the pipeline on real assets, one core: `python -m benchmarks.stages`.
 
 Assets: the folder in $SEQTEX_ASSETS, else ../shared/assets, else procedural ones. Each is processed in this process
 as a job's child does it, several times; the least processor time of every stage counts.

@@ -91,7 +91,8 @@ def quality(mesh: TexturedMesh, uv_mesh: UvMesh) -> str:
 
 
 def cpu_seconds() -> float:
-    """Of this process and its ended children, one thread each: what others do on the machine does not count."""
+    """Return the processor seconds of this process and its ended children, one thread each: what others do on the
+    machine does not count."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in usage)
 

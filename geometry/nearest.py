@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from scipy.spatial import KDTree
 
 NORMAL_WEIGHT = 0.3
-"""How far apart two points at one place with perpendicular normals are, over sqrt(2), in the dataset frame's units: so
+"""Distance between two points at one place with perpendicular normals, over sqrt(2), in the dataset frame's units: so
 the two sides of a thin wall do not take each other's colours (ours)."""
 
 LEAF = 32

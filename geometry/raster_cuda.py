@@ -27,9 +27,10 @@ from geometry.raster_cpu import CpuRasterizer, check_indices
 from schemas.errors import UserError
 
 MAX_FACES = (1 << 24) - 4096
-"""Of one image: 2^24 is nvdiffrast's limit on faces after clipping, and up to there a float32 holds their number."""
+"""Most faces of one image: 2^24 is nvdiffrast's limit on faces after clipping, and up to there a float32 holds their
+number."""
 MAX_PIXELS = 1 << 26
-"""Of one image: nearly 3 GB on the device, by the sizes of its buffers (40 bytes a pixel, 81 a face)."""
+"""Most pixels of one image: nearly 3 GB on the device, by the sizes of its buffers (40 bytes a pixel, 81 a face)."""
 BATCH_PIXELS = 1 << 24
 """Pixels drawn at once, over all images, where there are several: 0.7 GB."""
 BATCH_FACES = 1 << 23

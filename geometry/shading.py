@@ -19,7 +19,7 @@ from schemas.sample import Cameras
 
 TABLE_SIZE = 32
 NUM_DIRECTIONS = 1024
-"""Of the quadrature behind the tables."""
+"""Directions of the quadrature behind the tables."""
 Color = tuple[float, float, float]
 
 

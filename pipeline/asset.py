@@ -49,7 +49,7 @@ class Processed:
     result: TextureSample | Rejected
     measurements: Measurements
     mv_only: Rejected | None = None
-    """Why an accepted sample has no UV maps."""
+    """Reason why an accepted sample has no UV maps."""
     notes: tuple[Note, ...] = ()
     """Notes on what loading left out or read differently."""
     picture: UInt8[np.ndarray, "side side 4"] | None = None
@@ -88,7 +88,7 @@ def _process(ref: MeshRef, facts: AssetFacts, loaded: TexturedMesh | Rejected, c
 
 
 def _rejected(measurements: Measurements, cfg: BuildConfig) -> Rejected | None:
-    """Why an asset can be nothing, as far as it has been measured."""
+    """Reject an asset that cannot become a sample, as far as it has been measured."""
     result = apply_rules(measurements, cfg.filter)
     return result.rejected if result.regime is None else None
 

@@ -48,29 +48,29 @@ class BuildConfig:
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     """Checks before an asset is opened."""
     filter: FilterConfig = field(default_factory=FilterConfig)
-    """What makes an asset fit to learn from."""
+    """Thresholds that an accepted asset meets."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     """Assets that are in already."""
     unwrap: UnwrapConfig = field(default_factory=UnwrapConfig)
     """UV layouts."""
     rig: RigConfig = field(default_factory=RigConfig)
-    """Where the cameras stand."""
+    """Placement of the cameras."""
     views: RenderConfig = field(default_factory=RenderConfig)
     """Multi-view images."""
     materials: bool = False
     """Store metallic, roughness, shading normals and emitted light too, in views and UV maps."""
     rasterizer: Literal["cpu", "cuda"] = "cpu"
-    """What draws views and maps: `cuda` is nvdiffrast (extra `gpu`), whose edges differ by fractions of a pixel."""
+    """Rasteriser of views and maps: `cuda` is nvdiffrast (extra `gpu`), whose edges differ by fractions of a pixel."""
     uv: BakeConfig = field(default_factory=BakeConfig)
     """Texture-space maps."""
     renders: RendersConfig = field(default_factory=RendersConfig)
     """Assets that come as images."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    """What one asset may use."""
+    """Resources that one asset may use."""
     blender: BlenderConfig = field(default_factory=BlenderConfig)
     """For formats that only Blender reads, and for lit views by Cycles."""
     select: SelectConfig = field(default_factory=SelectConfig)
-    """Which of Objaverse's assets."""
+    """Selection of assets by scores or annotations."""
     objaverse: ObjaverseConfig = field(default_factory=ObjaverseConfig)
     """Servers and cache of Objaverse's assets."""
 

@@ -56,7 +56,7 @@ class DatasetInfo:
     config: dict[str, Any]
     """The resolved build configuration."""
     plan_sha256: str
-    """Of `plan.parquet`."""
+    """The sha256 of `plan.parquet`."""
     planned: int
     """Assets."""
     jobs: int

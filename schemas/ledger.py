@@ -91,7 +91,7 @@ FAILURES = frozenset(
 """Reasons that say more about us than about the asset: `Status.FAILED`."""
 
 LAYOUT_FAULTS = frozenset({Reason.UNWRAP_BUDGET, Reason.UNWRAP_FAILED, Reason.UNWRAP_POOR, Reason.NO_MESH})
-"""Why an asset may have no UV layout."""
+"""Reasons why an asset may have no UV layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +262,7 @@ class Measurements:
     layout: str | None = None
     """`authored`, `grown` (our own charts) or `xatlas`."""
     layout_fault: str | None = None
-    """Why there is no layout: one of `LAYOUT_FAULTS`."""
+    """Reason why there is no layout: one of `LAYOUT_FAULTS`."""
     uv_fill: float | None = None
     """Share of texels of the final layout covered by a face."""
     layout_charts: int | None = None
@@ -273,7 +273,7 @@ class Measurements:
     layout_density: float | None = None
     """Median over the surface of texels of the map per dataset unit (half the largest side)."""
     layout_density_spread: float | None = None
-    """As `uv_density_spread`, of the final layout."""
+    """`uv_density_spread` of the final layout."""
     round_trip_psnr: float | None = None
     """dB over covered pixels: views from source materials against views from the baked map."""
     round_trip_off_share: float | None = None

@@ -30,7 +30,7 @@ class Attribution:
     """Author and licence of an asset, carried into every sample."""
 
     name: str = ""
-    """Of the collection."""
+    """Name of the collection."""
     licence: str = ""
     attribution: str = ""
     """The line that a licence such as CC-BY asks for: title, author, page."""
@@ -60,7 +60,7 @@ class MeshRef:
     """Path of the main file, absolute, in a plan within the folder of its job; or `objaverse://`, `objaverse-xl://` or
     `texverse://` and its place there."""
     sha256: str | None = None
-    """Of the main file, or of all its files (`pipeline.mesh_io.side_files`), when the source knows it."""
+    """The sha256 of the main file, or of all its files (`pipeline.mesh_io.side_files`), when the source knows it."""
     source: Attribution = Attribution()
     caption: str = ""
     captions: Mapping[str, str] = field(default_factory=dict)
@@ -194,10 +194,10 @@ class TexturedMesh:
     materials: tuple[Material, ...]
     textures: tuple[Texture, ...]
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Where the origin of `vertices` lies in the asset's own frame, in double precision: not 0 only for an asset so far
-    from its origin (UTM coordinates) that single precision would distort it."""
+    """Origin of `vertices` in the asset's own frame, in double precision: not 0 only for an asset so far from its
+    origin (UTM coordinates) that single precision would distort it."""
     layers: MaterialLayers | None = None
-    """None where materials were not asked for."""
+    """Materials beside the base colour; None where they were not asked for."""
 
     @property
     def single_sided(self) -> Bool[np.ndarray, " f"]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 STALL_S = 120.0
 """Seconds without a sign of life after which a request to a store counts as lost."""
 ATTEMPTS = 3
-"""How often a lost request is made in all."""
+"""Times that a lost request is made in all."""
 WATCHDOG_S = 60.0
 """Seconds after which a file that is still being read is named."""
 Result = TypeVar("Result")

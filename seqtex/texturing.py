@@ -59,7 +59,7 @@ class PreparedMesh:
     """The cameras of the views."""
     input: TexturingInput
     kept: KeptMaterials | None = None
-    """What the mesh file's materials have beside the base colour."""
+    """The mesh file's materials beside the base colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class MeshTexture(PreparedMesh):
     uv: UInt8[np.ndarray, "uv_h uv_w 3"]
     """The texture in image orientation (row 0 is v = 1)."""
     maps: dict[str, UInt8[np.ndarray, "uv_h uv_w 3"]] = field(default_factory=dict)
-    """What else the checkpoint generates (`model.maps`), packed as glTF's textures."""
+    """Other maps that the checkpoint generates (`model.maps`), packed as glTF's textures."""
 
     def save(self, path: str | Path) -> None:
         """Write the textured mesh as .glb, at its place and size in the mesh file, with generated maps, and its other

@@ -20,7 +20,7 @@ MAP_TEXELS, BORDER_TEXELS = 4.0, 16.0
 """`minor_texels` of `area_mean`: one texel of a map may be a single look-up; at the border of a chart, texels of a
 small level would reach over it."""
 LEAST_SPAN = 1e-12
-"""Of a footprint, in normalised device coordinates; 0 would mean none."""
+"""Smallest span of a footprint, in normalised device coordinates; 0 would mean none."""
 LEAST_WEIGHT = 1.0 / 512.0
 """Weight in a mean of colours of what is cut out altogether."""
 

@@ -17,7 +17,7 @@ SUFFIXES = (".abc", ".blend", ".fbx", ".usd", ".usda", ".usdc", ".usdz")
 WORKER = Path(__file__).with_name("worker")
 MAX_ANSWER_BYTES = 1 << 20
 OUT_OF_MEMORY = ("MemoryError", "alloc returns null", "alloc array aborted")
-"""How Python and Blender end for want of it."""
+"""Messages with which Python and Blender end when they are out of memory."""
 REMEDY = "run `make blender`, then give --blender.python .venv-blender/bin/python"
 
 

@@ -204,7 +204,7 @@ READING = (
     "`seqtex.Dataset(PATH)` and `seqtex.webdataset(urls)` give decoded arrays, and `seqtex verify PATH` checks hashes,",
     "counts and samples: a shard counts only if a ledger part names it.",
 )
-"""How to read a dataset with plain tools; REGIME stands for one that it has."""
+"""Instructions for reading a dataset with plain tools; REGIME stands for one that it has."""
 NO_MATERIALS = "- Roughness, metalness, normal maps and emission are not in the UV maps."
 MATERIALS = (
     "- Materials are metallic, roughness, shading normals and emitted light, as files have them: glossy coats, sheen,\n"

@@ -114,7 +114,7 @@ class Owner:
     """The content of a lock object."""
 
     token: str
-    """Of one build alone."""
+    """Random text of one build alone."""
     machine: str
     """The machine on which the process id counts (`_machine`)."""
     process: int

@@ -38,7 +38,7 @@ _TEXTS: dict[str, Callable[[str], bool]] = {
     "layout": LAYOUTS.__contains__,
     "layout_fault": LAYOUT_FAULTS.__contains__,
 }
-"""What a measurement that is text may say."""
+"""Checks of the measurements that are text, by name."""
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
 
 

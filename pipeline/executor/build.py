@@ -37,7 +37,7 @@ class Addition:
     present: int
     """Assets that are planned already, by uid."""
     changed: int
-    """Of these, those whose file is another one now: the dataset keeps what it has."""
+    """Assets among `present` whose file is another one now: the dataset keeps what it has."""
 
     @property
     def assets(self) -> int:

@@ -25,11 +25,11 @@ class BuildEvent:
     jobs_done: int
     jobs: int
     assets_done: int
-    """Those of earlier runs included, and those that have ended in jobs at work."""
+    """Assets done, in earlier runs too, and those that have ended in jobs at work."""
     planned: int
     """Assets; those found so far while the source is listed."""
     textured: int
-    """Of the assets done; so the next three."""
+    """Textured assets among those done; the next three fields count likewise."""
     mv_only: int
     rejected: int
     failed: int
@@ -42,9 +42,9 @@ class BuildEvent:
     dashboard: str | None = None
     """Address of Ray's dashboard, where there is one."""
     job_seconds: float | None = None
-    """What the job took in its worker."""
+    """Seconds that the job took in its worker."""
     stage_seconds: float | None = None
-    """Of these, those in the stages of its assets: what is left is sandbox and commit."""
+    """Seconds of `job_seconds` in the stages of its assets: what is left is sandbox and commit."""
     detail: str = ""
 
 

@@ -196,7 +196,7 @@ class _Crew:
         return Capacity(at_once=at_once, largest_gb=largest_gb, nodes=len(able))
 
     def loss(self, start: Start, error: RayError) -> Loss:
-        """Why a start gave no result. Its process is found dead before the cluster knows that the node is."""
+        """Return why a start gave no result. Its process is found dead before the cluster knows that the node is."""
         if isinstance(error, OutOfMemoryError):
             return Loss.MEMORY
         if isinstance(error, NodeDiedError):

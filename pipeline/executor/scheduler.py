@@ -30,9 +30,9 @@ class RunConfig:
     gpu_share: float = 0.25
     """Share of a GPU that a running job reserves with `rasterizer: cuda` (ours)."""
     attempts: int = 3
-    """How often a job is started that loses its worker process, whatever killed that (ours)."""
+    """Most starts of a job that loses its worker process, whatever killed that (ours)."""
     node_losses: int = 10
-    """How many lost nodes a job survives beyond its attempts: a preempted machine is not the job's fault, but a job may
+    """Lost nodes that a job survives beyond its attempts: a preempted machine is not the job's fault, but a job may
     also be what takes its machines down (ours)."""
     straggler_factor: float = 3.0
     """Once workers idle, a job that takes this many times as long as its peers is started a second time on another
@@ -59,7 +59,7 @@ class RunConfig:
 
 
 class Loss(StrEnum):
-    """Why a job gave no result."""
+    """Reason why a job gave no result."""
 
     NODE = "its node was lost"
     MACHINE = "its node cannot process assets"
@@ -129,7 +129,7 @@ class Schedule:
         """Starts that have not ended, by number."""
         self._queued: deque[int] = deque()
         self._since: dict[int, float] = {}
-        """When starts began to run, as far as is known: the longest-waiting ones fill the capacity there is."""
+        """Times at which starts began, as far as is known: the longest-waiting ones fill the capacity there is."""
         self._seconds_per_asset: deque[float] = deque(maxlen=JOBS_REMEMBERED)
         self._numbers = itertools.count(1)
 

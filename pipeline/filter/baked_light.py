@@ -25,7 +25,7 @@ DARKEST = 0.002
 MIN_CONTRAST = 0.05
 """Standard deviation of log luminance below which there is nothing to explain."""
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
-"""Of linear RGB (Rec. 709)."""
+"""Weights of linear RGB in luminance (Rec. 709)."""
 
 
 def baked_light(mesh: TexturedMesh, samples: SurfaceSamples, chart: Int64[np.ndarray, " f"]) -> float:

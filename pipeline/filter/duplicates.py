@@ -25,9 +25,10 @@ class DuplicatesConfig:
     """Options of rejecting assets that the dataset has already."""
 
     exact: bool = True
-    """Those with the bytes of an earlier asset, side files included (.glb anywhere, other formats on a disk)."""
+    """Reject assets with the bytes of an earlier one, side files included (.glb anywhere, other formats on a disk)."""
     max_distance: float = 0.019
-    """Those whose signature differs from an earlier asset's by no more in any number that counts; 0: off (ours)."""
+    """Largest difference from the signature of an earlier asset, in any number that counts, at which an asset is
+    rejected; 0: off (ours)."""
 
     def __post_init__(self) -> None:
         require_between("duplicates.max_distance", self.max_distance, 0, 1)

@@ -22,7 +22,7 @@ SHEET_REACH = 0.05
 STRIDE = 2
 """Every second pixel of every second row is compared."""
 ENTROPY_WEIGHT = 35.0
-"""Of a bit of entropy against a unit of edge magnitude (MV-Painter)."""
+"""Weight of a bit of entropy against a unit of edge magnitude (MV-Painter)."""
 
 
 def measure_views(measurements: Measurements, views: Views, cameras: Cameras) -> Measurements:

@@ -66,9 +66,9 @@ class Rule:
     """Field of `Measurements`."""
     reason: Reason
     words: str
-    """What the measurement says, for a person; `{}` stands for the value."""
+    """Text on the measurement, for a person; `{}` stands for the value."""
     regime: Regime | None = None
-    """What is left of an asset that fails: nothing, or a sample of views alone."""
+    """Regime left to an asset that fails: none, or views alone."""
 
 
 RULES = (
@@ -182,7 +182,7 @@ class FilterResult:
     regime: Regime | None
     """None: nothing."""
     rejected: Rejected | None
-    """What the first rule that fired says; None for a textured sample."""
+    """Rejection by the first rule that fired; None for a textured sample."""
 
 
 def apply_rules(measurements: Measurements, cfg: FilterConfig) -> FilterResult:

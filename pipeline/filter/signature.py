@@ -23,11 +23,12 @@ DISTANCES = 8
 """Parts of the distances between points of the surface by size (shape distribution D2, Osada et al. 2002). Means of
 parts, since quantiles jump where a distribution has a gap."""
 PAIRINGS = 4
-"""How many distances are measured for each point."""
+"""Distances measured per point."""
 STEPS = 8192
 """Stored steps of one unit; 65535 of them reach 8 units, beyond which numbers are cut off."""
 COLOR_WEIGHT = 2.0
-"""Of a shell's share of sRGB in [0, 1] against lengths in units of the root mean square distance from the centroid."""
+"""Weight of a shell's share of sRGB in [0, 1] against lengths in units of the root mean square distance from the
+centroid."""
 SIDE = 64
 """Cells along a side of the grids in which colours are gathered."""
 FINEST, FINEST_DIRECTION = 16, 24
@@ -49,7 +50,7 @@ GENERAL = 4 + RADII + DISTANCES + 3 * len(SHELLS)
 """Numbers on shape and amounts of colour; those on the two layouts of colour follow."""
 NUMBERS = GENERAL + 2 * PATTERNS
 _HEX_DIGITS = 4
-"""Of a number as stored."""
+"""Hexadecimal digits of a number as stored."""
 
 
 def signature(mesh: TexturedMesh, samples: SurfaceSamples, area: float) -> str | None:

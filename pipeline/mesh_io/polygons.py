@@ -11,7 +11,8 @@ from schemas.ledger import NoteKind
 _FLAT = 1e-6
 """A triangle turned against its polygon by less than this share of the polygon's area is rounding (ours)."""
 _MAX_CORNERS = 10_000
-"""Of a polygon that is clipped: one that crosses itself everywhere takes 0.3 s then, growing with the square."""
+"""Most corners of a polygon that is clipped: one that crosses itself everywhere takes 0.3 s then, growing with the
+square."""
 _MAX_ERROR = 1e-3
 """Share by which the triangles of a simple polygon may differ from its area (ours: rounding)."""
 

@@ -59,7 +59,7 @@ class AssetFacts:
     format: str
     """`glb`, `gltf`, `obj`, or another suffix of `SUFFIXES`."""
     bytes: int
-    """Of the main file."""
+    """Size of the main file, bytes."""
     faces: int
     """Triangles, each instance counted."""
     vertices: int

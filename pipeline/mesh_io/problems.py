@@ -30,7 +30,7 @@ class Notes:
     def __init__(self) -> None:
         self._found: dict[NoteKind, Note] = {}
         self.first_error: AssetError | None = None
-        """Of the parts that were left out: why an asset of which nothing is left is rejected."""
+        """First error of a skipped part: the reason to reject an asset of which nothing is left."""
 
     def add(self, kind: NoteKind, detail: str, count: int = 1) -> None:
         """Note `count` more things of a kind; `detail` names the first: where it is, and what was done."""

@@ -14,7 +14,7 @@ from pipeline.mesh_io.problems import AssetError, Notes
 from schemas.ledger import NoteKind, Reason
 
 _SCHEME = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:", re.IGNORECASE)
-"""Of a URL; one letter before the colon is a drive, and `file:` an absolute path."""
+"""Scheme of a URL; one letter before the colon is a drive, and `file:` an absolute path."""
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:|file:", re.IGNORECASE)
 _MAX_ENDS = 4
 """Folders and name of the longest end of a path that is looked for elsewhere."""

@@ -29,10 +29,10 @@ MAX_HASHED_BYTES = 512 * 2**20
 """Default of `preflight.max_file_bytes`."""
 _JOINED = re.compile(rb"\\(?:\r\n|\r|\n)")
 _MAX_TEXT_BYTES = 32 * 2**20
-"""Of a .gltf's JSON and of an .mtl; more is refused by the preflight's defaults too."""
+"""Most bytes of a .gltf's JSON or of an .mtl; more is refused by the preflight's defaults too."""
 _MAX_JSON_DEPTH = 64
 _GLB_HEADER = struct.Struct("<4sIII4s")
-"""Of a GLB and its first chunk."""
+"""Headers of a GLB and its first chunk."""
 
 
 def asset_sha256(path: Path, others: Sequence[Path], max_bytes: int = MAX_HASHED_BYTES) -> str | None:

@@ -45,7 +45,7 @@ class LitViews:
     """Views under light, and which light."""
 
     images: UInt8[np.ndarray, "views height width 3"] | None
-    """None where none were asked for."""
+    """Views under light, sRGB; None where none were asked for."""
     shading: dict[str, Any]
     """The `shading` entry of a sample's JSON."""
 

@@ -196,6 +196,25 @@ def normal_image(normals: Float32[np.ndarray, "height width 3"]) -> UInt8[np.nda
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
+def wear_and_see(
+    uv_mesh: UvMesh,
+    maps: UvMaps,
+    frames: Tangents,
+    cameras: Cameras,
+    cfg: RenderConfig,
+    rasterizer: Rasterizer,
+    sight: Sight | None,
+) -> tuple[TexturedMesh, Sight, bool]:
+    """Return a mesh with its baked materials, of tangents `frames`, what views of it show, and whether that is the
+    `sight` that was given: the baked map has no hole through which more would be seen."""
+    assert maps.materials is not None
+    worn = wear_materials(uv_mesh, maps, maps.materials, frames)
+    surface = pack_surface(worn, mips=False)
+    if sight is None or surface.has_holes():
+        return worn, see(worn, surface, cameras, cfg, rasterizer), False
+    return worn, sight, True
+
+
 def baked_materials(
     uv_mesh: UvMesh,
     maps: UvMaps,
@@ -207,11 +226,7 @@ def baked_materials(
 ) -> tuple[MaterialViews, Bool[np.ndarray, "views h w"]]:
     """Render the baked materials of a mesh, of tangents `frames`: their views, and the pixels that it covers. `sight`:
     what views of the source show, if it is at hand and the mesh lies in the same place."""
-    assert maps.materials is not None
-    worn = wear_materials(uv_mesh, maps, maps.materials, frames)
-    surface = pack_surface(worn, mips=False)
-    if sight is None or surface.has_holes():
-        sight = see(worn, surface, cameras, cfg, rasterizer)
+    worn, sight, _ = wear_and_see(uv_mesh, maps, frames, cameras, cfg, rasterizer, sight)
     assert worn.layers is not None
     _, normal = interpolate_geometry(sight.centres, worn)
     return material_views(worn, worn.layers, sight.centres, cameras, normal), sight.centres.face >= 0
@@ -244,12 +259,8 @@ def material_trip(
     """Views of the baked materials against those of the source `mesh`; None where no pixel shows both. `frames`:
     tangents of `uv_mesh`; `sight`: what views of the source show, if it is at hand. What is the same all over the
     source is equal in both, and not compared."""
-    assert mesh.layers is not None and views.materials is not None and maps.materials is not None
-    worn = wear_materials(uv_mesh, maps, maps.materials, frames)
-    surface = pack_surface(worn, mips=False)
-    kept = sight is not None and not surface.has_holes()
-    if sight is None or not kept:
-        sight = see(worn, surface, cameras, cfg, rasterizer)
+    assert mesh.layers is not None and views.materials is not None
+    worn, sight, kept = wear_and_see(uv_mesh, maps, frames, cameras, cfg, rasterizer, sight)
     assert worn.layers is not None
     if kept and np.array_equal(worn.normals[worn.faces], mesh.normals[mesh.faces]):
         normal = views.normal

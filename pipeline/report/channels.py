@@ -24,7 +24,7 @@ class Channel:
     name: str
     source: UInt8[np.ndarray, "views h w 3"]
     baked: UInt8[np.ndarray, "views h w 3"] | None = None
-    """None where there is no map."""
+    """Views from the baked map; None where there is no map."""
     error: UInt8[np.ndarray, "views h w"] | None = None
     """Levels of 255; of normals `ERROR_LEVELS` stand for `NORMAL_ERROR_DEG`."""
 

@@ -24,7 +24,7 @@ class ShardTask:
     folder: Path
     """Receives the files."""
     supersample: int
-    """Of the dataset's views."""
+    """Samples per pixel along each axis of the dataset's views."""
 
     def key(self) -> str:
         """Return a text that is equal for equal files."""

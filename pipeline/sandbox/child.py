@@ -34,7 +34,7 @@ from schemas.ledger import Reason, Rejected
 
 STDERR_NAME = ".stderr"
 TAIL_BYTES = 2000
-"""How much of a child's stderr goes into the ledger."""
+"""Last bytes of a child's stderr that go into the ledger."""
 OPEN_FILES = 1024
 """Files that a child may have open."""
 WATCH_S = 1.0
@@ -42,7 +42,7 @@ WATCH_S = 1.0
 MEMORY_EXIT = 77
 """Exit code of a child that ran out of memory."""
 OUT_OF_MEMORY = ("std::bad_alloc", "Cannot allocate memory")
-"""How those end that have no MemoryError."""
+"""Messages of programs without MemoryError that are out of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,8 @@ class ChildResult:
 
 
 ATTEMPTS = 2
-"""How often work is tried whose process somebody else killed, most likely the kernel for lack of memory: a moment later
-there may be enough."""
+"""Attempts at work whose process somebody else killed, most likely the kernel for lack of memory: a moment later there
+may be enough."""
 
 
 def insist(attempt: Callable[[], ChildResult]) -> ChildResult:
@@ -166,9 +166,9 @@ class _Watched:
     timed_out: bool
     sandbox: str
     refused: str
-    """What it asked for and was not given; empty where there is nothing."""
+    """Request of the process that was refused, for a person; empty where there is none."""
     filled: str
-    """How it wrote more than it may; empty if it did not."""
+    """Description of what it wrote beyond its limits, for a person; empty if there is nothing."""
 
 
 def _watch(pid: int, channel: socket.socket, limits: LimitsConfig, own: Path | None) -> _Watched:

@@ -27,7 +27,7 @@ from schemas.ledger import Reason
 
 READY = "ready\n"
 STARTS = 2
-"""How often a fork server is started that does not get ready: the first one may have been killed from outside."""
+"""Starts of a fork server that does not get ready: the first one may have been killed from outside."""
 STOP_S = 5.0
 """Seconds that a fork server has to end its children."""
 

@@ -200,7 +200,7 @@ class Starts:
     processes: int = 0
     threads: int = 0
     refused: str = ""
-    """What was first refused, for a person."""
+    """First request that was refused, for a person."""
 
     def answer(self, listener: int) -> None:
         """Answer one request that is waiting on the listener."""

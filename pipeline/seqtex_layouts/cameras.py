@@ -24,7 +24,7 @@ LENSES = {"PERSP": (1e-3, math.pi - 1e-3), "ORTHO": (1e-4, 1e4)}
 """Angles (radians) and widths (world units) beyond which arithmetic would be all that is left of a picture."""
 _INDEX = re.compile(r"\d{4}")
 _RIGID = 1e-3
-"""How far a rotation may be from orthonormal."""
+"""Largest deviation of a rotation from orthonormal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from schemas.shards import stored_samples
 from schemas.storage import Location, write_file
 
 JPEG_QUALITY = 95
-"""Of `model.jpeg`, with colour at full resolution (4:4:4)."""
+"""Quality of `model.jpeg`, with colour at full resolution (4:4:4)."""
 LOSSLESS = {"lossless": True, "method": 2, "quality": 50, "exact": True}
 """WebP; colour under a transparent pixel is kept."""
 SCALE = NORMALISED_SIDE / 2

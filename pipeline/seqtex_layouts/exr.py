@@ -11,7 +11,7 @@ from pipeline.mesh_io.problems import AssetError
 from schemas.ledger import Reason
 
 BACKGROUND = 1e10
-"""What is written where nothing is: Blender's own value."""
+"""Depth written where nothing is: Blender's own value."""
 FARTHEST = 1000.0
 """From this depth on a pixel shows nothing: readers of such files agree on it, and renderers write 1001.03 (EEVEE),
 65504 (half float) or 1e10."""
@@ -19,7 +19,7 @@ CHANNELS = ("R", "V", "Z", "Y")
 """Names under which depth is found, the first one there is taken."""
 _MAX_CHANNELS = 8
 _ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError)
-"""What the reader raises on files that are broken in one way or another."""
+"""Exceptions of the reader on files that are broken in one way or another."""
 
 
 def write_depth(path: Path, depth: Float32[np.ndarray, "height width"]) -> None:

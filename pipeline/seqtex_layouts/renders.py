@@ -28,7 +28,7 @@ from schemas.mesh import Texture, TexturedMesh
 from schemas.sample import Cameras, Views
 
 COLOR_NAMES = ("color", "render")
-"""What colour files start with: SeqTex's name, and the renderer's own."""
+"""Prefixes of colour files: SeqTex's name, and the renderer's own."""
 MAX_SIDE = 4096
 """Pixels."""
 MAX_META_BYTES = 4 << 20
@@ -47,7 +47,7 @@ class RendersConfig:
     """Options of making samples from renders of the image layout."""
 
     views: tuple[int, ...] = ()
-    """Which of an item's views are taken, by place in its meta.json; none given: all. Samples that are trained
+    """Views of an item that are taken, by place in its meta.json; none given: all. Samples that are trained
     together need one number of views: `[0, 2, 3, 4]` of the public six-view script are front and quarter turns."""
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class Picture:
     depth: Float32[np.ndarray, "h w"]
     """0 outside the mask."""
     normal: Float32[np.ndarray, "h w 3"]
-    """As stored, unit length."""
+    """Normals as stored, unit length."""
     mask: Bool[np.ndarray, "h w"]
 
 

@@ -26,10 +26,10 @@ _RETRIED = frozenset({404, 408, 409, 410, 416, 425, 429})
 _ABSENT = frozenset({404, 410})
 _SHA256 = re.compile(r'(?:W/)?"?([0-9a-f]{64})"?')
 _LINKED_ETAG = "X-Linked-Etag"
-"""Where Hugging Face publishes the sha256 of a large file: on the redirect that leads to it."""
+"""Header in which Hugging Face publishes the sha256 of a large file: on the redirect that leads to it."""
 
 Check = Callable[[Path], str | None]
-"""What is wrong with a file, for a person; None where it is sound."""
+"""Function that describes what is wrong with a file, for a person; None where it is sound."""
 
 
 class DownloadError(Exception):
@@ -48,13 +48,13 @@ class DownloadConfig:
     timeout_s: float = 60.0
     """Seconds without a byte after which a request is given up (ours)."""
     attempts: int = 8
-    """How often a file is asked for (ours)."""
+    """Most requests for a file (ours)."""
     backoff_s: float = 1.0
     """Seconds before the second attempt at most; twice as many before each further one, each drawn at random (ours)."""
     max_backoff_s: float = 60.0
     """Longest wait between two attempts, seconds; caps what a server asks for by Retry-After (ours)."""
     absent_attempts: int = 4
-    """How often in a row a server may say that there is no such file before it is believed (ours)."""
+    """Consecutive answers that there is no such file after which a server is believed (ours)."""
     max_file_gb: float = 4.0
     """Largest file that is taken, 10^9 bytes (ours)."""
     concurrency: int = 4

@@ -9,7 +9,7 @@ from pipeline.sources.tables.conditions import parse
 from schemas.errors import UsageError
 
 ORIGINS = ("github", "sketchfab", "smithsonian", "thingiverse")
-"""Where Objaverse-XL's assets lie."""
+"""Sites on which Objaverse-XL's assets lie."""
 TEXTURES = (1024, 2048, 4096, 8192)
 """Sides of TexVerse's textures, pixels."""
 LICENCES = {
@@ -58,9 +58,10 @@ class SelectConfig:
     """Allowed ones: `by by-sa by-nd by-nc by-nc-sa by-nc-nd cc0`, for Objaverse-XL also SPDX identifiers (`MIT`) or the
     words of the annotation; empty: any."""
     origins: tuple[str, ...] = ()
-    """Of Objaverse-XL: `github sketchfab smithsonian thingiverse`; empty: all."""
+    """Sites of Objaverse-XL: `github sketchfab smithsonian thingiverse`; empty: all."""
     file_types: tuple[str, ...] = ()
-    """Of Objaverse-XL, such as `glb`; empty: those that can be read, with `--blender.python` also through Blender."""
+    """File types of Objaverse-XL, such as `glb`; empty: those that can be read, with `--blender.python` also through
+    Blender."""
     min_faces: int | None = None
     """Smallest number of faces in the annotation."""
     max_faces: int | None = None
@@ -81,9 +82,9 @@ class SelectConfig:
     min_texture_resolution: int | None = None
     """Assets of TexVerse that exist with textures of this side or more, whatever they are downloaded with."""
     sample: int | None = None
-    """So many of what fits, drawn by `seed`."""
+    """Number of assets drawn by `seed` from those that fit."""
     seed: int = 0
-    """Of the draw: the same assets whatever their order, and a larger sample holds a smaller one."""
+    """Seed of the draw: the same assets whatever their order, and a larger sample holds a smaller one."""
 
     def __post_init__(self) -> None:
         if self.where:

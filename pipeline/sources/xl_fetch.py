@@ -30,7 +30,7 @@ from schemas.storage import file_sha256
 SCHEME = "objaverse-xl://"
 """Uris are this, the origin, and the path there."""
 SMITHSONIAN = "https://3d-api.si.edu/"
-"""What the annotations call it, whatever mirror is asked."""
+"""Start of the Smithsonian's URLs in the annotations, whatever mirror is asked."""
 _GITHUB = re.compile(r"https://github\.com/([^/]+)/([^/]+)/blob/(.+)", re.DOTALL)
 _THING = re.compile(r"https://www\.thingiverse\.com/thing:(\d+)/.*[?&]fileId=(\d+)")
 _THING_FILE = re.compile(r"thing-\d+-file-(\d+)\.stl")
@@ -39,7 +39,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SMITHSONIAN_PATH = re.compile(r"[A-Za-z0-9_.:/%()~+,-]+\.glb")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_TEXT_BYTES = 2**20
-"""Of JSON or of a material library that is parsed here: it takes up to eighty times as much memory."""
+"""Most bytes of JSON or of a material library that is parsed here: it takes up to eighty times as much memory."""
 _MAX_SEARCHED_BYTES = 2**25
 """Suffix of COLLADA, in which file names are searched for: nothing is parsed."""
 _MAX_COMPANIONS = 512

@@ -13,7 +13,7 @@ from pipeline.unwrap.pack import pack
 from pipeline.unwrap.stitch import stitch_charts
 
 EXPECTED_FILL = 0.65
-"""Of the map, to know the size of a texel before packing."""
+"""Share of the map that charts are expected to fill, to know the size of a texel before packing."""
 MAX_CUTS = 12
 """Times that faulty charts are halved before each of their faces becomes a chart."""
 LARGE_BOX = 0.01

@@ -13,7 +13,7 @@ MAX_BEND = 0.16
 """Largest 1 - |sum of area vectors| / area of a chart: 0.16 is a dome of 66 degrees half angle or half a cylinder's
 quarter on each side."""
 RAGGED_WEIGHT = 0.08
-"""What a merge costs that leaves most of the smaller border open, against bend."""
+"""Cost, against bend, of a merge that leaves most of the smaller border open."""
 MAX_ROUNDS = 200
 
 

@@ -26,11 +26,11 @@ class Flat:
     order: Int64[np.ndarray, " f"]
     """Faces, chart after chart."""
     first_face: Int64[np.ndarray, " c1"]
-    """Of each chart in `order`, and the end."""
+    """First face of each chart in `order`, and the end."""
     corners: Int64[np.ndarray, "f 3"]
     """Chart vertices; those of one chart are consecutive."""
     first_vertex: Int64[np.ndarray, " c1"]
-    """Of each chart, and the end."""
+    """First vertex of each chart, and the end."""
     origin: Int64[np.ndarray, " n"]
     """Point of the surface under each chart vertex."""
     chart: Int64[np.ndarray, " n"]

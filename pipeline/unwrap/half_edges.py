@@ -18,7 +18,7 @@ class Surface:
     """Unit."""
     areas: Float64[np.ndarray, " f"]
     lengths: Float64[np.ndarray, "f 3"]
-    """Of the edge from corner k to corner k + 1."""
+    """Length of the edge from corner k to corner k + 1."""
     mates: Int64[np.ndarray, "f 3"]
     """Half-edge (3 * face + corner) on the other side of edge k; -1 at a border."""
     fans: Int64[np.ndarray, "f 3"]

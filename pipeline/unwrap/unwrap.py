@@ -44,7 +44,7 @@ def xatlas_layout(
 
 @dataclass(frozen=True, kw_only=True)
 class UnwrapConfig:
-    """When an authored layout is kept, and what a new one may cost and must be worth."""
+    """Conditions on keeping an authored layout, and limits on cost and quality of a new one."""
 
     max_overlap_share: float = 0.01
     """Share of used texels that more than one face covers in a layout (ours)."""
@@ -106,7 +106,7 @@ def unwrap(
 
 
 def authored_problem(measurements: Measurements, cfg: UnwrapConfig) -> str | None:
-    """Why the layout that came with an asset cannot be kept; None where it can."""
+    """Describe why the layout that came with an asset cannot be kept; None where it can."""
     m = measurements
     if m.uv_faces_share is None or m.uv_faces_share < 1:
         return f"{m.uv_faces_share or 0:.1%} of faces have texture coordinates"
@@ -164,7 +164,7 @@ def _try_layout(
 
 
 def _poor(uv_mesh: UvMesh, charts: int, cfg: UnwrapConfig) -> Rejected | None:
-    """Why a new layout is not worth baking."""
+    """Reject a new layout that is not worth baking."""
     covered = coverage(uv_mesh.uv, uv_mesh.faces, np.ones(len(uv_mesh.faces), bool))
     assert covered is not None  # only tiled layouts are beyond counting
     fill, shared = covered.fill, covered.overlap_share

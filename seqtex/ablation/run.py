@@ -35,11 +35,11 @@ from training.objective import HeldOutModel, flow_errors
 from training.train import train
 
 HELD_OUT_SEED = 1
-"""Of the procedural source; the training meshes have seed 0."""
+"""Seed of the procedural source for held-out meshes; the training meshes have seed 0."""
 TRIAL_STEPS = 60
-"""Of the run that measures how fast this machine trains."""
+"""Steps of the run that measures how fast this machine trains."""
 TRAINING_SHARE = 0.75
-"""Of the time; the rest is for loading and measuring."""
+"""Share of the time for training; the rest is for loading and measuring."""
 TASK = "img2tex"
 BATCH = 4
 """Meshes textured together."""
@@ -85,7 +85,7 @@ class AblateConfig:
     seeds: int = 3
     """Runs of each variant: other weights at the start, another order of the data."""
     steps: int | None = None
-    """Of each run; None: as many as the time allows, the same for all."""
+    """Steps of each run; None: as many as the time allows, the same for all."""
     mixed_assets: int = 80
     """Training meshes of every kind, some of which have views alone."""
     clean_assets: int = 120

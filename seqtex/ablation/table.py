@@ -17,7 +17,7 @@ from seqtex.cli.terminal.console import log_event, logs_json, print_table
 from training.metrics.distribution import Interval
 
 COMPARED = {"render_psnr": "renders, dB", "flow_uv": "UV flow loss"}
-"""What variants are compared by. Renders are what a user sees, and comparable between UV maps of different resolution;
+"""Metrics that compare variants. Renders are what a user sees, and comparable between UV maps of different resolution;
 the loss of the UV map's flow at fixed noise varies far less between seeds."""
 SHOWN = {
     **COMPARED,

@@ -119,7 +119,7 @@ def demo(cfg: DemoConfig, out: Path = Path("out/demo")) -> int:
         for trial, name in ((known[0], "training"), (unseen[0], "held-out")):
             trial.result.save(out / f"{name}.glb")
             Image.fromarray(trial.sample.views.rgb[0]).save(out / f"{name}_image.png")
-    scores = [score(f"{len(known)} training meshes", known), score(f"{len(unseen)} held-out meshes", unseen)]
+    scores = [score("training", known), score("held-out", unseen)]
     summary = summarise(scores, len(trained.losses), cfg)
     with timed("report", seconds):
         page = write_report(out, cfg, trained, known, unseen, scores, summary["result"])
@@ -220,10 +220,10 @@ def run_trial(path: Path, sample: TextureSample, network: Checkpoint, cfg: DemoC
 # results
 
 
-def score(name: str, trials: Sequence[Trial]) -> Score:
-    """Average the figures of some trials."""
+def score(kind: str, trials: Sequence[Trial]) -> Score:
+    """Average the figures of some trials on meshes of a kind."""
     return (
-        name,
+        f"{len(trials)} {kind} mesh{'es' if len(trials) > 1 else ''}",
         fmean(t.psnr_db for t in trials),
         fmean(t.nearest_db for t in trials),
         fmean(t.fill_db for t in trials),

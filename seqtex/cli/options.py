@@ -31,7 +31,7 @@ class WorkOptions:
     address: str | None = None
     """Join this Ray cluster (every node must see the datasets and the assets) instead of working here."""
     run: RunConfig = field(default_factory=RunConfig)
-    """How it is carried out."""
+    """Resources and schedule of the jobs of a build."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,10 @@ from training.train import RunPlan, plan_run
 from training.train import train as run_training
 
 NOTABLE = 1.5
-"""So many times the tokens that a preset is made for are worth a warning."""
+"""Multiple of the tokens that a preset is made for above which a warning is given."""
 TWO_CORES = 8e10
 """Operations per second that they reach in the training of `seqtex demo` (docs/benchmarks.md)."""
+PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1.0, ""))
 
 
 def defaults(command: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -130,14 +131,20 @@ def reckoned_speed(cfg: TrainConfig, tflops: float | None) -> Speed:
     return Speed(flops=MFU * H100_TFLOPS * 1e12 * half, source=f"{MFU:.0%} of the peak of an H100, assumed")
 
 
+def prefixed(largest: float) -> tuple[float, str]:
+    """Return the decimal prefix in which a column's largest figure is at least 1, and its factor."""
+    return next((factor, prefix) for factor, prefix in PREFIXES if largest >= factor or factor == 1.0)
+
+
 def length_words(plan: RunPlan, speed: Speed) -> str:
     """One line on how long the run takes."""
-    cfg, ranks = plan.cfg, plan.cfg.run.ranks
+    cfg, ranks, total = plan.cfg, plan.cfg.run.ranks, plan.cost.total_flops
     hours, devices = plan.cost.hours(speed.flops * ranks), f"{ranks} device{'s' if ranks > 1 else ''}"
+    factor, prefix = prefixed(total)
     return (
-        f"run.max_steps {cfg.run.max_steps} of {cfg.data.batch_size}: {plan.cost.total_flops / 1e18:.3g} EFLOP, "
-        f"about {hours:.3g} hours on {devices} at {speed.flops / 1e12:.3g} TFLOP/s each (reckoned, not measured: "
-        f"{speed.source})"
+        f"run.max_steps {cfg.run.max_steps} of {cfg.data.batch_size}: {total / factor:.3g} {prefix}FLOP, about "
+        f"{f'{hours:.3g} hours' if hours >= 1 else f'{60 * hours:.2g} minutes'} on {devices} at "
+        f"{speed.flops / 1e12:.3g} TFLOP/s each (reckoned, not measured: {speed.source})"
     )
 
 
@@ -154,29 +161,28 @@ def show_cost(plan: RunPlan, json: bool, speed: Speed) -> int:
     totals = ("all", sum(row[1] for row in counts), sum(row[2] for row in counts))
     print_table(("part", "parameters", "trained"), [*counts, totals], f"Preset {cfg.preset}: millions of parameters")
     tokens, sizes = cost.tokens, cost.sizes
+    factor, prefix = prefixed(max(f.total for f in cost.flops.values()))
     title = (
         f"A sample of {sizes.views} views of {sizes.view_resolution}^2 and a UV map of {sizes.uv_resolution}^2: "
-        f"{tokens.mv} + {tokens.uv} tokens, {tokens.text} of text. TFLOP, "
+        f"{tokens.mv} + {tokens.uv} tokens, {tokens.text} of text. {prefix}FLOP, "
         f"activation checkpointing {cfg.model.activation_checkpointing}"
     )
     rows = [
-        (name, f.forward / 1e12, f.backward / 1e12, f.recomputed / 1e12, f.total / 1e12)
+        (name, f.forward / factor, f.backward / factor, f.recomputed / factor, f.total / factor)
         for name, f in cost.flops.items()
     ]
     print_table(("task", "forward", "backward", "recomputed", "together"), rows, title)
-    memory = [
-        (
-            policy,
-            m.weights / 1e9,
-            m.gradients / 1e9,
-            m.optimizer / 1e9,
-            m.encoders / 1e9,
-            m.activations_per_sample / 1e9,
-        )
+    memory = {
+        policy: (m.weights, m.gradients, m.optimizer, m.encoders, m.activations_per_sample)
         for policy, m in cost.memory.items()
-    ]
+    }
+    factor, prefix = prefixed(max(max(row) for row in memory.values()))
     columns = ("checkpointing", "weights", "gradients", "optimiser", "encoders", "a sample")
-    print_table(columns, memory, "GB of one GPU, uncompiled; each GPU of a data-parallel run holds all of it")
+    print_table(
+        columns,
+        [(policy, *(size / factor for size in row)) for policy, row in memory.items()],
+        f"{prefix}B of one GPU, uncompiled; each GPU of a data-parallel run holds all of it",
+    )
     fitting = [
         (policy, *(cost.largest_batch(policy, size) for size in GPU_GB),
          cost.gpu_needed(policy) or "-", cost.gpu_needed(policy, 8) or "-")

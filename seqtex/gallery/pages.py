@@ -15,7 +15,7 @@ from schemas.storage import Location
 from seqtex.gallery.comparison import evaluation_sections
 
 PICTURE_NAME = re.compile(r"step-(\d+)-(.+)\.png")
-"""Of a validation picture (`training.loop.validation`)."""
+"""Name of a validation picture (`training.loop.validation`)."""
 PICTURES = 12
 """Most pictures of one mesh, chosen evenly over the run, the last among them."""
 MESHES = 24

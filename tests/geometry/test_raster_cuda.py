@@ -27,7 +27,7 @@ CPU = CpuRasterizer()
 
 
 class Context:
-    """What `RasterizeCudaContext` stands for."""
+    """Stand-in for `RasterizeCudaContext`."""
 
     def __init__(self, device=None) -> None:
         self.device = device
@@ -239,8 +239,8 @@ def cuda() -> CudaRasterizer:
 @pytest.mark.gpu
 @pytest.mark.parametrize("rig", ["seqtex4", "ortho6"])
 def test_the_gpu_agrees_with_the_cpu(cuda, rig, tmp_path):
-    """Of the pixels that both cover, 99.5 % show the same face, and those the same point to 1e-4; pixels that one of
-    them covers are 1 % of the covered ones at most."""
+    """At least 99.5 % of the pixels that both cover show the same face, and those the same point to 1e-4; pixels that
+    one of them covers are 1 % of the covered ones at most."""
     for ref in procedural(10, tmp_path):
         loaded = load_mesh(Path(ref.uri))
         if not isinstance(loaded, TexturedMesh):

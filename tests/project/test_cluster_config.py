@@ -295,7 +295,7 @@ RAY_JOB = {
     "required": ["apiVersion", "kind", "metadata", "spec"],
     "additionalProperties": False,
 }
-"""What we use of the operator's own definition (ray.io/v1, KubeRay 1.5.1), which no registry package carries."""
+"""Our part of the operator's own definition (ray.io/v1, KubeRay 1.5.1), which no registry package carries."""
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +327,7 @@ def test_workers_give_out_memory_for_as_many_jobs_as_processors_and_keep_some(ra
 
 
 def modelled(document: dict, kind: type) -> Any:
-    """As Kubernetes models it: no field is there that it lacks."""
+    """Return a document as Kubernetes models it: no field is there that it lacks."""
     kubernetes = client.ApiClient()
     found = kubernetes._ApiClient__deserialize(document, kind)
     assert kubernetes.sanitize_for_serialization(found) == document

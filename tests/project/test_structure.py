@@ -1,10 +1,12 @@
 """The folders hold what their names say, in sizes that a reader can hold: counts, lengths and import circles."""
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -20,6 +22,11 @@ FUNCTIONS = {
     for node in ast.walk(ast.parse((REPO / module).read_text()))
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
 }
+
+UNCLEAR = re.compile(r"(As|How|If|None where|Of|So|That|Those|What|When|Where|Whether|Which|Who|Whom|Whose|Why) ")
+"""Openings of a docstring that answers a question, or needs the name beside it, instead of naming its thing."""
+UNCHECKED = ("training/", "tests/training/")
+"""Folders whose docstrings `test_every_docstring_names_its_thing` leaves out."""
 
 
 def lines(module: Path) -> int:
@@ -92,4 +99,25 @@ def test_every_docstring_begins_with_a_sentence():
                 first = (ast.get_docstring(node) or "").split("\n")[0]
                 if first.startswith(unclear):
                     found.append(f"{module}:{getattr(node, 'lineno', 1)}: {first}")
+    assert not found, "\n".join(found)
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and text of every docstring: of modules, classes and functions, and those under attributes."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield node.lineno, text.strip()
+
+
+def test_every_docstring_names_its_thing():
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    found, count = [], 0
+    for file in files.splitlines():
+        if not file.startswith(UNCHECKED):
+            for line, text in docstrings(ast.parse((REPO / file).read_text())):
+                count += 1
+                if UNCLEAR.match(text):
+                    found.append(f"{file}:{line}: {text.splitlines()[0]}")
+    assert count > 2000
     assert not found, "\n".join(found)

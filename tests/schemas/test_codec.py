@@ -358,7 +358,7 @@ def test_cut_fields_never_pass_and_never_raise_anything_else():
 
 
 def test_flipped_bits_never_raise_anything_but_value_errors():
-    """Whether damage is seen is the business of the shard's hash; that nothing worse happens is the codec's."""
+    """The shard's hash has to detect damage; the codec has to prevent anything worse."""
     fields = encode(make_sample())
     rng = np.random.default_rng(2)
     refused = 0

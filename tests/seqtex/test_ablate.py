@@ -27,7 +27,7 @@ SMALL = ["--steps", "3", "--mixed_assets", "3", "--clean_assets", "3", "--held_o
 
 
 def build_here(refs, out, cfg, workers, notify):
-    """As `pipeline.executor.build.build`, without Ray."""
+    """Build as `pipeline.executor.build.build` does, without Ray."""
     if not out.exists():
         found = [process_asset(ref, cfg).result for ref in refs]
         samples = [sample for sample in found if isinstance(sample, TextureSample)]

@@ -1,4 +1,4 @@
-"""What a command writes while it works: plain lines for people, JSON lines with `--log json`, a bar on a terminal."""
+"""Output of a command while it works: plain lines for people, JSON lines with `--log json`, a bar on a terminal."""
 
 import io
 import json
@@ -44,7 +44,7 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Iterator[Clock]:
-    """Of a command that writes plain lines."""
+    """Clock of a command that writes plain lines."""
     clock = Clock()
     begin_log("plain", clock)
     yield clock
@@ -361,7 +361,7 @@ def test_reasons_are_a_table_on_a_terminal(tmp_path):
 
 
 def on_a_terminal(*words: str) -> str:
-    """What a person sees of a command."""
+    """Return the output of a command on a terminal."""
     ours, its = pty.openpty()
     process = subprocess.Popen([sys.executable, "-m", "seqtex.cli.main", *words], cwd=REPO, stdout=its, stderr=its)
     os.close(its)

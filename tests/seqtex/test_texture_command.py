@@ -42,7 +42,7 @@ def meshes(tmp_path_factory) -> list[MeshRef]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Iterator[Path]:
-    """Of a network with a text encoder, one whose weights need no download."""
+    """Checkpoint of a network with a text encoder, one whose weights need no download."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.loop.checkpoints, "make_text_encoder", lambda *args, **options: NullTextEncoder(8))
         yield write_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint", text_encoder="umt5")

@@ -1,4 +1,4 @@
-"""What a person sees who waits: why nothing ends yet, no lines of a command that serves others, no pause at the end."""
+"""Output for a person who waits: why nothing ends, no lines of a command that serves others, no pause at the end."""
 
 import gc
 import sys
@@ -67,7 +67,8 @@ def test_a_command_that_waits_for_others_writes_nothing(capsys):
 
 
 def test_a_process_ends_without_a_look_for_garbage(monkeypatch, tmp_path, capsys):
-    """That takes seconds once PyTorch and Lightning are loaded: a command that says it is done has to end."""
+    """Garbage collection takes seconds once PyTorch and Lightning are loaded: a command that says it is done has to
+    end."""
     monkeypatch.setattr(sys, "argv", ["seqtex", "status", str(tmp_path)])
     try:
         assert gc.get_freeze_count() == 0 and program() == 1

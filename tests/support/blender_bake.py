@@ -14,7 +14,7 @@ import numpy as np
 from mathutils.kdtree import KDTree
 
 EMPTY = -7.0
-"""What no bake writes."""
+"""Value that no bake writes."""
 
 
 def main(jobs: list[dict]) -> None:

@@ -34,7 +34,7 @@ class StoredRepo:
 
 @dataclass
 class Hub:
-    """What the server has and what it was asked for."""
+    """Content of the server, and the requests to it."""
 
     repos: dict[str, StoredRepo] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)

@@ -29,7 +29,7 @@ CATEGORIES = (("Furniture & Home", "furniture-home"), ("Cars & Vehicles", "cars-
 
 @dataclass
 class World:
-    """What the server has and what it was asked for. Faults depend on file and number of the request alone."""
+    """Content of the server, and the requests to it. Faults depend on file and number of the request alone."""
 
     files: dict[str, bytes]
     annotations: dict[str, dict]
@@ -37,14 +37,14 @@ class World:
     only_faults: tuple[str, ...] = FAULTS
     gone: set[str] = field(default_factory=set)
     hashes: bool = False
-    """Whether it redirects and names sha256s, as Hugging Face does."""
+    """Redirect and name sha256s, as Hugging Face does."""
     asked: Counter = field(default_factory=Counter)
     delivered: Counter = field(default_factory=Counter)
     """Answers that were sent to their end, from wherever they began."""
     faults: Counter = field(default_factory=Counter)
     ranges: list[tuple[str, int]] = field(default_factory=list)
     rows: list["XlRow"] = field(default_factory=list)
-    """Of Objaverse-XL."""
+    """Rows of Objaverse-XL."""
     sent: Counter = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
@@ -158,7 +158,7 @@ def annotations_of(rows: Sequence[XlRow]) -> bytes:
 
 
 def annotation_of(uid: str, number: int) -> dict:
-    """As Sketchfab writes it, what nobody reads left out; `number` is ours."""
+    """Return an annotation as Sketchfab writes it, what nobody reads left out; `number` is ours."""
     name, slug = CATEGORIES[number % 2]
     return {
         "number": number,

@@ -1,4 +1,4 @@
-"""What is running, as tests see it."""
+"""Running processes, as tests see them."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def command_lines() -> list[str]:
-    """Of every process; what was forked has that of what forked it."""
+    """Return the command line of every process; what was forked has that of what forked it."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -43,7 +43,7 @@ def write_checkpoint(
 
 
 class TrueFlow:
-    """What a network says that knows the answer."""
+    """Output of a network that knows the answer."""
 
     def __init__(self, sample: TextureSample, maps: tuple[str, ...] = RELEASED_MAPS) -> None:
         self.latents = encode_batch(to_model(sample, maps=maps), DctCodec())

@@ -78,7 +78,7 @@ def seen_path(run: Path, rank: int) -> Path:
 
 
 def work(cfg: TrainConfig, env: dict[str, str], broken: range, command: list[str] | None) -> None:
-    """What a process does: `seqtex COMMAND`, or training by a configuration. Ends with the exit code of the command."""
+    """Run `seqtex COMMAND`, or training by a configuration, in this process. Ends with the exit code of the command."""
     os.environ.update(env)
     os.setpgid(0, 0)  # as a shell starts a command: a signal to the group is for its readers of data, too
     multiprocessing.set_start_method("fork", force=True)  # for its loader, as in any other process
@@ -96,7 +96,7 @@ def work(cfg: TrainConfig, env: dict[str, str], broken: range, command: list[str
 
 
 def told(run: Path, rank: int = 0) -> str:
-    """What a process wrote to its standard error."""
+    """Return the standard error of a process."""
     return seen_path(run, 0).with_suffix(f".err{rank}").read_text()
 
 
@@ -148,7 +148,7 @@ def steps_done(run: Path) -> int:
 
 
 def wait_until(is_so: Callable[[], bool], process: BaseProcess) -> bool:
-    """Whether it became so while the process was alive."""
+    """Wait until a condition holds; return whether it did so while the process was alive."""
     limit = time.monotonic() + SECONDS
     while not is_so():
         if not process.is_alive() or time.monotonic() > limit:
@@ -158,7 +158,7 @@ def wait_until(is_so: Callable[[], bool], process: BaseProcess) -> bool:
 
 
 def last_state(run: Path) -> dict[str, Any]:
-    """What decides how training goes on, of the newest trainer state that verifies."""
+    """Return what decides how training goes on, of the newest trainer state that verifies."""
     path = newest_state(run / "states")
     assert path is not None
     state = AtomicCheckpointIO().load_checkpoint(path)

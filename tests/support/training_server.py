@@ -1,4 +1,4 @@
-"""What the server of `tests.support.training_process` loads once for its forks: all that training imports on
+"""Modules that the server of `tests.support.training_process` loads once for its forks: all that training imports on
 its way, and compiled decoders. Nothing here may run a backward pass: autograd does not survive a fork."""
 
 import diffusers.hooks  # noqa: F401

@@ -142,6 +142,16 @@ def test_the_tables_name_every_part_and_task(capsys, tmp_path):
         assert word in told
 
 
+def test_units_follow_the_preset_so_that_no_cost_is_shown_as_zero(capsys, tmp_path):
+    assert main(["train", "--preset", "tiny", "--dry_run", "--data.directory", str(tmp_path / "none")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    forward, backward, _, together = re.findall(r"img2tex │ (.*?) │ (.*?) │ (.*?) │ (.*?) │", told)[0]
+    flops = count_flops(PRESETS["tiny"].model, count_tokens(SIZES, "none", token=8 * 2))
+    assert "GFLOP, activation" in told and float(together) == pytest.approx(flops.total / 1e9, abs=0.006)
+    assert float(forward) > 0.1 and float(backward) > 0.1
+    assert "MB of one GPU" in told and " TFLOP, about " in told and " minutes on 1 device" in told
+
+
 def test_hours_follow_from_operations_and_the_speed_that_is_given(capsys, tmp_path):
     words = ["train", "--preset", "full", "--dry_run", "--json", "--data.directory", str(tmp_path)]
     assert main([*words, "--run.devices", "8", "--tflops", "300"]) == 0

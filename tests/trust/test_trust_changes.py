@@ -174,7 +174,7 @@ def cured(request, directory):
     run(request, directory)
 """
 ENDS = [None, Reason.CRASHED, Reason.MEMORY_LIMIT, Reason.UNTEXTURED, Reason.TRUNCATED, Reason.UNWRAP_POOR]
-"""What becomes of an asset: accepted, failed, rejected, or kept for its views."""
+"""Outcomes of an asset: accepted, failed, rejected, or kept for its views."""
 
 
 @pytest.mark.trust(14)

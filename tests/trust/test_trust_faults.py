@@ -32,7 +32,7 @@ class Failing:
     def __init__(self, point: int, after: bool, fault: Callable[[], None]) -> None:
         self.point, self.after, self.fault, self.seen = point, after, fault, 0
         self.hit = ""
-        """What was called at the point."""
+        """Name of the call at the point."""
         self.returned: list[int] = []
         """Calls that came to their end: removing a file that is gone does not."""
 

@@ -149,7 +149,8 @@ IMAGES = ("png", "jpg", "webp", "ktx2", "tga", "bmp", "tif", "gif", "dds")
 
 
 def outcomes(files: Files, count: int) -> Counter[str]:
-    """What the files end as; fails where one takes too long or is neither a sound mesh nor rejected with a reason."""
+    """Count the outcomes of the files; fail where one takes too long or is neither a sound mesh nor rejected with a
+    reason."""
     found = Counter[str]()
     for _, path in zip(range(count), files, strict=False):
         start = time.process_time()

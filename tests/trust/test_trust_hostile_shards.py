@@ -204,7 +204,7 @@ READERS = (read_by_pipeline, read_by_shard_file, read_by_training)
 
 
 def refused(read: Callable[[Path, Path], None], shard: Path, folder: Path) -> bool:
-    """Whether a reader says no, without taking much memory over it."""
+    """Return whether a reader refuses a shard without taking much memory over it."""
     tracemalloc.start()
     try:
         read(shard, folder)

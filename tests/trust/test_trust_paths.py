@@ -101,7 +101,7 @@ def test_a_plan_does_not_lead_out_of_its_folder(trust: Trust, tmp_path: Path, ur
 
 
 def test_details_keep_what_helps() -> None:
-    """Of a traceback the files of the program, of a reference its name, of a URL everything."""
+    """A traceback keeps the files of the program, a reference its name, a URL everything."""
     text = (
         f"File \"{REPO}/pipeline/asset.py\", line 3; /data/my meshes/sub/a.glb: '/home/artist/b c/wood.png' is "
         "missing; see https://host/a/b and nodes/3/mesh"

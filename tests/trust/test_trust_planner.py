@@ -30,7 +30,8 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def write_hangs(folder: Path) -> None:
-    """What hung or bloated a driver: two quadratic expressions, a pipe, four TiB, and JSON of ten million objects."""
+    """Write files that hung or bloated a driver: two quadratic expressions, a pipe, four TiB, and JSON of ten million
+    objects."""
     (folder / "spaces.obj").write_bytes(b"v 0 0 0\nv 1 0 0\nv 0 1 0\nmtllib " + b" " * 300_000 + b"\nf 1 2 3\n")
     (folder / "quotes.gltf").write_bytes(b'{"a":' + b"[" * 70 + b'"' + b'\\"' * 150_000)
     for name in ("pipe", "sparse"):

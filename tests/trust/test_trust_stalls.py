@@ -64,7 +64,7 @@ def stalling(request: str, part: str) -> Iterator[None]:
 
 
 def ends_in_time(work, url: str, seconds: float = 10.0) -> bool:
-    """Whether it raises an error that names the URL, before long."""
+    """Return whether work raises an error that names the URL, before long."""
     start = time.monotonic()
     try:
         work()

@@ -326,7 +326,7 @@ def two_bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def met_at(cfg: TrainConfig, rank: int) -> dict[str, int]:
-    """Where a rank of two meets each bad shard first: number of the batch by name."""
+    """Return the number of the batch in which a rank of two first meets each bad shard, by name."""
     stream = BatchStream(cfg.data, seed=cfg.run.seed, rank=rank, ranks=2)
     found: dict[str, int] = {}
     for number in range(16):
@@ -340,8 +340,8 @@ def met_at(cfg: TrainConfig, rank: int) -> dict[str, int]:
 def test_the_budget_for_bad_shards_is_that_of_all_ranks(
     two_bad: Path, tmp_path: Path, trust: Any, workers: int
 ) -> None:
-    """Where neither rank alone has met too many, both stop, at the same batch and with the same words; with one more
-    allowed, both go on."""
+    """Both ranks stop at the same batch and with the same words once they have met too many together, though neither
+    has alone; with one more allowed, both go on."""
     rng, held, runs = trust.rng(), 0, trust.count(full=5, short=1)
     for case in range(runs):
         options = {"workers": workers, "max_steps": 16, "devices": 2}

@@ -48,7 +48,7 @@ _PROPERTY = "trust"
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """How often a promise held in one test."""
+    """Number of runs of one test in which a promise held."""
 
     number: int
     held: int
@@ -67,7 +67,7 @@ class Trust:
         self._properties = request.node.user_properties
 
     def count(self, *, full: int, short: int) -> int:
-        """How many cases to run: what the promise says, or fewer."""
+        """Return the number of cases to run: that of the promise, or fewer."""
         return full if self.full else short
 
     def rng(self) -> np.random.Generator:

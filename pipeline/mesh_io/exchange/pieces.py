@@ -23,16 +23,16 @@ class Piece:
     count: Int64[np.ndarray, " p"]
     """Corners of each polygon."""
     corners: Int64[np.ndarray, "c 3"]
-    """Of one polygon after the other: indices of position, texture coordinates and normal; -1 for none."""
+    """Corners, one polygon after the other: indices of position, texture coordinates and normal; -1 for none."""
     uvs: Float64[np.ndarray, "t 2"] = field(default_factory=lambda: np.zeros((0, 2)))
     normals: Float64[np.ndarray, "n 3"] = field(default_factory=lambda: np.zeros((0, 3)))
     colors: Float64[np.ndarray, "v 3"] | None = None
-    """Of the positions, sRGB in [0, 1]."""
+    """Colours of the positions, sRGB in [0, 1]."""
     corner_colors: Float64[np.ndarray, "c 3"] | None = None
-    """Of the corners, where they have colours of their own."""
+    """Colours of the corners, where they have their own."""
     material: ObjMaterial = field(default_factory=ObjMaterial)
     matrix: Float64[np.ndarray, "4 4"] | None = None
-    """Where it is placed; None: where it stands."""
+    """Transform to the piece's place; None: it stays where it is."""
 
 
 def corners_of(

@@ -17,7 +17,7 @@ from schemas.ledger import NoteKind, Reason
 _MAX_PLACED = 100_000
 """Objects placed in all (ours)."""
 _MAX_DEPTH = 64
-"""Of objects within objects (ours)."""
+"""Deepest nesting of objects within objects (ours)."""
 _UNREAD = {"texture2dgroup", "compositematerials", "multiproperties"}
 _WHITE = (255, 255, 255)
 Place = tuple[tuple[str, str], Float64[np.ndarray, "4 4"]]
@@ -33,7 +33,7 @@ class _Object:
     vertices: list[tuple[str, str, str]] = field(default_factory=list)
     faces: list[tuple[str, str, str]] = field(default_factory=list)
     looks: list[tuple[str | None, str | None, str | None, str | None]] = field(default_factory=list)
-    """Of each triangle: its palette, and the colour of each corner."""
+    """Palette of each triangle, and the colour of each of its corners."""
     components: list[Place] = field(default_factory=list)
 
 

@@ -38,7 +38,7 @@ class Container:
     nodes: list[Json]
     notes: Notes
     max_bytes: int
-    """Of a file, or of what stands in its place."""
+    """Most bytes of a file, or of what stands in its place."""
 
 
 def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:

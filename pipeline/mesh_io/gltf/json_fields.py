@@ -72,7 +72,7 @@ class Json:
         return self.numbers_of([self.get(key, default)], key, 1)[0]
 
     def numbers(self, key: str, default: Sequence[float]) -> list[float]:
-        """As many finite numbers as the default has."""
+        """Return as many finite numbers as the default has."""
         found = self.get(key, default)
         if not isinstance(found, list | tuple):
             self.wrong(key, f"a list of {len(default)} numbers")

@@ -47,7 +47,7 @@ class SceneMaterial:
     glows_instead: bool = False
     """Base colour and texture are those of the light it emits (`emissive_instead`)."""
     entry: Json = field(default_factory=lambda: Json({}, "default material"))
-    """As it stands in the file, for `read_shading`."""
+    """The material as it stands in the file, for `read_shading`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -29,7 +29,7 @@ class Primitive:
     where: str
     mode: int
     attributes: dict[str, Accessor]
-    """Those that are read; a damaged one that can be done without is missing."""
+    """Attributes that are read; a damaged one that can be done without is missing."""
     indices: Accessor | None
     material: int | None
     """None: glTF's default material."""

@@ -39,7 +39,7 @@ class Placement:
     world: Float64[np.ndarray, "4 4"]
     skin: Skin | None
     weights: list[float]
-    """Of the morph targets at rest; a target beyond them has weight 0."""
+    """Weights of the morph targets at rest; a target beyond them has weight 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +48,7 @@ class Scene:
     worlds: Float64[np.ndarray, "nodes 4 4"]
     """Global transform of every node."""
     materials: dict[int, SceneMaterial]
-    """Those of what is drawn, by number."""
+    """Materials of what is drawn, by number."""
     container: Container
 
     def drawn(self) -> list[tuple[Primitive, Placement]]:

@@ -35,7 +35,7 @@ PHYSICAL = {keyword: keyword for keyword in ("pr", "pm", "ke", "map_pr", "map_pm
 """Keywords on the answer to light, and the one that each of them is another name for."""
 _COMMENT = re.compile(r"\s#")
 _MAX_LIBRARIES = 1000
-"""Of an OBJ."""
+"""Most material libraries of an OBJ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ class ObjMaterial:
     mask: MapUse | None = None
     """map_d."""
     roughness: float = 1.0
-    """Of the microfacet lobe as wide as the Blinn-Phong one of exponent Ns: sqrt(2 / (Ns + 2)) (Walter et al. 2007)."""
+    """Roughness of the microfacet lobe as wide as the Blinn-Phong one of exponent Ns: sqrt(2 / (Ns + 2)) (Walter et al.
+    2007)."""
     physical: Mapping[str, Statement] = field(default_factory=dict, hash=False)
     """The last line of each keyword of `PHYSICAL`."""
 

@@ -23,9 +23,9 @@ from schemas.ledger import NoteKind, Reason
 _ABSENT = -(2**62)
 """Stands in the text for an index that a corner leaves out (`1//3`)."""
 _MARK = "\ufeff".encode()
-"""Of UTF-8: stands before a text, and in the midst of those that were joined."""
+"""Byte order mark of UTF-8: stands before a text, and in the midst of those that were joined."""
 _NAN = re.compile(rb"\d\.#[A-Z]+\d*|nan\(\w*\)", re.IGNORECASE)
-"""What C's printf makes of NaN and infinity on Windows."""
+"""Text that C's printf writes for NaN and infinity on Windows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,11 +53,11 @@ class _Block:
     text: bytes
     """Line by line, comments taken out."""
     line: Int64[np.ndarray, " lines"]
-    """Of the file, from 0."""
+    """Line numbers in the file, from 0."""
     words: Int64[np.ndarray, " lines"]
-    """How many each line has."""
+    """Number of words in each line."""
     starts: Int64[np.ndarray, " words"]
-    """Where each word begins in the text."""
+    """Offset of each word in the text."""
 
 
 def read_obj(data: bytes, folders: Folders, max_bytes: int, max_faces: int, *, z_up: bool = False) -> ObjFile:

@@ -181,6 +181,13 @@ function shortNumber(value) {
   return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
 }
 
+/* A measurement as text, with the same decimals wherever it stands: PSNR 34.5, seconds 1.20, others in four digits. */
+function figure(column, value) {
+  if (typeof value !== "number") return shortNumber(value);
+  if (column.endsWith("_psnr")) return value.toFixed(1);
+  return column === "seconds" ? value.toFixed(2) : shortNumber(value);
+}
+
 /* A word of a shell's command line. */
 function quoted(word) {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;

@@ -7,7 +7,7 @@ const OUTCOMES = { textured: "textured", mv_only: "views only", rejected: "rejec
 const SORTS = {
   "": "pictures first", uid: "uid", round_trip_psnr: "round trip PSNR", faces: "faces", uv_score: "UV score", seconds: "seconds",
 };
-const TABLE = ["outcome", "reason", "round_trip_psnr", "faces", "uv_charts", "seconds"];
+const TABLE = ["outcome", "reason", "round_trip_psnr", "faces", "layout_charts", "seconds"];
 const form = document.getElementById("filters");
 let state = EVERYTHING;
 let shown = [];
@@ -169,8 +169,8 @@ function uidLine(index) {
 
 /* The measurement that assets are sorted by, else the main one of this outcome. */
 function cardFigure(index, outcome) {
-  if (state.sort && !["uid", "caption"].includes(state.sort)) return shortNumber(gallery.value(state.sort, index));
-  if (outcome === "textured") return `${shortNumber(gallery.value("round_trip_psnr", index))} dB`;
+  if (state.sort && !["uid", "caption"].includes(state.sort)) return figure(state.sort, gallery.value(state.sort, index));
+  if (outcome === "textured") return `${figure("round_trip_psnr", gallery.value("round_trip_psnr", index))} dB`;
   return words(gallery.value("reason", index));
 }
 
@@ -185,7 +185,7 @@ function table(indices) {
   };
   const cell = (index, column) => {
     const value = gallery.value(column, index), missed = typeof value === "number" && gallery.limit(column, value).missed;
-    const content = column === "outcome" ? outcomeTag(index) : column === "reason" ? words(value) : shortNumber(value);
+    const content = column === "outcome" ? outcomeTag(index) : column === "reason" ? words(value) : figure(column, value);
     return element("td", { className: `${typeof value === "number" || value === null ? "number" : ""}${missed ? " missed" : ""}` }, content);
   };
   const row = (index) =>

@@ -257,10 +257,10 @@ function result(index, alone) {
   else if (detail) parts.push(element("p", { className: "reason" }, detail));
   if (suspicion) parts.push(element("p", { className: "reason" }, element("strong", {}, "suspicious: "), suspicion));
   const figures = [
-    ["PSNR of the round trip", "round_trip_psnr", (value) => `${value.toFixed(1)} dB`],
+    ["PSNR of the round trip", "round_trip_psnr", (value) => `${figure("round_trip_psnr", value)} dB`],
     ["pixels off by more than 8 of 255", "round_trip_off_share", (value) => `${Number((100 * value).toPrecision(3))} %`],
     ["faces", "faces", shortNumber],
-    ["seconds", "seconds", shortNumber],
+    ["seconds", "seconds", (value) => figure("seconds", value)],
   ];
   const row = ([label, column, form]) => {
     const value = gallery.value(column, index);
@@ -278,7 +278,7 @@ function proofOf(index, channel) {
   const [, column, before, unit] = CHANNELS[channel], value = gallery.value(column, index);
   if (value === null) return "";
   const { words: bounds } = gallery.limit(column, value);
-  return `Views of the baked map: ${before} ${value.toFixed(unit === "dB" ? 1 : 2)} ${unit}${bounds ? ` (${bounds})` : ""}`;
+  return `Views of the baked map: ${before} ${unit === "dB" ? figure(column, value) : value.toFixed(2)} ${unit}${bounds ? ` (${bounds})` : ""}`;
 }
 
 function described(rows, index) {
@@ -318,7 +318,7 @@ function measuredRows(group, indices) {
   const names = group.names.filter((name) => !HIDDEN.includes(name) && indices.some((index) => gallery.value(name, index) !== null));
   const cells = (name) => indices.map((index) => {
     const value = gallery.value(name, index), { words: bounds, missed } = value === null ? { words: "" } : gallery.limit(name, value);
-    return element("td", { className: missed ? "missed" : "" }, shortNumber(value), ...(bounds ? [element("small", {}, ` (${bounds})`)] : []));
+    return element("td", { className: missed ? "missed" : "" }, figure(name, value), ...(bounds ? [element("small", {}, ` (${bounds})`)] : []));
   });
   return names.map((name) => element("tr", {}, element("th", { scope: "row" }, words(name)), ...cells(name)));
 }

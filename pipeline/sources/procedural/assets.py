@@ -80,7 +80,7 @@ class Design:
     patches: tuple[Patch, ...]
     pattern: Pattern
     second_pattern: Pattern
-    """Of all patches but the first, where there are two materials."""
+    """Pattern of all patches but the first, where there are two materials."""
     caption: str
     node: dict[str, Any]
     """Transform of the glTF node."""

@@ -58,7 +58,7 @@ FAMILIES = (
     Family(name="core", words=("haloed", "rimmed"), min_colors=2, max_colors=3),
 )
 _WEIGHTS = (0.22, 0.12, 0.14, 0.12, 0.10, 0.10, 0.10, 0.10)
-"""How often each family is drawn, in the order of `FAMILIES`; ours."""
+"""Probability of each family, in the order of `FAMILIES`; ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

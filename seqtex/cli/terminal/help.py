@@ -25,6 +25,8 @@ FEW_OPTIONS = 14
 EVERYWHERE = ("config", "log")
 """Options of every command, at the end of its help."""
 HIDDEN = ("help", "help_all", "print_config", "subcommand", "version")
+NEEDED = "the following arguments are required: "
+"""Beginning of the parser's message about what is missing; the names that follow may begin with their command's."""
 COMMAND_OPTION = re.compile(r"([\w-]+)\.(.*)")
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "Location": "a folder or URL"}
 """Types in the words of a message."""
@@ -110,7 +112,8 @@ class CommandParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Write what is wrong with the command line in one sentence, and end with 2."""
-        parser = getattr(ex, "subcommand_parser", None) or self
+        missing = COMMAND_OPTION.fullmatch(message.removeprefix(NEEDED).partition(",")[0]) if self.overview else None
+        parser = getattr(ex, "subcommand_parser", None) or (self.commands[missing[1]] if missing else self)
         sys.stderr.write(printable(f"{parser.command}: {explained(message, parser)} ({parser.command} --help)\n"))
         self.exit(2)
 
@@ -181,8 +184,9 @@ def explained(message: str, parser: CommandParser) -> str:
     if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL):
         names = re.findall("'([^']+)'", choice[2])
         return f"there is no {choice[1]}{suggestion(nearest(choice[1], names))}"
-    if needed := re.match(r"the following arguments are required: (.*)", message):
-        return f"{' and '.join(parser.as_given(name.strip()) for name in needed[1].split(','))} must be given"
+    if message.startswith(NEEDED):
+        names = [name.strip().rpartition(".")[2] for name in message.removeprefix(NEEDED).split(",")]
+        return f"{' and '.join(map(parser.as_given, names))} must be given"
     if wrong := re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL):
         return explained_value(parser.as_given(wrong[1]), " ".join(wrong[2].split()))
     if "but it was not provided" in message:

@@ -39,7 +39,7 @@ def parts_of(card: str) -> tuple[dict, str]:
 
 
 def facts_with(**source: str) -> CardFacts:
-    """Of one job whose assets all come from one source."""
+    """Return the facts of one job whose assets all come from one source."""
     refs = [dataclasses.replace(synthetic_ref(i), source=Attribution(**source)) for i in range(6)]
     (job,) = plan_jobs(refs, 6)
     facts = CardFacts()

@@ -373,7 +373,7 @@ def test_a_repair_there_brings_the_same_bytes_back(
 
 
 def nth(number: int, request: str, name: str) -> Callable[[str, str], bool]:
-    """Whether a request is that one of its kind, counted from 1."""
+    """Make a condition that one request meets: the one of this number among those of its kind, counted from 1."""
     seen = 0
 
     def fails(asked: str, path: str) -> bool:
@@ -385,7 +385,7 @@ def nth(number: int, request: str, name: str) -> Callable[[str, str], bool]:
 
 
 def test_an_error_that_passes_is_no_absence(folder: Path, refs: list[MeshRef], scratch: Path) -> None:
-    """Of a store that answers one request in between with an error: what is there is not overwritten, built again or
+    """A store answers one request in between with an error: what is there is not overwritten, built again or
     called missing."""
     flaky_store.register()
     out = copied(folder, ObjectPath("flaky://bucket/forge"))
@@ -498,7 +498,7 @@ def test_of_two_that_come_at_once_one_gets_the_lock(s3: Server, scratch: Path) -
 
 @pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["alone", "beside a script"])
 def started(request: pytest.FixtureRequest) -> Iterator[str]:
-    """How this process came about: a shell has what it starts beside a script ignore SIGINT."""
+    """Start of this process, alone or beside a script: what a shell starts beside a script ignores SIGINT."""
     before = signal.signal(signal.SIGINT, request.param)
     yield "alone" if request.param is signal.default_int_handler else "beside"
     signal.signal(signal.SIGINT, before)

@@ -234,7 +234,7 @@ def test_a_shard_of_another_size_is_not_taken_for_finished(built, tmp_path):
 
 
 def judged(capsys, *arguments: str) -> tuple[list[dict], dict]:
-    """What `seqtex what-if` tells: the changes, then the summary."""
+    """Return the output of `seqtex what-if`: the changes, then the summary."""
     capsys.readouterr()
     assert main(["what-if", *arguments, "--log", "json"]) == 0
     *lines, summary = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -81,7 +81,7 @@ def hashes(out: Path) -> dict[str, str]:
 
 
 def at_work(node: Node) -> bool:
-    """Whether the process of an asset runs on the node."""
+    """Return whether the process of an asset runs on the node."""
     below = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
     with contextlib.suppress(psutil.NoSuchProcess):  # a process that ended just now
         fork_servers = {process.pid for process in below if "pipeline.sandbox.fork_server" in process.cmdline()}
@@ -138,7 +138,7 @@ def report(job: ShardJob) -> JobReport:
 
 
 def tries(job: ShardJob, folder: Path) -> int:
-    """How often the job has been started, this time included."""
+    """Count the starts of the job, this one included."""
     with (folder / f"{job.index}").open("a") as file:
         file.write("x")
         return file.tell()

@@ -131,7 +131,7 @@ def test_a_finished_job_that_is_done_again_takes_nothing_from_before(refs, tmp_p
 
 
 def test_a_failure_is_not_kept(refs, tmp_path, monkeypatch):
-    """What is killed together with its job looks like an asset that crashes."""
+    """An asset that is killed together with its job looks like one that crashes."""
     out = tmp_path / "out"
     job = plan_jobs(refs[:3], 6, Path(refs[0].uri).parent)[0]
     for name in ("shards", "ledger"):

@@ -1,4 +1,4 @@
-"""What a watcher of a build is told is true at every moment."""
+"""Reports on the progress of a build are true at every moment."""
 
 from pipeline.executor.progress import BuildEvent, Progress
 from schemas.ledger import Counts

@@ -1,4 +1,4 @@
-"""What is started next, what is started again, and what is given up: told what happened, without Ray."""
+"""Decisions of the scheduler on reported events, without Ray: next starts, repeated starts, and giving up."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What becomes of each of the 47 real assets, up to the unwrap: the outcome that a person who sees them would give."""
+"""Outcome of each of the 47 real assets, up to the unwrap: the one that a person who sees them would give."""
 
 import json
 from dataclasses import fields, replace
@@ -196,7 +196,7 @@ def test_edges_are_counted_as_recorded_once_corners_are_merged_as_loosely(assets
 
 
 def record_of(assets_dir: Path, name: str) -> dict:
-    """What another program measured."""
+    """Return the measurements of another program."""
     return next(r for r in json.loads((assets_dir / "assets.json").read_text())["assets"] if r["path"] == name)[
         "properties"
     ]

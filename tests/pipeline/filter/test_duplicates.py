@@ -188,7 +188,7 @@ def test_files_whose_others_are_not_hashed_are_not_compared_by_hash(tmp_path):
 
 
 def test_copies_with_their_side_files_are_known_ahead(tmp_path):
-    """Of three copies of an OBJ, the one with another texture is no copy."""
+    """A copy of an OBJ is a duplicate, one with another texture is not."""
     for index, color in enumerate(("red", "red", "blue")):
         (tmp_path / str(index)).mkdir()
         (tmp_path / str(index) / "a.obj").write_text("mtllib a.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")

@@ -23,7 +23,7 @@ from tests.support.small_gltf import box
 
 
 def fault(measurements: Measurements) -> Reason | None:
-    """What the default thresholds say."""
+    """Return the reason for which the default thresholds reject an asset."""
     verdict = apply_rules(measurements, FilterConfig())
     return verdict.rejected.reason if verdict.rejected else None
 

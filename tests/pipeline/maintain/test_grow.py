@@ -65,7 +65,7 @@ def filled(root: Path, files: dict[str, Path]) -> Path:
 
 
 def dataset(assets: Path, out: Path, cfg: BuildConfig = CFG) -> Path:
-    """As a build without duplicates makes it."""
+    """Make a dataset as a build without duplicates does."""
     with writable(out), lock(out):
         jobs = plan_jobs(folder(assets), cfg.assets_per_job)
         info = settle(out, jobs, cfg.recorded())
@@ -147,7 +147,7 @@ def test_an_extension_by_another_configuration_is_refused_by_name(first, first_a
 
 
 def test_a_dataset_may_be_called_as_a_command_is(first, second, tmp_path, monkeypatch, capsys):
-    """What the command line means by a word depends on its place."""
+    """The meaning of a word on the command line depends on its place."""
     monkeypatch.chdir(tmp_path)
     copied(first, tmp_path / "extend")
     assert main(["merge", "extend", "nowhere", "--out", "both"]) == 1

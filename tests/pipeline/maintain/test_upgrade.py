@@ -28,7 +28,7 @@ SMALL = replace(CFG, unwrap=UnwrapConfig(max_faces=40_000))
 
 @pytest.fixture(scope="module")
 def present(tmp_path_factory) -> Path:
-    """Of the present version: textured assets, one with vertex colours, one of views alone, one rejected."""
+    """A dataset of the present version: textured assets, one with vertex colours, one of views alone, one rejected."""
     made = [Path(ref.uri) for ref in procedural(9, tmp_path_factory.mktemp("made"))]
     assets = filled(tmp_path_factory.mktemp("assets"), {f"{path.stem}": path for path in made})
     return dataset(assets, tmp_path_factory.mktemp("datasets") / "present", SMALL)

@@ -72,7 +72,7 @@ NOTES = {
     "g_translation_1e7": {},
     "g_unused_mesh_broken": {},
 }
-"""What the ledger says of each case of a whole cube."""
+"""Notes in the ledger on each case of a whole cube, and their counts."""
 
 
 @pytest.mark.parametrize("name", NOTES)

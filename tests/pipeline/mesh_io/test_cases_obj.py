@@ -23,7 +23,7 @@ from schemas.mesh import TexturedMesh
 
 CASES = Path(__file__).resolve().parents[2] / "data" / "cases"
 COLORS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 220], [230, 210, 50]])
-"""Of the quadrants: top left, top right, bottom left, bottom right."""
+"""Colours of the quadrants, sRGB: top left, top right, bottom left, bottom right."""
 SIDES = {
     (1, 0, 0): lambda x, y, z: (0.5 - z, y + 0.5),
     (-1, 0, 0): lambda x, y, z: (z + 0.5, y + 0.5),

@@ -1,4 +1,4 @@
-"""What the loader makes of a file's geometry: places, poses and normals, against values worked out by hand."""
+"""Geometry of a file as the loader reads it: places, poses and normals, against values worked out by hand."""
 
 from pathlib import Path
 

@@ -76,7 +76,7 @@ def test_joints_out_of_a_stream_are_those_of_the_skin(tmp_path: Path, joint: flo
 def view_of(
     case: dict[str, Any], encoded: bytes, extension: str = "EXT_meshopt_compression", **changes: object
 ) -> bytes:
-    """What the reader gives for a compressed view of this one stream."""
+    """Return the bytes that the reader gives for a compressed view of this one stream."""
     stated = {key: case[key] for key in ("mode", "filter", "count", "byteStride")} | changes
     entry = {
         "buffer": 1,

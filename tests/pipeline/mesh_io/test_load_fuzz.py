@@ -37,7 +37,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 VALUES: list[object] = [-1, 0, 1, 2, 7, 99, 2**31, 2**40, 0.5, 1e-300, 1e300, 10**400, True, None, "", "x", [], {}]
-"""What a mutated tree may hold anywhere."""
+"""Values that a mutated tree may hold anywhere."""
 
 
 def mutated_tree(node: object, rng: np.random.Generator) -> None:
@@ -127,7 +127,7 @@ WORDS = (
     b"v nan 0 0", b"v 1 2 3 200 9 9", b"vt 1", b"\xef\xbb\xbf", b"\r", b"\\\n", b"v 500000.125 0 4e6",
     b"vn 1.#IND 0 0", b"#",
 )  # fmt: skip
-"""What is put in the midst of an OBJ."""
+"""Text that is put in the midst of an OBJ."""
 MTL_WORDS = (
     b"newmtl b", b"map_Kd -s 2 2 1 t.tga", b"map_d -o .5 T.TIF", b"map_Kd C:\\x\\t.bmp", b"map_Kd \"t.gif\" # x",
     b"map_d t.dds",

@@ -1,4 +1,4 @@
-"""What the loader makes of materials, textures and their coordinates."""
+"""Materials, textures and their coordinates as the loader reads them."""
 
 import io
 from dataclasses import replace

@@ -196,7 +196,7 @@ def test_nothing_changes_without_materials(tmp_path):
 
 
 def test_a_map_outside_the_folder_rejects(tmp_path):
-    """As a base colour's does (`NEVER_NOTED`)."""
+    """A base colour's map rejects likewise (`NEVER_NOTED`)."""
     inside = tmp_path / "in"
     inside.mkdir()
     (tmp_path / "r.png").write_bytes(png(grey(60)))

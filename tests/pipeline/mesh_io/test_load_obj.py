@@ -1,4 +1,4 @@
-"""What the loader makes of OBJ and MTL, against values worked out by hand and a plain reader."""
+"""OBJ and MTL as the loader reads them, against values worked out by hand and a plain reader."""
 
 from pathlib import Path
 

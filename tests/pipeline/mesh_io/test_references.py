@@ -1,4 +1,4 @@
-"""Where references lead: inside the root and nowhere else, and how they are followed there."""
+"""References lead inside the root and nowhere else, and are followed there."""
 
 import base64
 import json

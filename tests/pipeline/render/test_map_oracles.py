@@ -32,7 +32,7 @@ AUTHORED = [
 VIEW_SIDE, UV_SIDE = 256, 128
 AGREEING_SHARE = 0.999
 POSITION_BOUND = 1e-4
-"""Of a cube of side 2: a twentieth of a pixel of the views."""
+"""Largest error of a coordinate, in a cube of side 2: a twentieth of a pixel of the views."""
 NORMAL_BOUND = 1e-3
 """Chord between unit normals."""
 ON_EDGE_PIXELS = 1 / 64
@@ -59,7 +59,7 @@ def agreement(mask, position, normal, true_mask, true_position, true_normal) -> 
 
 @njit(cache=True)
 def edge_distance(x: float, y: float, points: np.ndarray) -> float:
-    """Of a point to the nearest side of a triangle [3, 2]."""
+    """Return the distance of a point to the nearest side of a triangle [3, 2]."""
     nearest = np.inf
     for side in range(3):
         ax, ay = points[side, 0], points[side, 1]

@@ -61,7 +61,7 @@ def gallery(dataset: Path, limit: int = 1000, workers: int = 1):
 
 
 def handed_over(path: Path, receiver: str):
-    """What a script of the gallery hands to the page."""
+    """Return the data that a script of the gallery hands to the page."""
     text = path.read_text("ascii")
     assert text.startswith(f"gallery.{receiver}(") and text.endswith(");\n")
     assert "<" not in text

@@ -1,4 +1,4 @@
-"""What a child is kept from, each layer where this host has it; and that everything goes on where a host has none."""
+"""Limits on a child, each layer where this host has it; everything goes on where a host has none."""
 
 import os
 import resource
@@ -226,7 +226,7 @@ def test_a_host_without_any_of_it_still_works(folders, monkeypatch):
 
 
 def test_a_filter_that_cannot_ask_still_closes_the_network(folders, monkeypatch):
-    """As where another filter of the container already asks its own supervisor."""
+    """Another filter of the container may already ask its own supervisor."""
     install = seccomp.install
 
     def only_plain(*, ask: bool) -> int:
@@ -242,7 +242,7 @@ def test_a_filter_that_cannot_ask_still_closes_the_network(folders, monkeypatch)
 
 
 def test_a_room_is_inherited_by_what_is_run_in_it(folders):
-    """As Blender is: another program, started by the child within its own limits."""
+    """Another program, such as Blender, is started by the child within its own limits."""
     own, other = folders
     (other / "script.py").write_text(f"open({str(other / 'secret')!r}).read()")
 

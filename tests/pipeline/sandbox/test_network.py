@@ -61,7 +61,7 @@ class Machine:
         self.first.wait(10)
 
     def cut_off(self) -> None:
-        """What runs there goes on."""
+        """Cut the machine off; its processes go on."""
         sh(*self.command("ip", "link", "set", "eth0", "down"))
 
     def assets_at_work(self) -> int:
@@ -176,7 +176,7 @@ def network(tmp_path: Path) -> Iterator[Network]:
 
 
 def events(log: Path) -> list[dict]:
-    """What a build has told so far; its last line may be half there."""
+    """Return the events that a build has reported so far; its last line may be half there."""
     lines = log.read_bytes().rpartition(b"\n")[0].splitlines()
     return [json.loads(line) for line in lines if line.startswith(b"{")]
 

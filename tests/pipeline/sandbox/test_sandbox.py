@@ -232,7 +232,7 @@ def test_run_limited_brings_arrays_back():
 
 @pytest.mark.parametrize("kills", [1, 2])
 def test_run_limited_tries_again_what_somebody_else_killed(tmp_path, kills):
-    """As often as an asset is tried."""
+    """Work has as many attempts as an asset."""
 
     def work():
         with (tmp_path / "tries").open("a") as file:

@@ -197,7 +197,7 @@ def ring(rows: int = 30, columns: int = 80) -> TexturedMesh:
 
 
 def charts(uv_mesh: UvMesh) -> int:
-    """Of the faces with area."""
+    """Count the charts of the faces with area."""
     return len(np.unique(topology(uv_mesh).chart[signed_areas(uv_mesh.uv, uv_mesh.faces) != 0]))
 
 
@@ -247,7 +247,7 @@ def test_packing_always_finds_a_scale(seed: int, count: int) -> None:
 
 
 def test_xatlas_is_tried_before_an_asset_loses_its_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where our own layout fails or is poor; never after a timeout, nor for meshes beyond its budget."""
+    """xatlas follows a layout that failed or is poor; never after a timeout, nor for meshes beyond its budget."""
     mesh = replace(sphere(8, 16), face_has_uv=np.zeros(256, bool))
     real = pipeline.unwrap.unwrap.grown_layout
     for squeeze, charts in ((1e-3, 1), (1.0, 0)):  # a poor one; one that could not be packed
