@@ -9,6 +9,7 @@ from numba import njit
 WITHIN = np.nextafter(1e-9, 1.0)
 """Least cross product with each side of a face of a point strictly within it."""
 
+
 @njit(nogil=True, cache=True)
 def face_stretch(corners: np.ndarray, rest: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Measure each face: signed area in the layout, and the largest and smallest factor by which lengths grow from

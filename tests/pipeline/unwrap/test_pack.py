@@ -45,9 +45,7 @@ def test_grid_points_within_two_faces(size: float) -> None:
         x, y = np.meshgrid(*(np.arange(side) + 0.5 for side in extent))
         times = np.zeros(x.shape, int)
         for a, b, c in faces - low:
-            products = [
-                (q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0]) for p, q in ((a, b), (b, c), (c, a))
-            ]
+            products = [(q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0]) for p, q in ((a, b), (b, c), (c, a))]
             within = np.all([product > 1e-9 for product in products], axis=0)
             times += within | np.all([product < -1e-9 for product in products], axis=0)
         expected = int(np.maximum(times - 1, 0).sum())
