@@ -30,9 +30,9 @@ class Timed:
 
     workers: int
     whole: float
-    """From the call to the finished dataset."""
+    """Seconds from the call to the finished dataset."""
     working: float
-    """From the first job's start, Ray being there, to the last job's end: all workers are to be busy."""
+    """Seconds from the first job's start, Ray being there, to the last job's end: all workers are to be busy."""
     jobs: float
     """Sum over jobs, in their workers."""
     stages: float

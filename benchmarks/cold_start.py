@@ -29,9 +29,9 @@ class Start:
     """Seconds of one build."""
 
     first_row: float
-    """From the command to the ledger row of the asset."""
+    """Seconds from the command to the ledger row of the asset."""
     whole: float
-    """Until the command ends."""
+    """Seconds until the command ends."""
     processor: float
     """Processor seconds of all processes."""
 

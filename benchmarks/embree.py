@@ -24,7 +24,7 @@ def scene_of(vertices: Float32[np.ndarray, "v 3"], faces: Int32[np.ndarray, "f 3
 
 
 def view_rays(cameras: Cameras, resolution: int) -> list[Rays]:
-    """Per camera, row by row: from the eye through every pixel centre."""
+    """Return the rays of each camera, row by row, from the eye through every pixel centre."""
     centres = (2.0 * np.arange(resolution) + 1.0) / resolution - 1.0
     y, x = np.meshgrid(centres, centres, indexing="ij")
     rays = []

@@ -93,7 +93,7 @@ def opencv(data: bytes) -> np.ndarray:
 
 
 def candidates(maps: Maps) -> dict[str, tuple[np.ndarray, Callable[[], bytes], Callable[[bytes], Any]]]:
-    """By name: the stored image, how it is encoded, and how our reader decodes it."""
+    """Return each format by name: the stored image, its encoder, and the decoder of our reader."""
     planes, directions = maps.planes, maps.directions
     high_low = np.concatenate([planes >> 8, planes & 255]).astype(np.uint8)
 
@@ -132,7 +132,7 @@ def candidates(maps: Maps) -> dict[str, tuple[np.ndarray, Callable[[], bytes], C
 
 
 def exact(image: np.ndarray, data: bytes) -> dict[str, bool]:
-    """By reader, whether it gives back every value."""
+    """Return, by reader, whether it gives back every value."""
     kind = "webp" if data[8:12] == b"WEBP" else "tif" if data[:2] == b"II" else "png"
     readers = {"Pillow": pillow, "OpenCV": opencv, "rgb8": lambda data: imagehandler("rgb8")(f".{kind}", data)}
     found = {}

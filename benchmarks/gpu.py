@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 1, "attention_h
                          "lora_rank": 4, "text_dim": 32, "freq_dim": 32}  # fmt: skip
 SMALL_VAE: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 SECONDS = 900
-"""After which a command counts as hanging."""
+"""Seconds after which a command counts as hanging."""
 MESHES = 4
 SAMPLING_STEPS = 30
 
@@ -225,7 +225,7 @@ def train(setting: Setting, run: Path, latents: bool, until: Callable[[], bool] 
 
 
 def rates(setting: Setting, run: Path, last: dict[str, Any]) -> dict[str, Any]:
-    """By task: the median of a run's steps once all is warm."""
+    """Return, by task, the median of a run's steps once all is warm."""
     rows, laps = read_losses(run / "losses.jsonl"), dict[str, list[float]]()
     for before, row in zip(rows[setting.warm :], rows[setting.warm + 1 :], strict=False):
         if row["seconds"] > before["seconds"]:

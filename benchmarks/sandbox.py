@@ -40,7 +40,7 @@ NOTHING = "nothing"
 
 
 def work(uid: str, path: str) -> None:
-    """From the file to the encoded fields, as files; nothing without a path."""
+    """Process an asset from its file to the encoded fields, as files; nothing without a path."""
     if not path:
         return
     result = process_asset(MeshRef(uid=uid, uri=path), CFG).result

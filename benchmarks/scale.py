@@ -32,7 +32,7 @@ class Costs:
 
     seconds: np.ndarray
     regimes: list[str]
-    """Or reasons."""
+    """Regimes of the samples, or reasons."""
     sizes: np.ndarray
     """Bytes of the sample; 0 without one, and where the source does not tell."""
 
@@ -49,12 +49,12 @@ class World:
     hours_to_loss: float = 24.0
     """Mean life of a node: preemption and failure together."""
     boot_s: float = 300.0
-    """Until its replacement works."""
+    """Seconds until its replacement works."""
     slow_share: float = 0.002
     """Share of starts that run slow."""
     slow_factor: float = 20.0
     job_overhead_s: float = 0.5
-    """Per job: its files, commit and the way through Ray."""
+    """Seconds a job takes for its files, commit and the way through Ray."""
 
 
 @dataclass(slots=True, kw_only=True)

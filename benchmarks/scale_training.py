@@ -80,7 +80,7 @@ class Parts:
     """Bytes a second from one GPU to its host; 0: training waits until a state is written."""
     state_every: int = 1000
     start_seconds: float = 300.0
-    """From a failure to the first step: scheduling, imports, compilation."""
+    """Seconds from a failure to the first step: scheduling, imports, compilation."""
     hours_to_failure: float = 50_000.0
     """Hours between failures of one GPU with its share of the node (published: 16,384 GPUs, one failure in 3 hours)."""
 

@@ -96,7 +96,7 @@ class CudaRasterizer:
         faces: Int32[np.ndarray, "faces 3"],
         attributes: Float32[np.ndarray, "vertices channels"],
     ) -> Float32[np.ndarray, "images height width channels"]:
-        """On the host, where the fragments are: carrying them to the device and back would take longer."""
+        """Interpolate on the host, where the fragments are: carrying them to the device and back would take longer."""
         return CpuRasterizer().interpolate(fragments, faces, attributes)
 
 

@@ -51,16 +51,16 @@ class PackedShading:
     """The materials of a mesh under light, as flat arrays for the compiled loop."""
 
     parameters: Float32[np.ndarray, "m 6"]
-    """Per material: metallic, roughness, emissive RGB, normal scale."""
+    """Parameters of each material: metallic, roughness, emissive RGB, normal scale."""
     maps: Int64[np.ndarray, "m 3"]
-    """Per material: rows of `maps_table` for metallic-roughness, emissive and normal; -1 for none."""
+    """Maps of each material: rows of `maps_table` for metallic-roughness, emissive and normal; -1 for none."""
     maps_table: Int64[np.ndarray, "t 4"]
-    """Per texture: first row of `levels`, number of levels, wrap code u, wrap code v."""
+    """Textures: first row of `levels`, number of levels, wrap code u, wrap code v."""
     levels: Int64[np.ndarray, "l 3"]
     """First texel, height, width of every texture at full size and halved again and again."""
     texels: UInt8[np.ndarray, "texels 3"]
     tangents: Float32[np.ndarray, "f 6"]
-    """Per face: how the position changes along u and along v (up); 0 where a face has no coordinates."""
+    """Tangents of each face: how the position changes along u and along v (up); 0 where a face has no coordinates."""
 
 
 def pack_shading(mesh: TexturedMesh) -> PackedShading:
@@ -213,7 +213,7 @@ def split_sum_table() -> Float32[np.ndarray, "cosines roughnesses 2"]:
 
 @functools.cache
 def lobe_spread() -> Float32[np.ndarray, " roughnesses"]:
-    """By how much a GGX lobe of each roughness weakens the first band of what it reflects (Karis 2013's first sum,
+    """Return how much a GGX lobe of each roughness weakens the first band that it reflects (Karis 2013's first sum,
     view = normal = reflection)."""
     spread = np.empty(TABLE_SIZE, np.float32)
     for column, roughness in enumerate(np.linspace(0.0, 1.0, TABLE_SIZE)):

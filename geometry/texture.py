@@ -69,18 +69,18 @@ class PackedSurface(NamedTuple):
     face_material: Int32[np.ndarray, " f"]
     face_has_uv: Bool[np.ndarray, " f"]
     single_sided: Bool[np.ndarray, " f"]
-    """Not seen from behind."""
+    """True where a face is not seen from behind."""
     factors: Float32[np.ndarray, "m 4"]
     cutoffs: Float32[np.ndarray, " m"]
     """Alpha from which a fragment is there; -1 for opaque materials."""
     material_sampler: Int64[np.ndarray, " m"]
     """-1 for none."""
     samplers: Int64[np.ndarray, "t 8"]
-    """Per texture: first texel, height, width, wrap code u, wrap code v, nearest, first mip level, number of those."""
+    """Textures: first texel, height, width, wrap code u, wrap code v, nearest, first mip level, number of those."""
     texels: UInt8[np.ndarray, "texels 4"]
     """All images, one after the other."""
     levels: Int64[np.ndarray, "l 3"]
-    """Per mip level: first texel, height, width."""
+    """Mip levels: first texel, height, width."""
     mips: UInt16[np.ndarray, "mips 4"]
     """All mip levels, linear."""
     decode: Float32[np.ndarray, "256"]

@@ -74,7 +74,7 @@ class Reason(StrEnum):
     ROUND_TRIP = "round_trip"
     """Views rendered from the baked map differ too much from views of the source."""
     NO_MESH = "no_mesh"
-    """It came as rendered images."""
+    """The asset came as rendered images."""
     # failures
     TIMEOUT = "timeout"
     MEMORY_LIMIT = "memory_limit"
@@ -82,7 +82,7 @@ class Reason(StrEnum):
     BLENDER_FAILED = "blender_failed"
     """Blender ended without a result that can be read."""
     DOWNLOAD_FAILED = "download_failed"
-    """Its file could not be had from the source's server, however often it was asked for."""
+    """The asset's file could not be had from the source's server, however often it was asked for."""
 
 
 FAILURES = frozenset(

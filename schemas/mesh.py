@@ -144,7 +144,7 @@ class Layer:
 
     factors: Float32[np.ndarray, "m 3"]
     textures: tuple[int | None, ...]
-    """Per material, index into `TexturedMesh.textures`: every face of a material that has one has coordinates."""
+    """Index of each material into `TexturedMesh.textures`: every face of a material that has one has coordinates."""
     uv: Float32[np.ndarray, "v 2"]
     """Texture transform applied, v up."""
 

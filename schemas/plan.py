@@ -37,7 +37,7 @@ class ShardJob:
 
     index: int
     refs: tuple[MeshRef, ...]
-    """By uid."""
+    """Assets, sorted by uid."""
     folder: str | None = field(default=None, compare=False)
     """The folder of this machine at which the paths of its assets begin. No part of the plan
     (`pipeline.dataset.folders`)."""

@@ -76,7 +76,7 @@ class Views:
     lit: UInt8[np.ndarray, "views height width 3"] | None = None
     """The same views under light, sRGB, over black; renderer and light are in `meta["shading"]`."""
     materials: MaterialViews | None = None
-    """In all samples of a dataset, or in none."""
+    """Materials in the views, in all samples of a dataset or in none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

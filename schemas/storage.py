@@ -94,7 +94,7 @@ class ObjectPath:
     Every error of a client is raised as an OSError that names the URL; `FileNotFoundError` if nothing is there."""
 
     url: str
-    """Without a slash at the end."""
+    """URL without a slash at the end."""
 
     def __str__(self) -> str:
         return self.url

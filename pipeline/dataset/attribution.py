@@ -16,7 +16,7 @@ from schemas.plan import ShardJob
 from schemas.storage import Location, place, staging
 
 FILE = "attribution.parquet"
-"""Its name in the dataset."""
+"""Name of the file in the dataset."""
 _SCHEMA = pa.schema(
     [
         pa.field(name, pa.string(), nullable=False)

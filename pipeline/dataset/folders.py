@@ -18,7 +18,7 @@ from schemas.plan import ShardJob
 from schemas.storage import Location, write_file
 
 FILE = "folders.json"
-"""In the dataset: the folder of each run of jobs, by the number of its first one."""
+"""File in the dataset with the folder of each run of jobs, by the number of its first one."""
 PATH = re.compile(r"(?<![\w/.:-])/(?:[^\s/'\"()]+/)+[^\s/'\"()]*")
 """An absolute path within a text."""
 _PROGRAM = Path(__file__).resolve().parents[2]

@@ -42,7 +42,7 @@ class OpenedMesh:
     frame: Frame
     """The way back to the frame of the file, with Y up."""
     kept: KeptMaterials
-    """Its materials beside the base colour."""
+    """Materials of the file beside the base colour."""
 
 
 def open_mesh_file(path: Path, cfg: UnwrapConfig, uv_resolution: int, up_axis: UpAxis = "y") -> OpenedMesh | Rejected:

@@ -34,7 +34,7 @@ class BuildEvent:
     rejected: int
     failed: int
     assets_per_s: float | None = None
-    """Since the first job of this run was started; None before an asset has ended."""
+    """Rate since the first job of this run was started; None before an asset has ended."""
     eta_s: float | None = None
     """Seconds to go at that rate."""
     running_at_once: int = 0

@@ -167,7 +167,7 @@ RULES = (
         regime=Regime.MV_ONLY,
     ),
 )
-"""In the order in which they are asked; those that leave an asset nothing come first."""
+"""Rules in the order in which they are asked; those that leave an asset nothing come first."""
 NO_FACES = "no_faces"
 """Rule without a threshold: an asset must have faces."""
 NO_LAYOUT = "no_layout"

@@ -31,7 +31,7 @@ class SurfaceSamples:
     linear: Float32[np.ndarray, "n 3"]
     """Linear colour."""
     opaque: Bool[np.ndarray, " n"]
-    """Not looked through by rendering: masked below the cutoff, blended below one half."""
+    """True where rendering does not look through: masked below the cutoff, blended below one half."""
 
     @property
     def srgb(self) -> UInt8[np.ndarray, "m 3"]:

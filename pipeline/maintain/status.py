@@ -79,7 +79,7 @@ class ShardSizes:
     samples: int
     total_bytes: int
     median_bytes: float
-    """Per shard."""
+    """Bytes of a shard."""
     max_bytes: int
 
 
@@ -104,7 +104,7 @@ class StatusReport:
     failed: int
     funnel: tuple[Step, ...]
     seconds_median: float | None
-    """Per asset; None before the first one."""
+    """Seconds of an asset; None before the first one."""
     seconds_p95: float | None
     slowest: tuple[Slow, ...]
     shards: tuple[ShardSizes, ...]

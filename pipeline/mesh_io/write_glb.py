@@ -79,7 +79,7 @@ class Material:
     """Tangent space, +Y towards the top of the image."""
     normal_scale: float = 1.0
     occlusion: Map | None = None
-    """In R, linear."""
+    """Occlusion in R, linear."""
     occlusion_strength: float = 1.0
     emissive: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Linear factor in [0, 1]."""
@@ -88,7 +88,7 @@ class Material:
     """sRGB."""
     double_sided: bool = False
     cut_out: bool = False
-    """There is no surface where the texture's opacity is below one half."""
+    """True if there is no surface where the texture's opacity is below one half."""
     blended: bool = False
     """The texture's opacity is that of the surface."""
 
@@ -103,7 +103,7 @@ class KeptMaterials:
     """The materials that a mesh has beside a base colour that it gets."""
 
     materials: tuple[Material, ...]
-    """Without a base colour's image."""
+    """Materials without the image of a base colour."""
     face_material: Int32[np.ndarray, " f"]
     """Index into `materials`."""
     more_uv: tuple[Float32[np.ndarray, "n 2"], ...] = ()

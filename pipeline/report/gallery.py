@@ -47,7 +47,7 @@ class Gallery:
     """A gallery that was written."""
 
     page: Path
-    """Its index.html."""
+    """Path of its index.html."""
     listed: int
     """Assets in its table."""
     drawn: int

@@ -16,7 +16,7 @@ _MAKE_DIR, _MAKE_REG, _REFER, _TRUNCATE, _IOCTL_DEVICE = 1 << 7, 1 << 8, 1 << 13
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
 """Rights that a rule on something other than a folder may name."""
 _KNOWN = (0, 1 << 13, 1 << 14, 1 << 15, 1 << 15, 1 << 16)
-"""By version, the first right that it does not know."""
+"""First right that each version does not know."""
 _TCP, _SIGNALS_AND_ABSTRACT_SOCKETS = 0b11, 0b11
 _TCP_SINCE, SCOPES_SINCE = 4, 6
 

@@ -20,14 +20,14 @@ _READ_ANY_FILE = 0b110
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: root goes on reading other users' files; Landlock says which."""
 _SYSTEM = ("usr", "bin", "lib", "lib32", "lib64", "nix/store", "gnu/store", "sys")
 _KERNEL = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "devices", "driver", "sys")
-"""In /proc: of the machine, not of other processes."""
+"""Files in /proc that are of the machine, not of other processes."""
 _SELF = Path("/proc/self")
 _SETTINGS = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "fonts", "localtime", "mime.types", "nvidia")
-"""In /etc."""
+"""Settings in /etc."""
 _BESIDE = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".webp", ".ktx2")
 """Files that an asset may refer to."""
 _DEVICES = ("null", "zero", "full", "random", "urandom", "dri", "dxg", "nvidia*")
-"""In /dev; the last ones are for CUDA."""
+"""Devices in /dev; the last ones are for CUDA."""
 
 
 class Layer(StrEnum):
@@ -55,7 +55,7 @@ class Policy:
     readable: tuple[Path, ...]
     """Files, and folders with all that they hold."""
     devices: tuple[Path, ...]
-    """To read, write and control."""
+    """Devices to read, write and control."""
     own: Path
     """The folder in which it may write."""
 

@@ -13,7 +13,7 @@ from schemas.ledger import Reason
 BACKGROUND = 1e10
 """Depth written where nothing is: Blender's own value."""
 FARTHEST = 1000.0
-"""From this depth on a pixel shows nothing: readers of such files agree on it, and renderers write 1001.03 (EEVEE),
+"""Depth from which on a pixel shows nothing: readers of such files agree on it, and renderers write 1001.03 (EEVEE),
 65504 (half float) or 1e10."""
 CHANNELS = ("R", "V", "Z", "Y")
 """Names under which depth is found, the first one there is taken."""
@@ -47,7 +47,7 @@ def read_depth(path: Path, size: tuple[int, int]) -> Float32[np.ndarray, "height
 
 
 def _check_header(name: str, header: dict, parts: int, size: tuple[int, int]) -> None:
-    """Before pixels are decoded: one flat image of the size that the colours have."""
+    """Check, before pixels are decoded, for one flat image of the size that the colours have."""
     (left, top), (right, bottom) = (corner.tolist() for corner in header["dataWindow"])
     found = (right - left + 1, bottom - top + 1)
     if found != size:

@@ -47,7 +47,7 @@ class Measured:
 
     uid: str
     figures: dict[str, float]
-    """By the names of `METRICS`; a figure that does not exist for this mesh is absent."""
+    """Figures by the names of `METRICS`; a figure that does not exist for this mesh is absent."""
     renders: UInt8[np.ndarray, "views h w 3"]
     true_views: UInt8[np.ndarray, "views h w 3"]
 

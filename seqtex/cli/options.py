@@ -45,7 +45,7 @@ class ThresholdOptions:
 
 
 UNNAMED = "unnamed"
-"""In place of a program that is not known yet."""
+"""Stand-in for a program that is not known yet."""
 SECTIONS = tuple(ThresholdOptions.__dataclass_fields__)
 """Sections of a build's configuration that can be compared by a ledger alone."""
 

@@ -196,7 +196,7 @@ def show_cost(plan: RunPlan, json: bool, speed: Speed) -> int:
 
 
 NEW_VIEWPOINT = RigConfig(name="turntable", elevation_deg=30.0)
-"""Its second camera: between the front and the right of the released rig, and higher."""
+"""Rig whose second camera is the new viewpoint: between the front and the right of the released rig, and higher."""
 
 
 def validation_of(cfg: TrainConfig) -> Validation | None:

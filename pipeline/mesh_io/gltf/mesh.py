@@ -264,7 +264,8 @@ def _points(matrices: Float64[np.ndarray, "m 4 4"], points: Float64[np.ndarray, 
 
 
 def _normals(matrices: Float64[np.ndarray, "m 4 4"], normals: Float64[np.ndarray, "v 3"]) -> Float64[np.ndarray, "v 3"]:
-    """By the cofactor matrix (inverse transpose times determinant), which exists for flattening transforms too."""
+    """Transform normals by the cofactor matrix (inverse transpose times determinant), which flattening transforms have
+    too."""
     rows = matrices[:, :3, :3]
     cofactors = np.cross(rows[:, [1, 2, 0]], rows[:, [2, 0, 1]])
     cofactors *= np.where(np.linalg.det(rows) < 0, -1.0, 1.0)[:, None, None]

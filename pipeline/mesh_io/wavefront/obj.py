@@ -36,7 +36,7 @@ class ObjFile:
     uvs: Float64[np.ndarray, "t 2"]
     normals: Float64[np.ndarray, "n 3"]
     corners: Int64[np.ndarray, "f 3 3"]
-    """Per triangle corner: indices of position, uv, normal; -1 for none."""
+    """Corners of the triangles: indices of position, uv, normal; -1 for none."""
     face_material: Int64[np.ndarray, " f"]
     materials: list[ObjMaterial]
     folders: Folders | None = None

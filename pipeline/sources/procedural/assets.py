@@ -123,7 +123,7 @@ def _shape(noun: str, seed: Sequence[int], detail: float) -> list[Patch]:
 
 
 def caption_of(noun: str, pattern: Pattern, finishes: Mapping[str, str]) -> str:
-    """Such as "a striped vase in teal and orange", with finishes "in teal chrome and orange rubber"."""
+    """Return a caption: "a striped vase in teal and orange", with finishes "in teal chrome and orange rubber"."""
     names = [f"{color} {finishes[color]}" if finishes else color for color in pattern.palette.names]
     listed = " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
     article = "an" if pattern.word[0] in "aeiou" else "a"

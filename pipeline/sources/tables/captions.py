@@ -23,7 +23,7 @@ class Captions:
     levels: tuple[str, ...] = ()
     """The best first; empty: one caption without a name."""
     rows: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By uid: a text for every level, "" where it has none; without levels one text."""
+    """Texts by uid: one for every level, "" where it has none; without levels one text."""
 
     def of(self, *names: str | None, otherwise: str) -> tuple[str, dict[str, str]]:
         """Return the caption of an asset that may be listed under any of these names, and its texts by level: every

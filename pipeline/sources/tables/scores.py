@@ -25,9 +25,9 @@ class Scores:
     """The uids of a table, and which of them it selects; counts the assets of a source that were looked up."""
 
     table: str
-    """Its file name and the begin of its sha256."""
+    """File name of the table and the begin of its sha256."""
     rows: dict[str, bool]
-    """By uid, whether its row meets the condition."""
+    """True by uid if its row meets the condition."""
     counts: Counter[str] = field(default_factory=Counter)
 
     def take(self, *names: str | None) -> bool:
