@@ -25,6 +25,7 @@ from PIL import Image
 from geometry.shading import split_sum_table
 from geometry.texture import SRGB_DECODE, PackedSurface
 from pipeline.filter.signature import layout_patterns
+from pipeline.filter.surface_samples import weights_within
 from pipeline.sandbox.fork_server import clean_environment
 from pipeline.sandbox.linux import die_with_parent, keep_freed_memory
 from pipeline.sandbox.policy import REPO
@@ -310,6 +311,7 @@ def warm_up() -> None:
     Image.preinit()  # the decoders, which every child would import for itself
     split_sum_table()
     layout_patterns()
+    weights_within()
     for cache in gc.get_objects():
         if isinstance(cache, FunctionCache):
             cache.disable()
