@@ -79,7 +79,7 @@ def project(
     """Clip coordinates. Point by point, so that equal points project to equal bits wherever they stand in the array: a
     BLAS product does not promise that, and surfaces split at a seam would leak."""
     clip = np.empty((len(world_to_clip), len(points), 4), np.float32)
-    project_points(points, world_to_clip.astype(np.float64), clip)
+    project_points(points.reshape(-1), world_to_clip.astype(np.float64), clip.reshape(len(clip), 4 * len(points)))
     return clip
 
 

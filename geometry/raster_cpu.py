@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int32, UInt32
 
 from geometry.kernels.clip import snap_vertices
-from geometry.kernels.interpolate import interpolate_rows
-from geometry.kernels.raster import rasterize_rows, resolve_rows
+from geometry.kernels.interpolate import interpolate_rows, resolve_rows
+from geometry.kernels.raster import rasterize_rows
 from geometry.raster import Fragments
 
 
@@ -31,15 +31,18 @@ class CpuRasterizer:
         """Coverage has 8 subpixel bits and the top-left rule; on equal depth the lowest face wins; faces are cut at the
         near plane (z >= -w) and those with a non-finite vertex are dropped. Both sides of a face are drawn unless it
         is single-sided."""
-        depth = np.empty((len(clip), height, width), np.float32)
-        side = self._draw(clip, faces, depth, behind, single_sided)
+        check_indices(faces, clip.shape[1])
+        side = np.empty((len(clip), height, width), np.int32)
+        depth = np.empty(side.shape, np.float32)
         bary = np.empty((*side.shape, 2), np.float32)
-        corners = faces.view(np.uint32)
+        corners, one_sided = for_kernels(faces, single_sided)
 
-        def resolve(image: int, first: int, last: int) -> None:
+        def draw(image: int, first: int, last: int) -> None:
+            hidden = None if behind is None else (behind.face[image], behind.depth[image])
+            draw_sides(clip[image], corners, one_sided, first, last, side[image], depth[image], hidden)
             resolve_rows(side[image], clip[image], corners, first, last, side[image], bary[image], depth[image])
 
-        self._run(resolve, len(clip), height)
+        self._run(draw, len(clip), height)
         return Fragments(face=side, bary=bary, depth=depth)
 
     def sides(
@@ -51,41 +54,15 @@ class CpuRasterizer:
         single_sided: Bool[np.ndarray, " faces"] | None = None,
     ) -> Int32[np.ndarray, "images height width"]:
         """Find what `rasterize` finds, without working out weights and depth."""
-        scratch = np.empty((len(clip) if self.threads > 1 else min(len(clip), 1), height, width), np.float32)
-        return self._draw(clip, faces, scratch, None, single_sided)
-
-    def _draw(
-        self,
-        clip: Float32[np.ndarray, "images vertices 4"],
-        faces: Int32[np.ndarray, "faces 3"],
-        near: Float32[np.ndarray, "some height width"],
-        behind: Fragments | None,
-        single_sided: Bool[np.ndarray, " faces"] | None,
-    ) -> Int32[np.ndarray, "images height width"]:
-        """Return the sides in front; `near` is overwritten, by image after image where there is only one of it."""
-        images, vertices = clip.shape[:2]
-        check_indices(faces, vertices)
-        height, width = near.shape[1:]
-        side = np.empty((images, height, width), np.int32)
-        snapped = np.empty((images, vertices, 2), np.int32)
-        depths = np.empty((images, vertices), np.float32)
-        outcode = np.empty((images, vertices), np.uint8)
-        corners = faces.view(np.uint32)  # as an index without a sign, which numba would look at each time
-        one_sided = np.zeros(len(faces), bool) if single_sided is None else single_sided
-        hidden_face, hidden_depth = (side, near) if behind is None else (behind.face, behind.depth)
-
-        def project(image: int, first: int, last: int) -> None:
-            snap_vertices(clip[image], height, width, snapped[image], depths[image], outcode[image], first, last)
+        check_indices(faces, clip.shape[1])
+        side = np.empty((len(clip), height, width), np.int32)
+        corners, one_sided = for_kernels(faces, single_sided)
 
         def draw(image: int, first: int, last: int) -> None:
-            rasterize_rows(
-                clip[image], corners, one_sided, snapped[image], depths[image], outcode[image], first, last,
-                side[image], near[image % len(near)], behind is not None, hidden_face[image],
-                hidden_depth[image % len(hidden_depth)],
-            )  # fmt: skip
+            near = np.empty((height, width), np.float32)
+            draw_sides(clip[image], corners, one_sided, first, last, side[image], near, None)
 
-        self._run(project, images, vertices)
-        self._run(draw, images, height)
+        self._run(draw, len(clip), height)
         return side
 
     def interpolate(
@@ -115,6 +92,36 @@ class CpuRasterizer:
             list(pool.map(lambda band: task(*band), bands))
 
 
+def for_kernels(
+    faces: Int32[np.ndarray, "faces 3"], single_sided: Bool[np.ndarray, " faces"] | None
+) -> tuple[UInt32[np.ndarray, "faces 3"], Bool[np.ndarray, " faces"]]:
+    """Corners as indices without a sign, which numba would look at each time, and the faces that are single-sided."""
+    return faces.view(np.uint32), np.zeros(len(faces), bool) if single_sided is None else single_sided
+
+
+def draw_sides(
+    clip: Float32[np.ndarray, "vertices 4"],
+    corners: UInt32[np.ndarray, "faces 3"],
+    single_sided: Bool[np.ndarray, " faces"],
+    first: int,
+    last: int,
+    side: Int32[np.ndarray, "height width"],
+    near: Float32[np.ndarray, "height width"],
+    behind: tuple[Int32[np.ndarray, "height width"], Float32[np.ndarray, "height width"]] | None,
+) -> None:
+    """Write the sides in front to rows `first:last` of an image, and to `near` their rough depth. `behind`: face and
+    depth of the layer to look behind. Vertices are snapped image by image, and so still lie in the processor's cache
+    when the faces are drawn: threads that share an image each snap all of them."""
+    snapped = np.empty((len(clip), 2), np.int32)
+    depths, outcode = np.empty(len(clip), np.float32), np.empty(len(clip), np.uint8)
+    snap_vertices(clip.reshape(-1), *side.shape, snapped.reshape(-1), depths, outcode)
+    hidden_face, hidden_depth = (side, near) if behind is None else behind
+    rasterize_rows(
+        clip, corners, single_sided, snapped, depths, outcode, first, last, side, near, behind is not None,
+        hidden_face, hidden_depth,
+    )  # fmt: skip
+
+
 def split(images: int, rows: int, threads: int) -> Iterator[tuple[int, int, int]]:
     """Bands (image, first row, last row): whole images where they keep every thread busy, since each band walks over
     all faces."""
@@ -126,5 +133,5 @@ def split(images: int, rows: int, threads: int) -> Iterator[tuple[int, int, int]
 
 def check_indices(faces: Int32[np.ndarray, "faces 3"], vertices: int) -> None:
     """Compiled loops do not check bounds: a wrong index would read foreign memory."""
-    if faces.size and (faces.min() < 0 or faces.max() >= vertices):
+    if faces.size and faces.view(np.uint32).max() >= vertices:  # less than 0 is more than any
         raise ValueError(f"face indices span [{faces.min()}, {faces.max()}] but there are {vertices} vertices")

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8, UInt16
 
 from geometry.kernels.average import average_rows, encode_pixels, encode_rows
-from geometry.kernels.color import color_rows, pixel_rows
+from geometry.kernels.color import color_rows, pixel_rows, point_rows
 from geometry.kernels.footprint import FRAME_SIZE
 from geometry.kernels.texel import texel_rows
+from geometry.kernels.texture import RUN
 from geometry.mips import mip_levels
 from geometry.raster import Fragments, Rasterizer
 from schemas.mesh import AlphaMode, Layer, Material, TexturedMesh, Wrap
@@ -187,18 +188,13 @@ def surface_color(
     far as the plane of the face goes; without it, with its value at the point."""
     packed = pack_surface(surface, mips=clip is not None) if isinstance(surface, TexturedMesh) else surface
     out = np.empty((*fragments.face.shape, 4), np.float32)
-    nowhere = np.zeros((0, 4), np.float32)
-    for image in range(len(out)):
-        corners = nowhere if clip is None else clip[image]
-        color_rows(
-            packed,
-            fragments.face[image],
-            fragments.bary[image],
-            corners,
-            clip is not None,
-            np.zeros(FRAME_SIZE),
-            out[image],
-        )
+    frame = np.zeros(FRAME_SIZE)
+    scratch = np.empty(RUN), np.empty(RUN), np.empty(4 * RUN, np.uint64), np.empty(4 * RUN, np.float32)
+    for image, (face, bary) in enumerate(zip(fragments.face, fragments.bary, strict=True)):
+        if clip is None:
+            point_rows(packed, face, bary, *scratch, out[image])
+        else:
+            color_rows(packed, face, bary, clip[image], frame, out[image])
     return out
 
 

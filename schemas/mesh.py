@@ -202,7 +202,8 @@ class TexturedMesh:
     @property
     def single_sided(self) -> Bool[np.ndarray, " f"]:
         """Faces that are not seen from behind."""
-        return ~np.array([material.double_sided for material in self.materials], bool)[self.face_material]
+        single = ~np.array([material.double_sided for material in self.materials], bool)
+        return single[self.face_material] if single.any() else np.zeros(len(self.face_material), bool)
 
 
 AUTHORED, GROWN, XATLAS = LAYOUTS = ("authored", "grown", "xatlas")

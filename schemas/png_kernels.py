@@ -12,23 +12,24 @@ def position_rows(position: np.ndarray, mask: np.ndarray, rows: np.ndarray) -> f
     """Encode positions as three 16-bit planes, x above y above z. position: float32 [h, w, 3]; mask: bool [h, w],
     outside it 0 is stored; rows: uint8 [3 h, 1 + 2 w], written. Returns the largest magnitude, NaN for one."""
     height, width, _ = position.shape
-    above = np.zeros(width, np.uint16)
-    largest = 0.0
+    bits, largest = position.view(np.int32), np.zeros(1, np.int32)
+    above, values = np.zeros((2, width), np.uint16)
     for k in range(3):
         for y in range(height):
+            top = np.int32(0)
+            for x in range(width):
+                top = max(top, bits[y, x, k] & np.int32(0x7FFFFFFF))  # magnitudes in order, NaN above all
+                p = min(max(np.float64(position[y, x, k]), -1.0), 1.0)
+                value = np.int32(np.rint(p * 32767.0) + 32768.0)
+                values[x] = value if mask[y, x] else np.int32(0)
+            largest[0] = max(largest[0], top)
             row = rows[k * height + y]
             row[0] = UP
             for x in range(width):
-                p = np.float64(position[y, x, k])
-                if not abs(p) <= largest:
-                    largest = abs(p)
-                value = np.uint16(0)
-                if mask[y, x]:
-                    value = np.uint16(np.rint(min(max(p, -1.0), 1.0) * 32767.0) + 32768.0)
-                row[1 + 2 * x] = np.uint8((value >> 8) - (above[x] >> 8))
-                row[2 + 2 * x] = np.uint8((value & 255) - (above[x] & 255))
-                above[x] = value
-    return largest
+                row[1 + 2 * x] = (values[x] >> 8) - (above[x] >> 8)
+                row[2 + 2 * x] = values[x] - above[x]
+                above[x] = values[x]
+    return float(largest.view(np.float32)[0])
 
 
 @njit(nogil=True, cache=True)
@@ -36,18 +37,21 @@ def normal_rows(normal: np.ndarray, mask: np.ndarray, rows: np.ndarray) -> None:
     """Encode normals, scaled to unit length, as 8-bit RGB: 128 is 0. normal: float32 [h, w, 3]; mask: bool [h, w],
     outside it black is stored; rows: uint8 [h, 1 + 3 w], written."""
     height, width, _ = normal.shape
-    above = np.zeros(3 * width, np.uint8)
+    above, values = np.zeros((2, 3 * width), np.uint8)
     for y in range(height):
-        rows[y, 0] = UP
         for x in range(width):
+            if not mask[y, x]:  # background: no root needed
+                values[3 * x] = values[3 * x + 1] = values[3 * x + 2] = 0
+                continue
             a, b, c = np.float64(normal[y, x, 0]), np.float64(normal[y, x, 1]), np.float64(normal[y, x, 2])
             scale = 127.0 / max(np.sqrt(a * a + b * b + c * c), 1e-12)
             for k in range(3):
-                value = np.uint8(0)
-                if mask[y, x]:
-                    value = np.uint8(np.rint(normal[y, x, k] * scale) + 128.0)
-                rows[y, 1 + 3 * x + k] = value - above[3 * x + k]
-                above[3 * x + k] = value
+                values[3 * x + k] = np.int32(np.rint(normal[y, x, k] * scale) + 128.0)
+        row = rows[y]
+        row[0] = UP
+        for x in range(3 * width):
+            row[1 + x] = values[x] - above[x]
+            above[x] = values[x]
 
 
 @njit(nogil=True, cache=True)

@@ -29,12 +29,17 @@ MAX_CORNERS = 9
 
 @njit(nogil=True, cache=True)
 def project_points(points: np.ndarray, matrices: np.ndarray, out: np.ndarray) -> None:
-    """points [n, 3], matrices [views, 4, 4] float64 -> out [views, n, 4]: row . (x, y, z, 1)."""
+    """points [3 n], matrices [views, 4, 4] float64 -> out [views, 4 n]: row . (x, y, z, 1). Flat, since only so does
+    the compiler know how far points lie apart, which vector instructions need."""
     for view in range(matrices.shape[0]):
-        for point in range(points.shape[0]):
-            x, y, z = np.float64(points[point, 0]), np.float64(points[point, 1]), np.float64(points[point, 2])
+        for point in range(points.shape[0] // 3):
+            x, y, z = (
+                np.float64(points[3 * point]),
+                np.float64(points[3 * point + 1]),
+                np.float64(points[3 * point + 2]),
+            )
             for row in range(4):
-                out[view, point, row] = (
+                out[view, 4 * point + row] = (
                     matrices[view, row, 0] * x + matrices[view, row, 1] * y + matrices[view, row, 2] * z
                     + matrices[view, row, 3]
                 )  # fmt: skip
@@ -63,23 +68,23 @@ def plane_distance(plane: int, polygon: np.ndarray, corner: int, guard_x: float,
 
 @njit(**BORROWING)
 def snap_vertices(
-    clip: np.ndarray, height: int, width: int, snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray,
-    first: int, last: int,
-) -> None:  # fmt: skip
-    """Fixed-point position, depth and outcode of vertices `first:last`: clip [v, 4] -> snapped [v, 2], depths [v],
-    outcode [v]; the depth of what is clipped away is that of the nearest. Without branches, for vector instructions."""
+    clip: np.ndarray, height: int, width: int, snapped: np.ndarray, depths: np.ndarray, outcode: np.ndarray
+) -> None:
+    """Fixed-point position, depth and outcode of vertices: clip [4 v] -> snapped [2 v], depths [v], outcode [v]; the
+    depth of what is clipped away is that of the nearest. Flat and without branches, for vector instructions."""
     guard_x, guard_y = 2.0 * GUARD_PIXELS / width, 2.0 * GUARD_PIXELS / height
-    for vertex in range(first, last):
-        x, y = np.float64(clip[vertex, 0]), np.float64(clip[vertex, 1])
-        z, w = np.float64(clip[vertex, 2]), np.float64(clip[vertex, 3])
+    for vertex in range(depths.shape[0]):
+        x, y = np.float64(clip[4 * vertex]), np.float64(clip[4 * vertex + 1])
+        z, w = np.float64(clip[4 * vertex + 2]), np.float64(clip[4 * vertex + 3])
         code = OUT_NEAR * np.int32((z + w < 0.0) | (w <= 0.0))
         code |= OUT_LEFT * np.int32(guard_x * w + x < 0.0) | OUT_RIGHT * np.int32(guard_x * w - x < 0.0)
         code |= OUT_TOP * np.int32(guard_y * w + y < 0.0) | OUT_BOTTOM * np.int32(guard_y * w - y < 0.0)
         code = code if np.isfinite(x + y + z + w) else NOT_FINITE
+        column, row, depth = np.int32(snap(x, w, width)), np.int32(snap(y, w, height)), np.float32(z / w)
         outcode[vertex] = code
-        snapped[vertex, 0] = np.int32(snap(x, w, width)) if code == 0 else FAR_AWAY
-        snapped[vertex, 1] = np.int32(snap(y, w, height)) if code == 0 else FAR_AWAY
-        depths[vertex] = z / w if code == 0 else -np.inf
+        snapped[2 * vertex] = column if code == 0 else np.int32(FAR_AWAY)
+        snapped[2 * vertex + 1] = row if code == 0 else np.int32(FAR_AWAY)
+        depths[vertex] = depth if code == 0 else np.float32(-np.inf)
 
 
 @njit(nogil=True, cache=True)
@@ -171,8 +176,11 @@ def outside_bits(e_ab: int, e_bc: int, e_ca: int, ab: int, bc: int, ca: int) -> 
 
 
 @njit(**BORROWING)
-def cover_small(lanes: np.ndarray, count: int, width: int, row_first: int, row_last: int) -> None:
-    """Work out which pixels small faces cover, with 32 bits and without branches, for vector instructions.
+def cover_small(
+    lanes: np.ndarray, count: int, single_sided: np.ndarray, width: int, row_first: int, row_last: int
+) -> None:
+    """Work out which pixels small faces cover, with 32 bits and without branches, for vector
+    instructions.
 
     Row r of the lanes [10, QUEUE] starts at r x QUEUE: x of corners 0, 1 and 2, then y (`load_corners`). Written are 6:
     bit 4 y + x for each covered pixel of a box of 4 x 4, or -1 for faces that may not fit into it; 7 and 8: the first
@@ -213,6 +221,7 @@ def cover_small(lanes: np.ndarray, count: int, width: int, row_first: int, row_l
         too_large = is_long | (((columns > 4) | (rows > 4)) & (columns > 0) & (rows > 0))
         box = np.int32((0xF >> (4 - min(max(columns, np.int32(0)), np.int32(4)))) * 0x1111)
         box = np.int32(box & (0xFFFF >> (16 - 4 * min(max(rows, np.int32(0)), np.int32(4)))))
-        covered = np.int32(~bits & box) if area != 0 else np.int32(0)
+        drawn = (area != 0) & ((turned != 0) | (not single_sided[face]))
+        covered = np.int32(~bits & box) if drawn else np.int32(0)
         lanes[face + 6 * QUEUE] = np.int32(-1) if too_large else covered
         lanes[face + 7 * QUEUE], lanes[face + 8 * QUEUE], lanes[face + 9 * QUEUE] = column, row, turned

@@ -1,4 +1,4 @@
-"""Compiled loops that interpolate the attributes of vertices at fragments."""
+"""Compiled loops that find where fragments lie on their faces, and interpolate the attributes of vertices there."""
 
 # mypy: disable-error-code="arg-type, return-value, assignment"
 # (scalars are numba's, annotated as the Python types they stand for)
@@ -6,7 +6,89 @@
 import numpy as np
 from numba import njit
 
+from geometry.kernels.clip import clamped_weights
 from geometry.kernels.jit import BORROWING
+
+RUN = 256
+"""Pixels that are resolved together: their lanes stay in a processor's innermost cache."""
+
+
+@njit(nogil=True, cache=True)
+def resolve_rows(
+    side: np.ndarray, clip: np.ndarray, faces: np.ndarray, first: int, last: int,
+    face: np.ndarray, bary: np.ndarray, depth: np.ndarray,
+) -> None:  # fmt: skip
+    """Face, weights of its corners 0 and 1, and depth at the pixels of rows `first:last`: side [h, w] -> face [h, w],
+    which may be the same array, bary [h, w, 2], depth [h, w]."""
+    height, width = side.shape
+    step_x, step_y = 2.0 / width, 2.0 / height
+    columns, lanes = np.empty(RUN, np.uint32), np.empty(13 * RUN, np.float32)
+    for row in range(first, last):
+        for start in range(0, width, RUN):
+            count = load_sides(
+                side, row, start, min(width, start + RUN), clip, faces, face, bary, depth, columns, lanes
+            )
+            weigh_sides(columns, lanes, count, step_x, (row + 0.5) * step_y - 1.0)
+            for lane in range(count):
+                column = columns[lane]
+                bary[row, column, 0], bary[row, column, 1] = lanes[lane], lanes[lane + RUN]
+                depth[row, column] = lanes[lane + 2 * RUN]
+
+
+@njit(**BORROWING)
+def load_sides(
+    side: np.ndarray, row: int, first: int, last: int, clip: np.ndarray, faces: np.ndarray, face: np.ndarray,
+    bary: np.ndarray, depth: np.ndarray, columns: np.ndarray, lanes: np.ndarray,
+) -> int:  # fmt: skip
+    """Collect the pixels in columns `first:last` of a row that show something: their columns, and x, y, z and w of the
+    three corners and the sign of their faces in the lanes [13 RUN]. Return how many there are. Written are all faces,
+    and weights and depth of the others."""
+    loaded, count = np.int32(-1), np.int64(0)
+    x0, y0, z0, w0 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    x1, y1, z1, w1, x2, y2, z2, w2 = x0, x0, x0, x0, x0, x0, x0, x0
+    for column in range(first, last):
+        s = side[row, column]
+        face[row, column] = s >> 1
+        if s < 0:
+            bary[row, column, 0] = bary[row, column, 1] = 0.0
+            depth[row, column] = np.inf
+            continue
+        if s != loaded:
+            shown = np.uint32(s >> 1)  # without a sign, which numba would look at each time
+            i, j, k = faces[shown, 0], faces[shown, 1], faces[shown, 2]
+            x0, y0, z0, w0 = clip[i, 0], clip[i, 1], clip[i, 2], clip[i, 3]
+            x1, y1, z1, w1 = clip[j, 0], clip[j, 1], clip[j, 2], clip[j, 3]
+            x2, y2, z2, w2 = clip[k, 0], clip[k, 1], clip[k, 2], clip[k, 3]
+            loaded = s
+        lane = np.uint32(count)
+        columns[lane] = column
+        lanes[lane], lanes[lane + RUN], lanes[lane + 2 * RUN], lanes[lane + 3 * RUN] = x0, y0, z0, w0
+        lanes[lane + 4 * RUN], lanes[lane + 5 * RUN], lanes[lane + 6 * RUN], lanes[lane + 7 * RUN] = x1, y1, z1, w1
+        lanes[lane + 8 * RUN], lanes[lane + 9 * RUN], lanes[lane + 10 * RUN], lanes[lane + 11 * RUN] = x2, y2, z2, w2
+        lanes[lane + 12 * RUN] = 1 - 2 * (s & 1)
+        count += 1
+    return count
+
+
+@njit(**BORROWING)
+def weigh_sides(columns: np.ndarray, lanes: np.ndarray, count: int, step_x: float, ndc_y: float) -> None:
+    """Replace rows 0, 1 and 2 of what `load_sides` leaves of `count` pixels by the weights of corners 0 and 1 and by
+    depth: without branches and in place, for vector instructions."""
+    for lane in range(count):
+        z0, w0 = np.float64(lanes[lane + 2 * RUN]), np.float64(lanes[lane + 3 * RUN])
+        z1, w1 = np.float64(lanes[lane + 6 * RUN]), np.float64(lanes[lane + 7 * RUN])
+        z2, w2 = np.float64(lanes[lane + 10 * RUN]), np.float64(lanes[lane + 11 * RUN])
+        weight0, weight1, weight2 = clamped_weights(
+            np.float64(lanes[lane]), np.float64(lanes[lane + RUN]), w0,
+            np.float64(lanes[lane + 4 * RUN]), np.float64(lanes[lane + 5 * RUN]), w1,
+            np.float64(lanes[lane + 8 * RUN]), np.float64(lanes[lane + 9 * RUN]), w2,
+            (columns[lane] + 0.5) * step_x - 1.0, ndc_y, np.float64(lanes[lane + 12 * RUN]),
+        )  # fmt: skip
+        scale = 1.0 / (weight0 + weight1 + weight2)
+        lanes[lane], lanes[lane + RUN] = weight0 * scale, weight1 * scale
+        lanes[lane + 2 * RUN] = (weight0 * z0 + weight1 * z1 + weight2 * z2) / (
+            weight0 * w0 + weight1 * w1 + weight2 * w2
+        )
 
 
 @njit(nogil=True, cache=True)

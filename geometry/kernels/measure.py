@@ -125,11 +125,10 @@ def cover_layout(uv: np.ndarray, faces: np.ndarray, chosen: np.ndarray, side: in
         for row in range(y_first, y_last + 1):
             e_ab, e_bc, e_ca = edge_ab, edge_bc, edge_ca
             entered = False
-            wrapped_row = row % side
-            for column in range(x_first, x_last + 1):
+            wrapped_row, wrapped = np.uint64(row % side), np.uint64(x_first % side)  # unsigned: not from the end
+            for _ in range(x_first, x_last + 1):
                 if (e_ab | e_bc | e_ca) >= 0:
                     entered = True
-                    wrapped = column % side
                     bits = texels[wrapped_row, wrapped]
                     texels[wrapped_row, wrapped] = bits | bit | COVERED | (AGAIN if bits & COVERED else 0)
                 elif entered:
@@ -137,6 +136,7 @@ def cover_layout(uv: np.ndarray, faces: np.ndarray, chosen: np.ndarray, side: in
                 e_ab -= aby << 8
                 e_bc -= bcy << 8
                 e_ca -= cay << 8
+                wrapped = wrapped + np.uint64(1) if wrapped + np.uint64(1) < np.uint64(side) else np.uint64(0)
             edge_ab += abx << 8
             edge_bc += bcx << 8
             edge_ca += cax << 8

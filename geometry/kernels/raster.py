@@ -274,12 +274,11 @@ def draw_covered(
     """
     shown, collected = np.int64(0), np.int64(0)
     for entry in range(count):
-        covered, turned = lanes[entry + 6 * QUEUE], lanes[entry + 9 * QUEUE]
-        lanes[shown] = entry
-        shown += np.int64((covered != 0) & ((covered < 0) | (turned != 0) | (not single_sided[start + entry])))
+        lanes[np.uint32(shown)] = entry
+        shown += np.int64(lanes[entry + 6 * QUEUE] != 0)
     for which in range(shown):
-        entry = lanes[which]
-        covered, side = lanes[entry + 6 * QUEUE], 2 * (start + entry) + lanes[entry + 9 * QUEUE]
+        entry = np.uint32(lanes[which])
+        covered, side = lanes[entry + 6 * QUEUE], np.int64(2 * (start + entry) + lanes[entry + 9 * QUEUE])
         if covered < 0:
             draw_face(
                 start + entry, fixed, polygon, spare, clip, faces, single_sided, snapped, depths, outcode, row_first,
@@ -303,45 +302,6 @@ def draw_covered(
     draw_fragments(fragments, collected, here, clip, faces, out_side, near, peel, peel_face, peel_depth)
 
 
-@njit(**BORROWING)
-def resolve_rows(
-    side: np.ndarray, clip: np.ndarray, faces: np.ndarray, first: int, last: int,
-    face: np.ndarray, bary: np.ndarray, depth: np.ndarray,
-) -> None:  # fmt: skip
-    """Face, weights of its corners 0 and 1, and depth at the pixels of rows `first:last`: side [h, w] -> face [h, w],
-    which may be the same array, bary [h, w, 2], depth [h, w]."""
-    height, width = side.shape
-    step_x, step_y = 2.0 / width, 2.0 / height
-    loaded = -1
-    x0, y0, z0, w0, x1, y1, z1, w1, x2, y2, z2, w2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    for row in range(first, last):
-        ndc_y = (row + 0.5) * step_y - 1.0
-        for column in range(width):
-            s = side[row, column]
-            if s < 0:
-                face[row, column] = -1
-                bary[row, column, 0] = bary[row, column, 1] = 0.0
-                depth[row, column] = np.inf
-                continue
-            if s != loaded:
-                shown = np.uint32(s >> 1)  # without a sign, which numba would look at each time
-                i, j, k = faces[shown, 0], faces[shown, 1], faces[shown, 2]
-                x0, y0, z0, w0 = clip[i, 0], clip[i, 1], clip[i, 2], clip[i, 3]
-                x1, y1, z1, w1 = clip[j, 0], clip[j, 1], clip[j, 2], clip[j, 3]
-                x2, y2, z2, w2 = clip[k, 0], clip[k, 1], clip[k, 2], clip[k, 3]
-                loaded = s
-            ndc_x = (column + 0.5) * step_x - 1.0
-            weight0, weight1, weight2 = clamped_weights(
-                x0, y0, w0, x1, y1, w1, x2, y2, w2, ndc_x, ndc_y, 1.0 - 2.0 * (s & 1)
-            )
-            scale = 1.0 / (weight0 + weight1 + weight2)
-            face[row, column] = s >> 1
-            bary[row, column, 0], bary[row, column, 1] = weight0 * scale, weight1 * scale
-            depth[row, column] = (weight0 * z0 + weight1 * z1 + weight2 * z2) / (
-                weight0 * w0 + weight1 * w1 + weight2 * w2
-            )
-
-
 @njit(nogil=True, cache=True)
 def rasterize_rows(
     clip: np.ndarray, faces: np.ndarray, single_sided: np.ndarray, snapped: np.ndarray, depths: np.ndarray,
@@ -360,7 +320,7 @@ def rasterize_rows(
     for start in range(0, faces.shape[0], QUEUE):
         count = min(QUEUE, faces.shape[0] - start)
         load_corners(faces, start, start + count, snapped, lanes)
-        cover_small(lanes, count, out_side.shape[1], row_first, row_last)
+        cover_small(lanes, count, single_sided[start : start + count], out_side.shape[1], row_first, row_last)
         draw_covered(
             lanes, start, count, fixed, polygon, spare, fragments, here, clip, faces, single_sided, snapped, depths,
             outcode, row_first, row_last, out_side, near, flat, peel, peel_face, peel_depth,

@@ -8,6 +8,8 @@ from numba import njit
 
 from geometry.kernels.jit import BORROWING
 
+RUN = 256
+"""Fragments that are looked up together: what is kept of them stays in a processor's innermost cache."""
 MIP_SCALE = 65535.0
 """Linear light and alpha of mip levels are stored as 16-bit fractions: 1/40 of the smallest 8-bit sRGB step."""
 MAJOR_TEXELS = 16.0
@@ -68,18 +70,11 @@ def corners(
 
 
 @njit(forceinline=True, **BORROWING)
-def look_up(
-    u: float, v: float, texels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray, nearest: bool,
-    with_alpha: bool,
+def weigh_texels(
+    texels: np.ndarray, decode: np.ndarray, t00: int, t01: int, t10: int, t11: int,
+    w00: float, w01: float, w10: float, w11: float, with_alpha: bool,
 ) -> tuple[float, float, float, float]:  # fmt: skip
-    """Linear RGBA of a texture at a point (u, v), v up, filtered in linear light; alpha 1 where it is not asked for."""
-    first, height, width = samplers[sampler, 0], samplers[sampler, 1], samplers[sampler, 2]
-    wrap_u, wrap_v = samplers[sampler, 3], samplers[sampler, 4]
-    x = reduce_coordinate(u, wrap_u) * width
-    y = reduce_coordinate(1.0 - v, wrap_v) * height
-    if nearest:  # bilinear at the texel's centre
-        x, y = np.floor(x) + 0.5, np.floor(y) + 0.5
-    t00, t01, t10, t11, w00, w01, w10, w11 = corners(x, y, first, height, width, wrap_u, wrap_v)
+    """Linear RGBA of four texels by their weights; alpha 1 where it is not asked for."""
     # Plain scalar indexing: a row view costs two atomic reference counts.
     red = w00 * decode[texels[t00, 0]] + w01 * decode[texels[t01, 0]]
     red += w10 * decode[texels[t10, 0]] + w11 * decode[texels[t11, 0]]
@@ -92,6 +87,56 @@ def look_up(
     alpha = w00 * np.float32(texels[t00, 3]) + w01 * np.float32(texels[t01, 3])
     alpha += w10 * np.float32(texels[t10, 3]) + w11 * np.float32(texels[t11, 3])
     return red, green, blue, alpha * np.float32(1.0 / 255.0)
+
+
+@njit(forceinline=True, **BORROWING)
+def look_up(
+    u: float, v: float, texels: np.ndarray, samplers: np.ndarray, sampler: int, decode: np.ndarray, nearest: bool,
+    with_alpha: bool,
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """Linear RGBA of a texture at a point (u, v), v up, filtered in linear light; alpha 1 where it is not asked for."""
+    first, height, width = samplers[sampler, 0], samplers[sampler, 1], samplers[sampler, 2]
+    wrap_u, wrap_v = samplers[sampler, 3], samplers[sampler, 4]
+    x = reduce_coordinate(u, wrap_u) * width
+    y = reduce_coordinate(1.0 - v, wrap_v) * height
+    if nearest:  # bilinear at the texel's centre
+        x, y = np.floor(x) + 0.5, np.floor(y) + 0.5
+    t00, t01, t10, t11, w00, w01, w10, w11 = corners(x, y, first, height, width, wrap_u, wrap_v)
+    return weigh_texels(texels, decode, t00, t01, t10, t11, w00, w01, w10, w11, with_alpha)
+
+
+@njit(**BORROWING)
+def corner_run(
+    u: np.ndarray, v: np.ndarray, count: int, samplers: np.ndarray, sampler: int, at: np.ndarray, weights: np.ndarray
+) -> None:
+    """The four texels that `look_up` weighs, and their weights, at the first `count` of points (u, v), without
+    branches, for vector instructions. Those of corner c start at c x RUN: at [4 RUN], weights [4 RUN]."""
+    first, height, width = samplers[sampler, 0], samplers[sampler, 1], samplers[sampler, 2]
+    wrap_u, wrap_v, nearest = samplers[sampler, 3], samplers[sampler, 4], samplers[sampler, 5] != 0
+    for point in range(count):
+        x = reduce_coordinate(u[point], wrap_u) * width
+        y = reduce_coordinate(1.0 - v[point], wrap_v) * height
+        if nearest:
+            x, y = np.floor(x) + 0.5, np.floor(y) + 0.5
+        t00, t01, t10, t11, w00, w01, w10, w11 = corners(x, y, first, height, width, wrap_u, wrap_v)
+        at[point], at[point + RUN], at[point + 2 * RUN], at[point + 3 * RUN] = t00, t01, t10, t11
+        weights[point], weights[point + RUN] = w00, w01
+        weights[point + 2 * RUN], weights[point + 3 * RUN] = w10, w11
+
+
+@njit(**BORROWING)
+def texel_run(
+    texels: np.ndarray, decode: np.ndarray, at: np.ndarray, weights: np.ndarray, with_alpha: bool, row: int, first: int,
+    last: int, out: np.ndarray,
+) -> None:  # fmt: skip
+    """Write what `look_up` finds, from what `corner_run` leaves, to columns `first:last` of a row of out [h, w, 4]."""
+    for column in range(first, last):
+        point = column - first
+        red, green, blue, alpha = weigh_texels(
+            texels, decode, at[point], at[point + RUN], at[point + 2 * RUN], at[point + 3 * RUN],
+            weights[point], weights[point + RUN], weights[point + 2 * RUN], weights[point + 3 * RUN], with_alpha,
+        )  # fmt: skip
+        out[row, column, 0], out[row, column, 1], out[row, column, 2], out[row, column, 3] = red, green, blue, alpha
 
 
 @njit(forceinline=True, **BORROWING)

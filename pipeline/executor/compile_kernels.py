@@ -25,6 +25,7 @@ from PIL import Image
 from geometry.shading import split_sum_table
 from geometry.texture import SRGB_DECODE, PackedSurface
 from pipeline.filter.signature import layout_patterns
+from pipeline.filter.surface_samples import weights_within
 from pipeline.sandbox.fork_server import clean_environment
 from pipeline.sandbox.linux import die_with_parent, keep_freed_memory
 from pipeline.sandbox.policy import REPO
@@ -39,7 +40,8 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "geometry.kernels.color": (
         ("pixel_rows", "surface, i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], i8, f8[::1], f4[:,:,::1]"),
-        ("color_rows", "surface, i4[:,::1], f4[:,:,::1], f4[:,::1], b1, f8[::1], f4[:,:,::1]"),
+        ("color_rows", "surface, i4[:,::1], f4[:,:,::1], f4[:,::1], f8[::1], f4[:,:,::1]"),
+        ("point_rows", "surface, i4[:,::1], f4[:,:,::1], f8[::1], f8[::1], u8[::1], f4[::1], f4[:,:,::1]"),
     ),
     "pipeline.unwrap.kernels.stitch": (
         (
@@ -68,11 +70,10 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
             "f4[:,::1], u4[:,::1], b1[::1], i4[:,::1], f4[::1], u1[::1], i8, i8, i4[:,::1], f4[:,::1], b1, i4[:,::1], "
             "f4[:,::1]",
         ),
-        ("resolve_rows", "i4[:,::1], f4[:,::1], u4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
     ),
     "geometry.kernels.clip": (
-        ("project_points", "f4[:,::1], f8[:,:,::1], f4[:,:,::1]"),
-        ("snap_vertices", "f4[:,::1], i8, i8, i4[:,::1], f4[::1], u1[::1], i8, i8"),
+        ("project_points", "f4[::1], f8[:,:,::1], f4[:,::1]"),
+        ("snap_vertices", "f4[::1], i8, i8, i4[::1], f4[::1], u1[::1]"),
     ),
     "pipeline.unwrap.kernels.chart": (
         ("connected_pieces", "i8[::1], i8[::1]"),
@@ -106,6 +107,7 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "geometry.kernels.interpolate": (
+        ("resolve_rows", "i4[:,::1], f4[:,::1], u4[:,::1], i8, i8, i4[:,::1], f4[:,:,::1], f4[:,::1]"),
         ("interpolate_rows", "i4[:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], f4[:,:,::1], i8, i8"),
         (
             "surface_rows",
@@ -309,6 +311,7 @@ def warm_up() -> None:
     Image.preinit()  # the decoders, which every child would import for itself
     split_sum_table()
     layout_patterns()
+    weights_within()
     for cache in gc.get_objects():
         if isinstance(cache, FunctionCache):
             cache.disable()

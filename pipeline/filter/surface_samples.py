@@ -1,6 +1,7 @@
 """Colours of the source, sampled evenly over the area of its surface."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
@@ -50,11 +51,17 @@ def sample_surface(
         return SurfaceSamples(face=np.zeros(0, np.int32), bary=nothing[:, :2], linear=nothing, opaque=np.zeros(0, bool))
     marks = (np.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES * total[-1]
     face = np.minimum(np.searchsorted(total, marks), len(areas) - 1).astype(np.int32)
-    bary = ((0.5 + GOLDEN * np.arange(NUM_SAMPLES)[:, None]) % 1).astype(np.float32)
-    bary = np.where(bary.sum(axis=1, keepdims=True) > 1, 1 - bary, bary)
+    bary = weights_within()
     points = Fragments(face=face[None, None], bary=bary[None, None], depth=np.zeros((1, 1, NUM_SAMPLES), np.float32))
     color = surface_color(surface or mesh, points)[0, 0]
     return SurfaceSamples(face=face, bary=bary, linear=color[:, :3], opaque=color[:, 3] > 0)
+
+
+@cache
+def weights_within() -> Float32[np.ndarray, "n 2"]:
+    """Weights of corners 0 and 1 of every sample's face: the same for all surfaces."""
+    bary = ((0.5 + GOLDEN * np.arange(NUM_SAMPLES)[:, None]) % 1).astype(np.float32)
+    return np.where(bary.sum(axis=1, keepdims=True) > 1, 1 - bary, bary)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,8 +167,10 @@ def bake_geometry(
 
 def layout_clip(uv_mesh: UvMesh) -> Float32[np.ndarray, "n 4"]:
     """The UV layout as clip coordinates: v = 1 at the top."""
-    u, v = uv_mesh.uv[:, 0], uv_mesh.uv[:, 1]
-    return np.stack([2.0 * u - 1.0, 1.0 - 2.0 * v, np.zeros_like(u), np.ones_like(u)], axis=-1).astype(np.float32)
+    clip = np.empty((len(uv_mesh.uv), 4), np.float32)
+    clip[:, 0], clip[:, 1] = 2.0 * uv_mesh.uv[:, 0] - 1.0, 1.0 - 2.0 * uv_mesh.uv[:, 1]
+    clip[:, 2], clip[:, 3] = 0.0, 1.0
+    return clip
 
 
 def rasterize_layout(uv_mesh: UvMesh, resolution: int, rasterizer: Rasterizer) -> Fragments:

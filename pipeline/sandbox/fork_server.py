@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from pipeline.sandbox.child import ChildResult, LimitsConfig, run_child, tail
-from pipeline.sandbox.linux import adopt_orphans, die_with_parent, kill_children
+from pipeline.sandbox.linux import adopt_orphans, die_with_parent, kill_children, return_freed_memory
 from pipeline.sandbox.policy import REPO, Policy, devices, program_files
 from schemas.errors import UserError
 from schemas.ledger import Reason
@@ -159,6 +159,7 @@ def main() -> None:
     program, hardware = program_files(), devices()
     _try_out(program, hardware)
     gc.collect()
+    return_freed_memory()
     gc.freeze()  # children share these pages as long as nobody touches them
     try:
         channel.write(READY)

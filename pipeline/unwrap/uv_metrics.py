@@ -47,13 +47,15 @@ def coverage(
 ) -> Coverage | None:
     """Return the share that the chosen faces cover, by the exact coverage of a rasteriser: faces that share an edge
     share no texel. None where the layout is tiled so often that counting would take long."""
-    corners = uv.astype(np.float64)[faces[chosen]]
-    layers = float(np.ptp(corners, axis=1).prod(axis=1).sum())
+    wide, used = uv.astype(np.float64), faces[chosen]
+    a, b, c = wide[used[:, 0]], wide[used[:, 1]], wide[used[:, 2]]
+    extents = np.maximum(np.maximum(a, b), c) - np.minimum(np.minimum(a, b), c)
+    layers = float(extents.prod(axis=1).sum())
     side = int(OVERLAP_RESOLUTION * min(1.0, (OVERLAP_LAYERS / max(layers, 1e-6)) ** 0.5))
-    widest = float(np.ptp(corners, axis=1).max(initial=0.0))
+    widest = float(extents.max(initial=0.0))
     if side < MIN_RESOLUTION or widest > OVERLAP_RESOLUTION:
         return None
-    covered, again, mirrored = count_bits(cover_layout(uv.astype(np.float64), faces, chosen, side))
+    covered, again, mirrored = count_bits(cover_layout(wide, faces, chosen, side))
     return Coverage(
         fill=covered / side**2, overlap_share=again / max(1, covered), mirrored_share=mirrored / max(1, again)
     )

@@ -207,6 +207,45 @@ def test_colour_is_known_where_alpha_cuts():
     assert (color[0, :, :2, 3] == 0.0).all() and (color[0, :, 2:, 3] == 1.0).all()
 
 
+@pytest.mark.parametrize("most_alike", [1, 7, 2000])
+def test_points_looked_up_in_runs_have_the_colour_of_each_point_alone(most_alike: int):
+    """Rows of points on faces of five materials, gaps between them: whatever stands beside a point, and however long
+    its run is, it has the very bits that it has as the only one."""
+    rng = np.random.default_rng(most_alike)
+    images = [rng.integers(0, 256, (*shape, 4), dtype=np.uint8) for shape in ((5, 9), (16, 4))]
+    textures = (Texture(image=images[0], wrap_u=Wrap.MIRROR), Texture(image=images[1], nearest=True, wrap_v=Wrap.CLAMP))
+    materials = (
+        Material(texture=0),
+        Material(texture=1, base_color=(0.5, 0.25, 1.0, 1.0)),
+        Material(base_color=(0.1, 0.2, 0.3, 1.0)),
+        Material(texture=0, alpha_mode=AlphaMode.MASK, alpha_cutoff=0.6),
+        Material(texture=1, alpha_mode=AlphaMode.BLEND, base_color=(1.0, 1.0, 1.0, 0.8)),
+    )
+    plain = quad(3 * rng.normal(size=(4, 2)), materials[0], textures, depths=(0.0,) * 10)
+    mesh = replace(plain, materials=materials, face_material=np.arange(20, dtype=np.int32) % 5)
+    mesh = replace(mesh, face_has_uv=np.arange(20) < 18)
+    face = np.repeat(rng.integers(-1, 20, 3000), rng.integers(1, most_alike + 1, 3000))[:3000].astype(np.int32)
+    bary = rng.dirichlet((1, 1, 1), 3000)[:, :2].astype(np.float32)
+    for colors in (mesh.colors, rng.random((40, 4)).astype(np.float32)):
+        surface = pack_surface(replace(mesh, colors=colors))
+        row, column = (
+            surface_color(
+                surface,
+                Fragments(face=face.reshape(shape), bary=bary.reshape(*shape, 2), depth=np.zeros(shape, np.float32)),
+            )
+            for shape in ((1, 1, 3000), (1, 3000, 1))
+        )
+        np.testing.assert_array_equal(row.reshape(-1, 4), column.reshape(-1, 4))
+        assert (row[0, 0, face < 0] == 0.0).all()
+        weights = np.concatenate([bary, 1 - bary.sum(axis=1, keepdims=True)], axis=1)
+        for point in np.flatnonzero((face >= 0) & (face < 18) & (mesh.face_material[face] < 3))[:60]:
+            corners, material = mesh.faces[face[point]], materials[mesh.face_material[face[point]]]
+            expected = np.array(material.base_color) * (weights[point] @ colors[corners])
+            if material.texture is not None:
+                expected *= reference_look_up(textures[material.texture], *(weights[point] @ mesh.uv[corners]))
+            np.testing.assert_allclose(row[0, 0, point, :3], expected[:3], atol=2e-4)
+
+
 def test_materials_and_textures_that_do_not_exist_are_refused():
     mesh = quad(UPRIGHT, Material(texture=1), (hole_texture(),))
     with pytest.raises(ValueError, match="outside the 1 textures"):

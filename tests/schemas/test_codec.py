@@ -378,6 +378,10 @@ def test_a_sample_that_contradicts_itself_is_not_encoded():
     views = sample.views
     with pytest.raises(ValueError, match="outside"):
         encode(replace(sample, views=replace(views, position=views.position * 1.01)))
+    broken = views.position.copy()
+    broken[0, 0, 0, 1] = np.nan  # far from the last pixel
+    with pytest.raises(ValueError, match="nan, outside"):
+        encode(replace(sample, views=replace(views, position=broken)))
     with pytest.raises(ValueError, match="must have UV maps"):
         encode(replace(sample, uv=None, mesh=None))
     with pytest.raises(ValueError, match="cameras"):

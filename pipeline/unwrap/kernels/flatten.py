@@ -32,10 +32,14 @@ def relax(corners: np.ndarray, rest: np.ndarray, weights: np.ndarray, uv: np.nda
         return
     first, others, strengths = neighbours(corners, weights, len(uv))
     wanted = np.empty_like(uv)
-    scratch = np.empty((4, len(uv), 2))
+    inverse, scratch = np.zeros(len(uv)), np.empty((3, len(uv), 2))
+    for v in range(len(uv)):
+        for entry in range(first[v], first[v + 1]):
+            inverse[v] += strengths[entry]
+        inverse[v] = 1.0 / inverse[v]
     for _ in range(turns):
         turn_faces(corners, rest, weights, uv, wanted)
-        moved = solve(first, others, strengths, uv, wanted, scratch, steps)
+        moved = solve(first, others, strengths, inverse, uv, wanted, scratch, steps)
         if moved < 1e-4:
             break
 
@@ -76,13 +80,21 @@ def neighbours(corners: np.ndarray, weights: np.ndarray, count: int) -> tuple[np
             first[corners[f, k] + 1] += 2
     for v in range(count):
         first[v + 1] += first[v]
-    others, strengths = np.zeros(first[count], np.int32), np.zeros(first[count])
+    others, back = np.empty((2, first[count]), np.uint32)  # unsigned: no number counts from the end
+    strengths = np.zeros(first[count])
     ends = first[:count].copy()
     for f in range(len(corners)):
         for k in range(3):
-            i, j = corners[f, k], corners[f, (k + 1) % 3]
-            add_edge(i, j, weights[f, k], first, ends, others, strengths)
-            add_edge(j, i, weights[f, k], first, ends, others, strengths)
+            i, j, weight = np.uint64(corners[f, k]), np.uint64(corners[f, (k + 1) % 3]), weights[f, k]
+            entry, end = np.uint64(first[i]), np.uint64(ends[i])
+            while entry < end and others[entry] != j:
+                entry += np.uint64(1)
+            if entry == end:  # and there is none from j to i either
+                other = np.uint64(ends[j])
+                others[entry], others[other], back[entry], back[other] = j, i, other, entry
+                ends[i], ends[j] = ends[i] + 1, ends[j] + 1
+            strengths[entry] += weight
+            strengths[back[entry]] += weight
     used = 0
     for v in range(count):
         begin, end = first[v], ends[v]
@@ -95,19 +107,6 @@ def neighbours(corners: np.ndarray, weights: np.ndarray, count: int) -> tuple[np
 
 
 @njit(nogil=True, cache=True)
-def add_edge(
-    i: int, j: int, weight: float, first: np.ndarray, ends: np.ndarray, others: np.ndarray, strengths: np.ndarray
-) -> None:
-    """Add the weight of an edge to the entry of vertex i for j, which is made where there is none."""
-    for entry in range(first[i], ends[i]):
-        if others[entry] == j:
-            strengths[entry] += weight
-            return
-    others[ends[i]], strengths[ends[i]] = j, weight
-    ends[i] += 1
-
-
-@njit(nogil=True, cache=True)
 def apply_laplacian(
     first: np.ndarray, others: np.ndarray, strengths: np.ndarray, values: np.ndarray, out: np.ndarray
 ) -> float:
@@ -116,7 +115,7 @@ def apply_laplacian(
     product = 0.0
     for v in range(len(values)):
         own_x, own_y, x, y = values[v, 0], values[v, 1], 0.0, 0.0
-        for entry in range(first[v], first[v + 1]):
+        for entry in range(np.uint64(first[v]), np.uint64(first[v + 1])):
             other, strength = others[entry], strengths[entry]
             x += strength * (own_x - values[other, 0])
             y += strength * (own_y - values[other, 1])
@@ -127,16 +126,15 @@ def apply_laplacian(
 
 @njit(nogil=True, cache=True)
 def solve(
-    first: np.ndarray, others: np.ndarray, strengths: np.ndarray, uv: np.ndarray, wanted: np.ndarray,
-    scratch: np.ndarray, steps: int,
+    first: np.ndarray, others: np.ndarray, strengths: np.ndarray, inverse: np.ndarray, uv: np.ndarray,
+    wanted: np.ndarray, scratch: np.ndarray, steps: int,
 ) -> float:  # fmt: skip
-    """Global step: conjugate gradients on L uv = wanted, both axes together; the system leaves a shift open, and so
-    does the solution. Returns the first residual's energy over the solution's."""
-    residual, direction, image, inverse = scratch[0], scratch[1], scratch[2], scratch[3, :, 0]
+    """Global step: conjugate gradients on L uv = wanted, both axes together; `inverse`: of L's diagonal. The system
+    leaves a shift open, and so does the solution. Returns the first residual's energy over the solution's."""
+    residual, direction, image = scratch[0], scratch[1], scratch[2]
     size = apply_laplacian(first, others, strengths, uv, image)
     energy = 0.0
     for v in range(len(uv)):
-        inverse[v] = 1.0 / strengths[first[v] : first[v + 1]].sum()
         for k in range(2):
             residual[v, k] = wanted[v, k] - image[v, k]
             direction[v, k] = residual[v, k] * inverse[v]

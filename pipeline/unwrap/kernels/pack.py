@@ -6,10 +6,10 @@
 import numpy as np
 from numba import njit
 
+from pipeline.unwrap.kernels.stretch import inverse, left_of_edge
+
 ROWS_PER_STEP = 24
 """Height of a chart from which on every second row is tried, and so on: slopes make each row slow."""
-WIDE = 8
-"""Columns less one from which on it is quicker to halve the span that a face touches than to try every texel."""
 TURNS = 18
 """Angles tried, over a quarter turn, for the smallest bounding box of a chart."""
 
@@ -61,7 +61,7 @@ def chart_runs(
         touched = touched_texels(corners, order[first_face[chart] : first_face[chart + 1]], uv)
         sizes[chart, 0], sizes[chart, 1] = touched.shape[1], touched.shape[0]
         for turn in range(2):
-            own = spread(runs_of(quarter_turned(touched) if turn else touched))
+            own = runs_of(quarter_turned(touched) if turn else touched)
             begin = begins[2 * chart + turn]
             end = begin + len(own)
             if end > len(runs):
@@ -86,7 +86,7 @@ def pack_at(
     for row in range(rows):
         for column in range(width + 1):
             next_free[row, column] = column
-    hints = np.zeros((width // 2 + 1, width // 2 + 1), np.int64)
+    hints = np.zeros((width // 2 + 1, width // 2 + 1), np.uint16)
     top = 0
     for chart in sequence:
         best, best_x, best_y, best_turn = rows + 1, np.int64(-1), np.int64(-1), np.int64(0)
@@ -98,7 +98,7 @@ def pack_at(
             own = runs[begins[2 * chart + turn % 2] : begins[2 * chart + turn % 2 + 1]]
             if turn >= 2:
                 own = upside_down(own, h, w)
-            start = hints[min(w // 2, width // 2), min(h // 2, width // 2)]
+            start = np.int64(hints[min(w // 2, width // 2), min(h // 2, width // 2)])
             x, y = lowest_place(next_taken, next_free, own, w, h, width, start, best - h)
             if y >= 0:
                 best, best_x, best_y, best_turn, best_runs = y + h, x, y, turn, own
@@ -124,49 +124,22 @@ def touched_texels(corners: np.ndarray, faces: np.ndarray, uv: np.ndarray) -> np
         bx, by = uv[corners[f, 1], 0], uv[corners[f, 1], 1]
         cx, cy = uv[corners[f, 2], 0], uv[corners[f, 2], 1]
         left, right = int(min(ax, bx, cx)), int(max(ax, bx, cx))
+        abx, aby, bcx, bcy, cax, cay = bx - ax, by - ay, cx - bx, cy - by, ax - cx, ay - cy
+        one, two, three = inverse(aby), inverse(bcy), inverse(cay)
         for row in range(int(min(ay, by, cy)), int(max(ay, by, cy)) + 1):
-            if right - left >= WIDE:
-                first, last = reached_span(ax, ay, bx, by, row, left, right)
-                first, last = reached_span(bx, by, cx, cy, row, first, last)
-                first, last = reached_span(cx, cy, ax, ay, row, first, last)
-                mask[row, first : last + 1] = True
-                continue
-            for column in range(left, right + 1):
-                if mask[row, column]:
-                    continue
-                x, y = column + 0.5, row + 0.5
-                mask[row, column] = (
-                    reaches(bx - ax, by - ay, x - ax, y - ay)
-                    and reaches(cx - bx, cy - by, x - bx, y - by)
-                    and reaches(ax - cx, ay - cy, x - cx, y - cy)
-                )
+            y = row + 0.5
+            first_one, last_one = left_of_edge(abx, aby, one, ax, y - ay, reach(abx, aby), left, right)
+            first_two, last_two = left_of_edge(bcx, bcy, two, bx, y - by, reach(bcx, bcy), left, right)
+            first_three, last_three = left_of_edge(cax, cay, three, cx, y - cy, reach(cax, cay), left, right)
+            for column in range(max(first_one, first_two, first_three), min(last_one, last_two, last_three) + 1):
+                mask[row, np.uint64(column)] = True  # unsigned: no number counts from the end
     return mask
 
 
-@njit(nogil=True, cache=True)
-def reached_span(ax: float, ay: float, bx: float, by: float, row: int, first: int, last: int) -> tuple[int, int]:
-    """Narrow a span of columns to those of the texels of a row that reach to the left of an edge from a to b. Along a
-    row they are all on one side, rounding included, so that looking at the ends and halving finds where they begin."""
-    ex, ey, y = bx - ax, by - ay, row + 0.5 - ay
-    if first > last:
-        return first, last
-    begins, ends = reaches(ex, ey, first + 0.5 - ax, y), reaches(ex, ey, last + 0.5 - ax, y)
-    if begins == ends:
-        return first, (last if begins else first - 1)
-    low, high = first, last  # one of them reaches, the other does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if reaches(ex, ey, middle + 0.5 - ax, y) == begins:
-            low = middle
-        else:
-            high = middle
-    return (first, low) if begins else (high, last)
-
-
 @njit(nogil=True, cache=True, forceinline=True)
-def reaches(ex: float, ey: float, x: float, y: float) -> bool:
-    """Return whether a square of side 1 around (x, y) reaches to the left of an edge (ex, ey) through the origin."""
-    return ex * y - ey * x >= -0.5 * (abs(ex) + abs(ey)) - 1e-9
+def reach(ex: float, ey: float) -> float:
+    """Least cross product with an edge of the middle of a square of side 1 that reaches to the edge's left."""
+    return -0.5 * (abs(ex) + abs(ey)) - 1e-9
 
 
 @njit(nogil=True, cache=True)
@@ -205,16 +178,13 @@ def runs_of(mask: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def spread(runs: np.ndarray) -> np.ndarray:
-    """Runs in an order in which those that follow each other lie far apart: where one is free its neighbours mostly
-    are, too, so that collisions are found sooner."""
-    stride = int(0.618 * len(runs)) + 1
-    while np.gcd(stride, len(runs)) > 1:
+def stride_over(count: int) -> int:
+    """Step by which to go around runs so that those that follow each other lie far apart: where one is free its
+    neighbours mostly are, too, so that collisions are found sooner."""
+    stride = int(0.618 * count) + 1
+    while np.gcd(stride, count) > 1:
         stride += 1
-    out = np.empty_like(runs)
-    for run in range(len(runs)):
-        out[run] = runs[run * stride % len(runs)]
-    return out
+    return stride % count
 
 
 @njit(nogil=True, cache=True)
@@ -233,21 +203,21 @@ def lowest_place(
 ) -> tuple[int, int]:
     """Leftmost of the lowest places (x, y) for runs in a box of w by h, from row `start` on and below row `below`;
     (-1, -1) for none. Tall ones are tried on every few rows and then let down."""
-    step = 1 + h // ROWS_PER_STEP
+    step, stride = 1 + h // ROWS_PER_STEP, stride_over(len(runs))
     run = 0
     for y in range(start, min(below, len(next_taken) - h + 1), step):
         x, clear = np.int64(0), 0  # `clear` runs passed since the last collision; the one that collided is tried first
         while x <= width - w:
-            row, first = y + runs[run, 0], runs[run, 1]
-            hit = np.int64(next_taken[row, x + first])
+            row, first = np.uint64(y + runs[run, 0]), runs[run, 1]
+            hit = np.int64(next_taken[row, np.uint64(x + first)])
             if hit < x + runs[run, 2]:
                 # the run meets taken texels until it starts behind them
-                x, clear = np.int64(next_free[row, hit]) - first, 0
+                x, clear = np.int64(next_free[row, np.uint64(hit)]) - first, 0
                 continue
             clear += 1
             if clear == len(runs):
                 return x, lowered(next_taken, runs, x, y)
-            run = run + 1 if run + 1 < len(runs) else 0
+            run = run + stride if run + stride < len(runs) else run + stride - len(runs)
     return -1, -1
 
 
@@ -265,29 +235,48 @@ def lowered(next_taken: np.ndarray, runs: np.ndarray, x: int, y: int) -> int:
 @njit(nogil=True, cache=True)
 def occupy(next_taken: np.ndarray, next_free: np.ndarray, runs: np.ndarray, x: int, y: int, padding: int) -> None:
     """Mark the texels of runs at (x, y) and `padding` more on every side, and renew the rows' tables."""
-    width = next_taken.shape[1] - 1
-    for run in range(len(runs)):
-        first, behind = max(0, x + runs[run, 1] - padding), min(width, x + runs[run, 2] + padding)
-        row = y + runs[run, 0]
-        for line in range(max(0, row - padding), min(len(next_taken), row + padding + 1)):
-            take(next_taken[line], next_free[line], first, behind)
+    width, begin = next_taken.shape[1] - 1, 0
+    for row in range(max(0, y - padding), min(len(next_taken), y + runs[-1, 0] + padding + 1)):
+        while y + runs[begin, 0] < row - padding:
+            begin += 1
+        first, behind, run = 0, 0, begin
+        while run < len(runs) and y + runs[run, 0] <= row + padding:
+            left, right = max(0, x + runs[run, 1] - padding), min(width, x + runs[run, 2] + padding)
+            if left <= behind and right >= first:
+                first, behind = min(first, left), max(behind, right)
+            else:
+                take(next_taken[row], next_free[row], first, behind)
+                first, behind = left, right
+            run += 1
+        take(next_taken[row], next_free[row], first, behind)
 
 
 @njit(nogil=True, cache=True)
 def take(next_taken: np.ndarray, next_free: np.ndarray, first: int, behind: int) -> None:
     """Mark a span of a row. To the left, the tables change as far as the texels go that are alike."""
-    free = next_free[behind]
-    if next_free[first] >= behind:
+    free, was_free = np.int64(next_free[behind]), np.int64(next_free[first])
+    if was_free >= behind:
         return
+    for at in range(first_above(next_free, was_free, first), first):
+        next_free[np.uint64(at)] = free
+    for at in range(first_above(next_taken, first + 1, first), first):
+        next_taken[np.uint64(at)] = first
     for at in range(first, behind):
-        next_taken[at], next_free[at] = at, free
-    at = first - 1
-    while at >= 0 and next_taken[at] > first:
-        next_taken[at] = first
-        at -= 1
-    while at >= 0 and next_taken[at] == at and next_free[at] != free and at + 1 == next_taken[at + 1]:
-        next_free[at] = free
-        at -= 1
+        next_taken[np.uint64(at)], next_free[np.uint64(at)] = at, free
+
+
+@njit(nogil=True, cache=True)
+def first_above(table: np.ndarray, value: int, end: int) -> int:
+    """First place before `end` in a table, whose numbers never fall, with at least a value; `end` where there is
+    none."""
+    low, high = 0, end
+    while low < high:
+        middle = (low + high) // 2
+        if table[np.uint64(middle)] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @njit(nogil=True, cache=True)

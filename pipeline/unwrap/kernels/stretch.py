@@ -6,6 +6,9 @@
 import numpy as np
 from numba import njit
 
+WITHIN = np.nextafter(1e-9, 1.0)
+"""Least cross product with each side of a face of a point strictly within it."""
+
 
 @njit(nogil=True, cache=True)
 def face_stretch(corners: np.ndarray, rest: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -45,17 +48,52 @@ def count_shared(corners: np.ndarray, uv: np.ndarray, texel: float) -> int:
         ax, ay = (uv[corners[f, 0], 0] - low_x) / step, (uv[corners[f, 0], 1] - low_y) / step
         bx, by = (uv[corners[f, 1], 0] - low_x) / step, (uv[corners[f, 1], 1] - low_y) / step
         cx, cy = (uv[corners[f, 2], 0] - low_x) / step, (uv[corners[f, 2], 1] - low_y) / step
-        for row in range(int(np.ceil(min(ay, by, cy) - 0.5)), int(np.floor(max(ay, by, cy) - 0.5)) + 1):
-            y = row + 0.5
-            for column in range(int(np.ceil(min(ax, bx, cx) - 0.5)), int(np.floor(max(ax, bx, cx) - 0.5)) + 1):
-                x = column + 0.5
-                p = (bx - ax) * (y - ay) - (by - ay) * (x - ax)
-                q = (cx - bx) * (y - by) - (cy - by) * (x - bx)
-                r = (ax - cx) * (y - cy) - (ay - cy) * (x - cx)
-                if (p > 1e-9 and q > 1e-9 and r > 1e-9) or (p < -1e-9 and q < -1e-9 and r < -1e-9):
-                    shared += seen[row, column]
-                    seen[row, column] = True
+        left, right = int(np.ceil(min(ax, bx, cx) - 0.5)), int(np.floor(max(ax, bx, cx) - 0.5))
+        doubled = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        for turned in (1.0, -1.0):
+            if turned * doubled < -1e-6:
+                continue  # no point has all sides on its other hand
+            abx, aby, bcx, bcy = turned * (bx - ax), turned * (by - ay), turned * (cx - bx), turned * (cy - by)
+            cax, cay = turned * (ax - cx), turned * (ay - cy)
+            one, two, three = inverse(aby), inverse(bcy), inverse(cay)
+            for row in range(int(np.ceil(min(ay, by, cy) - 0.5)), int(np.floor(max(ay, by, cy) - 0.5)) + 1):
+                y = row + 0.5
+                first_one, last_one = left_of_edge(abx, aby, one, ax, y - ay, WITHIN, left, right)
+                first_two, last_two = left_of_edge(bcx, bcy, two, bx, y - by, WITHIN, left, right)
+                first_three, last_three = left_of_edge(cax, cay, three, cx, y - cy, WITHIN, left, right)
+                for column in range(max(first_one, first_two, first_three), min(last_one, last_two, last_three) + 1):
+                    shared += seen[row, np.uint64(column)]
+                    seen[row, np.uint64(column)] = True
     return shared
+
+
+@njit(nogil=True, cache=True, forceinline=True)
+def inverse(value: float) -> float:
+    return 1.0 / value if value != 0.0 else 0.0
+
+
+@njit(nogil=True, cache=True, forceinline=True)
+def left_of_edge(
+    ex: float, ey: float, step: float, x: float, y: float, least: float, first: int, last: int
+) -> tuple[int, int]:
+    """Columns from `first` to `last` of a row whose centres, y above a point at x, have a cross product with the edge
+    (ex, ey) from that point of at least `least`; `step` is `inverse(ey)`. Along a row the product only rises or only
+    falls, rounding included, so that the end of the columns is found by division and put right by looking."""
+    product = ex * y
+    end = (product - least) * step + x - 0.5
+    if ey > 0.0:
+        at = int(min(max(end, first - 1.0), float(last)))
+        while at < last and product - ey * (at + 1.5 - x) >= least:
+            at += 1
+        while at >= first and product - ey * (at + 0.5 - x) < least:
+            at -= 1
+        return first, at
+    at = int(max(min(end, last + 1.0), float(first)))
+    while at > first and product - ey * (at - 0.5 - x) >= least:
+        at -= 1
+    while at <= last and product - ey * (at + 0.5 - x) < least:
+        at += 1
+    return at, last
 
 
 @njit(nogil=True, cache=True)

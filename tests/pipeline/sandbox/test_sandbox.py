@@ -268,6 +268,33 @@ def test_a_pickled_result_is_not_read():
     assert "allow_pickle" in found.detail
 
 
+FREED = """
+import resource
+from pathlib import Path
+import numpy as np
+from pipeline.sandbox.linux import keep_freed_memory
+
+def warm_up():
+    keep_freed_memory()
+    arrays = [np.ones(1 << 14) for _ in range(2000)]
+    arrays.clear()
+    Path("peak.txt").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+def run(request, directory):
+    Path("own.txt").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+def test_children_do_not_start_with_freed_memory(tmp_path):
+    """The 250 MB that warming up has freed are not pages that every child would have to copy."""
+    (tmp_path / "freed.py").write_text(FREED)
+    (tmp_path / "work").mkdir()
+    with ForkServer("freed:run", LimitsConfig(), tmp_path, "freed:warm_up", (tmp_path,)) as server:
+        assert server.run({}, tmp_path / "work").reason is None
+    peak, own = (int((tmp_path / name).read_text()) for name in ("peak.txt", "work/own.txt"))
+    assert own < peak - 200_000  # KiB
+
+
 def test_nothing_outlives_a_killed_owner(tmp_path):
     """SIGKILL on the process that owns the fork_server: fork_server and child are gone within five seconds."""
     (tmp_path / "poison.py").write_text(POISON)

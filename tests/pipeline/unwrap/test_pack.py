@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from pipeline.unwrap.kernels.pack import WIDE, occupy, runs_of, touched_texels
+from pipeline.unwrap.kernels.pack import occupy, runs_of, touched_texels
+from pipeline.unwrap.kernels.stretch import count_shared
 
 
-@pytest.mark.parametrize("side", [3.0, 1.5 * WIDE, 90.0])
+@pytest.mark.parametrize("side", [0.4, 3.0, 12.0, 90.0])
 def test_texels_that_a_chart_touches(side: float) -> None:
-    """Narrow faces are looked at texel by texel, wide ones by the spans of their rows: both mean the same."""
+    """The spans of a face's rows end where a look at every texel says so."""
     rng = np.random.default_rng(int(side))
     for turn in range(30):
         uv = rng.uniform(0, side, (6, 2))
@@ -31,6 +32,28 @@ def test_texels_that_a_chart_touches(side: float) -> None:
         np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.parametrize("size", [0.8, 4.0, 30.0])
+def test_grid_points_within_two_faces(size: float) -> None:
+    """Whichever way round the faces run: as many as a look at every point counts."""
+    rng, found = np.random.default_rng(int(size)), 0
+    for turn in range(20):
+        faces = rng.uniform(0, 2 * size, (9, 1, 2)) + rng.normal(0, size, (9, 3, 2))
+        faces = np.round(2 * faces) / 2 if turn % 3 == 0 else faces  # edges through the points, faces without area
+        faces[0, :, 1] = faces[0, 0, 1] + 1e-12 * turn
+        uv = faces.reshape(-1, 2)
+        low, extent = uv.min(axis=0), np.ceil(np.ptp(uv, axis=0)).astype(int) + 1
+        x, y = np.meshgrid(*(np.arange(side) + 0.5 for side in extent))
+        times = np.zeros(x.shape, int)
+        for a, b, c in faces - low:
+            products = [(q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0]) for p, q in ((a, b), (b, c), (c, a))]
+            within = np.all([product > 1e-9 for product in products], axis=0)
+            times += within | np.all([product < -1e-9 for product in products], axis=0)
+        expected = int(np.maximum(times - 1, 0).sum())
+        assert count_shared(np.arange(len(uv)).reshape(-1, 3), uv, 1.0) == expected
+        found += expected
+    assert found > 5
+
+
 @pytest.mark.parametrize("padding", [0, 1, 3])
 def test_tables_of_a_row_after_charts_were_placed(padding: int) -> None:
     """From every texel on, they name the next one that is taken and the next one that is free, whatever the order."""
@@ -44,7 +67,7 @@ def test_tables_of_a_row_after_charts_were_placed(padding: int) -> None:
         for row, column in np.argwhere(mask) + np.array([y, x]):
             top, left = max(0, row - padding), max(0, column - padding)
             taken[top : row + padding + 1, left : column + padding + 1] = True
-        occupy(next_taken, next_free, rng.permutation(runs_of(mask)), x, y, padding)
+        occupy(next_taken, next_free, runs_of(mask), x, y, padding)
         for row in range(height):
             for column in range(width):
                 ahead = taken[row, column:]
