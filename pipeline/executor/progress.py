@@ -34,9 +34,10 @@ class BuildEvent:
     rejected: int
     failed: int
     assets_per_s: float | None = None
-    """Rate since the first job of this run was started; None before an asset has ended."""
+    """Rate since the first asset of this run ended, at first since jobs were started; None before one has ended."""
     eta_s: float | None = None
-    """Seconds to go at that rate."""
+    """Seconds to go at that rate; None until it has been seen for five seconds: what is loaded and compiled before the
+    first asset would make it hours."""
     running_at_once: int = 0
     """Jobs that the machines have room for; 0 before Ray is there."""
     dashboard: str | None = None
@@ -64,6 +65,8 @@ class Progress:
     _began: float | None = None
     _before: int = 0
     """Assets that were done then."""
+    _first: tuple[float, int] | None = None
+    """Time at which the first asset of this run ended, and the assets that were done then."""
     _partly: dict[int, Counts] = field(default_factory=dict)
     """The assets of a job at work that `counts` holds."""
     _reported: tuple[float, Counts] = field(init=False)
@@ -93,12 +96,17 @@ class Progress:
         before = self._partly.get(job, Counts())
         if counts.total > before.total:
             self._partly[job] = counts
-            self.counts += counts - before
+            self._add(counts - before)
 
     def done(self, job: int, counts: Counts) -> None:
         """One more job is done."""
         self.jobs_done += 1
-        self.counts += counts - self._partly.pop(job, Counts())
+        self._add(counts - self._partly.pop(job, Counts()))
+
+    def _add(self, counts: Counts) -> None:
+        self.counts += counts
+        if self._first is None and self._began is not None and self.counts.total > self._before:
+            self._first = self.clock(), self.counts.total
 
     def undone(self, job: int, counts: Counts) -> None:
         """A job that was done is to be done again: its assets count as before until then."""
@@ -109,7 +117,7 @@ class Progress:
         """Report the assets that have ended since the latest event, or, now and then, that none has."""
         when, counts = self._reported
         if counts != self.counts or self.clock() - when >= SIGN_OF_LIFE_S:
-            self.report("assets", detail="" if self._rate() else self._before_the_first)
+            self.report("assets", detail="" if self._rate()[0] else self._before_the_first)
 
     def compiles(self, detail: str) -> None:
         """Kernels are being compiled, which every job waits for."""
@@ -124,7 +132,7 @@ class Progress:
         job_seconds: float | None = None,
         stage_seconds: float | None = None,
     ) -> None:
-        done, rate = self.counts.total, self._rate()
+        done, (rate, is_settled) = self.counts.total, self._rate()
         self._reported = self.clock(), self.counts
         self.notify(
             BuildEvent(
@@ -136,7 +144,7 @@ class Progress:
                 planned=self.planned,
                 **asdict(self.counts),
                 assets_per_s=rate,
-                eta_s=(self.planned - done) / rate if rate else None,
+                eta_s=(self.planned - done) / rate if rate and (is_settled or done == self.planned) else None,
                 running_at_once=self.running_at_once,
                 dashboard=self.dashboard,
                 job_seconds=job_seconds,
@@ -145,9 +153,13 @@ class Progress:
             )
         )
 
-    def _rate(self) -> float | None:
-        elapsed, processed = (
-            0.0 if self._began is None else self.clock() - self._began,
-            self.counts.total - self._before,
-        )
-        return processed / elapsed if processed and elapsed > 0 else None
+    def _rate(self) -> tuple[float | None, bool]:
+        """Return the rate, and whether it is that of assets alone, without what came before the first one."""
+        if self._began is None or self.counts.total == self._before:
+            return None, False
+        since, before = self._first or (self._began, self._before)
+        is_settled = self.clock() - since >= SIGN_OF_LIFE_S and self.counts.total > before
+        if not is_settled:
+            since, before = self._began, self._before
+        elapsed = self.clock() - since
+        return (self.counts.total - before) / elapsed if elapsed > 0 else None, is_settled

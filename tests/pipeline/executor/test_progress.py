@@ -44,7 +44,7 @@ def test_assets_count_as_they_end_and_never_backwards():
         progress.at_work(0, counts)
         progress.tick()
     assert [event.assets_done for event in events] == [0, 2, 5, 6], "the second start says nothing new at first"
-    assert (events[-1].assets_per_s, events[-1].eta_s) == (1.5, 4.0) and events[-1].jobs_done == 0
+    assert (events[-1].assets_per_s, events[-1].eta_s) == (1.5, None) and events[-1].jobs_done == 0
     progress.done(0, Counts(textured=6, rejected=1, failed=1))
     progress.report("job", 0)
     assert (events[-1].assets_done, events[-1].textured, events[-1].rejected, events[-1].failed) == (8, 6, 1, 1)
@@ -52,6 +52,22 @@ def test_assets_count_as_they_end_and_never_backwards():
         now[0] += seconds
         progress.tick()
     assert [event.event for event in events[-2:]] == ["job", "assets"], "a sign of life after five seconds"
+
+
+def test_the_time_left_does_not_count_what_came_before_the_first_asset():
+    """Kernels are compiled for 40 s; then two assets end each second."""
+    events: list[BuildEvent] = []
+    now = [0.0]
+    progress = Progress(jobs=1, planned=202, notify=events.append, clock=lambda: now[0])
+    progress.begin(1, None)
+    now[0] = 40.0
+    for ended in range(2, 23, 2):
+        progress.at_work(0, Counts(textured=ended))
+        progress.tick()
+        now[0] += 1.0
+    assert (events[1].assets_per_s, events[1].eta_s) == (2 / 40, None), "an hour would be a scare"
+    assert [event.eta_s is None for event in events[1:]] == [True] * 5 + [False] * 6
+    assert (events[6].assets_per_s, events[6].eta_s) == (2.0, 95.0)
 
 
 def test_a_source_that_is_listed_shows_how_far():
