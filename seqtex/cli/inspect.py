@@ -104,7 +104,8 @@ def failures(dataset: Location, rejected: bool = False) -> int:
     if logs_json():
         log_event("failures", dataset=str(dataset), listed=listed)
     else:
-        sys.stdout.write(printable(f"{dataset}: {listed} assets\n"))
+        which = "failed or were rejected" if rejected else "failed; --rejected lists the rejected ones, too"
+        sys.stdout.write(printable(f"{dataset}: {listed} assets {which}\n"))
     return 0
 
 
@@ -133,7 +134,8 @@ def inspect(dataset: Location, uid: str, machine: MachineConfig) -> int:
     if logs_json():
         log_event("asset", **row)
     else:
-        known = [(name, str(value)) for name, value in row.items() if value is not None]
+        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
+        known = [(name, str(value)) for name, value in shown.items() if value is not None]
         print_table(("", "now"), known, title=uid)
     return 0
 

@@ -202,15 +202,22 @@ def export_released(
         (fresh / CONFIG).write_text(json.dumps(released, indent=2) + "\n")
 
 
+OUR_LAYOUT = "export it in the layout of a checkpoint (seqtex weights --layout checkpoint)"
+
+
 def _check_exportable(model: SeqTexTransformer3DModel, lora: str) -> None:
     released_settings: dict[str, Any] = {"geometry_attention": "mv_uv", "uv_branch": "decoupled"}
     for name, released in (released_settings | {"view_hint": False, "position_rope": False}).items():
         if model.config[name] != released:
-            raise UserError(f"the released layout has {name}={released} alone, this model {model.config[name]}")
+            raise UserError(
+                f"the released layout has {name}={released} alone, this model {model.config[name]}; {OUR_LAYOUT}"
+            )
     if names := model.config["condition_channels"]:
-        raise UserError(f"the released layout has no condition images, this model takes {', '.join(names)}")
+        raise UserError(
+            f"the released layout has no condition images, this model takes {', '.join(names)}; {OUR_LAYOUT}"
+        )
     if names := model.config["maps"]:
-        raise UserError(f"the released layout has one UV map, this model generates {', '.join(names)}")
+        raise UserError(f"the released layout has one UV map, this model generates {', '.join(names)}; {OUR_LAYOUT}")
     if lora == "separate" and model.config["lora_rank"] > RELEASED_LORA_RANK:
         raise UserError(
             f"the released layout has LoRA of rank {RELEASED_LORA_RANK}, this model {model.config['lora_rank']}; "
