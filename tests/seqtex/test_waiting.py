@@ -45,7 +45,7 @@ def test_a_build_says_what_keeps_its_first_asset_waiting(capsys):
         f"00:11  {loading}",
         "00:11  compiling  kernels, in 2 processes",
         "00:16  building  0 of 4 assets (0%); compiling kernels, in 2 processes",
-        "00:21  building  1 of 4 assets (25%), 3/min, about 1 min left; 1 textured",
+        "00:21  building  1 of 4 assets (25%), 3/min; 1 textured",
     ]
 
 
