@@ -43,6 +43,10 @@ KERNELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("color_rows", "surface, i4[:,::1], f4[:,:,::1], f4[:,::1], f8[::1], f4[:,:,::1]"),
         ("point_rows", "surface, i4[:,::1], f4[:,:,::1], f8[::1], f8[::1], u8[::1], f4[::1], f4[:,:,::1]"),
     ),
+    "schemas.png_kernels": (
+        ("position_rows", "f4[:,:,::1], b1[:,::1], u1[:,::1]"),
+        ("normal_rows", "f4[:,:,::1], b1[:,::1], u1[:,::1]"),
+    ),
     "pipeline.unwrap.kernels.stitch": (
         (
             "sew",
@@ -174,7 +178,7 @@ GROUPS = (
     ("geometry.kernels.raster", "geometry.kernels.clip"),
     LAYOUTS[4:],
     ("geometry.kernels.shading",),
-    ("geometry.gutter",),
+    ("geometry.gutter", "schemas.png_kernels"),
     ("geometry.mips", "geometry.kernels.average", "geometry.kernels.interpolate", "geometry.kernels.samples"),
 )
 """Modules that one process compiles, since they share inner kernels; the longest first."""

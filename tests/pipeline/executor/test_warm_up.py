@@ -19,6 +19,8 @@ from pipeline.config import BuildConfig
 from pipeline.render.views import RenderConfig
 from pipeline.sources.procedural import procedural
 from pipeline.executor.compile_kernels import warm_up
+from schemas.codec import encode
+from schemas.sample import TextureSample
 
 def compiled():
     # of our own kernels: each with the types that it has machine code for
@@ -37,7 +39,10 @@ layouts = set()
 with tempfile.TemporaryDirectory() as name:
     for number, ref in enumerate(procedural(20, Path(name))):
         for cfg in (plain, (lit, around, materials)[number % 3]):
-            layouts.add(process_asset(ref, cfg).measurements.layout)
+            processed = process_asset(ref, cfg)
+            layouts.add(processed.measurements.layout)
+            if isinstance(processed.result, TextureSample):
+                encode(processed.result)
 assert layouts >= {"authored", "grown"}, layouts
 late = compiled() - before
 assert not late, late
