@@ -104,9 +104,7 @@ class CommandParser(ArgumentParser):
         return " ".join([self.command, *words, "[options]"])
 
     def as_given(self, dest: str) -> str:
-        """Return an option or argument, maybe with its command before it, as it is written on a command line."""
-        if self.overview and (found := COMMAND_OPTION.fullmatch(dest)):
-            return self.commands[found[1]].as_given(found[2])
+        """Return an option or argument of this command as it is written on a command line."""
         given = {action.dest: action.option_strings for action in self._actions}
         return given[dest][0] if given.get(dest) else dest.upper() if dest in given else f"--{dest}"
 
