@@ -179,8 +179,7 @@ def outside_bits(e_ab: int, e_bc: int, e_ca: int, ab: int, bc: int, ca: int) -> 
 def cover_small(
     lanes: np.ndarray, count: int, single_sided: np.ndarray, width: int, row_first: int, row_last: int
 ) -> None:
-    """Work out which pixels small faces cover, with 32 bits and without branches, for vector
-    instructions.
+    """Work out which pixels small faces cover, with 32 bits and without branches, for vector instructions.
 
     Row r of the lanes [10, QUEUE] starts at r x QUEUE: x of corners 0, 1 and 2, then y (`load_corners`). Written are 6:
     bit 4 y + x for each covered pixel of a box of 4 x 4, or -1 for faces that may not fit into it; 7 and 8: the first

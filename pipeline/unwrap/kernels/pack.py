@@ -234,7 +234,7 @@ def lowered(next_taken: np.ndarray, runs: np.ndarray, x: int, y: int) -> int:
 
 @njit(nogil=True, cache=True)
 def occupy(next_taken: np.ndarray, next_free: np.ndarray, runs: np.ndarray, x: int, y: int, padding: int) -> None:
-    """Mark the texels of runs at (x, y) and `padding` more on every side, and renew the rows' tables."""
+    """Mark the texels of runs, sorted by row, at (x, y) and `padding` more around, and renew the rows' tables."""
     width, begin = next_taken.shape[1] - 1, 0
     for row in range(max(0, y - padding), min(len(next_taken), y + runs[-1, 0] + padding + 1)):
         while y + runs[begin, 0] < row - padding:
