@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import functools
 import json
 import random
 import shutil
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,9 @@ from pipeline.dataset.plan import read_plan
 from pipeline.dataset.shards import committed
 from pipeline.dataset.state import BuildReport
 from pipeline.dataset.verify import verify
+from pipeline.executor import ray_executor
 from pipeline.executor.build import build
+from pipeline.executor.job import process_job
 from pipeline.executor.progress import BuildEvent
 from pipeline.filter.rules import FilterConfig
 from pipeline.render.uv_maps import BakeConfig
@@ -28,8 +33,9 @@ from pipeline.sources.registry import open_source
 from pipeline.unwrap.unwrap import UnwrapConfig
 from schemas.dataset import read_ledger, read_parquet, shard_path
 from schemas.errors import UsageError, UserError
-from schemas.ledger import Reason
+from schemas.ledger import Counts, Reason
 from schemas.mesh import MeshRef
+from schemas.plan import ShardJob
 from schemas.sample import Regime
 from schemas.storage import file_sha256
 from seqtex.cli.main import main
@@ -94,16 +100,33 @@ def test_progress_is_told_job_by_job(built):
         assert 0 < event.stage_seconds < event.job_seconds
 
 
-def test_assets_of_a_running_job_are_counted(refs, tmp_path):
-    """All assets in one job: their number grows before it ends."""
+def process_as_it_is_seen(job: ShardJob, out: Path, cfg: BuildConfig, *, tell: Callable[[Counts], None], **rest: Any):
+    """Process a job, but let an asset begin only once the counts of those before it have reached the driver."""
+
+    def tell_until_seen(counts: Counts) -> None:
+        seen, begun = out.parent / f"seen-{counts.total}", time.monotonic()
+        while not seen.exists() and time.monotonic() - begun < 60:
+            tell(counts)
+            time.sleep(0.05)
+
+    return process_job(job, out, cfg, tell=tell_until_seen, **rest)
+
+
+def test_assets_of_a_running_job_are_counted(refs, tmp_path, monkeypatch):
+    """All assets in one job: each of them is counted before it ends."""
+    monkeypatch.setattr(ray_executor, "run_jobs", functools.partial(ray_executor.run_jobs, do=process_as_it_is_seen))
     events: list[BuildEvent] = []
-    build(refs, tmp_path / "out", dataclasses.replace(CFG, assets_per_job=COUNT), 1, events.append)
+
+    def note(event: BuildEvent) -> None:
+        events.append(event)
+        (tmp_path / f"seen-{event.assets_done}").touch()
+
+    build(refs[:3], tmp_path / "out", dataclasses.replace(CFG, assets_per_job=3), 1, note)
+    within = events[: [event.event for event in events].index("job")]
+    assert sorted({event.assets_done for event in within}) == [0, 1, 2, 3]
     done = [event.assets_done for event in events]
     assert done == sorted(done)
-    first = [event.event for event in events].index("job")
-    within = {event.assets_done for event in events[:first]} - {0}
-    assert len(within) >= 2 and max(within) <= COUNT
-    assert all(event.jobs_done == 0 for event in events[:first])
+    assert all(event.jobs_done == 0 for event in within)
 
 
 def test_the_card_and_the_index_speak_of_what_is_there(built):
@@ -180,7 +203,9 @@ def test_sources_are_named_by_kind(tmp_path, monkeypatch):
 SCRIPT = """
 import sys
 from pathlib import Path
+from pipeline.executor import ray_executor
 from pipeline.executor.build import build
+from pipeline.executor.job import process_job
 from pipeline.sources.procedural import procedural
 from tests.pipeline.executor.test_build import CFG, COUNT
 build(procedural(COUNT, Path(sys.argv[1])), Path(sys.argv[2]), CFG, 2, lambda event: print(event.event, flush=True))
