@@ -237,8 +237,8 @@ def serve(blocks: "gradio.Blocks", port: int) -> None:
     try:
         blocks.queue(default_concurrency_limit=1).launch(
             theme=theme, server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-            footer_links=[], max_file_size=MAX_UPLOAD, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
-            run_history=False, app_kwargs={"middleware": guards},
+            footer_links=[], max_file_size=MAX_UPLOAD, ssr_mode=False, pwa=False, mcp_server=False,
+            enable_monitoring=False, run_history=False, app_kwargs={"middleware": guards},
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"--port {port}: cannot be used ({error}); give another") from error
