@@ -793,8 +793,13 @@ def test_paper_is_white_and_holds_the_whole_sample(visit):
 
 @pytest.mark.parametrize("visit", [{"forced_colors": "active"}], indirect=True)
 def test_forced_colours_show_what_is_chosen(visit):
-    opened_textured(visit)
-    color = "(place) => getComputedStyle(document.querySelector(place)).backgroundColor"
-    chosen, others = ".tabs input:checked + span", ".tabs input:not(:checked) + span"
-    assert visit.page.evaluate(color, chosen) != visit.page.evaluate(color, others)
-    assert visit.page.evaluate(color, ".cut") == "rgb(255, 255, 255)", "the line of the slider"
+    """Seen, not computed: forced colours change what is painted alone."""
+    grounds = [
+        np.median(visit.picture(f'[aria-label="Show"] input{state} + span').reshape(-1, 3), axis=0)
+        for state in (":checked", '[value="charts"]')
+    ]
+    assert np.abs(np.subtract(*grounds)).max() > 60
+    visit.page.check('input[name="outcome"][value="textured"]')
+    assert np.abs(visit.picture("#everything")[4, -8] - grounds[1]).max() < 16, "no longer chosen"
+    visit.page.click("#everything")
+    assert np.abs(visit.picture("#everything")[4, -8] - grounds[0]).max() < 16
