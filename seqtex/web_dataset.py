@@ -49,7 +49,7 @@ def webdataset(
     if not shards:
         raise UserError("no shards are given; a glob pattern that matches nothing is an empty list")
     for url in [shards] if isinstance(shards, str) else shards:
-        if os.path.isdir(url):
+        if os.path.isdir(url):  # noqa: PTH112 (addresses may be longer than a path)
             raise UserError(f"{url}: a folder; give the shards in it, such as {url}/shards/textured-000000.tar")
     pipeline = wds.WebDataset(shards, shardshuffle=shardshuffle, **options)
     return pipeline.map(partial(sample_arrays, tensors=tensors), handler=options.get("handler", wds.reraise_exception))

@@ -208,9 +208,9 @@ READING = (
     'ledger = pandas.read_parquet("PATH/ledger")',
     "```",
     "",
-    "`index.json` is an index for random access (`pip install wids`). With `pip install seqtex-forge`,",
-    "`seqtex.Dataset(PATH)` and `seqtex.webdataset(urls)` give decoded arrays, and `seqtex verify PATH` checks hashes,",
-    "counts and samples: a shard counts only if a ledger part names it.",
+    "`index.json` is an index for random access (`pip install wids`). Where SeqTex Forge is installed, from its own",
+    "repository, `seqtex.Dataset(PATH)` and `seqtex.webdataset(urls)` give decoded arrays, and `seqtex verify PATH`",
+    "checks hashes, counts and samples: a shard counts only if a ledger part names it.",
 )
 """Instructions for reading a dataset with plain tools; REGIME stands for one that it has."""
 NO_MATERIALS = "- Roughness, metalness, normal maps and emission are not in the UV maps."

@@ -1,5 +1,5 @@
-"""Types of the fields of a sample, for the front matter of a dataset's card. The `datasets` package takes them from there;
-without them it infers types from the first five samples, and drops without a word what those happen to lack."""
+"""Types of the fields of a sample, for the front matter of a dataset's card. The `datasets` package takes them from
+there; without them it infers types from the first five samples, and drops without a word what those happen to lack."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -13,20 +13,28 @@ from schemas.sample import Regime
 
 Kind = str | list[Any] | dict[str, Any]
 """Type of a value: a name that `datasets` knows, a list of one kind, or kinds by name."""
+_ROWS, _MATRICES, _COLOR = [["float32"]], [[["float64"]]], ["float64"]
 _MESH: dict[str, Kind] = {
-    **dict.fromkeys(("vertices", "normals", "uv"), [["float32"]]),
+    "vertices": _ROWS,
+    "normals": _ROWS,
+    "uv": _ROWS,
     "faces": [["int32"]],
     "single_sided": ["bool"],
 }
-_COLOR: Kind = ["float64"]
+_NAMES = {int: "int64", float: "float64", str: "string"}
 SHADING: dict[str, dict[str, Kind]] = {
     "pbr": {
-        "light": dict.fromkeys(("sky", "ground", "lamp"), _COLOR)
-        | dict.fromkeys(("lamp_azimuth_deg", "lamp_elevation_deg"), "float64"),
+        "light": {
+            "sky": _COLOR,
+            "ground": _COLOR,
+            "lamp": _COLOR,
+            "lamp_azimuth_deg": "float64",
+            "lamp_elevation_deg": "float64",
+        },
     },
     "cycles": {"light": {"sky": "float64", "sun": "float64", "direction": ["float64"]}, "samples": "int64"},
 }
-"""What `shading` of a sample's JSON has beside renderer and tone mapping, by the kind of lit views."""
+"""Entries of `shading` in a sample's JSON beside renderer and tone mapping, by the kind of lit views."""
 
 
 def kinds_of(regime: Regime, config: Mapping[str, Any], caption_levels: Collection[str]) -> dict[str, Kind]:
@@ -45,7 +53,7 @@ def _json(lit: str, materials: bool, caption_levels: Collection[str]) -> dict[st
     kinds |= {
         "schema_version": "int64",
         "source": dict.fromkeys((*asdict(Attribution()), "uri"), "string"),
-        "cameras": dict.fromkeys(("world_to_cam", "projection"), [[["float64"]]]),
+        "cameras": {"world_to_cam": _MATRICES, "projection": _MATRICES},
         "frame": {"center": ["float64"], "scale": "float64"},
         "measurements": {name: _NAMES[type(value)] for name, value in measured.items()},
         "versions": {"seqtex-forge": "string"},
@@ -55,11 +63,8 @@ def _json(lit: str, materials: bool, caption_levels: Collection[str]) -> dict[st
     if materials:
         kinds["materials"] = {"emissive_strength": "float64"}
     if lit != "none":
-        kinds["shading"] = {"renderer": "string", "tone_mapping": "string"} | SHADING[lit]
+        kinds["shading"] = {"renderer": "string", "tone_mapping": "string"} | SHADING.get(lit, {})
     return kinds
-
-
-_NAMES = {int: "int64", float: "float64", str: "string"}
 
 
 def feature_lines(kinds: Mapping[str, Kind], indent: str) -> Iterator[str]:

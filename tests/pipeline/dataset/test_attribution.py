@@ -55,7 +55,11 @@ def test_what_cannot_be_read_or_written_is_named(forge, tmp_path, capsys):
         with pytest.raises(UserError, match=f"attribution.parquet: {reason}.*seqtex repair"):
             attribution_csv(damaged, tmp_path / "a.csv")
     (tmp_path / "folder.csv").mkdir()
-    for out, reason in (("missing/a.csv", "No such file"), ("folder.csv", "Is a directory"), ("f.csv/a.csv", "Not a d")):
+    for out, reason in (
+        ("missing/a.csv", "No such file"),
+        ("folder.csv", "Is a directory"),
+        ("f.csv/a.csv", "Not a d"),
+    ):
         (tmp_path / "f.csv").touch()
         with pytest.raises(UserError, match=rf"{tmp_path / out}: the attribution cannot be written \({reason}"):
             attribution_csv(forge, tmp_path / out)
