@@ -5,16 +5,23 @@ import atexit
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import UserError
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 """The first is Ray's name for a Ray without other machines, on any system."""
+STARTS = 3
+"""Attempts to start Ray on a machine that is busy."""
+TIMED_OUT = "timed out during startup"
+"""Words of Ray for a part of it that has not started within 30 s, a time that no option changes."""
 MAX_FOLDER = 36
 """Characters of a folder for Ray's sockets: their whole path may have 107."""
 
@@ -56,3 +63,49 @@ def socket_folder() -> Iterator[dict[str, str]]:
         yield {"RAY_TMPDIR": folder}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables of the environment, for the processes that are started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name)
+            os.environ.update({name: before[name]} if name in before else {})
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start Ray, again where the machine was too busy for the time that Ray gives itself; what an attempt has left is
+    ended before the next."""
+    for _ in range(STARTS - 1):
+        before = _children()
+        try:
+            return start()
+        except Exception as error:  # Ray raises no narrower one
+            if TIMED_OUT not in str(error):
+                raise
+            for pid in _children() - before:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+    return start()
+
+
+def _children() -> set[int]:
+    """Return the processes that this thread has started and nobody has waited for."""
+    return set(map(int, Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()))
+
+
+def no_ray(address: str | None, why: str) -> UserError:
+    """Return the error for a Ray that is not there, or does not start on this machine."""
+    why = why.strip().partition("\n")[0]
+    if address:
+        return UserError(f"no Ray cluster at {address!r} ({why}); leave the address out to work on this machine alone")
+    logs = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray/session_latest/logs"
+    return UserError(
+        f"Ray does not start on this machine ({why}); see {logs}, free memory, processes or space in that folder, and "
+        "run the same command again"
+    )

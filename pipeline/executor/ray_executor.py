@@ -22,7 +22,7 @@ from pipeline.config import BuildConfig
 from pipeline.executor.compile_kernels import compiling
 from pipeline.executor.job import JobReport, asset_fork_server, process_job
 from pipeline.executor.progress import Progress
-from pipeline.executor.ray_environment import socket_folder
+from pipeline.executor.ray_environment import environment, no_ray, patiently, socket_folder
 from pipeline.executor.scheduler import Capacity, GivenUp, Loss, RunConfig, Schedule, Start
 from pipeline.sandbox.child import LimitsConfig
 from pipeline.sandbox.fork_server import ForkServer, MachineError
@@ -298,42 +298,19 @@ def _connected(workers: int, address: str | None) -> Iterator[str | None]:
     sockets: AbstractContextManager[dict[str, str]] = nullcontext({}) if address else socket_folder()
     with sockets as folder:
         try:
-            with _environment({} if address else variables | folder):
+            with environment({} if address else variables | folder):
                 # workers of a Ray started here inherit the variables; with `runtime_env` Ray would start them again
                 options["runtime_env"] = {"env_vars": variables} if address else None
-                context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except Exception as error:  # Ray raises no narrower one where a part of it does not start within 30 s
-            raise _no_ray(address, str(error)) from error
+                start = functools.partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, **options)
+                context = start() if address else patiently(start)
+        except Exception as error:  # Ray raises no narrower one where a part of it does not start in time
+            raise no_ray(address, str(error)) from error
         try:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, at_sigterm)  # Ray has put its own in its place
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
         finally:
             ray.shutdown()
-
-
-def _no_ray(address: str | None, why: str) -> UserError:
-    why = why.strip().partition("\n")[0]
-    if address:
-        return UserError(f"no Ray cluster at {address!r} ({why}); leave the address out to work on this machine alone")
-    logs = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray/session_latest/logs"
-    return UserError(
-        f"Ray does not start on this machine ({why}); see {logs}, free memory, processes or space in that folder, and "
-        "run the same command again"
-    )
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Variables of the environment, for the processes that are started meanwhile."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            os.environ.pop(name)
-            os.environ.update({name: before[name]} if name in before else {})
 
 
 # in a worker
