@@ -92,7 +92,9 @@ class TextureModule(lightning.LightningModule):
     def load_from_checkpoint(cls, *args: Any, **options: Any) -> "TextureModule":
         """Make a module from a checkpoint, as Lightning does. options: also sections that replace the saved ones, as
         objects or as plain values."""
-        plain = {name: as_json(value) if is_dataclass(value) else value for name, value in options.items()}
+        plain: dict[str, Any] = {
+            name: as_json(value) if is_dataclass(value) else value for name, value in options.items()
+        }
         return super().load_from_checkpoint(*args, **plain)
 
     @property

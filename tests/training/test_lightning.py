@@ -388,20 +388,6 @@ def test_wrong_options_of_lightning_are_one_sentence(
     assert capsys.readouterr().err.splitlines()[-1].startswith("python -m training: When using an `IterableDataset`")
 
 
-@pytest.mark.parametrize("muon", [None, 0.01])
-def test_a_state_of_another_optimiser_is_refused(dataset: Path, tmp_path: Path, muon: float | None) -> None:
-    other = 0.01 if muon is None else None
-    for rate in (muon, other):
-        cfg = small_config(dataset, tmp_path)
-        module = TextureModule.of(replace(cfg, optimizer=replace(cfg.optimizer, muon_learning_rate=rate)))
-        saves = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
-        trainer = lightning.Trainer(max_steps=1, callbacks=[saves], logger=False, limit_val_batches=0, **QUIET)
-        with (
-            nullcontext() if rate == muon else pytest.raises(UserError, match=r"is to go on with .* as in config\.json")
-        ):
-            trainer.fit(module, TextureDataModule(cfg.data), ckpt_path="last", weights_only=True)
-
-
 class Plain(TextureModule):
     """A subclass with an optimiser of its own."""
 

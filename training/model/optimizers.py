@@ -57,6 +57,12 @@ class OptimizerConfig:
     `AveragedWeights`."""
 
     def __post_init__(self) -> None:
+        for name in ("learning_rate", "lora_factor", "uv_factor", "geometry_factor", "weight_decay"):
+            require_between(f"optimizer.{name}", getattr(self, name), 0, 1e9)
+        if self.muon_learning_rate is not None:
+            require_between("optimizer.muon_learning_rate", self.muon_learning_rate, 0, 1e9)
+        for beta in self.betas:
+            require_between("optimizer.betas", beta, 0, 0.999999)
         require_between("optimizer.warmup_steps", self.warmup_steps, 0, 10**9)
         require_between("optimizer.muon_iterations", self.muon_iterations, 1, 20)
         require_between("optimizer.skip_budget", self.skip_budget, 0, 10**9)
