@@ -169,7 +169,7 @@ def test_numbers_out_of_range_are_named(option, value, dataset, tmp_path):
     ("section", "options", "message"),
     [
         ("optimizer", {"betas": (0.9, 1.0)}, r"optimizer\.betas is 1\.0; give 0 to 0\.999999"),
-        ("tasks", {"textured": {}}, r"weights of tasks for textured samples are \{\}"),
+        ("tasks", {"textured": {}}, r"tasks\.textured is empty, and 0\.6 of all batches"),
         ("model", {"condition_images": ("mask", "mask")}, "name each once"),
         ("model", {"freq_dim": 3}, r"model\.freq_dim 3; give even numbers"),
         ("model", {"start": "wan"}, r"model\.start wan needs model\.start_path"),

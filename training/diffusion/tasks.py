@@ -99,7 +99,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         for regime in Regime:
             weights = self.weights(regime)
-            if not (min(weights.values(), default=0) >= 0 and 0 < sum(weights.values()) < float("inf")):
+            if weights and not (min(weights.values()) >= 0 and 0 < sum(weights.values()) < float("inf")):
                 raise UsageError(f"weights of tasks for {regime} samples are {weights}; give 0 or more, one above 0")
             for name in weights:
                 if name not in TASKS or regime not in TASKS[name].regimes:
