@@ -223,15 +223,22 @@ def _views(count: int) -> list[tuple[int, str]]:
 
 def serve(blocks: "gradio.Blocks", port: int) -> None:
     """Start the server of a page. Raises UserError where the port cannot be used."""
+    import gradio as gr
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    # Gradio's own white on orange and pale grey on white are below the contrast of WCAG AA
+    theme = gr.themes.Default(primary_hue="blue").set(
+        button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
+        body_text_color_subdued="*neutral_500",
+    )  # fmt: skip
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]), Middleware(ContentSecurityPolicy)]
     try:
         blocks.queue(default_concurrency_limit=1).launch(
-            server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
-            max_file_size=MAX_UPLOAD, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
-            run_history=False, app_kwargs={"middleware": guards},
+            theme=theme, server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
+            footer_links=[], max_file_size=MAX_UPLOAD, ssr_mode=False, pwa=False, mcp_server=False,
+            enable_monitoring=False, run_history=False, app_kwargs={"middleware": guards},
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"--port {port}: cannot be used ({error}); give another") from error

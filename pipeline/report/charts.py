@@ -21,7 +21,7 @@ LABEL = 252
 BINS = 24
 PLOT_WIDTH, PLOT_HEIGHT = 300, 84
 STAGES = {
-    Stage.PROCESS: "no failure of ours",
+    Stage.PROCESS: "processed without failure",
     Stage.FILE: "a file that can be read",
     Stage.LOAD: "a mesh that can be loaded",
     Stage.FILTER: "accepted by the filter",

@@ -108,4 +108,5 @@ def _attributes(picture: UInt8[np.ndarray, "height width c"] | PictureFile) -> d
 def html(template: str, values: dict[str, Any]) -> bytes:
     """Fill in a template. Values may come from strangers and are escaped."""
     environment = Environment(loader=FileSystemLoader(WEB), autoescape=True, trim_blocks=True)
+    environment.filters["of"] = lambda number, noun: f"{number:,} {noun}{'' if number == 1 else 's'}"
     return environment.get_template(template).render(values).encode()

@@ -152,10 +152,15 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self.server.answer(self.headers.get("Host", ""), self.path)
         self.send_response(answer.status)
         headers = {"Content-Type": f"{KINDS[answer.kind]}; charset=utf-8", "Content-Length": str(len(answer.body))}
+        if answer.status is not HTTPStatus.OK:
+            headers["Cache-Control"] = "no-store"  # it may be right the next time
         for name, value in (HEADERS | headers).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer.body)
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    do_HEAD = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         """Write no line per request."""

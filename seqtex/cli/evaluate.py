@@ -149,7 +149,8 @@ def measure_group(
     for sample, result in zip(samples, results, strict=True):
         measured.append(measure_result(sample, result, task, perceptual))
         if page is not None:
-            pictures = compared(sample, given_views(sample, task, lit), result.views, result.uv, measured[-1].renders)
+            shown, renders = given_views(sample, task, lit), measured[-1].renders
+            pictures = compared(sample, shown, result.views, result.uv, renders, result.maps)
             page.add(sample, measured[-1].figures, pictures)
     return measured
 

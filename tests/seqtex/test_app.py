@@ -20,6 +20,7 @@ from schemas.errors import UserError
 from seqtex.app import require_gradio
 from seqtex.cli.main import main
 from seqtex.texturing import texture
+from tests.pipeline.report.test_gallery_browser import CONTRAST
 from tests.support.small_checkpoint import UV, write_checkpoint
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -103,6 +104,14 @@ def visit(server) -> Iterator[Visit]:
     outside = [url for url in visit.requests if not url.startswith((server, f"blob:{server}", "data:"))]
     assert not outside
     assert not [error for error in visit.errors if "WebGPU" not in error]  # absent here; the page goes on with WebGL
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_of_wcag_aa(visit, scheme):
+    visit.page.emulate_media(color_scheme=scheme)
+    visit.page.reload()
+    visit.page.wait_for_selector("#texture")
+    assert visit.page.evaluate(CONTRAST) == []
 
 
 def test_a_mesh_and_a_picture_become_what_the_function_makes_of_them(visit, files, tmp_path):

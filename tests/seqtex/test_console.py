@@ -24,6 +24,7 @@ from seqtex.cli.terminal.console import (
     begin_log,
     build_progress,
     log_event,
+    print_table,
     signs_of_life,
     training_progress,
 )
@@ -197,6 +198,9 @@ REPORT = {"planned": 1224, "textured": 1200, "mv_only": 20, "rejected": 3, "fail
         ("built", {"dataset": "d"} | REPORT | {"reasons": {"untextured": 6, "truncated": 2, "flat": 1}},
          "built  d: 1,200 textured, 20 views only, 3 rejected, 1 failed of 1,224 assets; nothing to do; without a "
          "sample: 6 untextured, 2 truncated, 1 flat; `seqtex failures d --rejected` lists them"),
+        ("built", {"dataset": "d"} | REPORT | {"reasons": dict.fromkeys("abcde", 1)},
+         "built  d: 1,200 textured, 20 views only, 3 rejected, 1 failed of 1,224 assets; nothing to do; without a "
+         "sample: 1 a, 1 b, 1 c, 1 d, 1 reason more; `seqtex failures d --rejected` lists them"),
         ("extended", {"dataset": "d", "added": 1, "present": 2, "changed": 0} | REPORT | {"failed": 0, "jobs_run": 3},
          "extended  1 asset added, 2 were there; d: 1,200 textured, 20 views only, 3 rejected of 1,224 assets; "
          "3 of 14 jobs run"),
@@ -349,6 +353,17 @@ def test_encoding_offline_names_what_needs_no_network(dataset, monkeypatch, caps
     assert main(["encode", str(dataset), "--codec_path", "nobody/nothing", "--device", "cpu"]) == 1
     message = capsys.readouterr().err
     assert "nobody/nothing" in message and "--codec dct" in message and "--codec_path FOLDER" in message
+
+
+def test_a_narrow_terminal_shows_whole_numbers_and_names(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    name, numbers = "an_asset_with_a_name_longer_than_the_terminal", (25, 14.08, 0.34, 2.31)
+    print_table(("asset", "shards", "MB", "MB a shard (median)", "MB (largest)"), [(name, *numbers)], "")
+    text = capsys.readouterr().out
+    rows = [line.split("\u2502")[1:-1] for line in text.splitlines() if "\u2502" in line]
+    assert "".join(row[0].strip() for row in rows) == name and "\u2026" not in text
+    assert [cell.strip() for cell in rows[0][1:]] == ["25", "14.08", "0.34", "2.31"]
 
 
 def test_reasons_are_a_table_on_a_terminal(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,12 +21,14 @@ from pipeline.sources.procedural import procedural
 from schemas.sample import TextureSample
 from seqtex.cli.main import main
 from seqtex.gallery.comparison import compared
+from tests.support.gallery_dataset import glowing_square
 from tests.support.small_checkpoint import UV, VIEW, TrueFlow, write_checkpoint
 from tests.support.small_dataset import write_samples
 from training.data.batch import encode_batch, to_model
 from training.diffusion.encoders import DctCodec
 from training.diffusion.latents import to_uint8, uv_to_image
 from training.loop.checkpoints import load_checkpoint
+from training.maps import MATERIAL_MAPS
 from training.metrics.lpips import AlexFeatures
 from training.metrics.surface import Seen, cross_view_consistency
 
@@ -142,6 +145,26 @@ def test_errors_are_shown_where_they_are(samples):
     assert np.argwhere(differs).tolist() == [[row, column]]
     assert "given" not in shown
     assert "its error against the true views" not in compared(sample, views[:1], views, uv, views.repeat(2, axis=1))
+
+
+def test_generated_materials_are_shown_by_what_their_channels_hold(tmp_path):
+    sample = glowing_square(tmp_path)
+    assert sample.uv is not None and sample.uv.materials is not None
+    views, uv = sample.views.rgb, sample.uv.rgb
+    maps = {name: kind.pack(sample.uv.materials) for name, kind in MATERIAL_MAPS.items()}
+    maps["metallic_roughness"] = maps["metallic_roughness"] ^ np.uint8([0, 0, 128])
+    shown = compared(sample, views[:1], views, uv, views, maps)
+    names = ("roughness", "metallic", "normal map", "emitted light")
+    assert [name for name in shown if name.endswith(", generated")][1:-1] == [f"{name}, generated" for name in names]
+    for name in names:
+        error = shown[f"{name}, error"]
+        wrong = (error[..., :3][error[..., 3] > 0] > 200).any(axis=-1).mean()
+        assert wrong == (1 if name == "metallic" else 0), name
+    assert np.ptp(shown["roughness, true"][..., :3], axis=-1).max() == 0, "one channel is grey"
+    assert np.ptp(shown["normal map, true"][..., :3], axis=-1).max() > 50
+    without = replace(sample, uv=replace(sample.uv, materials=None))
+    assert "metallic, generated" in (alone := compared(without, views[:1], views, uv, views, maps))
+    assert "metallic, true" not in alone
 
 
 def test_a_page_that_cannot_be_written_is_named(dataset, checkpoint, tmp_path, capsys):

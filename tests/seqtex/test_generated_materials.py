@@ -76,7 +76,9 @@ def test_an_evaluation_measures_generated_materials(
     write_samples(tmp_path / "lit", [samples])
     write_samples(tmp_path / "dark", [[replace(s, views=replace(s.views, lit=None)) for s in samples]])
     command = ["evaluate", str(tmp_path / "lit"), "--checkpoint", str(checkpoint), "--steps", "1", "--lit", "true"]
-    assert main([*command, "--out", str(tmp_path / "found.json")]) == 0
+    assert main([*command, "--out", str(tmp_path / "found.json"), "--report", str(tmp_path / "page")]) == 0
+    shown = (tmp_path / "page" / "index.html").read_text()
+    assert all(f"{name}, generated" in shown for name in ("roughness", "metallic", "normal map", "emitted light"))
     assert {"metallic_psnr", "roughness_psnr"} <= set(json.loads((tmp_path / "found.json").read_text())["summary"])
     command[1] = str(tmp_path / "dark")
     assert main(command) == 1

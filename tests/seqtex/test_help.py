@@ -29,6 +29,7 @@ def test_help_fits_a_screen_with_the_example_first(name, capsys, monkeypatch):
         assert lines.index("example:") < lines.index("options:")
     else:
         assert all(any(line.startswith(f"  {command} ") for line in lines) for command in COMMANDS)
+    assert "SUPPRESS" not in text, "hidden options are hidden"
 
 
 def test_all_options_are_shown_on_demand(capsys):

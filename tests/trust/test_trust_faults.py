@@ -35,6 +35,8 @@ class Failing:
         """Name of the call at the point."""
         self.returned: list[int] = []
         """Calls that came to their end: removing a file that is gone does not."""
+        self.opened: list[str] = []
+        """Files opened for writing."""
 
     def __call__(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         mine = self.seen == self.point
@@ -54,8 +56,9 @@ class Failing:
         real_open = io.open
 
         def opened(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-            if "w" not in mode:
+            if not set(mode) & set("wxa"):
                 return real_open(file, mode, *arguments, **options)
+            self.opened.append(str(file))
             return FailingFile(self(real_open, file, mode, *arguments, **options), self)
 
         patch.setattr(io, "open", opened)  # what pathlib opens with
@@ -114,6 +117,9 @@ def test_a_failure_at_any_point_of_a_build_is_made_good(
     one that met no failure, and until then no partial shard is there under its name."""
     counter = Failing(-1, False, eio)
     build_with_fault(material, tmp_path / "counted", counter)
+    for name in ("shards/textured-000000.tar", "ledger/000000.parquet", "index.json"):  # no file escapes the count
+        assert (tmp_path / "counted" / name).is_file()
+        assert any(Path(name).name in opened for opened in counter.opened)
     points = [(point, False) for point in range(counter.seen)] + [(point, True) for point in counter.returned]
     if not trust.full:
         chosen = trust.rng().choice(len(points), trust.count(full=len(points), short=24), replace=False)

@@ -151,7 +151,8 @@ function fromHash(hash) {
     page: Math.max(0, (number(query.get("page") ?? "") || 1) - 1),
   };
   if (!Object.hasOwn(gallery.columns, state.sort)) state.sort = "";
-  return { state, open: query.getAll("open").filter((uid) => gallery.place.has(uid)).slice(0, 2) };
+  const asked = query.getAll("open");
+  return { state, open: asked.filter((uid) => gallery.place.has(uid)).slice(0, 2), absent: asked.filter((uid) => !gallery.place.has(uid)) };
 }
 
 // elements and words that all scripts use
@@ -173,6 +174,11 @@ function button(label, onclick, properties = {}) {
 
 function words(name) {
   return name.replaceAll("_", " ").replace(/\b(uv|psnr)\b/g, (word) => word.toUpperCase());
+}
+
+/* A number of things: 1 asset, 1,200 assets. */
+function counted(number, noun) {
+  return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 }
 
 function shortNumber(value) {
@@ -200,7 +206,7 @@ function copyButton(label, text) {
     node.textContent = "copied";
     setTimeout(() => (node.textContent = label), 1500);
   });
-  node.title = text();
+  Object.assign(node, { title: text(), ariaLive: "polite" });
   return node;
 }
 

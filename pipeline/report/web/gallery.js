@@ -132,18 +132,18 @@ function picture(index) {
   const reason = words(gallery.value("reason", index));
   return path
     ? element("img", { src: path, alt: "", loading: "lazy", width: 192, height: 192 })
-    : element("span", { className: `blank ${outcome}` }, reason || "no picture");
+    : element("span", { className: `blank ${outcome}`, ariaHidden: "true" }, reason || "no picture");
 }
 
 function pickBox(index, label = "") {
   const uid = gallery.columns.uid[index];
-  const box = element("input", { type: "checkbox", className: "pick", checked: picked.has(uid), ariaLabel: `Select ${titleOf(index)}` });
+  const box = element("input", { type: "checkbox", className: "pick", value: uid, checked: picked.has(uid), ariaLabel: `Select ${titleOf(index)}` });
   box.addEventListener("change", () => {
     if (box.checked) picked.add(uid);
     else picked.delete(uid);
     showPicks();
     for (const twin of document.querySelectorAll("#list .pick")) {
-      if (twin.ariaLabel === box.ariaLabel) twin.checked = picked.has(uid);
+      if (twin.value === uid) twin.checked = box.checked;
     }
   });
   return label ? element("label", { className: "check" }, box, element("span", {}, label)) : box;
@@ -153,9 +153,9 @@ function card(index) {
   const outcome = gallery.value("outcome", index), title = titleOf(index);
   return element(
     "li", { className: "card" }, pickBox(index),
-    element("a", { href: linkTo(index), title, ariaLabel: `${title}, ${OUTCOMES[outcome]}` },
+    element("a", { href: linkTo(index), title },
       picture(index),
-      element("span", { className: "name" }, title),
+      element("span", { className: "name", dir: "auto" }, title),
       ...uidLine(index),
       element("span", { className: "line" }, outcomeTag(index), element("span", { className: "figure" }, cardFigure(index, outcome)))),
   );
@@ -181,7 +181,9 @@ function table(indices) {
   const head = (column, label) => {
     const mine = state.sort === column, order = !mine ? "none" : state.descending ? "descending" : "ascending";
     const sort = () => go({ ...state, sort: column, descending: mine && !state.descending, page: 0 });
-    return element("th", { scope: "col", ariaSort: order }, button(`${label}${!mine ? "" : state.descending ? " ↓" : " ↑"}`, sort));
+    const numbers = gallery.columns[column].some((value) => typeof value === "number");
+    return element("th", { scope: "col", ariaSort: order, className: numbers ? "number" : "" },
+      button(`${label}${!mine ? "" : state.descending ? " ↓" : " ↑"}`, sort, { name: `sort-${column}` }));
   };
   const cell = (index, column) => {
     const value = gallery.value(column, index), missed = typeof value === "number" && gallery.limit(column, value).missed;
@@ -191,7 +193,7 @@ function table(indices) {
   const row = (index) =>
     element("tr", {},
       element("td", {}, pickBox(index)), element("td", { className: "small" }, picture(index)),
-      element("th", { scope: "row" }, element("a", { href: linkTo(index) }, titleOf(index)), ...uidLine(index)),
+      element("th", { scope: "row" }, element("a", { href: linkTo(index), dir: "auto" }, titleOf(index)), ...uidLine(index)),
       ...columns.map((column) => cell(index, column)));
   const blank = () => element("td", {});
   return element("div", { className: "wide", tabIndex: 0, role: "group", ariaLabel: "Assets as a table" },
@@ -203,6 +205,7 @@ function table(indices) {
 // the page
 
 function show() {
+  const assets = document.getElementById("assets"), focused = assets.contains(document.activeElement) && document.activeElement;
   shown = fitting(state);
   const charts = state.show === "charts";
   document.getElementById("charts").hidden = !charts;
@@ -213,12 +216,14 @@ function show() {
   const first = page * PER_PAGE, last = Math.min(first + PER_PAGE, shown.length), part = shown.slice(first, last);
   document.getElementById("list").replaceChildren(
     !shown.length
-      ? element("div", { className: "empty" }, element("p", {}, "No asset fits these filters."), button("Clear all filters", clearFilters))
+      ? element("div", { className: "empty" }, ...(gallery.count
+        ? [element("p", {}, "No asset fits these filters."), button("Clear all filters", clearFilters)]
+        : [element("p", {}, "No asset of this dataset is done yet.")]))
       : state.show === "table" ? table(part) : element("ul", { className: "grid" }, ...part.map(card)));
   const range = pages > 1 ? `, ${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} shown` : "";
   document.getElementById("selection").textContent =
-    `${shown.length.toLocaleString("en")} of ${gallery.count.toLocaleString("en")} assets${range}`;
-  const step = (label, to) => button(label, () => turnTo(to), { disabled: to < 0 || to >= pages || to === page });
+    `${shown.length.toLocaleString("en")} of ${counted(gallery.count, "asset")}${range}`;
+  const step = (label, to) => button(label, () => turnTo(to), { name: label, disabled: to < 0 || to >= pages || to === page });
   document.getElementById("pages").replaceChildren(
     ...(pages > 1
       ? [
@@ -228,22 +233,33 @@ function show() {
       : []),
   );
   showPicks();
+  if (focused && !focused.isConnected) refocus(focused.name, assets);
+}
+
+/* Keep the place of the keyboard: controls that were made anew have the name of those before. */
+function refocus(name, otherwise) {
+  const twin = name && otherwise.querySelector(`button[name="${CSS.escape(name)}"]:enabled`);
+  (twin || otherwise).focus({ preventScroll: true });
 }
 
 /* What can be done with the selected assets. */
 function showPicks() {
-  const uids = [...picked], place = document.getElementById("picks");
+  const uids = [...picked], status = document.getElementById("picked");
   const all = button(`Select all ${shown.length.toLocaleString("en")}`, () => {
     for (const index of shown) picked.add(gallery.columns.uid[index]);
     show();
-  }, { disabled: !shown.length });
+  }, { name: "all", disabled: !shown.length });
+  const controls = (...buttons) => {
+    while (status.nextSibling) status.nextSibling.remove();
+    status.after(...buttons);
+  };
+  status.textContent = uids.length ? `${uids.length.toLocaleString("en")} selected` : "";
   if (!uids.length) {
-    place.replaceChildren(all);
+    controls(all);
     return;
   }
   const text = () => `${uids.join("\n")}\n`;
-  place.replaceChildren(
-    element("b", {}, `${uids.length.toLocaleString("en")} selected`),
+  controls(
     button("Save uids.txt", () => save("uids.txt", text())),
     copyButton("Copy uids", text),
     copyButton("Copy retry command", () => `seqtex retry ${quoted(gallery.dataset)} --uid @uids.txt`),
@@ -287,12 +303,12 @@ function filtersChanged() {
 }
 
 function readUrl() {
-  if (location.hash === "#assets") return;
   const found = fromHash(location.hash), before = toHash(state);
   state = found.state;
   open = found.open;
   writeFilters();
   if (toHash(state) !== before || !shown.length) show();
+  document.getElementById("absent").textContent = found.absent.length ? `Not listed in this gallery: ${found.absent.join(", ")}` : "";
   openSamples(open);
 }
 
@@ -306,6 +322,10 @@ document.getElementById("add-range").addEventListener("click", () => {
   addRange({ column: preferred, low: null, high: null }).querySelector("select").focus();
 });
 document.getElementById("clear").addEventListener("click", clearFilters);
+document.getElementById("skip").addEventListener("click", (event) => {
+  event.preventDefault();  // the URL holds what is shown
+  document.getElementById(state.show === "charts" ? "charts" : "assets").focus();
+});
 document.getElementById("side").open = matchMedia("(min-width: 821px)").matches;
 window.addEventListener("hashchange", readUrl);
 readUrl();

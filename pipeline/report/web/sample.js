@@ -23,6 +23,7 @@ let choices = 0;
 /* Open the assets of some uids; the dialog shows what it shows already. */
 function openSamples(uids) {
   if (uids.join() === opened.map((panel) => panel.uid).join()) return;
+  const step = document.activeElement.closest(".step")?.name;
   closePanels();
   if (!uids.length) {
     if (dialog.open) dialog.close();
@@ -33,7 +34,8 @@ function openSamples(uids) {
   dialog.replaceChildren(sampleHead(), element("div", { className: `panels of${opened.length}` }, ...opened.map((panel) => panel.node)), ...both);
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
-  dialog.querySelector(".close").focus({ preventScroll: true });
+  const title = document.getElementById("sample-title");
+  (dialog.querySelector(`.step[name="${step}"]:enabled`) || title).focus({ preventScroll: true });
   for (const panel of opened) panel.fill();
 }
 
@@ -47,12 +49,12 @@ function sampleHead() {
   const [panel] = opened, place = shown.indexOf(panel.index);
   const step = (label, key, by) =>
     button(label, () => openUids([gallery.columns.uid[shown[place + by]]]), {
-      disabled: place < 0 || !(place + by in shown), title: `${label} (${key})`, className: "step",
+      disabled: place < 0 || !(place + by in shown), title: `${label} (${key})`, name: label, className: "step", "aria-describedby": "sample-title",
     });
   const one = opened.length === 1;
   return element(
     "div", { className: "head" },
-    element("h2", { id: "sample-title" }, one ? titleOf(panel.index) : "Two assets compared"),
+    element("h2", { id: "sample-title", tabIndex: -1, dir: "auto" }, one ? titleOf(panel.index) : "Two assets compared"),
     ...(one ? [outcomeTag(panel.index)] : []),
     element("span", { className: "steps" },
       ...(one ? [step("Previous", "←", -1), step("Next", "→", 1), pickBox(panel.index, "Select")] : []),
@@ -105,7 +107,8 @@ class SamplePanel {
       this.pictures.replaceChildren(...this.views(entry), ...this.maps(entry, mesh));
       await this.showModel(entry, mesh);
     } catch (error) {
-      if (opened.includes(this)) this.model.textContent = `${error.message}; run seqtex report again, or seqtex verify.`;
+      const remedy = error instanceof NoWebGL ? "" : "; run seqtex report again, or seqtex verify";
+      if (opened.includes(this)) this.model.textContent = `${error.message}${remedy}.`;
     }
   }
 
@@ -127,7 +130,7 @@ class SamplePanel {
     for (const part of parts) maps[part] = await decoded(entry.maps[part]);
     if (!opened.includes(this)) return;
     this.view = new MeshView(mesh, image, {
-      front: entry.front, cut: Boolean(entry.maps.opacity), label: `${titleOf(this.index)} in 3D; arrow keys turn it, plus and minus zoom`,
+      front: entry.front, cut: Boolean(entry.maps.opacity), label: `${titleOf(this.index)} in 3D; arrow keys turn it, plus and minus zoom, Home goes back`,
       maps, strength: entry.strength,
     });
     const { material, ...plain } = LOOKS;
@@ -142,9 +145,11 @@ class SamplePanel {
       this.view.canvas,
       element("div", { className: "bar" },
         segmented("Look of the mesh", looks, "texture", choose),
-        checkbox("Wireframe", (wire) => this.view.show({ wire }))),
+        checkbox("Wireframe", (wire) => this.view.show({ wire })),
+        element("span", { className: "moves", role: "group", ariaLabel: "Turn the mesh" },
+          ...Object.entries(MOVES).map(([key, [sign, name]]) => button(sign, () => this.view.move(key), { ariaLabel: name, title: name })))),
       ...(parts.length ? [switches] : []),
-      element("p", {}, `${entry.mesh.title}: ${shortNumber(entry.mesh.faces)} faces${entry.maps.color ? `, ${shortNumber(gallery.value("layout_charts", this.index))} charts` : ""}. Drag to turn it.`),
+      element("p", {}, `${entry.mesh.title}: ${counted(entry.mesh.faces, "face")}${entry.maps.color ? `, ${counted(gallery.value("layout_charts", this.index) ?? 0, "chart")}` : ""}. Drag to turn it.`),
     );
     this.view.draw();
   }
@@ -252,7 +257,7 @@ function result(index, alone) {
   const reason = words(gallery.value("reason", index)), detail = gallery.value("detail", index);
   const suspicion = gallery.value("suspicion", index);
   const parts = [];
-  if (!alone) parts.push(element("p", { className: "name" }, titleOf(index), " ", outcomeTag(index)));
+  if (!alone) parts.push(element("p", { className: "name" }, element("span", { dir: "auto" }, titleOf(index)), " ", outcomeTag(index)));
   if (reason) parts.push(element("p", { className: "reason" }, element("strong", {}, reason), detail ? ` ${detail}` : ""));
   else if (detail) parts.push(element("p", { className: "reason" }, detail));
   if (suspicion) parts.push(element("p", { className: "reason" }, element("strong", {}, "suspicious: "), suspicion));
@@ -284,7 +289,7 @@ function proofOf(index, channel) {
 function described(rows, index) {
   const known = rows.map(([label, value]) => [label, value]).filter(([, value]) => value);
   return element("dl", { className: "source" },
-    ...known.map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, value))));
+    ...known.map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", { dir: "auto" }, value))));
 }
 
 function source(index) {
@@ -336,7 +341,7 @@ function comparison(one, other) {
   const rows = gallery.groups.flatMap((group) => measuredRows(group, [one, other]));
   for (const row of rows) if (row.cells[1].textContent !== row.cells[2].textContent) row.className = "differs";
   const head = element("tr", {}, element("th", {}, "measurement"), ...[one, other].map((index) => element("th", { scope: "col" }, titleOf(index))));
-  return element("div", { className: "wide" }, element("h3", {}, "Measurements"),
+  return element("div", { className: "wide", tabIndex: 0, role: "group", ariaLabel: "Measurements of both" }, element("h3", {}, "Measurements"),
     element("table", { className: "both" }, element("thead", {}, head), element("tbody", {}, ...rows)));
 }
 
@@ -347,5 +352,6 @@ dialog.addEventListener("cancel", (event) => {
 });
 dialog.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: 0, ArrowRight: 1 }[event.key];
+  if (event.altKey || event.ctrlKey || event.metaKey) return;  // the browser's own
   if (by !== undefined && !["CANVAS", "INPUT"].includes(event.target.tagName)) dialog.querySelectorAll(".step")[by]?.click();
 });

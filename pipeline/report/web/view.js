@@ -6,6 +6,15 @@ const WIRE = -1;
 /* Parts of a material that can be switched off, and the maps that hold them. */
 const PARTS = { color: "Colour", metallic: "Metallic", roughness: "Roughness", normal_tangent: "Normals", emissive: "Emission" };
 
+/* Keys that turn the mesh, and the buttons that do the same: sign, name, azimuth, elevation, zoom. */
+const MOVES = {
+  ArrowLeft: ["←", "Turn left", -0.15, 0, 1], ArrowRight: ["→", "Turn right", 0.15, 0, 1],
+  ArrowUp: ["↑", "See more from above", 0, 0.15, 1], ArrowDown: ["↓", "See more from below", 0, -0.15, 1],
+  "+": ["+", "Closer", 0, 0, 0.9], "-": ["−", "Farther", 0, 0, 1.1], Home: ["Reset", "Reset the view"],
+};
+
+class NoWebGL extends Error {}
+
 const VERTEX_SHADER = `#version 300 es
 in vec3 position; in vec3 normal; in vec2 uv; in float chart;
 uniform mat4 clip;
@@ -78,9 +87,9 @@ class MeshView {
   /* `front`: azimuth and elevation of the first camera, radians. `cut`: the texture's opacity makes holes. `maps`: images
      of a material by the names of PARTS; what is absent stays off. `strength`: of the light it emits. */
   constructor(mesh, texture, { front, cut, label, maps = {}, strength = 1 }) {
-    this.canvas = element("canvas", { tabIndex: 0, className: "view", role: "img", ariaLabel: label });
+    this.canvas = element("canvas", { tabIndex: 0, className: "view", role: "application", ariaRoleDescription: "3D view", ariaLabel: label });
     const gl = (this.gl = this.canvas.getContext("webgl2", { antialias: true }));
-    if (!gl) throw new Error("This browser has no WebGL, which the 3D view needs.");
+    if (!gl) throw new NoWebGL("This browser has no WebGL, which the 3D view needs");
     this.mesh = mesh;
     this.cut = cut;
     this.start = front;
@@ -188,6 +197,12 @@ class MeshView {
     this.draw();
   }
 
+  /* Do what a key of MOVES does. */
+  move(key) {
+    if (key === "Home") this.show({ azimuth: this.start[0], elevation: this.start[1], distance: 3.6 });
+    else this.turn(...MOVES[key].slice(2));
+  }
+
   show(settings) {
     Object.assign(this, settings);
     this.draw();
@@ -216,17 +231,13 @@ class MeshView {
       event.preventDefault();
       this.turn(0, 0, Math.exp(event.deltaY / 600));
     }, { passive: false });
-    canvas.addEventListener("dblclick", () => {
-      this.show({ azimuth: this.start[0], elevation: this.start[1], distance: 3.6 });
-    });
+    canvas.addEventListener("dblclick", () => this.move("Home"));
     canvas.addEventListener("keydown", (event) => {
-      const turns = {
-        ArrowLeft: [-0.15, 0], ArrowRight: [0.15, 0], ArrowUp: [0, 0.15], ArrowDown: [0, -0.15], "+": [0, 0, 0.9], "-": [0, 0, 1.1],
-      };
-      if (!turns[event.key]) return;
+      const key = event.key === "=" ? "+" : event.key;
+      if (!Object.hasOwn(MOVES, key) || event.altKey || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
       event.stopPropagation();
-      this.turn(...turns[event.key]);
+      this.move(key);
     });
   }
 

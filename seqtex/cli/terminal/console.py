@@ -26,16 +26,23 @@ WIDE = 1000
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) -> None:
-    """Print a table, numbers to the right. Cells show as they are: their text may come from strangers."""
+    """Print a table, numbers to the right. Cells show as they are: their text may come from strangers. On a narrow
+    terminal words are folded, numbers stay whole, and nothing is cut off."""
     console, table = Console(width=None if sys.stdout.isatty() else WIDE), Table()
     for index, name in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left")
+        digits = max((len(written(row[index])) for row in rows), default=0) if numeric else None
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", min_width=digits)
     for row in rows:
-        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else escape(printable(str(cell))) for cell in row))
+        table.add_row(*map(written, row))
     if title:
         console.print(Text(printable(title), style="table.title"), soft_wrap=True)
-    console.print(table)
+    console.print(table, crop=False)
+
+
+def written(cell: object) -> str:
+    """Write a cell of a table."""
+    return f"{cell:.2f}" if isinstance(cell, float) else escape(printable(str(cell)))
 
 
 LogFormat = Literal["plain", "json"]

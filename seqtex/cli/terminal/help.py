@@ -24,7 +24,7 @@ FEW_OPTIONS = 14
 """Options up to which a command's short help shows them all."""
 EVERYWHERE = ("config", "log")
 """Options of every command, at the end of its help."""
-HIDDEN = ("help", "help_all", "print_config", "subcommand", "version")
+HIDDEN = ("help", "help_all", "print_config", "print_shtab", "subcommand", "version")
 NEEDED = "the following arguments are required: "
 """Beginning of the parser's message about what is missing; the names that follow may begin with their command's."""
 COMMAND_OPTION = re.compile(r"([\w-]+)\.(.*)")

@@ -215,7 +215,8 @@ def whole(report: Facts) -> str:
     look = f"; see `seqtex failures {report['dataset']}`" if report["failed"] else ""
     if reasons := report.get("reasons"):
         first = [f"{number:,} {reason}" for reason, number in list(reasons.items())[:MAX_REASONS]]
-        first += [f"{len(reasons) - MAX_REASONS} reasons more"] if len(reasons) > MAX_REASONS else []
+        if len(reasons) > MAX_REASONS:
+            first.append(count(len(reasons) - MAX_REASONS, "reason more", "reasons more"))
         look = f"; without a sample: {', '.join(first)}; `seqtex failures {report['dataset']} --rejected` lists them"
     found = f"{outcomes(report)} of " if report["planned"] else ""
     return f"{report['dataset']}: {found}{count(report['planned'], 'asset')}; {run}{look}"

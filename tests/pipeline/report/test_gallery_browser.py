@@ -632,3 +632,174 @@ def test_light_and_dark(visit):
     dark = visit.page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     ground = visit.picture("header").reshape(-1, 3)
     assert (np.median(ground) < 80) == dark
+
+
+CONTROLS = r"""() => {
+  const rgb = (text) => text.match(/[\d.]+/g).map(Number);
+  const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const color = rgb(getComputedStyle(node).backgroundColor);
+      if (color.length === 3) return light(color);
+    }
+    return 1;
+  };
+  const poor = [];
+  for (const node of document.querySelectorAll("button:enabled, select, input, .check")) {
+    if (!node.checkVisibility() || node.closest("thead")) continue;
+    const { width, height } = node.getBoundingClientRect(), style = getComputedStyle(node);
+    const name = node.outerHTML.slice(0, 80), small = width < 24 || height < 24;
+    const boxed = !["checkbox", "radio", "range"].includes(node.type) && !node.matches(".check, .part");
+    if ((boxed || node.matches(".pick, .check")) && small) poor.push(`${name} ${width}x${height}`);
+    const pair = [light(rgb(style.borderTopColor)), ground(node.parentElement)].sort((a, b) => a - b);
+    const ratio = (pair[1] + 0.05) / (pair[0] + 0.05);
+    if (boxed && ratio < 3) poor.push(`${name} edge ${ratio.toFixed(2)}`);
+  }
+  return poor;
+}"""
+"""Controls that are smaller than 24 pixels (WCAG 2.5.8), or whose edge has less than 3:1 to its ground (1.4.11)."""
+
+
+@pytest.mark.parametrize("visit", [{"color_scheme": "dark"}, {"color_scheme": "light"}], indirect=True)
+def test_controls_can_be_seen_and_hit_in_both_themes(visit):
+    for state in ("", "#show=table", "#range=faces:1:999&sort=caption", "#open=asset-000004"):
+        visit.open(state)
+        assert visit.page.evaluate(CONTROLS) == [], state
+    opened_textured(visit)
+    assert visit.page.evaluate(CONTROLS) == []
+
+
+def focused(visit: Visit) -> str:
+    return visit.page.evaluate("document.activeElement.name || document.activeElement.id")
+
+
+def test_the_keyboard_keeps_its_place(visit):
+    """Controls that are made anew by their own use take the focus again; else the next Tab would begin at the top."""
+    page = visit.page
+    for selector, name in (("#picks button", "all"), ("#pages button:has-text('Next')", "Next")):
+        page.locator(selector).first.focus()
+        page.keyboard.press("Enter")
+        assert focused(visit) == name
+    page.locator("#picks button", has_text="Select none").focus()
+    page.keyboard.press("Enter")
+    assert focused(visit) == "assets", "its button is gone: the list has the focus"
+    visit.open("#show=table")
+    page.locator(".assets thead button", has_text="faces").focus()
+    page.keyboard.press("Enter")
+    assert focused(visit) == "sort-faces"
+    visit.open("#outcome=mv_only&sort=uid&open=asset-000009")
+    assert focused(visit) == "sample-title", "a reader hears what has opened"
+    page.locator(".step", has_text="Next").focus()
+    page.keyboard.press("Enter")
+    assert focused(visit) == "Next" and page.text_content("#sample-title") == "thing 15"
+    assert page.get_attribute(".step:focus", "aria-describedby") == "sample-title"
+
+
+def test_the_skip_link_leads_to_what_is_shown(visit):
+    for state, place in (("#outcome=failed", "assets"), ("#show=charts", "charts")):
+        visit.open(state)
+        visit.page.keyboard.press("Tab")
+        visit.page.keyboard.press("Enter")
+        assert focused(visit) == place and visit.page.evaluate("location.hash") == state
+    visit.open("#assets")
+    assert visit.selects(f"{ASSETS:,} of"), "an address of the link without scripts shows everything"
+
+
+def test_keys_of_the_browser_stay_its_own(visit):
+    """Alt with an arrow goes back, Ctrl with plus enlarges the page: none steps to another sample or zooms the mesh."""
+    opened_textured(visit)
+    state = "[location.hash, opened[0].view.azimuth, opened[0].view.distance]"
+    before = visit.page.evaluate(state)
+    for selector, key, modifier in ((".close", "ArrowRight", "altKey"), (".view", "+", "ctrlKey")):
+        taken = visit.page.evaluate(
+            f"!dialog.querySelector('{selector}').dispatchEvent(new KeyboardEvent('keydown',"
+            f" {{ key: '{key}', {modifier}: true, bubbles: true, cancelable: true }}))"
+        )
+        assert not taken and visit.page.evaluate(state) == before
+
+
+def test_buttons_turn_the_mesh_as_dragging_does(visit):
+    opened_textured(visit)
+    angles = "[opened[0].view.azimuth, opened[0].view.elevation, opened[0].view.distance]"
+    start = visit.page.evaluate(angles)
+    for name in ("Turn right", "See more from above", "Closer"):
+        visit.page.get_by_role("button", name=name).click()
+    assert (np.abs(np.subtract(visit.page.evaluate(angles), start)) > 0.1).all()
+    visit.page.locator("canvas.view").focus()
+    visit.page.keyboard.press("Home")
+    assert visit.page.evaluate(angles) == start
+
+
+def test_assets_of_one_title_are_selected_one_by_one(visit):
+    visit.page.evaluate("gallery.columns.caption.fill('the same'); show()")
+    visit.page.locator(".grid .pick").nth(1).check()
+    assert visit.page.locator(".grid .pick:checked").count() == 1
+    assert visit.page.text_content("#picked") == "1 selected"
+
+
+def test_a_title_from_right_to_left_begins_at_its_right(visit):
+    """Cut off, it would otherwise lose its beginning."""
+    visit.page.evaluate(
+        "gallery.columns.caption.fill('\u0634\u062c\u0631\u0629 \u0643\u0628\u064a\u0631\u0629'); show()"
+    )
+    direction = "getComputedStyle(document.querySelector('.grid .name')).direction"
+    assert visit.page.evaluate(direction) == "rtl"
+
+
+def test_counts_of_one_and_none_are_words(visit):
+    visit.page.fill('input[name="text"]', "asset-000000")
+    visit.page.evaluate("gallery.count = 1; show()")
+    assert visit.selection() == "1 of 1 asset"
+    visit.page.evaluate("gallery.count = 0; show()")
+    assert visit.page.text_content("#list") == "No asset of this dataset is done yet."
+
+
+def test_an_asset_that_is_not_listed_is_named(visit):
+    visit.open("#open=asset-000001&open=asset-of-another-dataset")
+    assert visit.page.text_content("#absent") == "Not listed in this gallery: asset-of-another-dataset"
+    visit.open()
+    assert visit.page.text_content("#absent") == ""
+
+
+def test_without_webgl_the_remedy_is_not_another_report(visit):
+    visit.page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
+    visit.open("#open=asset-000001")
+    visit.until("dialog.querySelector('.model').textContent.includes('WebGL')")
+    text = visit.page.text_content(".model")
+    assert text == "This browser has no WebGL, which the 3D view needs."
+
+
+def test_without_scripts_the_page_says_what_it_lacks(report, browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{report.as_uri()}/index.html")
+    assert page.locator("noscript p").is_visible() and page.locator(".grid .card").count() == 60
+    for dead in ("#filters", ".tabs", ".strip input"):
+        assert not page.locator(dead).first.is_visible(), dead
+    context.close()
+
+
+@pytest.mark.parametrize("visit", [{"color_scheme": "dark"}], indirect=True)
+def test_paper_is_white_and_holds_the_whole_sample(visit):
+    opened_textured(visit)
+    visit.page.emulate_media(media="print", color_scheme="dark")
+    assert visit.page.evaluate(CONTRAST) == []
+    assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(244, 245, 248)"
+    assert visit.page.evaluate("dialog.scrollHeight === dialog.clientHeight && dialog.clientHeight > innerHeight")
+    for control in ("#filters", "dialog .steps", "dialog .moves", "header"):
+        assert not visit.page.locator(control).first.is_visible(), control
+
+
+@pytest.mark.parametrize("visit", [{"forced_colors": "active"}], indirect=True)
+def test_forced_colours_show_what_is_chosen(visit):
+    """Seen, not computed: forced colours change what is painted alone."""
+    grounds = [
+        np.median(visit.picture(f'[aria-label="Show"] input{state} + span').reshape(-1, 3), axis=0)
+        for state in (":checked", '[value="charts"]')
+    ]
+    assert np.abs(np.subtract(*grounds)).max() > 60
+    visit.page.check('input[name="outcome"][value="textured"]')
+    assert np.abs(visit.picture("#everything")[4, -8] - grounds[1]).max() < 16, "no longer chosen"
+    visit.page.click("#everything")
+    assert np.abs(visit.picture("#everything")[4, -8] - grounds[0]).max() < 16

@@ -45,7 +45,7 @@ def test_the_funnel_counts_every_asset_once_by_stage():
     assert [(label, int(count)) for label, count in bars(svg)] == [
         ("assets", 5),
         ("timeout", 1),
-        ("no failure of ours", 4),
+        ("processed without failure", 4),
         ("a file that can be read", 4),
         ("a mesh that can be loaded", 4),
         ("untextured", 1),
@@ -89,7 +89,7 @@ def test_text_on_a_page_is_escaped(tmp_path):
     ]
     path = write_page(tmp_path, "demo", "Demo", "<b>someone</b>", sections)
     page = path.read_text()
-    assert attack not in page and page.count("&lt;script&gt;") == 5 and "<b>someone</b>" not in page
+    assert attack not in page and page.count("&lt;script&gt;") == 6 and "<b>someone</b>" not in page
     assert page.count("<svg") == 1 and "default-src 'none'" in page and "script-src" not in page
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert [link.split(",")[0] for link in links] == ["data:", "gallery.css", "index.html", "data:image/webp;base64"]

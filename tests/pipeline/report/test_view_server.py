@@ -24,9 +24,11 @@ class Client:
     def __init__(self, server: GalleryServer) -> None:
         self.url = urlsplit(server.url)
 
-    def get(self, path: str, host: str | None = None, secret: bool = True) -> tuple[int, dict[str, str], bytes]:
+    def get(
+        self, path: str, host: str | None = None, secret: bool = True, method: str = "GET"
+    ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.url.hostname, self.url.port, timeout=60)
-        connection.putrequest("GET", (self.url.path if secret else "/") + path, skip_host=True)
+        connection.putrequest(method, (self.url.path if secret else "/") + path, skip_host=True)
         connection.putheader("Host", self.url.netloc if host is None else host)
         connection.endheaders()
         answer = connection.getresponse()
@@ -74,6 +76,13 @@ def test_it_answers_with_the_files_that_report_writes_and_writes_none(client, da
     assert answers[f"{SAMPLE}.webp"][1]["Content-Type"].startswith("image/webp")
 
 
+def test_a_head_is_an_answer_without_its_body(client):
+    status, headers, body = client.get("data.js", method="HEAD")
+    whole = client.get("data.js")
+    assert (status, body) == (200, b"") and int(headers["Content-Length"]) == len(whole[2])
+    assert client.get("nothing.js", method="HEAD")[0] == 404
+
+
 def test_further_pages_are_served(client, dataset):
     write_page(dataset, "demo", "A <page>", "", [])
     status, _, body = client.get("demo.html")
@@ -113,7 +122,8 @@ def test_a_damaged_shard_costs_its_own_samples(client, dataset, problems):
     whole = path.read_bytes()
     path.write_bytes(whole[:-600])
     try:
-        status, _, body = client.get("samples/textured-000001/asset-000012.webp")
+        status, headers, body = client.get("samples/textured-000001/asset-000012.webp")
+        assert headers["Cache-Control"] == "no-store", "a browser asks again after the repair"
         assert status == 500 and str(dataset).encode() not in body
         assert len(problems) == 1 and "textured-000001.tar" in problems[0] and "seqtex repair" in problems[0]
         assert client.get(f"{SAMPLE}.webp")[0] == 200
