@@ -130,7 +130,8 @@ def read_dataset_json(out: Location, schema_version: int = SCHEMA_VERSION) -> Da
         entries = json.loads(data)
         version = entries.get("schema_version", SCHEMA_VERSION)
         if version != schema_version:  # first: another version may have other entries
-            raise UserError(f"{path}: schema version {version}, {schema_version} is needed here; {UPGRADE}")
+            remedy = "it needs no upgrade" if version == SCHEMA_VERSION else UPGRADE
+            raise UserError(f"{path}: schema version {version}, {schema_version} is needed here; {remedy}")
         info = DatasetInfo(**{key: value for key, value in entries.items() if key not in ("sha256", "config_sha256")})
         damaged = dataset_json(info) != data
         info = replace(info, config=recipe(info.config))

@@ -19,6 +19,8 @@ from schemas.storage import Location
 
 MAX_MEMBER_BYTES = 1 << 28
 """Largest field that a reader accepts."""
+MAX_HEADER_BYTES = 1 << 16
+"""Largest header of a member that a reader accepts; those of a shard have 512 bytes, or 2,048 for a long uid."""
 _TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -62,6 +64,24 @@ class Fields(Mapping[str, bytes]):
         return len(self.places)
 
 
+class _Headers(io.RawIOBase):
+    """An open tar, of which `tarfile` reads headers alone: it takes memory for whatever size they declare."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise ValueError(f"a header before byte {self.tell()} declares {size} bytes of text")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
 class ShardFile:
     """An open shard: an index of its members, so that samples can be read in any order, field by field. What processes
     share of it lies in the system's cache, in none of them."""
@@ -74,11 +94,13 @@ class ShardFile:
         self._samples: dict[str, Fields] = {}
         file.seek(0)
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
                 for member in tar:
                     self._add(member)
         except tarfile.TarError as error:
             raise ValueError(f"not a whole tar ({error})") from error
+        except RecursionError as error:  # tarfile reads the headers before a member one within the other
+            raise ValueError(f"headers without end and no member, before byte {file.tell()}") from error
         if os.pread(file.fileno(), len(_TAR_END), tar.offset) != _TAR_END:  # tarfile stops at any broken header
             raise ValueError(f"ends, or has no header, at byte {tar.offset}")
         self.uids = list(self._samples)

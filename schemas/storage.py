@@ -330,14 +330,26 @@ def staged(path: Location) -> Path:
 def staging(path: Location) -> Iterator[BinaryIO]:
     """Open the staged file of `path` for writing. It is flushed to the disk at the end, and removed after an error."""
     temporary = staged(path)
-    temporary.unlink(missing_ok=True)
-    try:
-        with temporary.open("xb") as file:  # new, never through a link of that name
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:  # also an interrupt leaves nothing half-written
+    with _named(path, temporary):
         temporary.unlink(missing_ok=True)
+        try:
+            with temporary.open("xb") as file:  # new, never through a link of that name
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:  # also an interrupt leaves nothing half-written
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _named(path: Location, temporary: Path) -> Iterator[None]:
+    """Let errors about a staged file name the file that is to be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == os.fspath(temporary):
+            error.filename = str(path)
         raise
 
 
@@ -349,7 +361,8 @@ def place(path: Location) -> None:
             path.upload(temporary)
         else:
             assert isinstance(path, Path)
-            temporary.replace(path)
+            with _named(path, temporary):
+                temporary.replace(path)
             sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Samples for pipelines of the `webdataset` package, decoded to their meaning. (The module is not named like the
 package: `seqtex.webdataset` is the function.)"""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields as fields_of
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 
 from schemas.codec import decode, decode_field
 from schemas.errors import UserError
+from schemas.mesh import mesh_arrays
 from schemas.sample import MaterialMaps, MaterialViews, UvMaps, Views
 
 if TYPE_CHECKING:
@@ -37,12 +39,18 @@ def webdataset(
     [V, h, w, 3], `mask, coverage` [V, h, w], `world_to_cam, projection` [V, 4, 4], in a dataset with lit views `lit`,
     in one with materials `metallic_roughness` [V, h, w, 2] and `normal_detail, emissive` [V, h, w, 3]; for `textured`
     also `uv_rgb, uv_position, uv_normal` [H, W, 3], `uv_mask, uv_opacity` [H, W], whose row 0 is v = 1, materials
-    likewise with `uv_normal_tangent` [H, W, 3], and `mesh {vertices, normals, uv, faces}`. Nothing is unpickled. A
-    sample with another field, or a malformed one, raises UserError naming shard, sample and field; `handler` (an
-    option) may turn that into a warning."""
+    likewise with `uv_normal_tangent` [H, W, 3], and `mesh {vertices, normals, uv, faces, single_sided}`, the last a
+    bool for each face: not seen from behind. Nothing is unpickled. A sample with another field, or a malformed one,
+    raises UserError naming shard, sample and field; `handler` (an option) may turn that into a warning. No shard, or a
+    folder in place of one, raises UserError at once."""
     import webdataset as wds
 
     shards = str(urls) if isinstance(urls, str | Path) else [str(url) for url in urls]
+    if not shards:
+        raise UserError("no shards are given; a glob pattern that matches nothing is an empty list")
+    for url in [shards] if isinstance(shards, str) else shards:
+        if os.path.isdir(url):  # noqa: PTH112 (addresses may be longer than a path)
+            raise UserError(f"{url}: a folder; give the shards in it, such as {url}/shards/textured-000000.tar")
     pipeline = wds.WebDataset(shards, shardshuffle=shardshuffle, **options)
     return pipeline.map(partial(sample_arrays, tensors=tensors), handler=options.get("handler", wds.reraise_exception))
 
@@ -76,7 +84,8 @@ def sample_arrays(stored: Mapping[str, Any], tensors: bool = False) -> dict[str,
     if sample.uv is not None and sample.mesh is not None:
         opaque = np.full(sample.uv.mask.shape, 255, np.uint8)
         arrays |= {"uv_opacity": opaque} | _maps(sample.uv, "uv_")
-        arrays["mesh"] = {name: getattr(sample.mesh, name) for name in ("vertices", "normals", "uv", "faces")}
+        arrays["mesh"] = mesh_arrays(sample.mesh)
+        arrays["mesh"].setdefault("single_sided", np.zeros(len(sample.mesh.faces), bool))
     return {"__key__": key, "json": sample.meta} | (_tensors(arrays) if tensors else arrays)
 
 

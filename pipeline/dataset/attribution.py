@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.dataset import LedgerPart, by_repair, read_parquet
+from schemas.dataset import LedgerPart, by_repair, parquet_table
 from schemas.errors import UserError, explained
 from schemas.ledger import Status
 from schemas.plan import ShardJob
@@ -51,7 +51,7 @@ def attribution_parquet(jobs: Iterable[ShardJob], parts: Iterable[LedgerPart]) -
 def attribution_csv(dataset: Location, out: Path) -> int:
     """Write the attribution table of a dataset as CSV and return its rows: UTF-8, every cell quoted (RFC 4180). A cell
     that a spreadsheet would run as a formula gets an apostrophe before it: titles and authors are whatever the source
-    has. Raises UserError where the dataset has no readable table, or `out` cannot be written."""
+    has. Raises UserError where the dataset has no whole table, or `out` cannot be written."""
     table = _read(dataset)
     with explained(out, "the attribution cannot be written", "fix that or give another --out"):
         with staging(out) as file:
@@ -71,13 +71,16 @@ def plain(cell: str) -> str:
 
 
 def _read(dataset: Location) -> pa.Table:
-    """Read the attribution table of a dataset. Raises UserError where it is missing or damaged."""
+    """Read the attribution table of a dataset. Raises UserError where it is missing or damaged, OSError where it cannot
+    be read now, although it may be whole."""
     path = dataset / FILE
     try:
-        table = read_parquet(path)
+        data = path.read_bytes()
     except FileNotFoundError as error:
         remedy = "give the folder of a finished build"
         raise UserError(f"{path}: no such file; {remedy}") from error
+    try:
+        table = parquet_table(data)
     except (OSError, pa.ArrowException) as error:  # OSError: pyarrow's, for damage
         raise UserError(f"{path}: damaged ({error}); {by_repair(dataset)}") from error
     if not table.schema.equals(_SCHEMA):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.dataset.features import feature_lines, kinds_of
 from schemas.dataset import DatasetInfo, LedgerPart, config_hash
 from schemas.ledger import Counts, Status, counts_of
 from schemas.plan import ShardJob
@@ -37,6 +38,8 @@ class CardFacts:
     """Samples by name and licence of their source."""
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """Assets by status, regime and reason."""
+    caption_levels: set[str] = field(default_factory=set)
+    """Names under which samples have captions beside the one."""
     shards: int = 0
     bytes: int = 0
 
@@ -46,6 +49,7 @@ class CardFacts:
         for ref, outcome in zip(job.refs, part.outcomes, strict=True):
             if outcome.status is Status.ACCEPTED:
                 self.sources[ref.source.name or "unnamed", ref.source.licence or "not stated"] += 1
+                self.caption_levels.update(ref.captions)
             if outcome.reason:
                 self.reasons[str(outcome.status), str(outcome.regime or ""), str(outcome.reason)] += 1
         self.shards += len(part.shards)
@@ -62,7 +66,7 @@ class CardFacts:
 def dataset_card(info: DatasetInfo, facts: CardFacts) -> str:
     """Write the dataset card: front matter in YAML, then content, terms, exclusions, origin, reading and limits."""
     sections = [
-        _front_matter(facts),
+        _front_matter(info, facts),
         _contents(info, facts),
         _terms(facts),
         _excluded(facts),
@@ -73,8 +77,8 @@ def dataset_card(info: DatasetInfo, facts: CardFacts) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
-def _front_matter(facts: CardFacts) -> list[str]:
-    """Write the YAML from our own words alone: no name from outside enters it."""
+def _front_matter(info: DatasetInfo, facts: CardFacts) -> list[str]:
+    """Write the YAML from our own words; of names from outside, those of captions alone enter it, quoted."""
     known = sorted({licence.lower() for licence in facts.licences()})
     samples = facts.counts.textured + facts.counts.mv_only
     size = next((words for limit, words in SIZES if samples < limit), "n>10M")
@@ -89,6 +93,10 @@ def _front_matter(facts: CardFacts) -> list[str]:
     lines += ["configs:"] if regimes else []
     for name in regimes:
         lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: shards/{name}-*.tar"]
+    lines += ["dataset_info:"] if regimes else []
+    for name in regimes:
+        kinds = kinds_of(name, info.config, facts.caption_levels)
+        lines += [f"- config_name: {name}", "  features:", *feature_lines(kinds, "  ")]
     return [*lines, "---"]
 
 
@@ -200,9 +208,9 @@ READING = (
     'ledger = pandas.read_parquet("PATH/ledger")',
     "```",
     "",
-    "`index.json` is an index for random access (`pip install wids`). With `pip install seqtex-forge`,",
-    "`seqtex.Dataset(PATH)` and `seqtex.webdataset(urls)` give decoded arrays, and `seqtex verify PATH` checks hashes,",
-    "counts and samples: a shard counts only if a ledger part names it.",
+    "`index.json` is an index for random access (`pip install wids`). Where SeqTex Forge is installed, from its own",
+    "repository, `seqtex.Dataset(PATH)` and `seqtex.webdataset(urls)` give decoded arrays, and `seqtex verify PATH`",
+    "checks hashes, counts and samples: a shard counts only if a ledger part names it.",
 )
 """Instructions for reading a dataset with plain tools; REGIME stands for one that it has."""
 NO_MATERIALS = "- Roughness, metalness, normal maps and emission are not in the UV maps."

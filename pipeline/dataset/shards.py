@@ -30,6 +30,8 @@ from schemas.storage import Location, file_sha256, place, staged, staging, worki
 
 JOURNAL_NAME = re.compile(r"journal-(\d{6,})-\w+")
 """Name of a journal in the folder for jobs in progress (`pipeline.executor.journal`), by its job."""
+STAGED = re.compile(r"\..*\.tmp", re.DOTALL)
+"""Name of a half-written file of a build that was killed."""
 Samples = list[tuple[str, list[Path]]]
 """Uid of each sample, and the files of its fields, named by extension."""
 
@@ -139,7 +141,7 @@ def remove_leftovers(out: Location, jobs: int) -> None:
         for path in (out / name).iterdir() if (out / name).is_dir() else ():
             match = pattern.fullmatch(path.name)
             stray = match is not None and int(match.groups()[-1]) >= jobs
-            if stray or (path.name.startswith(".") and path.name.endswith(".tmp")):
+            if stray or STAGED.fullmatch(path.name):
                 path.unlink(missing_ok=True)
     if working_folder(out).is_dir():
         for path in working_folder(out).iterdir():

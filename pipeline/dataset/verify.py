@@ -7,9 +7,11 @@ from pathlib import Path
 from pipeline.dataset.attribution import FILE as ATTRIBUTION
 from pipeline.dataset.attribution import attribution_parquet
 from pipeline.dataset.plan import read_plan
+from pipeline.dataset.shards import STAGED
 from pipeline.dataset.state import planned_jobs
 from schemas.codec import decode
 from schemas.dataset import (
+    PART_NAME,
     SHARD_NAME,
     LedgerPart,
     ShardRecord,
@@ -132,15 +134,17 @@ def _check_shard(out: Location, shard: ShardRecord, part: LedgerPart) -> list[st
 
 def _check_files(out: Location, jobs: list[ShardJob], parts: list[LedgerPart]) -> Iterator[Problem]:
     """Find files that no commit record names. A shard with a planned job's name is replaced when that job is done
-    again."""
+    again; `repair` removes files with names of the dataset's own, and leaves those of others."""
     named = {shard.name for part in parts for shard in part.shards}
     planned = {part_path(out, job.index).name for job in jobs}
-    for folder, known in (("shards", named), ("ledger", planned)):
+    for folder, known, own in (("shards", named, SHARD_NAME), ("ledger", planned, PART_NAME)):
         for path in sorted((out / folder).iterdir()) if (out / folder).is_dir() else []:
             if path.name not in known:
-                text = f"{path}: no commit record names this file, so it does not count; {by_repair(out)}, or delete it"
-                match = SHARD_NAME.fullmatch(path.name)
-                index = int(match[2]) if match else None
+                match = own.fullmatch(path.name) if path.is_file() else None
+                removed = match or STAGED.fullmatch(path.name)
+                remedy = f"{by_repair(out)}, or delete it" if removed else "delete it, or move it out of the dataset"
+                text = f"{path}: no commit record names this file, so it does not count; {remedy}"
+                index = int(match.groups()[-1]) if match else None
                 yield Problem(text=text, job=index if index in {job.index for job in jobs} else None)
 
 

@@ -114,6 +114,8 @@ def published_card(card: str, repo: str, with_sheet: bool) -> str:
         f"hf download {repo} --repo-type dataset --local-dir forge",
         "seqtex verify forge",
         "```",
+        "",
+        f"`load_dataset` also takes `{repo}` in place of PATH.",
     )
     lines = card.rstrip("\n").split("\n")
     if with_sheet:

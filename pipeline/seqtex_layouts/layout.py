@@ -88,8 +88,10 @@ def items(root: Path, layout: Layout) -> Iterator[tuple[Listed, Path]]:
 def _read_list(path: Path) -> Iterator[Listed]:
     with path.open("rb") as file:
         number = 0
-        while line := file.readline(MAX_LINE_BYTES):
+        while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise UserError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES} bytes; shorten its texts")
             if line.strip():
                 yield _read_line(line, f"{path}:{number}")
 

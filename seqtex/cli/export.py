@@ -31,11 +31,12 @@ def export(
 
     Args:
         dataset: folder that `seqtex build` wrote
-        layout: seqtex-3d (a textured model.glb and its model.jpeg for every textured sample), seqtex-images (the
-            views of every sample as colour, depth and normal images with their cameras), maps (<uid>/ for every
-            textured sample: base_color.png, with materials metallic, roughness, normal_gl and emissive, and a model.glb
-            with all of them), or rerun (<uid>.rrd for every sample: cameras with images, points, mesh, UV maps, texts;
-            `rerun OUT/*.rrd` shows them)
+        layout: seqtex-3d (textured models), seqtex-images (views), maps (PNG maps and a .glb for Blender, three.js), or
+            rerun (recordings). seqtex-3d: a model.glb and its model.jpeg for every textured sample;
+            seqtex-images: the views of every sample as colour, depth and normal images with their cameras; maps: <uid>/
+            for every textured sample: base_color.png, with materials metallic, roughness, normal_gl and emissive, and a
+            model.glb with all of them; rerun: <uid>.rrd for every sample: cameras with images, points, mesh, UV maps,
+            texts, shown by `rerun OUT/*.rrd`
         out: folder to write, new or empty
         uid: a sample to export instead of all; may be given several times
     """

@@ -27,6 +27,8 @@ def test_help_fits_a_screen_with_the_example_first(name, capsys, monkeypatch):
     assert code == 0 and len(lines) <= SCREEN and lines[0].startswith("usage: seqtex")
     if name:
         assert lines.index("example:") < lines.index("options:")
+        options = lines[lines.index("options:") + 1 :]
+        assert options[0].split()[1:] or options[1].startswith(" " * 32), "the first argument has no text"
     else:
         assert all(any(line.startswith(f"  {command} ") for line in lines) for command in COMMANDS)
     assert "SUPPRESS" not in text, "hidden options are hidden"

@@ -87,6 +87,9 @@ def assert_row(row: dict[str, Any], truth: TextureSample) -> None:
         np.testing.assert_array_equal(images["uv_opacity.png"], np.broadcast_to(opacity, truth.uv.mask.shape))
         for name in ("vertices", "normals", "uv", "faces"):
             np.testing.assert_array_equal(np.array(row["mesh.npz"][name]), getattr(truth.mesh, name))
+        single_sided = row["mesh.npz"]["single_sided"]
+        assert (single_sided is None) is (truth.mesh.single_sided is None)
+        np.testing.assert_array_equal(single_sided, truth.mesh.single_sided)
 
 
 # datasets

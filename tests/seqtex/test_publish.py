@@ -4,7 +4,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +114,24 @@ def test_a_downloaded_copy_is_a_dataset(dataset, hub, tmp_path):
         path.write_bytes(data)
     assert verify(tmp_path / "copy") == []
     assert len(seqtex.Dataset(tmp_path / "copy")) == 6
+
+
+LOADED = """
+import sys, datasets
+for streaming in (False, True):
+    rows = datasets.load_dataset(sys.argv[1], "textured", split="train", streaming=streaming)
+    print([(row["__key__"], row["uv_position.png"].mode, row["json"]["uid"]) for row in rows])
+"""
+
+
+def test_a_published_dataset_is_loaded_by_its_name(dataset, hub, tmp_path):
+    """By a process of its own (ten seconds): `datasets` reads the address of the hub when it is imported."""
+    assert publish(dataset, hub) == 0
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    ran = subprocess.run([sys.executable, "-c", LOADED, REPO], env=env, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == 2 * [str([(uid, "I;16", uid) for uid in (f"asset-{n:03d}" for n in range(6))])], (
+        ran.stderr
+    )
 
 
 def test_published_croissant_validates_without_a_warning(dataset, hub, tmp_path, capsys):

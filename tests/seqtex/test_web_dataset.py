@@ -62,6 +62,19 @@ def test_samples_have_the_same_keys_and_exact_arrays(folder, regime, keys):
         np.testing.assert_array_equal(sample["uv_opacity"], opaque if truth.uv.opacity is None else truth.uv.opacity)
         for name in ARRAYS:
             np.testing.assert_array_equal(sample["mesh"][name], getattr(truth.mesh, name))
+        seen_from_one_side = truth.mesh.single_sided is not None  # all of its faces, or none
+        np.testing.assert_array_equal(sample["mesh"]["single_sided"], [seen_from_one_side] * len(truth.mesh.faces))
+    meshes = [sample["mesh"] for sample in found if "mesh" in sample]
+    assert all(set(mesh) == {*ARRAYS, "single_sided"} for mesh in meshes)
+    assert {mesh["single_sided"].all() for mesh in meshes} == ({True, False} if meshes else set())
+
+
+def test_no_shards_and_folders_are_named_at_once(folder):
+    with pytest.raises(seqtex.UserError, match="no shards are given"):
+        seqtex.webdataset(sorted(folder.glob("shard/*.tar")))
+    for urls in (folder, [str(folder)]):
+        with pytest.raises(seqtex.UserError, match=f"{folder}: a folder; give the shards in it"):
+            seqtex.webdataset(urls)
 
 
 def test_lit_views_are_there_where_a_dataset_has_them():
@@ -84,7 +97,7 @@ def test_samples_are_batches_of_tensors_in_workers(folder):
     assert rgb.shape == position.shape == (2, 4, VIEW_SIZE, VIEW_SIZE, 3)
     assert rgb.dtype == torch.uint8 and position.dtype == world_to_cam.dtype == torch.float32
     mesh = next(iter(seqtex.webdataset(braces, tensors=True)))["mesh"]
-    assert mesh["faces"].dtype == torch.int32 and set(mesh) == set(ARRAYS)
+    assert mesh["faces"].dtype == torch.int32 and mesh["single_sided"].dtype == torch.bool
 
 
 def test_the_decoder_decodes_every_field_alone(folder):

@@ -154,8 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith(".git/info/lfs/objects/batch"):
             self._writable(path.removeprefix("/datasets").strip("/").partition(".git/")[0])
             return self._batch(json.loads(body))
-        if words[2:3] == ["resolve"]:
-            return self._file("/".join(words[:2]), "/".join(words[4:]))
+        if "resolve" in words[2:4]:
+            name = words[: words.index("resolve")]
+            return self._file("/".join(name[-2:]), "/".join(words[len(name) + 2 :]))
         if words[0] == "api" and words[1] in ("datasets", "models") and len(words) >= 4:
             name, action = "/".join(words[2:4]), words[4] if len(words) > 4 else ""
             if name not in self.hub.repos:
@@ -163,7 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
             if method == "GET" and action in ("", "revision"):
                 return self._info(name)
             if method == "GET" and action == "tree":
-                return self._tree(self.hub.repos[name])
+                return self._tree(self.hub.repos[name], "/".join(words[6:]))
+            if action == "paths-info":
+                return self._paths(self.hub.repos[name], parse_qs(body.decode())["paths"])
             if action == "preupload":
                 return self._preupload(self._writable(name), json.loads(body))
             if action == "commit":
@@ -198,9 +201,15 @@ class _Handler(BaseHTTPRequestHandler):
         data = repo.files[path]
         return data, {"ETag": f'"{oid_of(path, data)}"', "X-Repo-Commit": f"{len(repo.commits):040x}"}
 
-    def _tree(self, repo: StoredRepo) -> tuple:
-        """List files page by page, folders among them."""
+    def _tree(self, repo: StoredRepo, folder: str) -> tuple:
+        """List the files of a folder page by page, folders among them."""
         start = int(parse_qs(self.url.query).get("cursor", ["0"])[0])
+        entries = [entry for entry in self._entries(repo) if entry["path"].startswith(f"{folder}/" if folder else "")]
+        end = start + self.hub.page
+        more = f'<{self.hub.url}{self.url.path}?recursive=True&cursor={end}>; rel="next"'
+        return entries[start:end], {"Link": more} if end < len(entries) else {}
+
+    def _entries(self, repo: StoredRepo) -> list[dict]:
         folders = sorted({path.rpartition("/")[0] for path in repo.files} - {""})
         entries = [{"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in folders]
         for path, data in sorted(repo.files.items()):
@@ -208,9 +217,10 @@ class _Handler(BaseHTTPRequestHandler):
             if path.endswith(LFS_SUFFIXES):
                 entry["lfs"] = {"oid": oid_of(path, data), "size": len(data), "pointerSize": 130}
             entries.append(entry)
-        end = start + self.hub.page
-        more = f'<{self.hub.url}{self.url.path}?recursive=True&cursor={end}>; rel="next"'
-        return entries[start:end], {"Link": more} if end < len(entries) else {}
+        return entries
+
+    def _paths(self, repo: StoredRepo, paths: list[str]) -> tuple:
+        return ([entry for entry in self._entries(repo) if entry["path"] in paths],)
 
     def _validate(self, card: str) -> tuple:
         front = card.split("---")[1] if card.startswith("---") else ""

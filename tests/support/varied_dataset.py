@@ -23,7 +23,8 @@ PER_REGIME = 7
 """Samples of each regime in a job."""
 JOBS = 2
 LATE = 10
-"""Samples from this number on have measurements that no earlier one has: five of each regime come first."""
+"""Samples from this number on have measurements, and faces not seen from behind, that no earlier one has: five of each
+regime come first."""
 SOURCES = (
     Attribution(),
     Attribution(name="Objaverse", licence="CC-BY-4.0", attribution='"Chair" by Zoë', title="Chair", author="Zoë"),
@@ -55,6 +56,8 @@ def varied_sample(number: int, regime: Regime, longest_uid: int) -> TextureSampl
         measured = replace(measured, layout=mesh.layout)
     if number >= LATE:
         measured = replace(measured, uv_mirrored_share=0.25, distinct_colors=7)
+        if mesh is not None and turn % 2:
+            mesh = replace(mesh, single_sided=np.ones(len(mesh.faces), bool))
     meta = sample.meta | {
         "source": asdict(SOURCES[turn]) | {"uri": f"{number}.glb"},
         "caption": CAPTIONS[turn],

@@ -1,10 +1,11 @@
 """The parser of the command line: options from the dataclasses of the stages. It takes a second to import."""
 
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from importlib import import_module
-from inspect import signature
+from inspect import cleandoc, signature
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -42,7 +43,8 @@ def add_options(parser: CommandParser, name: str, arguments: Sequence[str]) -> N
         kind = get_type_hints(function)[positional]
         several = get_args(kind) if get_origin(kind) is list else ()
         nargs = "+" if several else "?" if optional else None
-        parser.add_argument(positional, type=several[0] if several else kind, nargs=nargs)
+        text = argument_text(function, positional)
+        parser.add_argument(positional, type=several[0] if several else kind, nargs=nargs, help=text)
     configs = flat_configs(function)
     empty = [each.name for each in signature(function).parameters.values() if each.default is each.empty]
     parser.needed = tuple(option for option in empty if option not in configs)
@@ -55,6 +57,14 @@ def add_options(parser: CommandParser, name: str, arguments: Sequence[str]) -> N
     defaults = getattr(import_module(COMMANDS[name].module), "defaults", None)
     if defaults:
         parser.set_defaults(defaults(name, arguments))
+
+
+def argument_text(function: Callable[..., int], name: str) -> str:
+    """Return the text about an argument in a function's docstring."""
+    found = re.search(
+        rf"^    {name}: (.*?)(?=\n    \w+: |\Z)", cleandoc(function.__doc__ or ""), re.DOTALL | re.MULTILINE
+    )
+    return " ".join(found[1].split()) if found else ""
 
 
 def add_log_option(parser: ArgumentParser) -> None:

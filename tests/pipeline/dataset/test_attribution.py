@@ -1,6 +1,7 @@
 """The attribution as CSV: every sample once, and no cell that a spreadsheet would run."""
 
 import csv
+import errno
 from pathlib import Path
 
 import pandas
@@ -53,11 +54,28 @@ def test_what_cannot_be_read_or_written_is_named(forge, tmp_path, capsys):
         (damaged / FILE).write_bytes(data)
         with pytest.raises(UserError, match=f"attribution.parquet: {reason}.*seqtex repair"):
             attribution_csv(damaged, tmp_path / "a.csv")
-    with pytest.raises(UserError, match=r"missing/.*cannot be written \(No such file"):
-        attribution_csv(forge, tmp_path / "missing" / "a.csv")
+    (tmp_path / "folder.csv").mkdir()
+    for out, reason in (
+        ("missing/a.csv", "No such file"),
+        ("folder.csv", "Is a directory"),
+        ("f.csv/a.csv", "Not a d"),
+    ):
+        (tmp_path / "f.csv").touch()
+        with pytest.raises(UserError, match=rf"{tmp_path / out}: the attribution cannot be written \({reason}"):
+            attribution_csv(forge, tmp_path / out)
     before = (forge / FILE).read_bytes()
     assert main(["attribution", str(forge), "--out", str(forge / FILE)]) == 2
     assert "only a .csv file is written" in capsys.readouterr().err and (forge / FILE).read_bytes() == before
+
+
+def test_an_error_of_the_store_is_no_damage(forge, tmp_path, monkeypatch, capsys):
+    def without_login(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "NoCredentialsError", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", without_login)
+    assert main(["attribution", str(forge), "--out", str(tmp_path / "a.csv")]) == 1
+    text = capsys.readouterr().err
+    assert text == f"seqtex attribution: {forge / FILE}: NoCredentialsError\n"
 
 
 def test_help_has_an_example(capsys):

@@ -92,6 +92,12 @@ def test_names_are_text_in_the_card(name):
     assert page.count("<table>") == 2 and "<script" not in page and "<a " not in page and "<img" not in page
 
 
+def test_the_card_names_no_package_that_anyone_could_register():
+    """Strangers install what a published card names; this program is on no index."""
+    _, text = parts_of(dataset_card(info(), facts_with(name="x")))
+    assert re.findall(r"pip install ([\w.-]+)", text) == ["wids"]
+
+
 def test_croissant_validates_and_its_hashes_are_those_of_the_files(finished, monkeypatch):
     def no_network(*args: object) -> None:
         raise AssertionError("validation asks the network")

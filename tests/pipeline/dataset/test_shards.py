@@ -197,9 +197,18 @@ def test_a_missing_file_is_named(dataset, name):
 @pytest.mark.parametrize("name", ["shards/textured-000001.tar", "ledger/000001.parquet", "shards/.x.tmp"])
 def test_a_file_that_nobody_vouches_for_is_named(dataset, name):
     shutil.copy(shard_path(dataset, "textured-000000.tar"), dataset / name)
-    assert any(problem.startswith(f"{dataset / name}: ") for problem in verify(dataset))
+    assert any(problem.startswith(f"{dataset / name}: ") and "`seqtex repair" in problem for problem in verify(dataset))
     remove_leftovers(dataset, jobs=1)
     assert verify(dataset) == []
+
+
+@pytest.mark.parametrize("name", ["shards/foreign.tar", "ledger/notes.parquet", "shards/textured-000001.tar/"])
+def test_what_repair_leaves_is_to_be_deleted(dataset, name):
+    """Files of others, and folders, which no build makes there."""
+    (dataset / name).mkdir() if name.endswith("/") else (dataset / name).touch()
+    (problem,) = verify(dataset)
+    assert problem.startswith(f"{dataset / name}: ") and "delete it, or move it out" in problem
+    assert "`seqtex repair" not in problem
 
 
 def test_a_row_that_contradicts_its_shard_is_named(dataset):

@@ -499,7 +499,12 @@ def test_a_damaged_shard_is_not_exported_as_if_it_were_whole(dataset, tmp_path, 
 
 @pytest.mark.parametrize(
     ("line", "wrong"),
-    [("{", "not a JSON object"), ('{"id": "../x"}', "'id'"), ('{"id": "a", "caption": 3}', "'caption'")],
+    [
+        ("{", "not a JSON object"),
+        ('{"id": "../x"}', "'id'"),
+        ('{"id": "a", "caption": 3}', "'caption'"),
+        (f'{{"id": "a", "caption": "{"x" * (1 << 20)}"}}', "a line of more than 1048576 bytes"),
+    ],
 )
 def test_a_bad_list_is_named_by_line(line, wrong, tmp_path):
     (tmp_path / "list.jsonl").write_text(f'{{"id": "fine"}}\n{line}\n')

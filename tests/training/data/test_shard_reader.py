@@ -334,6 +334,26 @@ def test_members_larger_than_their_shard_take_no_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+def header(kind: bytes, size: int) -> bytes:
+    """The header before a member that holds its name or attributes, and declares a size of them."""
+    info = tarfile.TarInfo("a.json")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_headers_take_no_memory_for_what_they_declare_and_have_an_end(tmp_path: Path, kind: bytes) -> None:
+    """`tarfile` takes memory for their size first, and reads one within the other."""
+    path = tmp_path / "shard.tar"
+    for size in (1 << 20, 1 << 40, 1 << 62, 1 << 80, -1024):
+        path.write_bytes(header(kind, size) + bytes(10_240))
+        with pytest.raises(ValueError, match="declares"):
+            ShardFile(path.open("rb"))
+    path.write_bytes(2_000 * (header(kind, 11) + b"11 foo=bar\n".ljust(512, b"\0")) + bytes(1024))
+    with pytest.raises(ValueError, match="without end"):
+        ShardFile(path.open("rb"))
+
+
 def test_a_shard_cut_off_while_it_is_read_is_an_error_and_no_crash(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "shard.tar", [("a.json", FILE, bytes(50_000))])
     shard = ShardFile(path.open("rb"))
