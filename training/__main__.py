@@ -7,6 +7,7 @@ loggers of your own, and subclasses of the module, all by `class_path`."""
 import sys
 
 from lightning.pytorch.cli import ArgsType, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from schemas.errors import UsageError, UserError
 from training.data.datamodule import TextureDataModule
@@ -24,6 +25,7 @@ def main(arguments: ArgsType = None) -> LightningCLI:
         seed_everything_default=False,  # every random number is a function of the module's own seed
         subclass_mode_model=True,
         subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},  # a run that goes on, without a folder for each start
         args=arguments,
     )
 
@@ -32,9 +34,9 @@ def exit_code() -> int:
     """Run the command line of this process; errors that a user can fix are one sentence, as those of `seqtex`."""
     try:
         main()
-    except UserError as error:
+    except (UserError, MisconfigurationException) as error:
         sys.stderr.write(f"python -m training: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
+        return 2 if isinstance(error, UsageError | MisconfigurationException) else 1
     return 0
 
 

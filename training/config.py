@@ -31,6 +31,16 @@ class LatentConfig:
     text_encoder: Literal["none", "umt5"] = "umt5"
     text_encoder_path: str = WAN21_1P3B.hub
 
+    def __post_init__(self) -> None:
+        for name, value, path in (
+            ("codec wan", self.codec == "wan", self.codec_path),
+            ("text_encoder umt5", self.text_encoder == "umt5", self.text_encoder_path),
+        ):
+            if value and not path:
+                raise UsageError(
+                    f"latents.{name} needs latents.{name.partition(' ')[0]}_path: give a directory, or a hub repository"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

@@ -337,7 +337,8 @@ def mean_flops(cfg: TrainConfig, flops: dict[str, Flops]) -> float:
     mean = 0.0
     for regime, share in shares.items():
         weights = cfg.tasks.weights(regime)
-        mean += share * sum(weight * flops[name].total for name, weight in weights.items()) / sum(weights.values())
+        if share:
+            mean += share * sum(weight * flops[name].total for name, weight in weights.items()) / sum(weights.values())
     return mean
 
 

@@ -1,6 +1,7 @@
 """One training step of SeqTex, as the paper's algorithm box: encode, draw the task, interpolate, predict, loss, log."""
 
 from collections.abc import Callable
+from dataclasses import is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.sample import TextureSample
 from training.config import LatentConfig, TrainConfig, as_json
 from training.data.batch import Batch, LatentBatch, encode_batch, widened
@@ -25,7 +26,6 @@ from training.model.fsdp import check_whole, shard, whole_model
 from training.model.init import ModelConfig, make_model
 from training.model.optimizers import (
     OptimizerConfig,
-    check_optimizer,
     gradient_norm,
     make_optimizer,
     trained_parameters,
@@ -87,6 +87,31 @@ class TextureModule(lightning.LightningModule):
     def of(cls, cfg: TrainConfig, *, empty: bool = False) -> "TextureModule":
         """Make the module of a run. empty: see `__init__`."""
         return cls(cfg.model, cfg.latents, cfg.flow, cfg.tasks, cfg.optimizer, cfg.run.seed, empty=empty)
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **options: Any) -> "TextureModule":
+        """Make a module from a checkpoint, as Lightning does. options: also sections that replace the saved ones, as
+        objects or as plain values."""
+        plain: dict[str, Any] = {
+            name: as_json(value) if is_dataclass(value) else value for name, value in options.items()
+        }
+        return super().load_from_checkpoint(*args, **plain)
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak of AdamW's learning rate, which Lightning's finder sets.
+        Setting it raises UsageError with Muon, which has a rate of its own."""
+        return self.optimizer_cfg.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        if self.optimizer_cfg.muon_learning_rate is not None:
+            raise UsageError(
+                "one learning rate for Muon and AdamW cannot be found: leave optimizer.muon_learning_rate out, or the "
+                "finder"
+            )
+        self.optimizer_cfg = replace(self.optimizer_cfg, learning_rate=rate)
+        self.hparams["optimizer"] = as_json(self.optimizer_cfg)
 
     def setup(self, stage: str) -> None:
         """Take precision and device from the trainer, and give the DataModule what it encodes and draws with."""
@@ -248,13 +273,10 @@ class TextureModule(lightning.LightningModule):
         checkpoint[FINGERPRINT] = self.frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise UserError if a checkpoint belongs to other weights or another optimizer."""
+        """Raise UserError if a checkpoint belongs to other weights."""
         check_frozen(checkpoint, self.frozen)
         if "state_dict" in checkpoint:  # Lightning's own strategy of shards has loaded it before
             check_whole(self.saved_tensors(), checkpoint["state_dict"])
-        if type(self).configure_optimizers is TextureModule.configure_optimizers:  # a subclass may have its own
-            for state in checkpoint.get("optimizer_states", [])[:1]:
-                check_optimizer(self.optimizer_cfg, state)
 
 
 def check_text(name: str, found: int, wanted: int) -> None:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from schemas.errors import UserError
@@ -19,22 +20,35 @@ def is_last_step(trainer: lightning.Trainer) -> bool:
     return trainer.should_stop or trainer.global_step >= trainer.max_steps
 
 
+def accumulations(trainer: lightning.Trainer) -> dict[int, int]:
+    """Return the number of batches that make a step, by the epoch from which on they do."""
+    callbacks: list[lightning.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    scheduled = [one.scheduling for one in callbacks if isinstance(one, GradientAccumulationScheduler)]
+    return scheduled[0] if scheduled else {0: trainer.accumulate_grad_batches}
+
+
 def check_epochs(trainer: lightning.Trainer) -> None:
     """Raise UserError if an epoch would end within a step, which Lightning would then make of fewer batches."""
-    limit, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
-    if limit != float("inf") and limit % accumulated:
-        raise UserError(
-            f"limit_train_batches {limit:g} is no multiple of accumulate_grad_batches {accumulated}: the last step of "
-            "an epoch would have fewer batches; give a multiple"
-        )
+    limit = trainer.num_training_batches
+    for accumulated in accumulations(trainer).values():
+        if limit != float("inf") and limit % accumulated:
+            raise UserError(
+                f"limit_train_batches {limit:g} is no multiple of accumulate_grad_batches {accumulated}: the last step "
+                "of an epoch would have fewer batches; give a multiple"
+            )
 
 
 def count_batches_anew(trainer: lightning.Trainer) -> None:
     """Set batches and epochs by the steps that are done, as the first batch starts. After a resume Lightning counts one
     batch too many, or by the accumulate_grad_batches of an earlier run, and not an epoch that a state was saved at the
     end of."""
-    done, limit = trainer.global_step * trainer.accumulate_grad_batches, trainer.num_training_batches
-    epoch, within = (0, done) if limit == float("inf") else divmod(done, int(limit))
+    schedule, steps, epoch = accumulations(trainer), trainer.global_step, 0
+    while True:
+        accumulated = schedule[max(first for first in schedule if first <= epoch)]
+        if steps < (steps_of_epoch := trainer.num_training_batches / accumulated):
+            break
+        steps, epoch = steps - int(steps_of_epoch), epoch + 1
+    within, trainer.accumulate_grad_batches = steps * accumulated, accumulated
     batches, epochs = trainer.fit_loop.epoch_loop.batch_progress.current, trainer.fit_loop.epoch_progress
     batches.reset()
     batches.increment_by(within)

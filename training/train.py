@@ -14,7 +14,7 @@ import lightning
 import torch
 from lightning.pytorch.strategies import Strategy
 
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.storage import refuse_links
 from training.arithmetic import arithmetic, attention, autocast_dtype, find_device
 from training.config import TrainConfig
@@ -23,6 +23,7 @@ from training.data.datamodule import TextureDataModule
 from training.data.mixture import (
     ImageSizes,
     built_sizes,
+    check_materials,
     image_sizes,
     leading_dataset,
     open_datasets,
@@ -49,7 +50,7 @@ from training.loop.strategies import (
 from training.loop.threads import ThreadChoice
 from training.loop.throughput import Meter, Work
 from training.loop.validation import Pictures, Validation
-from training.model.init import with_architecture
+from training.model.init import ModelConfig, with_architecture
 from training.module import TextureModule, check_text
 
 log = logging.getLogger(__name__)
@@ -79,10 +80,24 @@ def plan_run(cfg: TrainConfig, sizes: ImageSizes | None = None) -> RunPlan:
     cfg = replace(cfg, model=with_architecture(cfg.model))
     layout = codec_layout(cfg.latents.codec, cfg.latents.codec_path)
     check_channels(layout, cfg.latents.codec, cfg.model.latent_channels)
-    sizes = sizes or image_sizes(leading_dataset(cfg.data), layout.token)
+    if sizes is None:
+        sizes = image_sizes(leading_dataset(cfg.data), layout.token)
+        for files in open_datasets(cfg.data):
+            check_materials(files, cfg.model.maps)
+    check_grids(cfg.model, sizes, layout.token)
     cost = estimate(cfg, sizes)
     strategy = choose(cfg, cost, memory_of(own_device(cfg.run.accelerator)))
     return RunPlan(cfg=cfg, sizes=sizes, token=layout.token, cost=cost, strategy=strategy)
+
+
+def check_grids(model: ModelConfig, sizes: ImageSizes, token: int) -> None:
+    """Raise UsageError where images have more tokens a side, or are more, than the model has positions for.
+    token: pixels a side of one."""
+    longest = max(sizes.view_resolution // token, (sizes.uv_resolution or 0) // token, sizes.views + 1)
+    if longest > model.rope_max_seq_len:
+        raise UsageError(
+            f"model.rope_max_seq_len is {model.rope_max_seq_len}; these views and maps need {longest} or more"
+        )
 
 
 MAX_ROLLBACKS = 3

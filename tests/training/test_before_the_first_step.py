@@ -17,7 +17,7 @@ from tests.training.test_training import load_state, small_config
 from training.config import TrainConfig
 from training.cost import count_parameters
 from training.data.mixture import ImageSizes, image_sizes
-from training.diffusion.encoders import DctCodec
+from training.diffusion.encoders import DctCodec, make_text_encoder
 from training.diffusion.latents import to_uint8
 from training.loop.states import AtomicCheckpointIO
 from training.loop.validation import Validation, texture
@@ -144,13 +144,52 @@ def test_sizes_that_no_token_fits_are_refused(tmp_path):
         ("data.window", 0),
         ("validation.steps", 0),
         ("model.activation_checkpoint_every", 0),
+        ("model.num_layers", 0),
+        ("model.ffn_dim", 0),
+        ("model.lora_rank", -1),
+        ("model.attention_head_dim", 7),
+        ("model.rope_max_seq_len", 0),
+        ("flow.shift", 0.0),
+        ("flow.logit_std", 0.0),
+        ("flow.uv_weight", -1.0),
         ("optimizer.warmup_steps", -1),
+        ("optimizer.learning_rate", -1.0),
+        ("optimizer.learning_rate", float("nan")),
+        ("optimizer.muon_learning_rate", -1.0),
+        ("optimizer.weight_decay", -1.0),
     ],
 )
 def test_numbers_out_of_range_are_named(option, value, dataset, tmp_path):
     part, name = option.split(".")
-    with pytest.raises(UsageError, match=rf"{option} is {value}; give"):
+    with pytest.raises(UsageError, match=rf"{option} is {value}[;,].* give"):
         replace(getattr(small_config(dataset, tmp_path), part), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "message"),
+    [
+        ("optimizer", {"betas": (0.9, 1.0)}, r"optimizer\.betas is 1\.0; give 0 to 0\.999999"),
+        ("tasks", {"textured": {}}, r"tasks\.textured is empty, and 0\.6 of all batches"),
+        ("model", {"condition_images": ("mask", "mask")}, "name each once"),
+        ("model", {"freq_dim": 3}, r"model\.freq_dim 3; give even numbers"),
+        ("model", {"start": "wan"}, r"model\.start wan needs model\.start_path"),
+        ("latents", {"text_encoder": "umt5"}, r"text_encoder umt5 needs latents\.text_encoder_path"),
+        ("latents", {"codec": "wan"}, r"codec wan needs latents\.codec_path"),
+        ("model", {"rope_max_seq_len": 4}, r"rope_max_seq_len is 4; these views and maps need 5 or more"),
+        ("model", {"maps": ("base_color", "emissive")}, "has no materials, and the model generates emissive"),
+    ],
+)
+def test_a_plan_refuses_what_cannot_run(dataset, tmp_path, section, options, message):
+    """A dry run is this plan."""
+    cfg = small_config(dataset, tmp_path)
+    with pytest.raises(UserError, match=message):
+        plan_run(replace(cfg, **{section: replace(getattr(cfg, section), **options)}))
+
+
+def test_a_text_encoder_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "text_encoder").mkdir()
+    with pytest.raises(UserError, match=r"no text encoder can be read there .*set latents\.text_encoder none"):
+        make_text_encoder("umt5", str(tmp_path), 32, "cpu")
 
 
 def test_samples_larger_than_the_preset_is_made_for_are_warned_of(tmp_path, capsys):

@@ -16,18 +16,26 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.tuner import Tuner
 
 from schemas.errors import UsageError, UserError
 from schemas.sample import Regime
 from tests.support.small_dataset import write_dataset
 from tests.support.training_process import same
 from tests.training.test_training import small_config
-from training.__main__ import main
+from training.__main__ import exit_code, main
 from training.config import as_json
 from training.data.datamodule import BatchStream, TextureDataModule
 from training.data.mixture import DataConfig
+from training.diffusion.flow import FlowConfig
 from training.loop.callbacks import AveragedWeights, Clock
 from training.loop.signals import FiniteGuard, StopSignals
 from training.model.optimizers import OptimizerConfig, make_optimizer, trained_parameters
@@ -133,10 +141,38 @@ def test_epochs_are_counted_right_after_two_resumes(
     assert resumed == straight
 
 
-def test_an_epoch_that_ends_within_a_step_is_refused(dataset: Path) -> None:
+@pytest.mark.parametrize("cut", [2, 3, 4])
+def test_epochs_whose_steps_become_longer_are_counted_right_after_a_resume(
+    dataset: Path, tmp_path: Path, cut: int
+) -> None:
+    """Two batches an epoch, from the second one on in one step; a state after every step."""
+
+    def run(folder: Path, steps: int) -> tuple[list[tuple[int, int, int]], int]:
+        epochs = Epochs(None)
+        trainer = lightning.Trainer(
+            max_steps=steps, logger=False, limit_val_batches=0, limit_train_batches=2, **QUIET,
+            callbacks=[epochs, GradientAccumulationScheduler({1: 2}),
+                       ModelCheckpoint(folder, save_last=True, every_n_train_steps=1)],
+        )  # fmt: skip
+        module, data = parts(dataset)
+        trainer.fit(module, data, ckpt_path="last", weights_only=True)
+        return epochs.rows, data.position()
+
+    straight, position = run(tmp_path / "straight", 5)
+    assert straight[1:4] == [(0, 2, 2), (1, 1, 2), (1, 2, 3)] and straight[-1] == (3, 2, 5) and position == 16
+    done, _ = run(tmp_path / "cut", cut)
+    rest, position = run(tmp_path / "cut", 5)
+    assert done + rest == straight and position == 16
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_an_epoch_that_ends_within_a_step_is_refused(dataset: Path, scheduled: bool) -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 2}
+    if scheduled:
+        options = {"callbacks": [GradientAccumulationScheduler({1: 2})]}
     trainer = lightning.Trainer(
-        max_steps=4, limit_train_batches=3, accumulate_grad_batches=2, logger=False, enable_checkpointing=False,
-        limit_val_batches=0, **QUIET,
+        max_steps=4, limit_train_batches=3, logger=False, enable_checkpointing=False, limit_val_batches=0,
+        **QUIET | options,
     )  # fmt: skip
     with pytest.raises(UserError, match="limit_train_batches 3 is no multiple of accumulate_grad_batches 2"):
         trainer.fit(*parts(dataset))
@@ -239,6 +275,44 @@ def test_a_module_comes_back_from_its_checkpoint_alone(dataset: Path, tmp_path: 
         TextureModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True, model=as_json(other))
 
 
+def test_sections_of_a_checkpoint_are_replaced_as_it_is_loaded(dataset: Path, tmp_path: Path) -> None:
+    trained(tmp_path, dataset, steps=2, limit_val_batches=0)
+    flow, optimizer = FlowConfig(shift=3.0), OptimizerConfig(learning_rate=1e-5)
+    path = str(tmp_path / "last.ckpt")
+    module = TextureModule.load_from_checkpoint(path, weights_only=True, flow=flow, optimizer=optimizer, seed=7)
+    assert (module.flow, module.optimizer_cfg, module.seed) == (flow, optimizer, 7)
+    assert module.tasks == small_config(dataset, tmp_path).tasks
+    assert module.hparams["flow"]["shift"] == 3.0
+    assert same(dict(module.state_dict()), torch.load(path, weights_only=True)["state_dict"])
+
+
+def test_lightning_finds_learning_rate_and_batch_size_and_leaves_all_else(dataset: Path) -> None:
+    cfg = small_config(dataset, dataset)
+    module = TextureModule.of(replace(cfg, optimizer=OptimizerConfig(warmup_steps=0)))
+    data, before = TextureDataModule(cfg.data), {name: p.clone() for name, p in module.named_parameters()}
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "max_steps": 2} | QUIET
+    trainer = lightning.Trainer(**options)
+    Tuner(trainer).scale_batch_size(module, data, max_trials=2, steps_per_trial=1, init_val=1)
+    assert data.cfg.batch_size == 2
+    found = Tuner(trainer).lr_find(module, data, num_training=20, early_stop_threshold=None)
+    assert found is not None and module.optimizer_cfg.learning_rate == found.suggestion() != 2e-4
+    assert module.hparams["optimizer"]["learning_rate"] == found.suggestion()
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters()) and data.position() == 0
+    seen = Seen()
+    trainer.callbacks.append(seen)
+    trainer.fit(module, data)
+    assert seen.numbers == [0, 1] and data.position() == 4
+    with pytest.raises(UsageError, match=r"leave optimizer\.muon_learning_rate out"):
+        TextureModule.of(cfg).learning_rate = 1e-3
+
+
+def test_a_loader_without_its_data_module_is_named(dataset: Path) -> None:
+    module, data = parts(dataset)
+    trainer = lightning.Trainer(max_steps=1, logger=False, enable_checkpointing=False, limit_val_batches=0, **QUIET)
+    with pytest.raises(UserError, match=r"the model takes hint, .* give a trainer the TextureDataModule itself"):
+        trainer.fit(module, data.train_dataloader())
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_the_trainer_s_precision_is_that_of_the_model_s_products(
     dataset: Path, precision: str, monkeypatch: pytest.MonkeyPatch
@@ -291,6 +365,27 @@ def test_the_plain_lightning_command_line(dataset: Path, tmp_path: Path, capsys:
         main(["fit", "--config", TINY, "--print_config"])
     shown = capsys.readouterr().out
     assert "class_path: training.module.TextureModule" in shown and "muon_learning_rate: 0.03" in shown
+
+
+def test_an_optimiser_of_the_command_line_resumes(dataset: Path, tmp_path: Path) -> None:
+    """Without a logger, so that both starts write their configuration to one place."""
+    options = ["fit", "--config", TINY, *SMALL, "--data.cfg.directory", str(dataset), "--data.cfg.batch_size", "1",
+               "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false", "--optimizer", "SGD",
+               "--optimizer.lr", "0.1"]  # fmt: skip
+    main([*options, "--trainer.max_steps", "2"])
+    (state,) = tmp_path.rglob("*.ckpt")
+    cli = main([*options, "--trainer.max_steps", "3", "--ckpt_path", str(state)])
+    assert cli.trainer.global_step == 3 and isinstance(cli.trainer.optimizers[0], torch.optim.SGD)
+    assert "max_steps: 3" in (tmp_path / "config.yaml").read_text()
+
+
+def test_wrong_options_of_lightning_are_one_sentence(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--config", TINY, *SMALL, "--data.cfg.directory", str(dataset), "--trainer.limit_train_batches", "0.5"]
+    monkeypatch.setattr("sys.argv", ["training", "fit", *given, "--trainer.default_root_dir", str(tmp_path)])
+    assert exit_code() == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("python -m training: When using an `IterableDataset`")
 
 
 class Plain(TextureModule):

@@ -265,6 +265,15 @@ class TextureDataModule(lightning.LightningDataModule):
         self._upcoming: tuple[int, int] | None = None
         """Optimizer steps before the batch that is at work, and samples consumed when it has made its own."""
 
+    @property
+    def batch_size(self) -> int:
+        """Samples of a global batch, which Lightning's finder sets."""
+        return self.cfg.batch_size
+
+    @batch_size.setter
+    def batch_size(self, samples: int) -> None:
+        self.cfg = replace(self.cfg, batch_size=samples)
+
     def follow(
         self,
         seed: int,

@@ -97,6 +97,13 @@ def leading_dataset(cfg: DataConfig) -> DatasetFiles:
     return next(textured, datasets[0])
 
 
+def check_materials(files: DatasetFiles, maps: tuple[str, ...]) -> None:
+    """Raise UserError where a dataset has textured samples without the materials that are to be generated."""
+    has_textures = len(maps) > 1 and Regime.TEXTURED in shards_by_regime(files.folder)
+    if has_textures and not read_dataset_json(files.folder).config.get("materials"):
+        raise without_materials(str(files.location), maps)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source(Generic[Sample]):
     """The samples of one regime of one dataset."""
@@ -240,9 +247,8 @@ def open_sources(
 
 
 def _open(files: DatasetFiles, cfg: DataConfig, codec: LatentHeader | None, maps: tuple[str, ...]) -> _Opened:
+    check_materials(files, maps)
     by_regime, sizes, materials = shards_by_regime(files.folder), built_sizes(files), len(maps) > 1
-    if materials and Regime.TEXTURED in by_regime and not read_dataset_json(files.folder).config.get("materials"):
-        raise without_materials(str(files.location), maps)
     if not cfg.latents:
         decoder = partial(decode_pixels, lit=cfg.augment.lit > 0, materials=materials)
         return _Opened("shards", by_regime, decoder, sizes)

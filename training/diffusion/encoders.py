@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from schemas.errors import UserError
+from schemas.errors import UserError, explained
 from training.model.backbones.backbone import LatentLayout
 from training.model.backbones.find import layout_of, vae_layout
 from training.model.files import part_directory
@@ -260,11 +260,14 @@ class Umt5Encoder(TextEncoder):
         """path: a directory or hub repository, both parts at its root or in "text_encoder" and "tokenizer"."""
         from transformers import AutoTokenizer, UMT5EncoderModel  # seconds to import, and only prompts need it
 
-        encoder = UMT5EncoderModel.from_pretrained(part_directory(path, "text_encoder"), dtype=dtype)
+        with explained(
+            path, "no text encoder can be read there", "give Wan's folder, or set latents.text_encoder none"
+        ):
+            encoder = UMT5EncoderModel.from_pretrained(part_directory(path, "text_encoder"), dtype=dtype)
+            self.tokenizer = AutoTokenizer.from_pretrained(part_directory(path, "tokenizer"))
         self.encoder: torch.nn.Module = encoder.requires_grad_(False).eval()
         self.encoder.to(device)
         self.device = torch.device(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(part_directory(path, "tokenizer"))
         self.text_dim = encoder.config.d_model
         self.length = length
         self._features = lru_cache(MAX_CACHED_PROMPTS)(self._encode_one)

@@ -122,6 +122,9 @@ class FlowConfig:
     """Share of samples whose given views are pure noise instead, without view hint, for image guidance (ours)."""
 
     def __post_init__(self) -> None:
+        require_between("flow.shift", self.shift, 1e-3, 1e3)
+        require_between("flow.logit_std", self.logit_std, 1e-3, 1e3)
+        require_between("flow.uv_weight", self.uv_weight, 0, 1e9)
         require_between("flow.text_dropout", self.text_dropout, 0, 1)
         require_between("flow.image_dropout", self.image_dropout, 0, 1)
 

@@ -13,6 +13,7 @@ from einops import reduce
 from jaxtyping import Bool, Float, Int16, UInt8
 from torch import Tensor
 
+from schemas.errors import UserError
 from training.conditions.images import HINT, IMAGES, find_image
 from training.diffusion.encoders import LatentCodec
 from training.maps import RELEASED_MAPS, check_maps
@@ -75,14 +76,18 @@ class BranchLatents:
     """Latents of condition images by name, those that the model takes."""
 
     def beside(self, extras: Extensions) -> Float[Tensor, "batch channels images h w"]:
-        """Join what a model gets beside the noisy images: geometry, and the extras that it takes."""
+        """Join what a model gets beside the noisy images: geometry, and the extras that it takes.
+        Raises UserError where the batch lacks one."""
         names = [name for name in extras.images if find_image(name).place == "beside"]
         wanted = {name: self.conditions.get(name) for name in names}
         wanted |= {"points": self.points} if extras.position_rope else {}
         parts = [self.geometry]
         for name, part in wanted.items():
             if part is None:
-                raise ValueError(f"the model takes {name}, the batch has none")
+                raise UserError(
+                    f"the model takes {name}, the batch has none: give a trainer the TextureDataModule itself, not its "
+                    "loader; without a trainer, call its `follow` first"
+                )
             parts.append(part)
         return torch.cat(parts, dim=1).expand(-1, -1, self.rgb.shape[2], -1, -1)
 

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from schemas.errors import UsageError
+from schemas.sample import Regime
 from training.config import TrainConfig
 from training.cost import USABLE, Cost
 from training.loop.states import Layout, ShardedCheckpointIO, load_state
@@ -89,6 +90,12 @@ def check_run(cfg: TrainConfig) -> None:
             "data.keep_latents encodes in the processes that read, which have no GPU: with latents.codec wan run "
             "`seqtex encode` and set data.latents true, or set data.keep_latents false"
         )
+    for regime, share in ((Regime.TEXTURED, 1 - cfg.data.mv_only_ratio), (Regime.MV_ONLY, cfg.data.mv_only_ratio)):
+        if share and not cfg.tasks.weights(regime):
+            raise UsageError(
+                f"tasks.{regime} is empty, and {share:g} of all batches are of that regime: name a task, or set "
+                "data.mv_only_ratio"
+            )
     if cfg.data.batch_size % parts:
         raise UsageError(
             f"data.batch_size {cfg.data.batch_size} is not {ranks} devices x "

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from schemas.errors import UserError
+from training.model.optimizers import check_optimizer
 from training.model.seqtex import SeqTexTransformer3DModel
 
 HYBRID = ("replicate", "shard")
@@ -113,6 +114,7 @@ def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def load_whole_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """The inverse of `whole_optimizer_state`, from a state that every rank holds."""
+    check_optimizer({"param_groups": optimizer.param_groups}, state)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def spread(value: Any, like: Tensor) -> Any:

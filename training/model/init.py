@@ -29,6 +29,7 @@ SIZES = (
 )
 LORA = ("lora_rank", "lora_alpha")
 POSITIONS = "position_rope"
+MOST = 10**6
 
 
 NOT_ARCHITECTURE = {
@@ -98,7 +99,19 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_between("model.activation_checkpoint_every", self.activation_checkpoint_every, 1, 1000)
+        require_between("model.lora_rank", self.lora_rank, 0, MOST)
+        for name in (*SIZES, "lora_alpha", "rope_max_seq_len"):
+            require_between(f"model.{name}", getattr(self, name), 1, MOST)
+        if self.attention_head_dim < 6 or self.attention_head_dim % 2 or self.freq_dim % 2:
+            raise UsageError(
+                f"model.attention_head_dim is {self.attention_head_dim}, model.freq_dim {self.freq_dim}; give even "
+                "numbers, the former at least 6"
+            )
+        if len(set(self.condition_images)) < len(self.condition_images):
+            raise UsageError(f"model.condition_images is {list(self.condition_images)}; name each once")
         check_maps(self.maps)
+        if self.start != "scratch" and not self.start_path:
+            raise UsageError(f"model.start {self.start} needs model.start_path: give a directory, or a hub repository")
         for name in self.condition_images:
             if find_image(name) is HINT:
                 raise UsageError(f"model.condition_images names {name!r}; set model.view_hint true instead")

@@ -57,6 +57,12 @@ class OptimizerConfig:
     `AveragedWeights`."""
 
     def __post_init__(self) -> None:
+        for name in ("learning_rate", "lora_factor", "uv_factor", "geometry_factor", "weight_decay"):
+            require_between(f"optimizer.{name}", getattr(self, name), 0, 1e9)
+        if self.muon_learning_rate is not None:
+            require_between("optimizer.muon_learning_rate", self.muon_learning_rate, 0, 1e9)
+        for beta in self.betas:
+            require_between("optimizer.betas", beta, 0, 0.999999)
         require_between("optimizer.warmup_steps", self.warmup_steps, 0, 10**9)
         require_between("optimizer.muon_iterations", self.muon_iterations, 1, 20)
         require_between("optimizer.skip_budget", self.skip_budget, 0, 10**9)
@@ -135,7 +141,8 @@ def make_adamw(cfg: OptimizerConfig, parameters: list[dict[str, Any]]) -> torch.
 
 def keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """A trainer state brings moments; rates, betas and decay stay those of the run that goes on from it. Raises
-    UserError where the state has other groups of parameters."""
+    UserError where the state is of another optimiser or has other groups of parameters."""
+    check_optimizer({"param_groups": optimizer.param_groups}, state)
     if len(state["param_groups"]) != len(optimizer.param_groups):
         raise UserError(
             f"the trainer state has {len(state['param_groups'])} groups of parameters, this run has "
@@ -149,17 +156,19 @@ def keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dic
     return state | {"param_groups": groups}
 
 
-def kind_of(has_muon: bool, has_eight_bit: bool) -> str:
-    if has_muon:
+def kind_of(state: Mapping[str, Any]) -> str:
+    """The optimiser that a state is of."""
+    if "parts" in state:
         return "Muon and AdamW"
-    return "8-bit AdamW" if has_eight_bit else "AdamW"
+    group = state["param_groups"][0]
+    if "betas" not in group:
+        return "another optimiser"
+    return "8-bit AdamW" if isinstance(group["lr"], Tensor) else "AdamW"
 
 
-def check_optimizer(cfg: OptimizerConfig, state: Mapping[str, Any]) -> None:
-    """Raises UserError where a state is of another optimiser than this configuration's."""
-    wanted = kind_of(cfg.muon_learning_rate is not None, cfg.eight_bit)
-    has_muon = "parts" in state
-    found = kind_of(has_muon, not has_muon and isinstance(state["param_groups"][0]["lr"], Tensor))
+def check_optimizer(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raises UserError where a state is of another optimiser than the own one."""
+    found, wanted = kind_of(state), kind_of(own)
     if found != wanted:
         raise UserError(
             f"the trainer state is of {found}, this run is to go on with {wanted}: give optimizer.muon_learning_rate "
@@ -297,6 +306,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_optimizer(self.state_dict(), state_dict)
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()

@@ -292,5 +292,5 @@ def test_options_that_contradict_each_other_are_named(options, message, tmp_path
 def test_latents_that_need_a_gpu_are_not_kept_by_readers(tmp_path, dataset):
     cfg = config(dataset, tmp_path)
     with pytest.raises(UsageError, match=r"seqtex encode.*data\.latents"):
-        train(replace(cfg, latents=replace(cfg.latents, codec="wan")))
+        train(replace(cfg, latents=replace(cfg.latents, codec="wan", codec_path="wan")))
     assert not preset("full").data.keep_latents
