@@ -230,7 +230,7 @@ def print_plan(costs: Costs, utilisation: float) -> None:
         core_hours = assets * costs.seconds.mean() / 3600 / utilisation
         size = assets * costs.bytes_per_asset() / 1e12
         hours, jobs = core_hours / cores, -(-assets // 64)
-        print(f"| {assets:,} | {core_hours:,.0f} | {cores} | {hours:.1f} | {size:.3g} | {jobs:,} |")
+        print(f"| {assets:,} | {core_hours:,.1f} | {cores} | {hours:.1f} | {size:.3g} | {jobs:,} |")
 
 
 def main() -> None:
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--slow_share", type=float, default=World.slow_share, help="share of starts that run slow")
     parser.add_argument("--seed", type=int, default=2507)
     parser.add_argument("--plan", action="store_true", help="the planning table of docs/benchmarks.md instead")
-    parser.add_argument("--utilisation", type=float, default=0.90, help="of the workers' time, for --plan")
+    parser.add_argument("--utilisation", type=float, default=0.80, help="of the workers' time, for --plan")
     options = parser.parse_args()
     costs = read_costs(options.ledger)
     if options.plan:
