@@ -83,9 +83,9 @@ def seconds_of(run: Callable[[], object], device: str, rounds: int) -> float:
     return best
 
 
-def matrix_peak(device: str, size: int) -> float:
-    """Measured FLOP/s of one large bfloat16 product."""
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+def matrix_peak(device: str, size: int, dtype: torch.dtype) -> float:
+    """Measured FLOP/s of one large product in the type that the network computes in."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / seconds_of(lambda: a @ b, device, 5)
 
 
@@ -334,9 +334,10 @@ def main() -> None:
     case = Case(
         name="full preset", model=model, sizes=sizes, text_encoder="none" if small else "umt5", batch=options.batch
     )
+    product = (256, torch.float32) if small else (8192, torch.bfloat16)
     setting = Setting(
         work=work, small=small, device=device, case=case, rounds=1 if small else 3, steps=6 if small else 24,
-        warm=1 if small else 6, peak=peak_flops(name, "bfloat16") or matrix_peak(device, 256 if small else 8192),
+        warm=1 if small else 6, peak=peak_flops(name, "bfloat16") or matrix_peak(device, *product),
     )  # fmt: skip
     report: dict[str, Any] = {"device": name, "torch": torch.__version__, "small": small, "batch": options.batch}
     report |= {"peak_flops": setting.peak, "model": asdict(model), "parts": {}, "left_out": []}

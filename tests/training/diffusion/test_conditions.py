@@ -149,5 +149,5 @@ def test_a_batch_without_what_the_model_takes_is_refused():
     branch = BranchLatents(rgb=torch.zeros(1, 16, 1, 2, 2), geometry=torch.zeros(1, 32, 1, 2, 2))
     assert branch.beside(Extensions()) is not None
     for name in ("hint", "points"):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(UserError, match=name):
             branch.beside(Extensions(images=("hint",) * (name == "hint"), position_rope=name == "points"))
