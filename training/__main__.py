@@ -14,12 +14,25 @@ from training.data.datamodule import TextureDataModule
 from training.module import TextureModule
 
 
+class CommandLine(LightningCLI):
+    """Lightning's command line, which leaves no option out without a word."""
+
+    def before_instantiate_classes(self) -> None:
+        """Raise UsageError for a schedule without an optimizer, which Lightning would leave out."""
+        options = self.config[self.subcommand]
+        if options.get("lr_scheduler") and not options.get("optimizer"):
+            raise UsageError(
+                "--lr_scheduler takes effect with --optimizer alone: give both, or set the module's own schedule by "
+                "--model.optimizer.warmup_steps and --model.optimizer.final_share"
+            )
+
+
 def main(arguments: ArgsType = None) -> LightningCLI:
     """Run the command line, and return it with its trainer.
 
     arguments: in place of those of the process. `model` and `data` are the two classes or subclasses of them.
     """
-    return LightningCLI(
+    return CommandLine(
         TextureModule,
         TextureDataModule,
         seed_everything_default=False,  # every random number is a function of the module's own seed

@@ -379,6 +379,12 @@ def test_an_optimiser_of_the_command_line_resumes(dataset: Path, tmp_path: Path)
     assert "max_steps: 3" in (tmp_path / "config.yaml").read_text()
 
 
+def test_a_schedule_without_an_optimiser_is_refused(dataset: Path) -> None:
+    given = ["fit", "--config", TINY, *SMALL, "--data.cfg.directory", str(dataset), "--trainer.max_steps", "1"]
+    with pytest.raises(UsageError, match="--lr_scheduler takes effect with --optimizer alone"):
+        main([*given, "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "5"])
+
+
 def test_wrong_options_of_lightning_are_one_sentence(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
