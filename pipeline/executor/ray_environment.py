@@ -1,7 +1,9 @@
 """The environment of a Ray that a build starts on this machine, which Ray reads when it is imported: it listens on
-loopback addresses alone and asks everybody for a token. Does not import Ray."""
+loopback addresses alone and asks everybody for a token; its start on a busy machine, and the error where it does not
+start. Does not import Ray."""
 
 import atexit
+import contextlib
 import os
 import secrets
 import shutil
@@ -10,7 +12,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def close_to_others() -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
 
 
-@contextmanager
+@contextlib.contextmanager
 def socket_folder() -> Iterator[dict[str, str]]:
     """The variable that names a short folder for Ray's sockets, where the folder for temporary files is too long for
     them, as in many jobs of SLURM. Raises UserError where there is none."""
@@ -65,7 +66,7 @@ def socket_folder() -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def environment(variables: dict[str, str]) -> Iterator[None]:
     """Variables of the environment, for the processes that are started meanwhile."""
     before = dict(os.environ)
@@ -85,12 +86,13 @@ def patiently(start: Callable[[], Any]) -> Any:
         before = _children()
         try:
             return start()
-        except Exception as error:  # Ray raises no narrower one
+        except Exception as error:  # Ray raises a plain one where its time is over; any other goes on
             if TIMED_OUT not in str(error):
                 raise
             for pid in _children() - before:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):  # one that has ended by itself
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
     return start()
 
 

@@ -30,6 +30,7 @@ SIZES = (
 LORA = ("lora_rank", "lora_alpha")
 POSITIONS = "position_rope"
 MOST = 10**6
+"""Largest number that is taken for a size of a model, not for a slip of the keyboard."""
 
 
 NOT_ARCHITECTURE = {
